@@ -1,0 +1,208 @@
+//! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush.
+
+mod flush;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Method, header};
+use pingora_error::Result;
+use pingora_proxy::Session;
+use serde_json::json;
+
+use crate::catalog::{Artifact, ListAnswer, ListQuery};
+use crate::config::{Config, RemoteType};
+use crate::fill::Fills;
+use crate::life::State;
+use crate::metrics::Metrics;
+use crate::proxy::path;
+use crate::proxy::reply::{self, Problem};
+use crate::proxy::route::Endpoint;
+
+/// Bodies of requests to the API are small.
+const MAX_BODY: usize = 1 << 20;
+
+/// Answers the endpoints.
+pub struct Api {
+    state: Arc<State>,
+    fills: Arc<Fills>,
+    metrics: Arc<Metrics>,
+}
+
+impl Api {
+    pub fn new(state: Arc<State>, fills: Arc<Fills>, metrics: Arc<Metrics>) -> Self {
+        Api { state, fills, metrics }
+    }
+
+    /// Answers `endpoint`.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn answer(&self, session: &mut Session, config: &Config, endpoint: Endpoint) -> Result<()> {
+        let method = session.req_header().method.clone();
+        let allowed: &[Method] = match endpoint {
+            Endpoint::Flush => &[Method::PUT],
+            _ => &[Method::GET, Method::HEAD],
+        };
+        if !allowed.contains(&method) {
+            let names: Vec<&str> = allowed.iter().map(Method::as_str).collect();
+            let names = names.join(", ");
+            let problem = Problem::new(405, format!("{method} is not allowed here, {names} is"));
+            return reply::problem(session, None, problem.header(header::ALLOW, names)).await;
+        }
+        match endpoint {
+            Endpoint::Root => reply::json(session, 200, &root(config)).await,
+            Endpoint::Live => reply::json(session, 200, &json!({"status": "ok"})).await,
+            Endpoint::Health => {
+                let health = self.health(config);
+                reply::json(session, 200, &health).await
+            }
+            Endpoint::Ready => {
+                // Artifacts are served from the disk tier; the catalogue's outage costs listings only.
+                let health = self.health(config);
+                reply::json(session, 200, &health).await
+            }
+            Endpoint::Config => reply::json(session, 200, &config.to_redacted_json()).await,
+            Endpoint::Metrics => {
+                let text = self.metrics.render(
+                    config.generation,
+                    &self.fills.store.stats(),
+                    &self.fills.catalog.status(),
+                );
+                let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
+                reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
+            }
+            Endpoint::Artifacts { query } => self.list(session, query.as_deref().unwrap_or("")).await,
+            Endpoint::Artifact { remote, raw, query } => self.one(session, config, &remote, &raw, query).await,
+            Endpoint::Flush => self.flush(session, config).await,
+        }
+    }
+
+    fn health(&self, config: &Config) -> serde_json::Value {
+        let store = self.fills.store.stats();
+        let catalog = self.fills.catalog.status();
+        let reload_failed = self.state.last_reload_failed();
+        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed;
+        let disk = match &store.starved {
+            None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
+            Some(why) => json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why}),
+        };
+        let catalogue = match (&catalog.error, catalog.healthy) {
+            (_, true) => json!({"status": "ok", "queued": catalog.queued}),
+            (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
+        };
+        json!({
+            "status": if degraded { "degraded" } else { "ok" },
+            "version": env!("CARGO_PKG_VERSION"),
+            "config_generation": config.generation,
+            "config_reload": if reload_failed { "failed" } else { "ok" },
+            "dependencies": {"disk": disk, "catalogue": catalogue},
+        })
+    }
+
+    async fn list(&self, session: &mut Session, query: &str) -> Result<()> {
+        let query = match ListQuery::parse(query) {
+            Ok(query) => query,
+            Err(error) => return reply::problem(session, None, Problem::new(400, error.to_string())).await,
+        };
+        if let Err(error) = self.fills.catalog.drain().await {
+            return reply::problem(session, None, away(&error)).await;
+        }
+        match self.fills.catalog.list(query).await {
+            Ok(page) => {
+                let answer = serde_json::to_value(ListAnswer::from(page)).unwrap_or_default();
+                reply::json(session, 200, &answer).await
+            }
+            Err(error) => reply::problem(session, None, away(&error)).await,
+        }
+    }
+
+    async fn one(
+        &self,
+        session: &mut Session,
+        config: &Config,
+        remote: &str,
+        raw: &[u8],
+        query: Option<String>,
+    ) -> Result<()> {
+        let shown = String::from_utf8_lossy(raw).into_owned();
+        if !config.remotes.contains_key(remote) {
+            let problem = Problem::new(404, "there is no such remote; `GET /` lists those there are");
+            return reply::problem(session, None, problem.at(remote, &shown)).await;
+        }
+        let path = match path::parse(raw, None) {
+            Ok(path) => path.encoded,
+            Err(error) => {
+                return reply::problem(session, None, Problem::new(400, error.to_string()).at(remote, &shown)).await;
+            }
+        };
+        let path = query.map_or(path.clone(), |query| format!("{path}?{query}"));
+        if let Err(error) = self.fills.catalog.drain().await {
+            return reply::problem(session, None, away(&error)).await;
+        }
+        match self.fills.catalog.get(remote, &path).await {
+            Ok(Some(record)) => {
+                let answer = serde_json::to_value(Artifact::from(record)).unwrap_or_default();
+                reply::json(session, 200, &answer).await
+            }
+            Ok(None) => reply::problem(session, None, Problem::new(404, "it is not stored").at(remote, &path)).await,
+            Err(error) => reply::problem(session, None, away(&error)).await,
+        }
+    }
+}
+
+fn root(config: &Config) -> serde_json::Value {
+    let remotes: serde_json::Map<String, serde_json::Value> = config
+        .remotes
+        .values()
+        .map(|remote| {
+            let kind = match remote.kind {
+                RemoteType::Remote => "remote",
+                RemoteType::Local => "local",
+            };
+            let url = match remote.package {
+                crate::config::Package::Docker => format!("/v2/{}/", remote.name),
+                _ => format!("/api/v1/remote/{}/", remote.name),
+            };
+            let about = json!({
+                "type": kind,
+                "package": remote.package.name(),
+                "description": remote.description,
+                "url": url,
+            });
+            (remote.name.clone(), about)
+        })
+        .collect();
+    json!({
+        "name": "artifactapi",
+        "version": env!("CARGO_PKG_VERSION"),
+        "remotes": remotes,
+        "endpoints": {
+            "artifact": "/api/v1/remote/{remote}/{path}",
+            "artifacts": "/api/v1/artifacts",
+            "flush": "/cache/flush",
+            "health": "/health",
+            "config": "/config",
+            "metrics": "/metrics",
+        },
+    })
+}
+
+fn away(error: &crate::catalog::CatalogError) -> Problem {
+    Problem::new(503, error.to_string()).header(header::RETRY_AFTER, "5")
+}
+
+/// Reads a request's body.
+///
+/// # Errors
+/// The client is gone, `Ok(Err)`: it is too long.
+async fn body(session: &mut Session) -> Result<std::result::Result<Bytes, Problem>> {
+    let mut all = Vec::new();
+    while let Some(piece) = session.as_downstream_mut().read_request_body().await? {
+        if all.len() + piece.len() > MAX_BODY {
+            return Ok(Err(Problem::new(413, format!("the body is longer than {MAX_BODY} bytes"))));
+        }
+        all.extend_from_slice(&piece);
+    }
+    Ok(Ok(all.into()))
+}

@@ -1,0 +1,128 @@
+//! Freshness apart from content: how long an object may be trusted. A refresh changes these three numbers and no body.
+
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use super::Millis;
+use crate::formats::Class;
+
+/// `fresh_until` of what never expires.
+pub const FOR_EVER: Millis = u64::MAX;
+
+/// When an object was last known to be upstream's current one, and until when that is trusted.
+#[derive(Debug)]
+pub struct Freshness {
+    checked_at: AtomicU64,
+    fresh_until: AtomicU64,
+    class: AtomicU8,
+}
+
+/// What is left of an object's freshness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Left {
+    ForEver,
+    For(Duration),
+    /// Expired since.
+    Expired(Duration),
+}
+
+impl Left {
+    pub fn is_fresh(self) -> bool {
+        !matches!(self, Left::Expired(_))
+    }
+}
+
+/// The moment at which a lifetime that starts at `checked_at` ends. Zero means for ever to what is immutable and
+/// expired at once to what is mutable.
+pub fn until(class: Class, checked_at: Millis, ttl: Duration) -> Millis {
+    match class {
+        Class::Immutable if ttl.is_zero() => FOR_EVER,
+        _ => checked_at.saturating_add(u64::try_from(ttl.as_millis()).unwrap_or(FOR_EVER)),
+    }
+}
+
+impl Freshness {
+    pub fn new(class: Class, checked_at: Millis, fresh_until: Millis) -> Self {
+        Freshness {
+            checked_at: AtomicU64::new(checked_at),
+            fresh_until: AtomicU64::new(fresh_until),
+            class: AtomicU8::new(code(class)),
+        }
+    }
+
+    /// What is left, for a path that has `class` and `ttl` by today's configuration: another class than at the last
+    /// refresh counts at once, another TTL from the next refresh on.
+    pub fn left(&self, class: Class, ttl: Duration, now: Millis) -> Left {
+        let fresh_until = if self.class.load(Relaxed) == code(class) {
+            self.fresh_until.load(Relaxed)
+        } else {
+            until(class, self.checked_at.load(Relaxed), ttl)
+        };
+        if fresh_until == FOR_EVER {
+            Left::ForEver
+        } else if fresh_until > now {
+            Left::For(Duration::from_millis(fresh_until - now))
+        } else {
+            Left::Expired(Duration::from_millis(now - fresh_until))
+        }
+    }
+
+    pub fn set(&self, class: Class, checked_at: Millis, fresh_until: Millis) {
+        self.checked_at.store(checked_at, Relaxed);
+        self.fresh_until.store(fresh_until, Relaxed);
+        self.class.store(code(class), Relaxed);
+    }
+
+    /// Makes it expired now, whatever it was: the body stays for revalidation.
+    pub fn expire(&self, now: Millis) {
+        self.fresh_until.store(now.min(self.fresh_until.load(Relaxed)), Relaxed);
+    }
+
+    pub fn checked_at(&self) -> Millis {
+        self.checked_at.load(Relaxed)
+    }
+
+    pub fn fresh_until(&self) -> Millis {
+        self.fresh_until.load(Relaxed)
+    }
+
+    pub fn class(&self) -> Class {
+        decode(self.class.load(Relaxed))
+    }
+}
+
+/// As stored.
+pub fn code(class: Class) -> u8 {
+    match class {
+        Class::Immutable => 1,
+        Class::Mutable => 2,
+    }
+}
+
+/// The reverse of [`code`]; what is unknown is the class that expires.
+pub fn decode(code: u8) -> Class {
+    if code == 1 { Class::Immutable } else { Class::Mutable }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_class_holds_at_once_and_a_changed_ttl_from_the_next_refresh() {
+        let fresh = Freshness::new(Class::Immutable, 1_000, FOR_EVER);
+        assert_eq!(fresh.left(Class::Immutable, Duration::from_secs(5), 9_000), Left::ForEver);
+        assert_eq!(
+            fresh.left(Class::Mutable, Duration::from_secs(5), 9_000),
+            Left::Expired(Duration::from_secs(3))
+        );
+        fresh.set(Class::Mutable, 9_000, until(Class::Mutable, 9_000, Duration::from_secs(5)));
+        assert_eq!(fresh.left(Class::Mutable, Duration::from_secs(60), 10_000), Left::For(Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn zero_is_for_ever_or_at_once() {
+        assert_eq!(until(Class::Immutable, 7, Duration::ZERO), FOR_EVER);
+        assert_eq!(until(Class::Mutable, 7, Duration::ZERO), 7);
+    }
+}

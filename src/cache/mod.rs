@@ -1,0 +1,248 @@
+//! Objects: what is stored, complete or growing, and the tiers that hold it.
+//!
+//! Everything that is served is an [`Object`] and every client is a [`Reader`] of one; readers cannot tell a complete
+//! object from a growing one. The [`Store`] finds objects by [`Key`] in memory, among those that grow, and on disk;
+//! [`Writer`] makes one grow. [`storage`] offers the same to Pingora's cache state machine.
+
+mod disk;
+mod evict;
+mod freshness;
+mod memory;
+mod reader;
+pub mod storage;
+mod store;
+mod writer;
+
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+pub use freshness::{FOR_EVER, Freshness, Left, until as freshness_until};
+pub use reader::{ReadError, Reader};
+pub use store::{Observer, Store, StoreStats, shown};
+pub use writer::{Expected, Finish, NoSpace, Writer};
+
+/// Milliseconds since 1970, the unit of every stored time.
+pub type Millis = u64;
+
+/// Now, as stored.
+pub fn now_ms() -> Millis {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The hash that names an object in every tier.
+pub type Hash = [u8; 16];
+
+/// What an object is stored under: remote, path with query, and form, framed so that no two of them collide.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    /// `remote NUL path?query NUL form`.
+    pub text: Arc<str>,
+    pub hash: Hash,
+}
+
+impl Key {
+    /// The key of a document of `remote`; `path` in its canonical encoded spelling, so that it cannot hold a NUL.
+    pub fn new(remote: &str, path: &str, query: Option<&str>, form: &str) -> Self {
+        let mut text = String::with_capacity(remote.len() + path.len() + form.len() + 2 + query.map_or(0, str::len) + 1);
+        text.push_str(remote);
+        text.push('\0');
+        text.push_str(path);
+        if let Some(query) = query {
+            text.push('?');
+            text.push_str(query);
+        }
+        text.push('\0');
+        text.push_str(form);
+        Key { hash: pingora_cache::key::hash_key(&text), text: text.into() }
+    }
+
+    /// Remote, path with query, form.
+    pub fn parts(&self) -> (&str, &str, &str) {
+        let mut parts = self.text.splitn(3, '\0');
+        (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""))
+    }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)] as char);
+        text.push(DIGITS[usize::from(byte & 15)] as char);
+    }
+    text
+}
+
+/// What is known of an object before its body: upstream's header, cleaned, and where it came from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Head {
+    /// Where the body came from, after redirects: relative links are resolved against this.
+    pub url: String,
+    /// Upstream's headers without hop-by-hop, caching and private ones.
+    #[serde(with = "headers_as_pairs")]
+    pub headers: HeaderMap,
+    /// The length that upstream announced.
+    pub content_length: Option<u64>,
+    /// When the body was fetched.
+    pub stored_at: Millis,
+    /// Upstream marked no end of the body but that of the connection (RFC 9112 section 6.3), which a cut looks like.
+    #[serde(default)]
+    pub unframed: bool,
+}
+
+impl Head {
+    fn text(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+    pub fn content_type(&self) -> &str {
+        self.text(header::CONTENT_TYPE).unwrap_or("")
+    }
+    /// Only `gzip` and its like; `identity` is none.
+    pub fn content_encoding(&self) -> Option<&str> {
+        self.text(header::CONTENT_ENCODING).map(str::trim).filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+    }
+    pub fn etag(&self) -> Option<&str> {
+        self.text(header::ETAG)
+    }
+    pub fn last_modified(&self) -> Option<&str> {
+        self.text(header::LAST_MODIFIED)
+    }
+}
+
+mod headers_as_pairs {
+    use super::*;
+    use serde::{Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
+        // Latin-1: header values are octets (RFC 9110 section 5.5), not always UTF-8.
+        serializer.collect_seq(
+            headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_bytes().iter().map(|b| char::from(*b)).collect::<String>())),
+        )
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
+        let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
+        let mut headers = HeaderMap::with_capacity(pairs.len());
+        for (name, value) in pairs {
+            let octets: Vec<u8> = value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+            headers.append(
+                HeaderName::from_bytes(name.as_bytes()).map_err(D::Error::custom)?,
+                HeaderValue::from_bytes(&octets).map_err(D::Error::custom)?,
+            );
+        }
+        Ok(headers)
+    }
+}
+
+/// What only the end of a body tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finished {
+    pub length: u64,
+    pub sha256: [u8; 32],
+}
+
+/// How far a growing object has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Growing,
+    Complete,
+    /// Ended short, or with a wrong digest: readers must fail, never end cleanly.
+    Failed,
+}
+
+/// Progress of a fill, watched by readers.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Bytes that may be read.
+    pub visible: u64,
+    pub state: State,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+pub enum Body {
+    Memory(bytes::Bytes),
+    /// The body starts at `offset` of the file.
+    File { file: std::fs::File, offset: u64 },
+}
+
+/// One stored body with its header: complete, or growing while upstream sends it.
+#[derive(Debug)]
+pub struct Object {
+    pub key: Key,
+    /// Names this body for good: a re-fetch that brings other bytes gets another id, one with the same bytes does not.
+    pub id: u64,
+    pub head: Head,
+    pub fresh: Freshness,
+    pub body: Body,
+    finished: OnceLock<Finished>,
+    /// Present while (and after) it grew in this process.
+    growth: Option<watch::Sender<Progress>>,
+    /// What the client's side builds from the head, once.
+    pub prepared: OnceLock<Arc<pingora_http::ResponseHeader>>,
+    /// Uses since the last sweep of the housekeeper.
+    uses: std::sync::atomic::AtomicU64,
+    /// Flushed while it grew: it may be read to its end and is not kept.
+    doomed: std::sync::atomic::AtomicBool,
+}
+
+impl Object {
+    /// Length and digest, once complete.
+    pub fn finished(&self) -> Option<Finished> {
+        self.finished.get().copied()
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.finished.get().is_some()
+    }
+
+    /// The whole length, as soon as it is known.
+    pub fn length(&self) -> Option<u64> {
+        self.finished().map(|f| f.length).or(self.head.content_length)
+    }
+
+    /// How far the body has come.
+    pub fn progress(&self) -> Progress {
+        match (self.finished(), &self.growth) {
+            (Some(finished), _) => Progress { visible: finished.length, state: State::Complete },
+            (None, Some(growth)) => *growth.borrow(),
+            (None, None) => Progress { visible: 0, state: State::Failed },
+        }
+    }
+
+    /// Waits until the body is complete (`true`) or has failed (`false`).
+    pub async fn settled(&self) -> bool {
+        if self.is_complete() {
+            return true;
+        }
+        let Some(growth) = &self.growth else { return false };
+        let mut watch = growth.subscribe();
+        let settled = watch.wait_for(|progress| progress.state != State::Growing).await;
+        settled.is_ok_and(|progress| progress.state == State::Complete)
+    }
+
+    /// Waits until something can be read, or nothing more will come.
+    pub async fn begun(&self) -> Progress {
+        if let (false, Some(growth)) = (self.is_complete(), &self.growth) {
+            let mut watch = growth.subscribe();
+            // An error means that the writer is gone: what `progress` then says is final.
+            let _ = watch.wait_for(|progress| progress.visible > 0 || progress.state != State::Growing).await;
+        }
+        self.progress()
+    }
+
+    /// The strong validator that clients see: upstream's own, else the body's digest once it is known.
+    pub fn etag(&self) -> Option<String> {
+        match self.head.etag() {
+            Some(etag) => Some(etag.to_owned()),
+            None => self.finished().map(|finished| format!("\"{}\"", hex(&finished.sha256))),
+        }
+    }
+}

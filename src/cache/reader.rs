@@ -1,0 +1,160 @@
+//! Reading an object: from memory, from a file, or from one that still grows.
+
+use std::io::{self, IoSliceMut};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use bytes::Bytes;
+use rustix::io::ReadWriteFlags;
+use tokio::sync::watch;
+
+use super::{Body, Object, Progress, State};
+
+/// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
+/// little.
+const PIECE: u64 = 64 << 10;
+
+/// Set when the file system cannot read without waiting (tmpfs): every read then goes to the blocking pool.
+static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
+
+/// Why a body could not be read to its end. The client's connection must break: a clean end would pass a prefix off
+/// as the whole.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("the transfer that this response was reading from failed")]
+    FillFailed,
+    #[error("reading the stored object failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// A position in an object. Reads wait for a growing object to grow.
+#[derive(Debug)]
+pub struct Reader {
+    object: Arc<Object>,
+    position: u64,
+    /// Exclusive; `u64::MAX` reads to the end.
+    end: u64,
+    watch: Option<watch::Receiver<Progress>>,
+}
+
+impl Reader {
+    /// Reads the whole object.
+    pub fn new(object: Arc<Object>) -> Self {
+        let watch = if object.is_complete() { None } else { object.growth.as_ref().map(|growth| growth.subscribe()) };
+        Reader { object, position: 0, end: u64::MAX, watch }
+    }
+
+    /// Reads `start..end` only.
+    pub fn range(object: Arc<Object>, start: u64, end: u64) -> Self {
+        let mut reader = Reader::new(object);
+        reader.seek(start, end);
+        reader
+    }
+
+    pub fn seek(&mut self, start: u64, end: u64) {
+        self.position = start;
+        self.end = end;
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// The fill failed, or the file cannot be read.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        if self.position >= self.end {
+            return Ok(None);
+        }
+        let available = loop {
+            let progress = match &mut self.watch {
+                Some(watch) => *watch.borrow_and_update(),
+                None => self.object.progress(),
+            };
+            let limit = progress.visible.min(self.end);
+            if self.position < limit {
+                break limit;
+            }
+            match progress.state {
+                State::Complete => return Ok(None),
+                State::Failed => return Err(ReadError::FillFailed),
+                State::Growing => {}
+            }
+            let Some(watch) = &mut self.watch else { return Err(ReadError::FillFailed) };
+            if watch.changed().await.is_err() && !self.object.is_complete() {
+                return Err(ReadError::FillFailed);
+            }
+        };
+        let piece = match &self.object.body {
+            // A body in memory goes out in one piece: it is shared, not copied.
+            Body::Memory(bytes) => {
+                let (from, to) = (self.position as usize, (available as usize).min(bytes.len()));
+                if from >= to {
+                    return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+                }
+                bytes.slice(from..to)
+            }
+            Body::File { file, offset } => {
+                let length = (available - self.position).min(PIECE) as usize;
+                read_file(&self.object, file, offset + self.position, length).await?
+            }
+        };
+        self.position += piece.len() as u64;
+        Ok(Some(piece))
+    }
+
+    /// The whole rest, if it is at most `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`Reader::next`]; longer than `limit` is an error too.
+    pub async fn collect(&mut self, limit: usize) -> Result<Vec<u8>, ReadError> {
+        let mut all = Vec::new();
+        while let Some(piece) = self.next().await? {
+            if all.len() + piece.len() > limit {
+                return Err(ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, "longer than is read at once")));
+            }
+            all.extend_from_slice(&piece);
+        }
+        Ok(all)
+    }
+}
+
+/// Reads without leaving this thread when the page cache has the bytes (`preadv2` with `RWF_NOWAIT`), on the blocking
+/// pool otherwise.
+async fn read_file(object: &Arc<Object>, file: &std::fs::File, at: u64, length: usize) -> Result<Bytes, ReadError> {
+    if !MUST_BLOCK.load(Relaxed) {
+        let mut buffer = vec![0; length];
+        match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer)], at, ReadWriteFlags::NOWAIT) {
+            Ok(0) => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(got) => {
+                buffer.truncate(got);
+                return Ok(buffer.into());
+            }
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
+                MUST_BLOCK.store(true, Relaxed);
+            }
+            Err(error) => return Err(ReadError::Io(error.into())),
+        }
+    }
+    let object = Arc::clone(object);
+    let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
+        let Body::File { file, .. } = &object.body else { return Err(io::ErrorKind::Unsupported.into()) };
+        let mut buffer = vec![0; length];
+        let got = loop {
+            match file.read_at(&mut buffer, at) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                other => break other?,
+            }
+        };
+        if got == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        buffer.truncate(got);
+        Ok(Bytes::from(buffer))
+    })
+    .await;
+    match read {
+        Ok(bytes) => Ok(bytes?),
+        Err(_) => Err(ReadError::Io(io::Error::other("the read was given up"))),
+    }
+}

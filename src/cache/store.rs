@@ -1,0 +1,589 @@
+//! The tiers as one: find an object, start one, refresh or remove it, and keep the whole within its bounds.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::disk::{self, Disk, Record};
+use super::memory::Memory;
+use super::writer::{Expected, NoSpace, Writer};
+use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
+use crate::config::{CacheSettings, MinFree};
+use crate::formats::Class;
+
+/// How often uses are written down and the byte counter is saved.
+const HOUSEKEEPING: Duration = Duration::from_secs(2);
+/// The byte counter is put right by a walk this often.
+const RECOUNT: Duration = Duration::from_secs(24 * 3600);
+/// Uses remembered between two sweeps.
+const MAX_USED: usize = 65_536;
+
+/// Told what happens to stored objects, for the catalogue and the metrics. Never called on a request's path.
+pub trait Observer: Send + Sync {
+    /// `key` was used `hits` times since the last call.
+    fn used(&self, key: &Key, hits: u64);
+    /// The object of `key` is gone because space was short.
+    fn evicted(&self, key: &str, bytes: u64);
+}
+
+/// Memory and disk tier.
+pub struct Store {
+    disk: Disk,
+    memory: Memory,
+    growing: Mutex<HashMap<Hash, Arc<Object>>>,
+    settings: CacheSettings,
+    /// Bytes on disk, growing files included.
+    used_bytes: AtomicU64,
+    used: Mutex<Vec<Arc<Object>>>,
+    usage_file: PathBuf,
+    evicting: Mutex<()>,
+    /// Since when the file system's free space keeps things from being stored.
+    starved: Mutex<Option<(Instant, String)>>,
+    seed: AtomicU64,
+    observer: OnceLock<Box<dyn Observer>>,
+    closing: AtomicBool,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("root", &self.disk.root()).finish_non_exhaustive()
+    }
+}
+
+/// What `/health` and `/metrics` say of the store.
+#[derive(Debug, Clone)]
+pub struct StoreStats {
+    pub disk_bytes: u64,
+    pub disk_limit: u64,
+    pub memory_bytes: u64,
+    pub memory_items: usize,
+    pub growing: usize,
+    /// Why nothing is stored, if that was so in the last minute.
+    pub starved: Option<String>,
+}
+
+/// A key for logs and errors.
+pub fn shown(key: &Key) -> String {
+    key.text.replace('\0', " ").trim().to_owned()
+}
+
+impl Store {
+    /// Opens the store below `data_dir` and starts its housekeeper. Reads no object, so it takes the same time whatever
+    /// is stored. The store lives as long as the process: Pingora's storage interface asks for that.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written.
+    pub fn open(data_dir: &Path, settings: CacheSettings) -> io::Result<&'static Store> {
+        let usage_file = data_dir.join("usage");
+        let used = fs::read_to_string(&usage_file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let seed = {
+            use std::hash::{BuildHasher, Hasher};
+            std::hash::RandomState::new().build_hasher().finish()
+        };
+        let store = Box::leak(Box::new(Store {
+            disk: Disk::open(data_dir)?,
+            memory: Memory::new(settings.memory_bytes),
+            growing: Mutex::default(),
+            settings,
+            used_bytes: AtomicU64::new(used),
+            used: Mutex::default(),
+            usage_file,
+            evicting: Mutex::new(()),
+            starved: Mutex::new(None),
+            seed: AtomicU64::new(seed),
+            observer: OnceLock::new(),
+            closing: AtomicBool::new(false),
+        }));
+        std::thread::Builder::new().name("housekeeper".into()).spawn(|| store.keep_house())?;
+        std::thread::Builder::new().name("recount".into()).spawn(|| store.recount())?;
+        Ok(store)
+    }
+
+    /// Sets who is told of uses and evictions. Only the first call counts.
+    pub fn observe(&self, observer: Box<dyn Observer>) {
+        let _ = self.observer.set(observer);
+    }
+
+    fn random(&self) -> u64 {
+        // SplitMix64: spread is all that is asked of it.
+        let mut z = self.seed.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Finds the object of `key`: growing, in memory, or on disk.
+    pub async fn open_object(&'static self, key: &Key) -> Option<Arc<Object>> {
+        if let Some(object) = self.growing.lock().get(&key.hash) {
+            return Some(Arc::clone(object));
+        }
+        self.stored(key).await
+    }
+
+    /// The growing object of `key`, if one grows.
+    pub fn growing(&self, hash: &Hash) -> Option<Arc<Object>> {
+        self.growing.lock().get(hash).cloned()
+    }
+
+    /// Finds the complete object of `key`, passing by one that grows to replace it.
+    pub async fn stored(&'static self, key: &Key) -> Option<Arc<Object>> {
+        if let Some(object) = self.memory.get(&key.hash) {
+            if object.key.text != key.text {
+                return None;
+            }
+            let promote = match (&object.body, object.finished()) {
+                (Body::File { .. }, Some(finished)) => finished.length <= self.memory.largest,
+                _ => false,
+            };
+            return Some(if promote { self.promote(object).await } else { object });
+        }
+        let (store, hash) = (self, key.hash);
+        let (file, record) = tokio::task::spawn_blocking(move || store.disk.load(&hash)).await.ok()??;
+        if record.key_text != *key.text {
+            return None;
+        }
+        let object = Arc::new(loaded(key.clone(), file, record));
+        let object = self.into_memory_if_small(object).await;
+        self.memory.insert(Arc::clone(&object));
+        Some(object)
+    }
+
+    async fn promote(&'static self, object: Arc<Object>) -> Arc<Object> {
+        let promoted = self.into_memory_if_small(Arc::clone(&object)).await;
+        if !Arc::ptr_eq(&promoted, &object) {
+            self.memory.insert(Arc::clone(&promoted));
+        }
+        promoted
+    }
+
+    /// A copy of `object` whose body is in memory, where it is small enough and can be read.
+    async fn into_memory_if_small(&'static self, object: Arc<Object>) -> Arc<Object> {
+        let Some(finished) = object.finished().filter(|finished| finished.length <= self.memory.largest) else {
+            return object;
+        };
+        let Ok(bytes) = super::Reader::new(Arc::clone(&object)).collect(finished.length as usize).await else {
+            return object;
+        };
+        if bytes.len() as u64 != finished.length {
+            return object;
+        }
+        Arc::new(Object {
+            key: object.key.clone(),
+            id: object.id,
+            head: object.head.clone(),
+            fresh: Freshness::new(object.fresh.class(), object.fresh.checked_at(), object.fresh.fresh_until()),
+            body: Body::Memory(bytes.into()),
+            finished: finished.into(),
+            growth: None,
+            prepared: OnceLock::new(),
+            uses: AtomicU64::new(0),
+            doomed: AtomicBool::new(false),
+        })
+    }
+
+    /// Counts a use of `object`, for eviction and the catalogue. Cheap: the first use since the last sweep queues the
+    /// object, further ones only count.
+    pub fn count_use(&self, object: &Arc<Object>) {
+        if object.uses.fetch_add(1, Relaxed) == 0
+            && let Some(mut used) = self.used.try_lock()
+        {
+            if used.len() < MAX_USED {
+                used.push(Arc::clone(object));
+            } else {
+                object.uses.store(0, Relaxed);
+            }
+        }
+    }
+
+    /// Starts an object: reserves its space and shows it to others as growing.
+    ///
+    /// # Errors
+    /// There is no space, or the disk fails: the answer then passes by unstored.
+    pub async fn create(
+        &'static self,
+        key: Key,
+        head: Head,
+        (class, checked_at, fresh_until): (Class, Millis, Millis),
+        previous: Option<Arc<Object>>,
+        expected: Option<Expected>,
+    ) -> Result<Writer, NoSpace> {
+        let id = self.random();
+        let unframed = head.unframed;
+        let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until))?;
+        let offset = encoded.len() as u64;
+        let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
+        self.reserve(reserve).await?;
+        let opened = tokio::task::spawn_blocking(move || {
+            use std::os::unix::fs::FileExt;
+            let unnamed = self.disk.create(reserve)?;
+            unnamed.file.write_all_at(&encoded, 0)?;
+            let reading = unnamed.file.try_clone()?;
+            Ok::<_, io::Error>((unnamed, reading))
+        })
+        .await;
+        let (unnamed, file) = match opened {
+            Ok(Ok(files)) => files,
+            Ok(Err(error)) => {
+                self.release(reserve);
+                return Err(error.into());
+            }
+            Err(_) => {
+                self.release(reserve);
+                return Err(io::Error::other("opening a file was given up").into());
+            }
+        };
+        let (growth, _) = watch::channel(Progress { visible: 0, state: State::Growing });
+        let object = Arc::new(Object {
+            key,
+            id,
+            head,
+            fresh: Freshness::new(class, checked_at, fresh_until),
+            body: Body::File { file, offset },
+            finished: OnceLock::new(),
+            growth: Some(growth),
+            prepared: OnceLock::new(),
+            uses: AtomicU64::new(0),
+            doomed: AtomicBool::new(unframed),
+        });
+        self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        Ok(Writer::new(self, object, unnamed, previous, expected, offset, reserve))
+    }
+
+    /// Gives a complete object its place. Called by its writer only.
+    pub(super) async fn admit(
+        &'static self,
+        object: &Arc<Object>,
+        file: &mut disk::Unnamed,
+        finished: Finished,
+        offset: u64,
+        reserved: u64,
+    ) -> Result<(), String> {
+        let fresh = &object.fresh;
+        let preamble = disk::encode(
+            &object.key.text,
+            object.id,
+            &object.head,
+            Some(finished),
+            (fresh.class(), fresh.checked_at(), fresh.fresh_until()),
+        )
+        .map_err(|error| error.to_string())?;
+        let mut taken = disk::Unnamed::take(file).map_err(|error| error.to_string())?;
+        let hash = object.key.hash;
+        let published = tokio::task::spawn_blocking(move || {
+            use std::os::unix::fs::FileExt;
+            taken.file.write_all_at(&preamble, 0)?;
+            // Gives back what was reserved beyond the body, and makes an empty body's file long enough.
+            taken.file.set_len(offset + finished.length)?;
+            let replaced = self.disk.size(&hash);
+            self.disk.publish(&mut taken, &hash, self.settings.sync)?;
+            Ok::<_, io::Error>(replaced)
+        })
+        .await;
+        let replaced = match published {
+            Ok(Ok(replaced)) => replaced,
+            Ok(Err(error)) => return Err(format!("storing it failed: {error}")),
+            Err(_) => return Err("storing it was given up".to_owned()),
+        };
+        self.release(replaced + reserved.saturating_sub(disk::occupied(offset + finished.length)));
+        Ok(())
+    }
+
+    /// Ends the growing of `object`: readers that come now find it complete, or not at all. Called by its writer only.
+    pub(super) fn settle(&self, object: &Arc<Object>, admitted: bool) {
+        if admitted {
+            self.memory.insert(Arc::clone(object));
+        }
+        let mut growing = self.growing.lock();
+        if growing.get(&object.key.hash).is_some_and(|current| Arc::ptr_eq(current, object)) {
+            growing.remove(&object.key.hash);
+        }
+    }
+
+    /// Notes that `object` is upstream's current one until `fresh_until`.
+    pub async fn refresh(&'static self, object: &Arc<Object>, class: Class, checked_at: Millis, fresh_until: Millis) {
+        object.fresh.set(class, checked_at, fresh_until);
+        // The memory tier may hold another copy of the same body.
+        if let Some(hot) = self.memory.get(&object.key.hash).filter(|hot| hot.id == object.id) {
+            hot.fresh.set(class, checked_at, fresh_until);
+        }
+        let (hash, id) = (object.key.hash, object.id);
+        let written =
+            tokio::task::spawn_blocking(move || self.disk.refresh(&hash, id, class, checked_at, fresh_until)).await;
+        if let Ok(Err(error)) = written {
+            // The copy in memory knows; after a restart the object merely counts as expired earlier.
+            tracing::debug!(%error, "a refresh could not be written");
+        }
+    }
+
+    /// Marks the object of `hash` expired; its body stays. Whether there was one.
+    pub async fn expire(&'static self, hash: Hash) -> bool {
+        let now = super::now_ms();
+        if let Some(growing) = self.growing(&hash) {
+            growing.fresh.expire(now);
+        }
+        if let Some(hot) = self.memory.get(&hash) {
+            hot.fresh.expire(now);
+        }
+        tokio::task::spawn_blocking(move || {
+            let Some((_, record)) = self.disk.load(&hash) else { return false };
+            let until = now.min(record.fresh_until);
+            self.disk.refresh(&hash, record.id, record.class, record.checked_at, until).unwrap_or(false)
+        })
+        .await
+        .unwrap_or(false)
+    }
+
+    /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
+    pub async fn remove(&'static self, hash: Hash) -> u64 {
+        if let Some(growing) = self.growing.lock().remove(&hash) {
+            growing.doomed.store(true, Relaxed);
+        }
+        let freed = tokio::task::spawn_blocking(move || self.disk.remove(&hash)).await;
+        self.memory.remove(&hash);
+        match freed {
+            Ok(Ok(bytes)) => {
+                self.release(bytes);
+                bytes
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, hash = %super::hex(&hash), "an object could not be removed");
+                0
+            }
+            Err(_) => 0,
+        }
+    }
+
+    /// The keys of all objects that grow now.
+    pub fn growing_keys(&self) -> Vec<Key> {
+        self.growing.lock().values().map(|object| object.key.clone()).collect()
+    }
+
+    /// Removes every object whose key `matches`: a walk over the whole disk tier, for a flush that the catalogue cannot
+    /// serve. Objects and bytes removed.
+    pub async fn remove_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> (u64, u64) {
+        for key in self.growing_keys() {
+            if matches(&key.text)
+                && let Some(growing) = self.growing.lock().remove(&key.hash)
+            {
+                growing.doomed.store(true, Relaxed);
+            }
+        }
+        self.walk(matches, |store, hash, _| {
+            let freed = store.disk.remove(&hash).ok()?;
+            store.memory.remove(&hash);
+            store.release(freed);
+            Some(freed)
+        })
+        .await
+    }
+
+    /// Expires every object whose key `matches`, by a walk. Objects expired, and 0.
+    pub async fn expire_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> (u64, u64) {
+        self.walk(matches, |store, hash, record| {
+            let now = super::now_ms();
+            if let Some(hot) = store.memory.get(&hash) {
+                hot.fresh.expire(now);
+            }
+            let until = now.min(record.fresh_until);
+            store.disk.refresh(&hash, record.id, record.class, record.checked_at, until).ok().map(|_| 0)
+        })
+        .await
+    }
+
+    async fn walk(
+        &'static self,
+        matches: impl Fn(&str) -> bool + Send + 'static,
+        act: impl Fn(&Store, Hash, &Record) -> Option<u64> + Send + 'static,
+    ) -> (u64, u64) {
+        tokio::task::spawn_blocking(move || {
+            let (mut count, mut bytes) = (0, 0);
+            evict::each_hash(self.disk.root(), |hash| {
+                let Some((_, record)) = self.disk.load(&hash) else { return };
+                if matches(&record.key_text)
+                    && let Some(freed) = act(self, hash, &record)
+                {
+                    count += 1;
+                    bytes += freed;
+                }
+            });
+            (count, bytes)
+        })
+        .await
+        .unwrap_or((0, 0))
+    }
+
+    /// Counts `bytes` as used, making room first.
+    pub(super) async fn reserve(&'static self, bytes: u64) -> Result<(), NoSpace> {
+        let limit = self.settings.disk_bytes;
+        if bytes > limit {
+            return Err(NoSpace::Bound { needed: bytes, limit });
+        }
+        let over = self.used_bytes.load(Relaxed).saturating_add(bytes) > limit;
+        let short = self.short_of_free_space(bytes);
+        if over || short.is_some() {
+            tokio::task::spawn_blocking(move || self.make_room(bytes))
+                .await
+                .map_err(|_| io::Error::other("making room was given up"))??;
+        }
+        self.used_bytes.fetch_add(bytes, Relaxed);
+        Ok(())
+    }
+
+    /// Gives back bytes that were counted.
+    pub(super) fn release(&self, bytes: u64) {
+        let _ = self.used_bytes.fetch_update(Relaxed, Relaxed, |used| Some(used.saturating_sub(bytes)));
+    }
+
+    /// `Some((free, kept))` when `bytes` more would eat into what must stay free.
+    fn short_of_free_space(&self, bytes: u64) -> Option<(u64, u64)> {
+        let (free, whole) = self.disk.space().ok()?;
+        let kept = match self.settings.disk_min_free {
+            MinFree::Bytes(kept) => kept,
+            MinFree::Percent(percent) => (whole as f64 * percent / 100.0) as u64,
+        };
+        (free < kept.saturating_add(bytes)).then_some((free, kept))
+    }
+
+    fn make_room(&'static self, bytes: u64) -> Result<(), NoSpace> {
+        let _one_at_a_time = self.evicting.lock();
+        let limit = self.settings.disk_bytes;
+        self.write_uses();
+        let mut fruitless = 0;
+        loop {
+            let used = self.used_bytes.load(Relaxed);
+            let over = used.saturating_add(bytes).saturating_sub(limit);
+            let short = self.short_of_free_space(bytes);
+            if over == 0 && short.is_none() {
+                return Ok(());
+            }
+            let wanted = over.max(short.map_or(0, |(free, kept)| (kept + bytes).saturating_sub(free)));
+            let freed = self.evict(wanted);
+            if freed == 0 {
+                fruitless += 1;
+            }
+            if fruitless > 3 {
+                let error = match short {
+                    Some((free, kept)) => NoSpace::FileSystem { free, kept },
+                    None => NoSpace::Bound { needed: bytes, limit },
+                };
+                self.say_starved(&error);
+                return Err(error);
+            }
+        }
+    }
+
+    fn evict(&self, wanted: u64) -> u64 {
+        let mut freed = 0;
+        for candidate in evict::victims(self.disk.root(), self.random() as u16) {
+            if freed >= wanted {
+                break;
+            }
+            let key = self.disk.load(&candidate.hash).map(|(_, record)| record.key_text);
+            if fs::remove_file(&candidate.path).is_err() {
+                continue;
+            }
+            self.memory.remove(&candidate.hash);
+            self.release(candidate.size);
+            freed += candidate.size;
+            if let (Some(observer), Some(key)) = (self.observer.get(), key) {
+                observer.evicted(&key, candidate.size);
+            }
+        }
+        freed
+    }
+
+    fn say_starved(&self, why: &NoSpace) {
+        let mut starved = self.starved.lock();
+        let quiet = starved.as_ref().is_some_and(|(since, _)| since.elapsed() < Duration::from_secs(10));
+        if !quiet {
+            tracing::error!(%why, "NOTHING CAN BE STORED: answers pass by uncached until there is space again");
+        }
+        *starved = Some((Instant::now(), why.to_string()));
+    }
+
+    pub fn stats(&self) -> StoreStats {
+        let starved = self.starved.lock().clone();
+        StoreStats {
+            disk_bytes: self.used_bytes.load(Relaxed),
+            disk_limit: self.settings.disk_bytes,
+            memory_bytes: self.memory.weight(),
+            memory_items: self.memory.len(),
+            growing: self.growing.lock().len(),
+            starved: starved.filter(|(since, _)| since.elapsed() < Duration::from_secs(60)).map(|(_, why)| why),
+        }
+    }
+
+    fn keep_house(&self) {
+        let mut saved = u64::MAX;
+        while !self.closing.load(Relaxed) {
+            std::thread::sleep(HOUSEKEEPING);
+            self.write_uses();
+            let used = self.used_bytes.load(Relaxed);
+            if used != saved {
+                self.save_usage();
+                saved = used;
+            }
+        }
+    }
+
+    /// Writes down which objects were used: their files' times, and the catalogue's counters.
+    fn write_uses(&self) {
+        let used = std::mem::take(&mut *self.used.lock());
+        let now = SystemTime::now();
+        for object in used {
+            let hits = object.uses.swap(0, Relaxed);
+            let _ = disk::touch(&self.disk.path(&object.key.hash), now);
+            if let Some(observer) = self.observer.get() {
+                observer.used(&object.key, hits);
+            }
+        }
+    }
+
+    fn save_usage(&self) {
+        let text = format!("{}\n", self.used_bytes.load(Relaxed));
+        let new = self.usage_file.with_extension("new");
+        let _ = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.usage_file));
+    }
+
+    fn recount(&self) {
+        loop {
+            let before = self.used_bytes.load(Relaxed);
+            let mut counted: u64 = 0;
+            evict::walk(self.disk.root(), |bytes| counted += bytes);
+            // What came and went during the walk is kept as a difference.
+            let _ = self.used_bytes.fetch_update(Relaxed, Relaxed, |now| {
+                Some((i128::from(now) + i128::from(counted) - i128::from(before)).max(0) as u64)
+            });
+            std::thread::sleep(RECOUNT);
+        }
+    }
+
+    /// Writes down what is only in memory. Called once, at the end of the process.
+    pub fn close(&self) {
+        self.closing.store(true, Relaxed);
+        self.write_uses();
+        self.save_usage();
+    }
+}
+
+fn loaded(key: Key, file: fs::File, record: Record) -> Object {
+    Object {
+        key,
+        id: record.id,
+        head: record.head,
+        fresh: Freshness::new(record.class, record.checked_at, record.fresh_until),
+        body: Body::File { file, offset: record.offset },
+        finished: record.finished.into(),
+        growth: None,
+        prepared: OnceLock::new(),
+        uses: AtomicU64::new(0),
+        doomed: AtomicBool::new(false),
+    }
+}

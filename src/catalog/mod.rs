@@ -1,0 +1,397 @@
+//! What is stored, for people: listings, flushes by pattern, and the links that indexes have named.
+//!
+//! The catalogue is never asked on the way to an answer, with one exception that fails safe ([`Catalog::has_link`]).
+//! Request paths tell it what happened ([`Catalog::record`], [`Catalog::hits`]): that touches memory only, never blocks
+//! and never fails. A thread of its own writes what has gathered in batches. An outage of the database costs listings
+//! and, after a while, counted events; it never costs an answer.
+//!
+//! A database is added by one file that implements [`Backend`], like [`sqlite`].
+
+mod answer;
+mod change;
+mod cursor;
+mod flush;
+mod query;
+mod queue;
+mod scan;
+mod schema;
+mod sqlite;
+#[cfg(test)]
+mod tests;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_trait::async_trait;
+
+pub use answer::{Artifact, FlushAnswer, ListAnswer, rfc3339};
+pub use change::{Batch, Change, LinkHash, ObjectKey, Op};
+pub use cursor::{Position, SortValue};
+pub use flush::{FlushMode, FlushRequest};
+pub use query::{Filter, ListQuery, MAX_LIMIT, QueryError, Sort, SortField};
+
+use queue::Shared;
+
+/// How long [`Catalog::close`] waits for the last batch.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// How long [`Catalog::add_links`] waits for room among links that are not yet in the database.
+const LINK_ROOM_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an object may be trusted, as it is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    Immutable,
+    Mutable,
+}
+
+impl Class {
+    /// As it is written in queries and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Immutable => "immutable",
+            Class::Mutable => "mutable",
+        }
+    }
+
+    /// The inverse of [`Class::name`].
+    pub fn from_name(name: &str) -> Option<Class> {
+        match name {
+            "immutable" => Some(Class::Immutable),
+            "mutable" => Some(Class::Mutable),
+            _ => None,
+        }
+    }
+}
+
+/// One stored object. Times are Unix seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    pub remote: String,
+    /// Percent-encoded in its normal form, without leading slash, with `?query` where there is one.
+    pub path: String,
+    /// Which of several documents under one path this is (`json`); mostly empty.
+    pub form: String,
+    pub class: Class,
+    pub size: u64,
+    /// `sha256:` and 64 hex digits.
+    pub digest: String,
+    pub content_type: String,
+    pub etag: Option<String>,
+    pub last_modified: Option<String>,
+    /// From upstream's `Last-Modified`.
+    pub published_at: Option<i64>,
+    pub first_seen: i64,
+    pub last_seen: i64,
+    pub hits: u64,
+    /// `None` means for ever.
+    pub fresh_until: Option<i64>,
+    /// The store's hash of the object, 32 hex digits: by it a flush finds what to remove.
+    pub key: String,
+}
+
+/// What happened to an object.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A fill was admitted. If the object was known, its `first_seen` and hits are kept; `object.hits` is added.
+    Stored { object: Box<Record> },
+    /// It was served. [`Catalog::hits`] says the same without owned texts.
+    Hit {
+        remote: String,
+        path: String,
+        form: String,
+        at: i64,
+    },
+    /// Its freshness changed, its content did not. An `at` of 0 leaves `last_seen`: nobody asked for it.
+    Refreshed {
+        remote: String,
+        path: String,
+        form: String,
+        fresh_until: Option<i64>,
+        at: i64,
+    },
+    /// It is no longer stored: evicted, flushed, or gone upstream.
+    Removed { remote: String, path: String, form: String },
+}
+
+/// Why the catalogue could not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CatalogError {
+    /// The file was written by a later version. It is left as it is.
+    #[error(
+        "{file} has schema version {found}, this program knows up to {known}: run the newer version, or move the file \
+         away to start a new catalogue"
+    )]
+    Newer { file: String, found: i64, known: i64 },
+    /// The database does not answer, for now: it is tried again by itself.
+    #[error("the catalogue is not available: {0}")]
+    Unavailable(String),
+    /// Too much is being asked of it at once.
+    #[error("the catalogue is busy: {0}")]
+    Busy(&'static str),
+    /// [`Catalog::close`] was called.
+    #[error("the catalogue is closed")]
+    Closed,
+}
+
+/// One question to a database: the objects that match `filter`, in the order of `sort`, after a position.
+#[derive(Debug, Clone)]
+pub struct Scan {
+    pub filter: Filter,
+    pub sort: Sort,
+    pub after: Option<Position>,
+    pub limit: usize,
+    /// Count everything that matches, too.
+    pub totals: bool,
+}
+
+/// The answer to a [`Scan`].
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Fewer than the limit, even none, does not mean the end: a scan examines a bounded number of rows.
+    pub records: Vec<Record>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Position>,
+    /// `None` if not asked for, or if counting would have taken too long.
+    pub totals: Option<Totals>,
+}
+
+/// How much matches a filter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub objects: u64,
+    pub bytes: u64,
+}
+
+/// A database that holds the catalogue. Methods are asynchronous so that a networked one fits. `apply` is only ever
+/// called by the writer's own thread, one call at a time, and may block it; the others are called from any runtime and
+/// must not block.
+///
+/// The schema's order of texts is that of their bytes (in PostgreSQL: `COLLATE "C"`): positions are compared so.
+#[async_trait]
+pub trait Backend: Send + Sync + 'static {
+    /// Writes a batch, all or nothing. It may be given the same batch again after an error, also after one where the
+    /// batch was in fact written (then hits count twice, nothing worse).
+    async fn apply(&self, batch: &Batch) -> Result<(), CatalogError>;
+    /// A page, in bounded time.
+    async fn scan(&self, scan: Scan) -> Result<Found, CatalogError>;
+    /// One object; of several forms the first by name.
+    async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError>;
+    /// Whether a link was ever added.
+    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError>;
+    /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that
+    /// is connected to only there says no here.
+    fn healthy_at_start(&self) -> bool;
+    /// Called after the last batch.
+    async fn close(&self);
+}
+
+/// A page of a listing.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// May be fewer than the limit, even none, while `next` is set.
+    pub records: Vec<Record>,
+    /// Opaque; `None` at the end.
+    pub next: Option<String>,
+    /// On the first page only.
+    pub totals: Option<Totals>,
+}
+
+/// A page of what a flush matches.
+#[derive(Debug, Clone)]
+pub struct Matches {
+    /// May be empty while `next` is set.
+    pub records: Vec<Record>,
+    /// What to pass as `after`; `None` at the end.
+    pub next: Option<Position>,
+}
+
+/// How the catalogue fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogStatus {
+    /// Whether the last attempt to write succeeded.
+    pub healthy: bool,
+    /// Objects with something to write.
+    pub queued: usize,
+    /// Links to write.
+    pub queued_links: usize,
+    /// Hits and refreshes that were not counted because the queue was full.
+    pub dropped_hits: u64,
+    /// Stored and removed objects that a listing misses, or still shows, because the queue was full.
+    pub dropped_changes: u64,
+    /// Why it is not healthy.
+    pub error: Option<String>,
+}
+
+/// A handle on the catalogue; clones share it. When the last one is dropped, the writer writes what it has and ends.
+#[derive(Clone)]
+pub struct Catalog {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    backend: Arc<dyn Backend>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Catalog")
+            .field("status", &self.status())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Catalog {
+    /// Opens `catalog.db` in `dir`, making both where they are missing, and starts the writer. Takes milliseconds
+    /// whatever the size. A damaged file is moved aside and a new one begun; a database that cannot be opened for now
+    /// (disk full, locked) is tried again by the writer, and `status` says so until then.
+    ///
+    /// # Errors
+    /// [`CatalogError::Newer`], and [`CatalogError::Unavailable`] when no thread can be started.
+    pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
+        Catalog::with_backend(Arc::new(sqlite::Sqlite::open(dir)?))
+    }
+
+    /// A catalogue on any database.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unavailable`] when no thread can be started.
+    pub fn with_backend(backend: Arc<dyn Backend>) -> Result<Catalog, CatalogError> {
+        let shared = Arc::new(Shared::new(backend.healthy_at_start()));
+        queue::start_writer(shared.clone(), backend.clone())?;
+        Ok(Catalog {
+            inner: Arc::new(Inner { shared, backend }),
+        })
+    }
+
+    /// Takes note of what happened. Touches memory only: no waiting, no failing. Events of one object are merged, in
+    /// order, until they are written, so a thousand hits are one row's update. When the queue is full (a database that
+    /// has been away for long), first hits and refreshes of further objects are dropped and counted, then the rest.
+    pub fn record(&self, event: Event) {
+        self.inner.shared.record(event);
+    }
+
+    /// [`Event::Hit`], `hits` of them at once and without owned texts.
+    pub fn hits(&self, remote: &str, path: &str, form: &str, hits: u64, at: i64) {
+        self.inner.shared.hits(remote, path, form, hits, at);
+    }
+
+    /// Waits until everything that was recorded before this call is in the database.
+    ///
+    /// # Errors
+    /// As soon as a write fails; what was recorded is kept and tried again all the same.
+    pub async fn drain(&self) -> Result<(), CatalogError> {
+        self.inner.shared.drain().await
+    }
+
+    /// A page of a listing. What was recorded in the last second may be missing; call [`Catalog::drain`] first where
+    /// that matters.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn list(&self, query: ListQuery) -> Result<Page, CatalogError> {
+        let first = query.after.is_none();
+        let scan = Scan {
+            filter: query.filter.clone(),
+            sort: query.sort,
+            after: query.after.clone(),
+            limit: query.limit,
+            totals: first,
+        };
+        let found = self.inner.backend.scan(scan).await?;
+        Ok(Page {
+            next: found.next.map(|position| query.cursor(&position)),
+            records: found.records,
+            totals: found.totals.filter(|_| first),
+        })
+    }
+
+    /// One object by its path; of several forms the first by name.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError> {
+        self.inner.backend.get(remote, path).await
+    }
+
+    /// A page of what a flush matches, in the order of paths. Pages stay right while what they named is removed. Call
+    /// [`Catalog::drain`] before the first.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn matching(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Matches, CatalogError> {
+        let scan = Scan {
+            filter: filter.clone(),
+            sort: Sort::default(),
+            after,
+            limit: limit.max(1),
+            totals: false,
+        };
+        let found = self.inner.backend.scan(scan).await?;
+        Ok(Matches {
+            records: found.records,
+            next: found.next,
+        })
+    }
+
+    /// Keeps links to other hosts that an index of `remote` named. [`Catalog::has_link`] sees them at once; they are
+    /// durable after the next batch. Waits while too many are unwritten, so a large index is paced by the database.
+    ///
+    /// # Errors
+    /// When there was no room for some of them in time: the index has to be read again to know those.
+    pub async fn add_links(&self, remote: &str, urls: Vec<String>) -> Result<(), CatalogError> {
+        let links = urls.iter().map(|url| LinkHash::new(url)).collect();
+        self.inner.shared.add_links(remote, links, LINK_ROOM_LIMIT).await
+    }
+
+    /// Whether an index of `remote` ever named exactly this URL.
+    ///
+    /// # Errors
+    /// When it is not among the latest and the database does not answer.
+    pub async fn has_link(&self, remote: &str, url: &str) -> Result<bool, CatalogError> {
+        let link = LinkHash::new(url);
+        if self.inner.shared.has_link(remote, link) {
+            return Ok(true);
+        }
+        self.inner.backend.has_link(remote, link).await
+    }
+
+    /// Cheap: for health and metrics.
+    pub fn status(&self) -> CatalogStatus {
+        self.inner.shared.status()
+    }
+
+    /// Writes what is queued and ends the writer, within some seconds. What is recorded afterwards is dropped.
+    pub async fn close(&self) {
+        self.inner.shared.stop();
+        if tokio::time::timeout(CLOSE_LIMIT, self.inner.shared.ended())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                queued = self.status().queued,
+                "the catalogue's last batch was not written in time"
+            );
+        }
+    }
+}
+
+/// Unix seconds, now.
+pub fn unix_now() -> i64 {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
+    }
+}

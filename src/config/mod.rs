@@ -1,0 +1,153 @@
+//! Configuration: `remotes.yaml`, `conf/artifactapi.yaml`, environment and flags to one validated, immutable
+//! [`Config`]. Everything that is wrong is found in one go and told with its place; see "Configuration" in the README
+//! for what each key means.
+//!
+//! [`load`] and [`reload_remotes`] are the only ways in. They read files and nothing else of the outside: the
+//! environment and the flags are handed to them.
+
+mod address;
+mod environment;
+mod model;
+mod pattern;
+mod problem;
+mod redact;
+mod remotes;
+mod section;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod values;
+mod yaml;
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+pub use environment::Environment;
+pub use model::*;
+pub use pattern::Pattern;
+pub use problem::{Problem, Severity};
+
+use problem::{Fault, Report};
+
+const DEFAULT_CONF: &str = "conf/artifactapi.yaml";
+/// A thousand remotes take half a megabyte.
+const MAX_FILE: u64 = 4 * 1024 * 1024;
+
+/// What was given on the command line. Variables are not among it: they come with the [`Environment`].
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--listen`, once for each address.
+    pub listen: Vec<String>,
+    /// `--remotes`
+    pub remotes: Option<PathBuf>,
+    /// `--data-dir`
+    pub data_dir: Option<PathBuf>,
+    /// `--conf`
+    pub conf: Option<PathBuf>,
+    /// `--public-url`
+    pub public_url: Option<String>,
+    /// `--admin-token`
+    pub admin_token: Option<Secret>,
+    /// `--node-url`
+    pub node_url: Option<String>,
+    /// `--node-secret`
+    pub node_secret: Option<Secret>,
+}
+
+/// The outcome of a load.
+#[derive(Debug)]
+pub struct Loaded {
+    /// `None` exactly when one of the problems is an error.
+    pub config: Option<Config>,
+    /// All that was found, in the order of the files.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads the whole configuration.
+pub fn load(flags: &Flags, env: &Environment, generation: u64) -> Loaded {
+    let report = Report::default();
+    let conf = read_conf(flags, env, &report);
+    let conf = conf.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+    let settings = settings::read(flags, env, conf, &report);
+    finish(settings, env, generation, report)
+}
+
+/// Reads `remotes.yaml` again and keeps the settings as they are.
+pub fn reload_remotes(current: &Config, env: &Environment, generation: u64) -> Loaded {
+    finish(current.settings.clone(), env, generation, Report::default())
+}
+
+/// Reads `remotes.yaml` and puts the configuration together.
+fn finish(settings: Settings, env: &Environment, generation: u64, report: Report) -> Loaded {
+    let path = &settings.remotes_file;
+    let remotes = match read_file(path) {
+        Ok(text) => remotes::read(path, &text, env, settings.upstream.timeouts, &report),
+        Err(ReadError::Missing(fault)) => {
+            let hint = "create it, or name another file with --remotes or ARTIFACTAPI_REMOTES";
+            report.file_error(path, fault.hint(hint));
+            remotes::Remotes::default()
+        }
+        Err(ReadError::Other(fault)) => {
+            report.file_error(path, fault);
+            remotes::Remotes::default()
+        }
+    };
+    let (problems, interpolated) = report.finish();
+    let usable = problems.iter().all(|problem| problem.severity != Severity::Error);
+    let remotes::Remotes { remotes, hosts } = remotes;
+    let config = usable.then_some(Config {
+        generation,
+        settings,
+        remotes,
+        hosts,
+        interpolated,
+    });
+    Loaded { config, problems }
+}
+
+/// The settings file. Only one that was asked for by name must be there.
+fn read_conf(flags: &Flags, env: &Environment, report: &Report) -> Option<(PathBuf, String)> {
+    let from_env = env.get("ARTIFACTAPI_CONF").unwrap_or_else(|fault| {
+        report.error(fault);
+        None
+    });
+    let named = flags.conf.clone().or_else(|| from_env.map(PathBuf::from));
+    let required = named.is_some();
+    let path = named.unwrap_or_else(|| PathBuf::from(DEFAULT_CONF));
+    match read_file(&path) {
+        Ok(text) => return Some((path, text)),
+        Err(ReadError::Missing(fault)) => {
+            if required {
+                report.file_error(&path, fault.hint("create it, or leave --conf and ARTIFACTAPI_CONF out"));
+            }
+        }
+        Err(ReadError::Other(fault)) => report.file_error(&path, fault),
+    }
+    None
+}
+
+enum ReadError {
+    Missing(Fault),
+    Other(Fault),
+}
+
+fn read_file(path: &Path) -> Result<String, ReadError> {
+    let other = |message: String| Err(ReadError::Other(Fault::new(message)));
+    let mut bytes = Vec::new();
+    match File::open(path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)) {
+        Ok(_) if bytes.len() as u64 > MAX_FILE => other(format!("larger than {MAX_FILE} bytes")),
+        Ok(_) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(text),
+            Err(error) => {
+                let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = valid.iter().filter(|byte| **byte == b'\n').count() + 1;
+                other(format!("not valid UTF-8 in line {line}"))
+            }
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(ReadError::Missing(Fault::new("the file does not exist")))
+        }
+        Err(error) => other(format!("cannot be read: {error}")),
+    }
+}

@@ -1,0 +1,52 @@
+//! A pattern from `remotes.yaml`: searched anywhere in a path, look-around allowed, and never able to hang a request.
+
+use std::fmt;
+
+use fancy_regex::{Regex, RegexBuilder};
+
+/// Steps that back-tracking may take on one path. Patterns without look-around or back-references do not back-track at
+/// all: `fancy_regex` hands them to the linear-time `regex` engine.
+const BACKTRACK_LIMIT: usize = 100_000;
+
+/// A compiled entry of `immutable_patterns` or `mutable_patterns`.
+#[derive(Clone)]
+pub struct Pattern {
+    regex: Regex,
+}
+
+impl Pattern {
+    /// Compiles `source`.
+    ///
+    /// # Errors
+    /// What is wrong with the pattern, in the regex library's words.
+    pub fn new(source: &str) -> Result<Self, String> {
+        let regex = RegexBuilder::new(source)
+            .backtrack_limit(BACKTRACK_LIMIT)
+            .build()
+            .map_err(|error| error.to_string())?;
+        Ok(Pattern { regex })
+    }
+
+    /// Whether the pattern is found anywhere in `path`. A search that would need more than the back-tracking limit
+    /// counts as not found and is logged, so that a costly pattern refuses a path and never holds a request up.
+    pub fn is_match(&self, path: &str) -> bool {
+        match self.regex.is_match(path) {
+            Ok(found) => found,
+            Err(error) => {
+                tracing::warn!(pattern = self.as_str(), %error, "pattern gave up on a path: it does not match");
+                false
+            }
+        }
+    }
+
+    /// The pattern as it was meant (escapes of the configuration file resolved).
+    pub fn as_str(&self) -> &str {
+        self.regex.as_str()
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,186 @@
+//! The configuration as `GET /config` shows it: every effective value, no secret.
+
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use url::Url;
+
+use super::model::{
+    CacheSettings, Config, FileHost, MinFree, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
+};
+use super::values::mask;
+
+const HIDDEN: &str = "***";
+
+impl Config {
+    /// `{"remotes": {…}, "settings": {…}, "generation": n}` with `***` for each secret. A value that took something
+    /// from the environment is shown as it was written, `${NAME}` included.
+    pub fn to_redacted_json(&self) -> Value {
+        let remotes: Map<String, Value> = self
+            .remotes
+            .iter()
+            .map(|(name, remote)| (name.clone(), self.remote_json(remote)))
+            .collect();
+        json!({
+            "generation": self.generation,
+            "remotes": remotes,
+            "settings": settings_json(&self.settings),
+        })
+    }
+
+    fn remote_json(&self, remote: &Remote) -> Value {
+        let mut json = remote_json(remote);
+        for key in ["base_url", "index_url", "description", "username", "proxy"] {
+            let source = self.interpolated.get(&(remote.name.clone(), key.to_owned()));
+            if let (Some(source), Some(value)) = (source, json.get_mut(key)) {
+                *value = json!(if key == "proxy" { mask(source) } else { source.clone() });
+            }
+        }
+        json
+    }
+}
+
+fn remote_json(remote: &Remote) -> Value {
+    let patterns = |patterns: &[super::Pattern]| patterns.iter().map(|p| p.as_str().to_owned()).collect::<Vec<_>>();
+    let headers: Map<String, Value> = remote
+        .headers
+        .iter()
+        .map(|(name, _)| (name.as_str().to_owned(), json!(HIDDEN)))
+        .collect();
+    json!({
+        "type": match remote.kind {
+            RemoteType::Remote => "remote",
+            RemoteType::Local => "local",
+        },
+        "package": remote.package.name(),
+        "description": remote.description,
+        "base_url": remote.base_url.as_ref().map(url),
+        "index_url": remote.index_url.as_ref().map(url),
+        "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
+        "password": remote.credentials.as_ref().map(|_| HIDDEN),
+        "headers": headers,
+        "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
+        "mutable_patterns": patterns(&remote.mutable_patterns),
+        "check_mutable_updates": remote.check_mutable_updates,
+        "hosts": remote.hosts,
+        "file_hosts": remote.file_hosts.iter().map(file_host).collect::<Vec<_>>(),
+        "proxy": remote.proxy.as_ref().map(proxy),
+        "offline": remote.offline,
+        "serve_stale_on": remote.serve_stale_on,
+        "quarantine_new": remote.quarantine_days.is_some(),
+        "quarantine_days": remote.quarantine_days.unwrap_or(0),
+        "client_revalidation": remote.client_revalidation,
+        "tarball_urls": match remote.tarball_urls {
+            TarballUrls::Rewrite => "rewrite",
+            TarballUrls::Upstream => "upstream",
+        },
+        "cache": {
+            "immutable_ttl": seconds(remote.ttl.immutable),
+            "mutable_ttl": seconds(remote.ttl.mutable),
+            "negative_ttl": seconds(remote.ttl.negative),
+        },
+        "upstream": timeouts(&remote.timeouts),
+    })
+}
+
+fn settings_json(settings: &Settings) -> Value {
+    let mut upstream = timeouts(&settings.upstream.timeouts);
+    upstream["max_concurrent"] = json!(settings.upstream.max_concurrent);
+    let CacheSettings {
+        disk_bytes,
+        disk_min_free,
+        memory_bytes,
+        sync,
+    } = &settings.cache;
+    json!({
+        "listen": settings.listen,
+        "public_url": settings.public_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "data_dir": settings.data_dir.to_string_lossy(),
+        "remotes": settings.remotes_file.to_string_lossy(),
+        "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "resolver": settings.resolver,
+        "tls": settings.tls.as_ref().map(|tls| json!({
+            "cert": tls.cert.to_string_lossy(),
+            "key": tls.key.to_string_lossy(),
+        })),
+        "cache": {
+            "disk_bytes": disk_bytes,
+            "disk_min_free": match disk_min_free {
+                MinFree::Bytes(bytes) => json!(bytes),
+                MinFree::Percent(percent) => json!(format!("{percent}%")),
+            },
+            "memory_bytes": memory_bytes,
+            "sync": sync,
+        },
+        "upstream": upstream,
+        "outbound": {
+            "http_proxy": settings.outbound.http.as_ref().map(proxy),
+            "https_proxy": settings.outbound.https.as_ref().map(proxy),
+            "no_proxy": settings.outbound.no_proxy,
+        },
+        "admin_token": settings.admin_token.as_ref().map(|_| HIDDEN),
+        "database": settings.database.as_ref().map(|database| json!({
+            "host": database.host,
+            "port": database.port,
+            "user": database.user,
+            "password": database.password.as_ref().map(|_| HIDDEN),
+            "name": database.name,
+        })),
+        "redis_url": settings.redis_url.as_ref().map(|secret| redis_url(secret.reveal())),
+        "s3": settings.s3.as_ref().map(|s3| json!({
+            "endpoint": url(&s3.endpoint),
+            "access_key": HIDDEN,
+            "secret_key": HIDDEN,
+            "bucket": s3.bucket,
+        })),
+        "node_url": settings.node_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "node_secret": settings.node_secret.as_ref().map(|_| HIDDEN),
+    })
+}
+
+/// Validated URLs hold no credentials; should one do, it is not shown all the same.
+fn url(url: &Url) -> String {
+    let mut url = url.clone();
+    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+        return HIDDEN.to_owned();
+    }
+    url.into()
+}
+
+/// A query may hold a password as well.
+fn redis_url(text: &str) -> String {
+    let masked = mask(text);
+    match masked.find(['?', '#']) {
+        Some(end) => format!("{}{HIDDEN}", &masked[..=end]),
+        None => masked,
+    }
+}
+
+fn proxy(proxy: &ProxyUrl) -> String {
+    // Not the user's name either: where only a token is needed, it stands in its place.
+    let credentials = if proxy.credentials.is_some() { "***@" } else { "" };
+    format!("http://{credentials}{}:{}", proxy.host, proxy.port)
+}
+
+fn file_host(host: &FileHost) -> String {
+    match host.port {
+        Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
+        None => format!("{}://{}", host.scheme, host.host),
+    }
+}
+
+fn timeouts(timeouts: &Timeouts) -> Value {
+    json!({
+        "connect_timeout": seconds(timeouts.connect),
+        "first_byte_timeout": seconds(timeouts.first_byte),
+        "idle_timeout": seconds(timeouts.idle),
+    })
+}
+
+/// A number that the configuration would read as the same duration.
+fn seconds(duration: Duration) -> Value {
+    match duration.subsec_nanos() {
+        0 => json!(duration.as_secs()),
+        _ => json!(duration.as_secs_f64()),
+    }
+}

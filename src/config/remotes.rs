@@ -1,0 +1,596 @@
+//! `remotes.yaml` to [`Remote`]s: the keys of one remote, what they default to, and which of them contradict.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, header};
+use indexmap::IndexMap;
+use url::Url;
+
+use super::address;
+use super::environment::Environment;
+use super::model::{Credentials, Package, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls};
+use super::pattern::Pattern;
+use super::problem::{Context, Fault, Pos, Report};
+use super::section::{Elsewhere, Section, Text};
+use super::settings;
+use super::values::nearest;
+use super::yaml::{self, Document, Entry};
+
+/// The public Python package index, which answers `simple/` and `pypi/…/json` for [`PYPI_FILES_HOST`].
+const PYPI_INDEX_HOST: &str = "pypi.org";
+/// Where that index keeps its files: a `base_url` on this host has no index of its own.
+const PYPI_FILES_HOST: &str = "files.pythonhosted.org";
+
+const MAX_PASSWORD_FILE: u64 = 64 * 1024;
+const MAX_QUARANTINE_DAYS: u32 = 36_500;
+
+const KEYS: &[&str] = &[
+    "base_url",
+    "type",
+    "package",
+    "description",
+    "username",
+    "password",
+    "password_file",
+    "headers",
+    "immutable_patterns",
+    "mutable_patterns",
+    "check_mutable_updates",
+    "index_url",
+    "hosts",
+    "file_hosts",
+    "proxy",
+    "offline",
+    "serve_stale_on",
+    "quarantine_new",
+    "quarantine_days",
+    "client_revalidation",
+    "tarball_urls",
+    "upstream",
+    "cache",
+];
+
+const ELSEWHERE: Elsewhere = &[
+    ("immutable_ttl", "under `cache:`"),
+    ("mutable_ttl", "under `cache:`"),
+    ("negative_ttl", "under `cache:`"),
+    ("connect_timeout", "under `upstream:`"),
+    ("first_byte_timeout", "under `upstream:`"),
+    ("idle_timeout", "under `upstream:`"),
+];
+
+/// What `remotes.yaml` holds.
+#[derive(Default)]
+pub(super) struct Remotes {
+    pub remotes: IndexMap<String, Arc<Remote>>,
+    pub hosts: HashMap<String, Arc<Remote>>,
+}
+
+/// Reads the text of `remotes.yaml`. What is wrong goes to `report`; then the result is not to be used.
+pub(super) fn read(file: &Path, text: &str, env: &Environment, timeouts: Timeouts, report: &Report) -> Remotes {
+    let cx = Context {
+        file,
+        env,
+        remote: None,
+        report,
+    };
+    let document = match yaml::parse(text) {
+        Ok(document) => document,
+        Err((at, fault)) => {
+            cx.error(at, fault);
+            return Remotes::default();
+        }
+    };
+    let Some(root) = &document.root else {
+        report.file_error(
+            file,
+            Fault::new("the file is empty").hint("write `remotes: {}` for no remotes at all"),
+        );
+        return Remotes::default();
+    };
+    let top = Section::open(cx, root, "", &["remotes"], &[]);
+    if !top.names("remotes") && (root.is_map() || root.is_null()) {
+        cx.error(
+            root.at,
+            Fault::new("`remotes` is missing").hint("write `remotes: {}` for no remotes at all"),
+        );
+    }
+    let entries = top.free("remotes").unwrap_or_default();
+
+    let reader = Reader {
+        timeouts,
+        patterns: RefCell::default(),
+    };
+    let mut result = Remotes::default();
+    let mut bound: HashMap<String, (&str, Pos)> = HashMap::new();
+    for entry in entries {
+        let cx = Context {
+            remote: Some(&entry.key),
+            ..cx
+        };
+        check_name(cx, entry);
+        let (remote, hosts) = reader.remote(cx, entry);
+        let remote = Arc::new(remote);
+        for (at, host) in hosts {
+            match bound.get(&host) {
+                None => {
+                    bound.insert(host.clone(), (&entry.key, at));
+                    result.hosts.insert(host, Arc::clone(&remote));
+                }
+                Some((other, _)) if *other == entry.key => {}
+                Some((other, first)) => {
+                    let fault = Fault::new(format!("the host {host:?} already belongs to the remote {other:?}"));
+                    cx.error(
+                        at,
+                        fault.hint(format!("it is named there in line {}: one of them must do", first.line)),
+                    );
+                }
+            }
+        }
+        result.remotes.insert(entry.key.clone(), remote);
+    }
+    unknown_escapes(cx, &document, &reader.patterns.borrow());
+    // Before a remote was known, only places were.
+    report.attribute(file, |at| {
+        entries
+            .iter()
+            .rfind(|entry| entry.at <= at)
+            .map(|entry| entry.key.clone())
+    });
+    result
+}
+
+fn check_name(cx: Context<'_>, entry: &Entry) {
+    if let Some(first) = entry.duplicate_of {
+        let fault = Fault::new("a second remote of this name");
+        cx.error(
+            entry.at,
+            fault.hint(format!("the first stands in line {}: rename one of them", first.line)),
+        );
+    }
+    let name = &entry.key;
+    let sane = name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() <= 128
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
+    if !sane {
+        let fault = Fault::new("the name cannot stand in a URL");
+        cx.error(
+            entry.at,
+            fault.hint("use letters, digits, `.`, `_` and `-`, a letter or digit first, at most 128"),
+        );
+    }
+}
+
+/// Warns of escapes that YAML does not have.
+fn unknown_escapes(cx: Context<'_>, document: &Document, patterns: &HashSet<Pos>) {
+    for (at, fault) in &document.errors {
+        cx.error(*at, fault.clone());
+    }
+    for note in &document.notes {
+        let fault = Fault::new(format!(
+            "{} is no escape in a double-quoted YAML string: taken as the backslash that was meant",
+            note.escape
+        ));
+        let hint = match &note.spelling {
+            // Anything else may be a secret and is not repeated.
+            Some(spelling) if patterns.contains(&note.scalar) => {
+                format!("write {} or {}", spelling.single, spelling.double)
+            }
+            _ => "write it in single quotes, or double the backslash".to_owned(),
+        };
+        cx.warn(note.at, fault.hint(hint));
+    }
+}
+
+/// What is the same for all remotes.
+struct Reader {
+    /// Of a remote without `upstream:`.
+    timeouts: Timeouts,
+    /// Where patterns stand.
+    patterns: RefCell<HashSet<Pos>>,
+}
+
+impl Reader {
+    fn remote<'a>(&self, cx: Context<'a>, entry: &'a Entry) -> (Remote, Vec<(Pos, String)>) {
+        let section = Section::open(cx, &entry.value, "", KEYS, ELSEWHERE);
+        let kinds = [("remote", RemoteType::Remote), ("local", RemoteType::Local)];
+        let kind = section
+            .parse("type", |text| choice(text, &kinds))
+            .unwrap_or(RemoteType::Remote);
+        let packages = Package::ALL.map(|package| (package.name(), package));
+        let package = section
+            .parse("package", |text| choice(text, &packages))
+            .unwrap_or(Package::Generic);
+
+        let base_url = section.parse("base_url", address::base_url);
+        let readable = entry.value.is_map() || entry.value.is_null();
+        if kind == RemoteType::Remote && readable && section.entry("base_url").is_none() {
+            let fault = Fault::new("`base_url` is missing");
+            cx.error(
+                entry.at,
+                fault.hint("add `base_url: https://…`, or `type: local` for a repository of its own"),
+            );
+        }
+        let hosts = section.list("hosts", address::host_name).unwrap_or_default();
+        let mut names: Vec<String> = Vec::new();
+        for (_, host) in &hosts {
+            if !names.contains(host) {
+                names.push(host.clone());
+            }
+        }
+        let mut file_hosts = Vec::new();
+        for (_, host) in section.list("file_hosts", address::file_host).unwrap_or_default() {
+            if !file_hosts.contains(&host) {
+                file_hosts.push(host);
+            }
+        }
+        let stale = section.integers("serve_stale_on", 400..=599);
+        let stale = stale.map(|statuses| statuses.into_iter().filter_map(|s| u16::try_from(s).ok()).collect());
+        let default_stale = if package == Package::Docker {
+            vec![429]
+        } else {
+            Vec::new()
+        };
+        let credentials = credentials(&section);
+        let tarball_urls = [("rewrite", TarballUrls::Rewrite), ("upstream", TarballUrls::Upstream)];
+
+        let remote = Remote {
+            name: entry.key.clone(),
+            kind,
+            package,
+            description: section.text("description").map(|text| text.value).unwrap_or_default(),
+            index_url: index_url(&section, package, base_url.as_ref()),
+            headers: headers(&section, credentials.is_some()),
+            base_url: base_url.filter(|_| kind == RemoteType::Remote),
+            credentials,
+            immutable_patterns: self.patterns(&section, "immutable_patterns"),
+            mutable_patterns: self.patterns(&section, "mutable_patterns").unwrap_or_default(),
+            check_mutable_updates: section.boolean("check_mutable_updates").unwrap_or(false),
+            hosts: names,
+            file_hosts,
+            proxy: section.parse("proxy", address::proxy_url),
+            offline: section.boolean("offline").unwrap_or(false),
+            serve_stale_on: stale.unwrap_or(default_stale),
+            quarantine_days: if kind == RemoteType::Remote {
+                quarantine(&section)
+            } else {
+                None
+            },
+            client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
+            tarball_urls: section
+                .parse("tarball_urls", |text| choice(text, &tarball_urls))
+                .unwrap_or(TarballUrls::Rewrite),
+            ttl: ttls(&section),
+            timeouts: section
+                .section("upstream", "upstream.", &settings::TIMEOUT_KEYS)
+                .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
+        };
+        contradictions(&section, entry, &remote);
+        (remote, hosts)
+    }
+
+    /// `None` when the key is absent or null: that differs from an empty list.
+    fn patterns<'a>(&self, section: &Section<'a>, key: &'a str) -> Option<Vec<Pattern>> {
+        let mut patterns = Vec::new();
+        for (at, scalar) in section.scalars(key)? {
+            self.patterns.borrow_mut().insert(at);
+            if let Some(translated) = &scalar.translated {
+                let escape = &translated.escape;
+                let fault = Fault::new(format!(
+                    "in a double-quoted YAML string {escape} is another character, not the {escape} of a pattern"
+                ));
+                let hint = match &translated.spelling {
+                    Some(spelling) => format!("write {} or {}", spelling.single, spelling.double),
+                    None => "write it in single quotes, or double the backslash".to_owned(),
+                };
+                section.cx.error(translated.at, fault.hint(hint));
+                continue;
+            }
+            match Pattern::new(&scalar.text) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(error) => {
+                    let written = yaml::Spelling::of(&scalar.text)
+                        .single
+                        .replace(char::is_control, "\u{fffd}");
+                    let fault = Fault::new(format!("`{key}`: {written} is no pattern: {}", one_line(&error)));
+                    section.cx.error(
+                        at,
+                        fault.hint("patterns are regular expressions, searched anywhere in the path"),
+                    );
+                }
+            }
+        }
+        Some(patterns)
+    }
+}
+
+/// The regex library draws the place under the pattern in several lines; its last line says what is wrong.
+fn one_line(error: &str) -> String {
+    let line = error
+        .lines()
+        .map(str::trim)
+        .rfind(|line| !line.is_empty())
+        .unwrap_or("unknown error");
+    line.strip_prefix("error: ").unwrap_or(line).to_owned()
+}
+
+fn choice<T: Copy>(text: &str, options: &[(&'static str, T)]) -> Result<T, Fault> {
+    if let Some((_, value)) = options.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let names: Vec<&'static str> = options.iter().map(|(name, _)| *name).collect();
+    let fault = Fault::new(format!("must be one of {}", names.join(", ")));
+    Err(match nearest(text, &names) {
+        Some(near) => fault.hint(format!("did you mean {near}?")),
+        None => fault,
+    })
+}
+
+fn credentials(section: &Section<'_>) -> Option<Credentials> {
+    let cx = section.cx;
+    let check = |key: &str, text: Text| {
+        if text.value.is_empty() || text.value.contains(|c: char| c.is_control()) {
+            cx.error(
+                text.at,
+                Fault::new(format!("`{key}` is empty or holds a control character")),
+            );
+        }
+        text
+    };
+    let username = section.text("username").map(|text| check("username", text));
+    if let Some(text) = username.as_ref().filter(|text| text.value.contains(':')) {
+        let fault = Fault::new("`username` holds a colon, which Basic authentication cannot carry");
+        cx.error(
+            text.at,
+            fault.hint("write the name and the password under their own keys"),
+        );
+    }
+    let (password_key, file_key) = (section.entry("password"), section.entry("password_file"));
+    if let (Some(_), Some(file)) = (password_key, file_key) {
+        let fault = Fault::new("both `password` and `password_file` are given");
+        cx.error(file.at, fault.hint("remove one of them"));
+    }
+    let password = section.text("password").map(|text| check("password", text).value);
+    let from_file = section
+        .text("password_file")
+        .and_then(|text| match password_file(cx, &text.value) {
+            Ok(password) => Some(password),
+            Err(fault) => {
+                cx.error(text.at, fault.about(format_args!("`password_file` {:?}", text.source)));
+                None
+            }
+        });
+    match (section.entry("username"), password_key.or(file_key)) {
+        (Some(username), None) => {
+            let fault = Fault::new("`username` without `password`");
+            cx.error(
+                username.at,
+                fault.hint("add `password: ${NAME}` or `password_file: PATH`"),
+            );
+        }
+        (None, Some(password)) => {
+            let fault = Fault::new(format!("`{}` without `username`", password.key));
+            cx.error(
+                password.at,
+                fault.hint("add `username`; a bearer token goes into `headers`"),
+            );
+        }
+        _ => {}
+    }
+    Some(Credentials {
+        username: username?.value,
+        password: Secret::new(password.or(from_file)?),
+    })
+}
+
+fn password_file(cx: Context<'_>, path: &str) -> Result<String, Fault> {
+    let mut bytes = Vec::new();
+    let file = File::open(cx.resolve(path)).and_then(|file| file.take(MAX_PASSWORD_FILE + 1).read_to_end(&mut bytes));
+    file.map_err(|error| Fault::new(format!("cannot be read: {error}")).hint("the path is relative to this file"))?;
+    if bytes.len() as u64 > MAX_PASSWORD_FILE {
+        return Err(Fault::new("too large for a password"));
+    }
+    let text = String::from_utf8(bytes).map_err(|_| Fault::new("does not hold UTF-8"))?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() || text.contains(|c: char| c.is_control()) {
+        return Err(Fault::new("is empty, or holds more than one line"));
+    }
+    Ok(text.to_owned())
+}
+
+/// Headers that the proxy itself must decide, or every cached answer would be wrong.
+fn is_reserved(name: &HeaderName) -> bool {
+    const RESERVED: [&str; 14] = [
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "expect",
+        "host",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "range",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    RESERVED.contains(&name.as_str()) || name.as_str().starts_with("if-")
+}
+
+fn headers(section: &Section<'_>, has_credentials: bool) -> Vec<(HeaderName, HeaderValue)> {
+    let cx = section.cx;
+    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
+    for entry in section.free("headers").unwrap_or_default() {
+        let Ok(name) = HeaderName::from_bytes(entry.key.as_bytes()) else {
+            cx.error(
+                entry.at,
+                Fault::new(format!("`headers`: {:?} is no name of a header", entry.key)),
+            );
+            continue;
+        };
+        if is_reserved(&name) {
+            let fault = Fault::new(format!("`headers`: {} is set by the proxy itself", entry.key));
+            cx.error(entry.at, fault.hint("remove it"));
+        }
+        if headers.iter().any(|(other, _)| *other == name) || entry.duplicate_of.is_some() {
+            cx.error(
+                entry.at,
+                Fault::new(format!("`headers`: {} stands here twice", entry.key)).hint("remove one"),
+            );
+        }
+        if name == header::AUTHORIZATION && has_credentials {
+            let fault = Fault::new("`headers`: Authorization and `username` are two answers to one question");
+            cx.error(entry.at, fault.hint("remove one of them"));
+        }
+        let Some(text) = section.free_text("headers", entry) else {
+            continue;
+        };
+        // The value may be a secret: it is not repeated.
+        match HeaderValue::from_str(&text.value) {
+            Ok(value) if text.value.trim() == text.value => headers.push((name, value)),
+            _ => {
+                let fault = Fault::new(format!(
+                    "`headers`: the value of {} is not one that HTTP can carry",
+                    entry.key
+                ));
+                cx.error(
+                    text.at,
+                    fault.hint("use visible ASCII characters, and no spaces around them"),
+                );
+            }
+        }
+    }
+    for (_, value) in &mut headers {
+        value.set_sensitive(true);
+    }
+    headers
+}
+
+/// What stands before `/simple/…`. The public files host has no index of its own: it belongs to the public index,
+/// however the URL is spelled. `None`: the index is under `base_url`.
+fn index_url(section: &Section<'_>, package: Package, base_url: Option<&Url>) -> Option<Url> {
+    if let Some(entry) = section.entry("index_url") {
+        let url = section.parse("index_url", address::base_url)?;
+        if package != Package::Pypi {
+            let fault = Fault::new(format!("`index_url` means nothing to package {}", package.name()));
+            section
+                .cx
+                .error(entry.at, fault.hint("remove it; it belongs to `package: pypi`"));
+        } else if url.path().ends_with("/simple/") {
+            let fault = Fault::new("`index_url` ends in /simple, which is added to it");
+            section.cx.warn(entry.value.at, fault.hint("leave the last part out"));
+        }
+        return Some(url);
+    }
+    let base_url = base_url.filter(|_| package == Package::Pypi)?;
+    let host = base_url.host_str()?;
+    let is_files = host.strip_suffix('.').unwrap_or(host) == PYPI_FILES_HOST && base_url.port().is_none();
+    if is_files {
+        Url::parse(&format!("https://{PYPI_INDEX_HOST}/")).ok()
+    } else {
+        None
+    }
+}
+
+fn quarantine(section: &Section<'_>) -> Option<u32> {
+    let (new, days) = (section.entry("quarantine_new"), section.entry("quarantine_days"));
+    let on = section.boolean("quarantine_new").unwrap_or(false);
+    let count = section.integer("quarantine_days", 0..=MAX_QUARANTINE_DAYS);
+    match (new, days) {
+        // A bad number has been complained about.
+        (Some(new), days) if on && (days.is_none() || count == Some(0)) => {
+            let fault = Fault::new("`quarantine_new` without `quarantine_days`");
+            section.cx.error(
+                new.at,
+                fault.hint("add `quarantine_days: 3`, or another number of days"),
+            );
+        }
+        (_, Some(days)) if !on && count.is_some_and(|n| n > 0) => {
+            let fault = Fault::new("`quarantine_days` holds nothing back while `quarantine_new` is not true");
+            section.cx.warn(days.at, fault.hint("add `quarantine_new: true`"));
+        }
+        _ => {}
+    }
+    count.filter(|_| on)
+}
+
+fn ttls(section: &Section<'_>) -> Ttls {
+    let cache = section.section("cache", "cache.", &["immutable_ttl", "mutable_ttl", "negative_ttl"]);
+    let ttl = |key, default| {
+        cache
+            .as_ref()
+            .and_then(|c| c.duration(key))
+            .unwrap_or(Duration::from_secs(default))
+    };
+    Ttls {
+        immutable: ttl("immutable_ttl", 0),
+        mutable: ttl("mutable_ttl", 3600),
+        negative: ttl("negative_ttl", 10),
+    }
+}
+
+/// What cannot stand together, and what is legal but hardly meant.
+fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
+    let cx = section.cx;
+    if remote.package != Package::Npm
+        && let Some(found) = section.entry("tarball_urls")
+    {
+        let fault = Fault::new(format!(
+            "`tarball_urls` means nothing to package {}",
+            remote.package.name()
+        ));
+        cx.error(found.at, fault.hint("remove it; it belongs to `package: npm`"));
+    }
+    if remote.kind == RemoteType::Local {
+        for key in [
+            "base_url",
+            "index_url",
+            "proxy",
+            "offline",
+            "quarantine_new",
+            "quarantine_days",
+        ] {
+            let on = match key {
+                "offline" => remote.offline,
+                "quarantine_new" => !section.says(key, "false"),
+                "quarantine_days" => !section.says(key, "0"),
+                _ => true,
+            };
+            if let Some(found) = section.entry(key).filter(|_| on) {
+                let fault = Fault::new(format!("`{key}` on a local remote, which has no upstream"));
+                cx.error(found.at, fault.hint(format!("remove `{key}`, or `type: local`")));
+            }
+        }
+        for key in ["username", "headers", "file_hosts", "serve_stale_on", "upstream"] {
+            if let Some(found) = section.entry(key) {
+                cx.warn(found.at, Fault::new(format!("`{key}` has no effect on a local remote")));
+            }
+        }
+        if remote.package == Package::Docker {
+            let at = section.entry("package").map_or(entry.at, |found| found.at);
+            let fault = Fault::new("docker repositories cannot be local");
+            cx.error(
+                at,
+                fault.hint("choose another package; its files are served as they are"),
+            );
+        }
+        return;
+    }
+    if remote.package == Package::Npm && remote.mutable_patterns.is_empty() {
+        let fault = Fault::new(if remote.immutable_patterns.is_none() {
+            "npm without `mutable_patterns`: package metadata counts as immutable and is never refreshed"
+        } else {
+            "npm without `mutable_patterns`: package metadata is refused with 403, or never refreshed where \
+             `immutable_patterns` match it"
+        });
+        cx.warn(entry.at, fault.hint(r"add `mutable_patterns: ['^(?!.*\.tgz$).*']`"));
+    }
+}

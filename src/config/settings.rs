@@ -1,0 +1,494 @@
+//! Runtime settings: a flag wins over its variable, the variable over `conf/artifactapi.yaml`, that over the default.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use url::Url;
+
+use super::Flags;
+use super::address;
+use super::environment::Environment;
+use super::model::{
+    CacheSettings, Database, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, UpstreamSettings,
+};
+use super::problem::{Context, Fault, Report};
+use super::section::{Elsewhere, Section};
+use super::values::{self, shown};
+use super::yaml;
+
+const KEYS: &[&str] = &[
+    "listen",
+    "public_url",
+    "tls",
+    "trusted_proxies",
+    "resolver",
+    "cache",
+    "upstream",
+];
+
+const ELSEWHERE: Elsewhere = &[
+    ("disk_bytes", "under `cache:`"),
+    ("disk_min_free", "under `cache:`"),
+    ("memory_bytes", "under `cache:`"),
+    ("sync", "under `cache:`"),
+    ("connect_timeout", "under `upstream:`"),
+    ("first_byte_timeout", "under `upstream:`"),
+    ("idle_timeout", "under `upstream:`"),
+    ("max_concurrent", "under `upstream:`"),
+    ("remotes", "in a file of its own: --remotes or ARTIFACTAPI_REMOTES"),
+    (
+        "data_dir",
+        "on the command line (--data-dir) or in ARTIFACTAPI_DATA_DIR",
+    ),
+    ("admin_token", "in ARTIFACTAPI_ADMIN_TOKEN"),
+    ("node_url", "in ARTIFACTAPI_NODE_URL"),
+    ("node_secret", "in ARTIFACTAPI_NODE_SECRET"),
+];
+
+/// The keys of `upstream:` that a remote has too.
+pub(super) const TIMEOUT_KEYS: [&str; 3] = ["connect_timeout", "first_byte_timeout", "idle_timeout"];
+
+/// What the file may set.
+struct FromFile {
+    listen: Option<Vec<SocketAddr>>,
+    public_url: Option<Url>,
+    tls: Option<Tls>,
+    trusted_proxies: Vec<IpNet>,
+    resolver: Vec<SocketAddr>,
+    cache: CacheSettings,
+    upstream: UpstreamSettings,
+}
+
+impl Default for FromFile {
+    fn default() -> Self {
+        let loopback4 = Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8);
+        let loopback6 = Ipv6Net::new_assert(Ipv6Addr::LOCALHOST, 128);
+        FromFile {
+            listen: None,
+            public_url: None,
+            tls: None,
+            trusted_proxies: vec![IpNet::V4(loopback4), IpNet::V6(loopback6)],
+            resolver: Vec::new(),
+            cache: CacheSettings {
+                disk_bytes: 50_000_000_000,
+                disk_min_free: MinFree::Percent(5.0),
+                memory_bytes: 256_000_000,
+                sync: false,
+            },
+            upstream: UpstreamSettings {
+                timeouts: Timeouts {
+                    connect: Duration::from_secs(5),
+                    first_byte: Duration::from_secs(30),
+                    idle: Duration::from_secs(60),
+                },
+                max_concurrent: 256,
+            },
+        }
+    }
+}
+
+/// Puts the settings together. `conf` is the file's path and text, if there is one. What is wrong goes to `report`;
+/// then the result serves only to look for further problems.
+pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>, report: &Report) -> Settings {
+    let file = conf
+        .map(|(file, text)| from_file(file, text, env, report))
+        .unwrap_or_default();
+    let outside = Outside { env, report };
+    Settings {
+        listen: outside
+            .listen(&flags.listen)
+            .or(file.listen)
+            .unwrap_or_else(|| vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 8000))]),
+        public_url: outside
+            .parse(
+                ("--public-url", flags.public_url.as_deref()),
+                "ARTIFACTAPI_PUBLIC_URL",
+                address::link_base,
+            )
+            .or(file.public_url),
+        data_dir: outside.path(flags.data_dir.as_deref(), "ARTIFACTAPI_DATA_DIR", "./data"),
+        remotes_file: outside.path(flags.remotes.as_deref(), "ARTIFACTAPI_REMOTES", "remotes.yaml"),
+        trusted_proxies: file.trusted_proxies,
+        resolver: file.resolver,
+        tls: file.tls,
+        cache: file.cache,
+        upstream: file.upstream,
+        outbound: outside.proxies(),
+        admin_token: outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN"),
+        database: outside.database(),
+        redis_url: outside.redis(),
+        s3: outside.s3(),
+        node_url: outside.parse(
+            ("--node-url", flags.node_url.as_deref()),
+            "ARTIFACTAPI_NODE_URL",
+            address::link_base,
+        ),
+        node_secret: outside.secret(("--node-secret", flags.node_secret.as_ref()), "ARTIFACTAPI_NODE_SECRET"),
+    }
+    .checked(report)
+}
+
+impl Settings {
+    /// Complains of what is half set.
+    fn checked(self, report: &Report) -> Self {
+        let missing = match (&self.node_url, &self.node_secret) {
+            (Some(_), None) => Some(("ARTIFACTAPI_NODE_URL", "ARTIFACTAPI_NODE_SECRET")),
+            (None, Some(_)) => Some(("ARTIFACTAPI_NODE_SECRET", "ARTIFACTAPI_NODE_URL")),
+            _ => None,
+        };
+        if let Some((set, unset)) = missing {
+            report.error(Fault::new(format!("{set} is set and {unset} is not")).hint("set both or neither"));
+        }
+        self
+    }
+}
+
+fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> FromFile {
+    let mut result = FromFile::default();
+    let cx = Context {
+        file,
+        env,
+        remote: None,
+        report,
+    };
+    let document = match yaml::parse(text) {
+        Ok(document) => document,
+        Err((at, fault)) => {
+            cx.error(at, fault);
+            return result;
+        }
+    };
+    for (at, fault) in document.errors {
+        cx.error(at, fault);
+    }
+    for note in document.notes {
+        let fault = Fault::new(format!(
+            "{} is no escape in a double-quoted YAML string: taken as the backslash that was meant",
+            note.escape
+        ));
+        cx.warn(
+            note.at,
+            fault.hint("write it in single quotes, or double the backslash"),
+        );
+    }
+    let Some(root) = &document.root else { return result };
+    let top = Section::open(cx, root, "", KEYS, ELSEWHERE);
+
+    if let Some(entry) = top.entry("listen") {
+        // One address may stand without brackets.
+        let (number, addresses) = match &entry.value.content {
+            yaml::Content::List(items) => (items.len(), top.list("listen", address::listen_address)),
+            _ => (
+                1,
+                top.parse("listen", address::listen_address)
+                    .map(|address| vec![(entry.value.at, address)]),
+            ),
+        };
+        let addresses: Vec<SocketAddr> = addresses
+            .unwrap_or_default()
+            .into_iter()
+            .map(|(_, address)| address)
+            .collect();
+        // Else something has been complained about already.
+        if addresses.len() == number {
+            if let Err(fault) = check_listen(&addresses) {
+                cx.error(entry.value.at, fault.about("`listen`"));
+            }
+            result.listen = Some(addresses);
+        }
+    }
+    result.public_url = top.parse("public_url", address::link_base);
+    if let Some(tls) = top.section("tls", "tls.", &["cert", "key"]) {
+        result.tls = tls_files(&tls, &top);
+    }
+    if let Some(networks) = top.list("trusted_proxies", address::network) {
+        result.trusted_proxies = networks.into_iter().map(|(_, network)| network).collect();
+    }
+    if let Some(servers) = top.list("resolver", address::resolver_address) {
+        result.resolver = servers.into_iter().map(|(_, server)| server).collect();
+    }
+    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync"];
+    if let Some(cache) = top.section("cache", "cache.", &cache_keys) {
+        let defaults = result.cache;
+        result.cache = CacheSettings {
+            disk_bytes: cache.parse("disk_bytes", values::size).unwrap_or(defaults.disk_bytes),
+            disk_min_free: cache
+                .parse("disk_min_free", values::min_free)
+                .unwrap_or(defaults.disk_min_free),
+            memory_bytes: cache
+                .parse("memory_bytes", values::size)
+                .unwrap_or(defaults.memory_bytes),
+            sync: cache.boolean("sync").unwrap_or(defaults.sync),
+        };
+    }
+    let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent"]].concat();
+    if let Some(upstream) = top.section("upstream", "upstream.", &upstream_keys) {
+        result.upstream.timeouts = timeouts(&upstream, result.upstream.timeouts);
+        if let Some(number) = upstream.integer("max_concurrent", 1..=1_000_000) {
+            result.upstream.max_concurrent = usize::try_from(number).unwrap_or(usize::MAX);
+        }
+    }
+    result
+}
+
+/// Reads the time-outs of an `upstream:`, of the settings or of a remote.
+pub(super) fn timeouts(section: &Section<'_>, defaults: Timeouts) -> Timeouts {
+    Timeouts {
+        connect: section.timeout("connect_timeout").unwrap_or(defaults.connect),
+        first_byte: section.timeout("first_byte_timeout").unwrap_or(defaults.first_byte),
+        idle: section.timeout("idle_timeout").unwrap_or(defaults.idle),
+    }
+}
+
+fn tls_files(tls: &Section<'_>, top: &Section<'_>) -> Option<Tls> {
+    let cx = tls.cx;
+    // Opened now, so that `check` finds what would keep the service from starting.
+    let path = |key| {
+        tls.parse(key, |text| {
+            let path = cx.resolve(text);
+            let opened = File::open(&path).and_then(|file| file.metadata());
+            match opened {
+                Ok(metadata) if metadata.is_file() => Ok(path),
+                Ok(_) => Err(Fault::new("is not a file")),
+                Err(error) => {
+                    Err(Fault::new(format!("cannot be read: {error}")).hint("the path is relative to this file"))
+                }
+            }
+        })
+    };
+    for (key, other) in [("cert", "key"), ("key", "cert")] {
+        if let (None, Some(at)) = (tls.entry(key), top.entry("tls").map(|entry| entry.at)) {
+            let fault = Fault::new(format!("`tls.{key}` is missing"));
+            cx.error(
+                at,
+                fault.hint(format!(
+                    "`tls` needs both `{key}` and `{other}`: {{cert: FILE, key: FILE}}"
+                )),
+            );
+        }
+    }
+    let (cert, key) = (path("cert"), path("key"));
+    Some(Tls { cert: cert?, key: key? })
+}
+
+fn check_listen(addresses: &[SocketAddr]) -> Result<(), Fault> {
+    if addresses.is_empty() {
+        return Err(Fault::new("names no address").hint("write at least one, such as 127.0.0.1:8000"));
+    }
+    for (index, address) in addresses.iter().enumerate() {
+        if address.port() != 0 && addresses[..index].contains(address) {
+            return Err(Fault::new(format!("names {address} twice")).hint("remove one"));
+        }
+    }
+    Ok(())
+}
+
+/// Settings from flags and variables.
+struct Outside<'a> {
+    env: &'a Environment,
+    report: &'a Report,
+}
+
+impl<'a> Outside<'a> {
+    fn variable(&self, name: &str) -> Option<&'a str> {
+        self.env.get(name).unwrap_or_else(|fault| {
+            self.report.error(fault);
+            None
+        })
+    }
+
+    fn complain<T>(&self, subject: &str, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.report.error(fault.about(subject))).ok()
+    }
+
+    /// The flag's value, or the variable's, made into something.
+    fn parse<T>(
+        &self,
+        (flag, value): (&str, Option<&str>),
+        variable: &str,
+        parse: impl FnOnce(&str) -> Result<T, Fault>,
+    ) -> Option<T> {
+        let (name, text) = match value {
+            Some(value) => (flag, value),
+            None => (variable, self.variable(variable)?),
+        };
+        self.complain(&format!("{name} {}", shown(text)), parse(text))
+    }
+
+    fn path(&self, flag: Option<&Path>, variable: &str, default: &str) -> PathBuf {
+        match flag {
+            Some(path) => path.to_owned(),
+            None => PathBuf::from(self.variable(variable).unwrap_or(default)),
+        }
+    }
+
+    /// A secret that travels in a header.
+    fn secret(&self, (flag, value): (&str, Option<&Secret>), variable: &str) -> Option<Secret> {
+        let (name, text) = match value {
+            Some(value) => (flag, value.reveal()),
+            None => (variable, self.variable(variable)?),
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+            let fault = Fault::new(format!(
+                "{name} is empty or holds something else than visible ASCII characters"
+            ));
+            self.report
+                .error(fault.hint("it is sent in a header: use letters and digits, without spaces"));
+        }
+        Some(Secret::new(text))
+    }
+
+    fn listen(&self, flag: &[String]) -> Option<Vec<SocketAddr>> {
+        let (name, texts) = if flag.is_empty() {
+            ("ARTIFACTAPI_LISTEN", vec![self.variable("ARTIFACTAPI_LISTEN")?])
+        } else {
+            ("--listen", flag.iter().map(String::as_str).collect())
+        };
+        let texts = texts
+            .into_iter()
+            .flat_map(|text| text.split(','))
+            .map(str::trim)
+            .filter(|text| !text.is_empty());
+        let parsed: Vec<Option<SocketAddr>> = texts
+            .map(|text| self.complain(&format!("{name} {}", shown(text)), address::listen_address(text)))
+            .collect();
+        if parsed.contains(&None) {
+            return None;
+        }
+        let addresses: Vec<SocketAddr> = parsed.into_iter().flatten().collect();
+        self.complain(name, check_listen(&addresses))?;
+        Some(addresses)
+    }
+
+    /// The lower-case name wins, as it does with curl.
+    fn proxies(&self) -> OutboundProxies {
+        let variable = |name: &str| {
+            let lower = name.to_ascii_lowercase();
+            match self.variable(&lower) {
+                Some(value) => Some((lower, value)),
+                None => self.variable(name).map(|value| (name.to_owned(), value)),
+            }
+        };
+        let proxy = |name| {
+            let (name, text) = variable(name)?;
+            self.complain(&format!("{name} {}", shown(text)), address::proxy_url(text))
+        };
+        let separators = |c: char| c == ',' || c.is_whitespace();
+        let exceptions = variable("NO_PROXY").map(|(_, text)| {
+            text.split(separators)
+                .filter(|entry| !entry.is_empty())
+                .map(str::to_ascii_lowercase)
+                .collect()
+        });
+        OutboundProxies {
+            http: proxy("HTTP_PROXY"),
+            https: proxy("HTTPS_PROXY"),
+            no_proxy: exceptions.unwrap_or_default(),
+        }
+    }
+
+    /// Whether a group of variables is set. Half set is an error that names what is missing.
+    fn group(&self, what: &str, needed: &[&str], optional: &[&str]) -> bool {
+        let is_set = |name: &&str| self.variable(name).is_some();
+        let missing: Vec<&str> = needed.iter().filter(|name| !is_set(name)).copied().collect();
+        let set: Vec<&str> = needed
+            .iter()
+            .chain(optional)
+            .filter(|name| is_set(name))
+            .copied()
+            .collect();
+        if set.is_empty() {
+            return false;
+        }
+        if !missing.is_empty() {
+            let fault = Fault::new(format!(
+                "{what} is only half configured: {} set, {} missing",
+                set.join(", "),
+                missing.join(", ")
+            ));
+            self.report
+                .error(fault.hint(format!("set {} too, or none of them", missing.join(", "))));
+        }
+        missing.is_empty()
+    }
+
+    fn database(&self) -> Option<Database> {
+        if !self.group("PostgreSQL", &["DBHOST", "DBUSER", "DBNAME"], &["DBPORT", "DBPASS"]) {
+            return None;
+        }
+        let port = match self.variable("DBPORT") {
+            Some(text) => self.complain("DBPORT", address::port_number(text))?,
+            None => 5432,
+        };
+        Some(Database {
+            host: self.variable("DBHOST")?.to_owned(),
+            port,
+            user: self.variable("DBUSER")?.to_owned(),
+            password: self.variable("DBPASS").map(Secret::new),
+            name: self.variable("DBNAME")?.to_owned(),
+        })
+    }
+
+    fn redis(&self) -> Option<Secret> {
+        let text = self.variable("REDIS_URL")?;
+        let hint = "write it like redis://host:6379, or rediss:// for TLS";
+        let checked = match Url::parse(text) {
+            Ok(url) if !matches!(url.scheme(), "redis" | "rediss") => {
+                Err(Fault::new("must begin with redis:// or rediss://").hint(hint))
+            }
+            Ok(url) if url.host_str().is_none_or(str::is_empty) => Err(Fault::new("has no host").hint(hint)),
+            Ok(_) => Ok(Secret::new(text)),
+            Err(error) => Err(Fault::new(format!("not a URL: {error}")).hint(hint)),
+        };
+        self.complain("REDIS_URL", checked)
+    }
+
+    fn s3(&self) -> Option<S3> {
+        let needed = ["MINIO_ENDPOINT", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_BUCKET"];
+        let secure = match self
+            .variable("MINIO_SECURE")
+            .map(|text| (text, text.to_ascii_lowercase()))
+        {
+            None => None,
+            Some((_, lower)) if matches!(lower.as_str(), "true" | "1") => Some(true),
+            Some((_, lower)) if matches!(lower.as_str(), "false" | "0") => Some(false),
+            Some((text, _)) => {
+                let fault = Fault::new(format!("MINIO_SECURE {}: must be true or false", shown(text)));
+                self.report.error(fault);
+                None
+            }
+        };
+        if !self.group("S3", &needed, &["MINIO_SECURE"]) {
+            return None;
+        }
+        let text = self.variable("MINIO_ENDPOINT")?;
+        let endpoint = self.complain(&format!("MINIO_ENDPOINT {}", shown(text)), s3_endpoint(text, secure))?;
+        Some(S3 {
+            endpoint,
+            access_key: Secret::new(self.variable("MINIO_ACCESS_KEY")?),
+            secret_key: Secret::new(self.variable("MINIO_SECRET_KEY")?),
+            bucket: self.variable("MINIO_BUCKET")?.to_owned(),
+        })
+    }
+}
+
+/// `host[:port]`, or with a scheme, which must not contradict `MINIO_SECURE`.
+fn s3_endpoint(text: &str, secure: Option<bool>) -> Result<Url, Fault> {
+    let text = match text.contains("://") {
+        true => text.to_owned(),
+        false if secure == Some(true) => format!("https://{text}"),
+        false => format!("http://{text}"),
+    };
+    let url = address::web_url(&text, "use MINIO_ACCESS_KEY and MINIO_SECRET_KEY")?;
+    if let Some(secure) = secure.filter(|secure| *secure != (url.scheme() == "https")) {
+        let fault = Fault::new(format!("contradicts MINIO_SECURE, which is {secure}"));
+        return Err(fault.hint("leave the scheme out, or make MINIO_SECURE agree with it"));
+    }
+    if url.path() != "/" {
+        return Err(Fault::new("has a path").hint("name the bucket in MINIO_BUCKET"));
+    }
+    Ok(url)
+}

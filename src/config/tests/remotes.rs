@@ -1,0 +1,277 @@
+//! The keys of a remote.
+
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn every_problem_of_every_remote_is_told_with_its_place() {
+    let case = Case::new(
+        "remotes:\n  a:\n    base-url: https://a\n    immutable_patterns: ['(']\n    mutable_ttl: 5\n  \
+         b:\n    base_url: https://b\n    offline: \"true\"\n    quarantine_new: true\n    cache: {mutable_ttl: -1}\n  \
+         a:\n    base_url: https://c\n    package: nmp\n  'ü/': {type: local, base_url: https://d}\n",
+    );
+    finds(
+        &case,
+        &[
+            "remotes.yaml:2:3: error: remote \"a\": `base_url` is missing\n    hint: add",
+            "remotes.yaml:3:5: error: remote \"a\": unknown key `base-url`\n    hint: did you mean `base_url`?",
+            "remotes.yaml:4:26: error: remote \"a\": `immutable_patterns`: '(' is no pattern: ",
+            "remotes.yaml:5:5: error: remote \"a\": unknown key `mutable_ttl`\n    hint: `mutable_ttl` belongs under `cache:`",
+            "remotes.yaml:8:14: error: remote \"b\": `offline` must be true or false, and is a string\n    \
+             hint: write true without quotes",
+            "remotes.yaml:9:5: error: remote \"b\": `quarantine_new` without `quarantine_days`",
+            "remotes.yaml:10:26: error: remote \"b\": `cache.mutable_ttl` \"-1\": must not be negative",
+            "remotes.yaml:11:3: error: remote \"a\": a second remote of this name\n    hint: the first stands in line 2",
+            "remotes.yaml:13:14: error: remote \"a\": `package` \"nmp\": must be one of generic, alpine, rpm, docker, \
+             pypi, npm, helm\n    hint: did you mean npm?",
+            "remotes.yaml:14:3: error: remote \"ü/\": the name cannot stand in a URL",
+            "remotes.yaml:14:23: error: remote \"ü/\": `base_url` on a local remote",
+        ],
+    );
+}
+
+#[test]
+fn values_come_from_the_environment() {
+    let case = generic(
+        "username: '${WHO}'\npassword: 'a$$b$c${PASSWORD}'\nheaders: {X-Token: 'Bearer ${PASSWORD}'}\n\
+         mutable_patterns: ['a${WHO}$']\ncache: {mutable_ttl: '${TTL}'}\noffline: ${OFF}",
+    );
+    finds(
+        &case,
+        &[
+            "variable WHO is not",
+            "variable PASSWORD is not",
+            "PASSWORD",
+            "variable TTL",
+            "variable OFF",
+        ],
+    );
+    let case = case
+        .env("WHO", "me")
+        .env("PASSWORD", "geheim")
+        .env("TTL", "5m")
+        .env("OFF", "true");
+    let remote = case.remote("x");
+    let credentials = remote.credentials.as_ref().expect("given");
+    assert_eq!(
+        (credentials.username.as_str(), credentials.password.reveal()),
+        ("me", "a$b$cgeheim")
+    );
+    assert_eq!(remote.headers[0].1, "Bearer geheim");
+    assert_eq!(remote.mutable_patterns[0].as_str(), "a${WHO}$");
+    assert_eq!(remote.ttl.mutable, Duration::from_secs(300));
+    assert!(remote.offline);
+    // What came from there is not repeated, neither in errors nor in the configuration shown.
+    let bad = one("base_url: 'https://u:${P}@h'\nproxy: 'socks5://${P}'\nusername: a").env("P", "geheim");
+    assert!(
+        bad.problems().iter().all(|p| !p.contains("geheim")),
+        "{:?}",
+        bad.problems()
+    );
+    let path = one("base_url: 'https://h/${P}/x'\ndescription: '${P}'\nproxy: 'http://u:${P}@h'").env("P", "geheim");
+    let json = path.config().to_redacted_json().to_string();
+    assert!(!json.contains("geheim") && json.contains("https://h/${P}/x"), "{json}");
+    assert_eq!(
+        path.remote("x").base_url.as_ref().map(|u| u.as_str()),
+        Some("https://h/geheim/x/")
+    );
+}
+
+#[test]
+fn passwords_come_from_files() {
+    let case = generic("username: u\npassword_file: secret");
+    finds(
+        &case,
+        &["5:20: error: remote \"x\": `password_file` \"secret\": cannot be read"],
+    );
+    case.write("secret", "geheim\r\n");
+    assert_eq!(
+        case.remote("x")
+            .credentials
+            .as_ref()
+            .map(|c| c.password.reveal().to_owned()),
+        Some("geheim".into())
+    );
+    case.write("secret", "\n");
+    finds(&case, &["is empty"]);
+    let both = generic("username: u\npassword: p\npassword_file: /dev/null");
+    finds(
+        &both,
+        &["6:5: error: remote \"x\": both `password` and `password_file`", "6:20"],
+    );
+    finds(
+        &generic("username: u"),
+        &["4:5: error: remote \"x\": `username` without `password`"],
+    );
+    finds(
+        &generic("password: u"),
+        &["4:5: error: remote \"x\": `password` without `username`"],
+    );
+    finds(
+        &generic("username: 'a:b'\npassword: c"),
+        &["4:15: error: remote \"x\": `username` holds a colon"],
+    );
+}
+
+#[test]
+fn contradictions_are_errors() {
+    let local = |keys: &str| one(&format!("type: local\n{keys}"));
+    for key in [
+        "base_url: https://a",
+        "proxy: http://p",
+        "offline: true",
+        "quarantine_new: true",
+        "quarantine_days: 3",
+    ] {
+        let name = key.split(':').next().expect("a key");
+        finds(
+            &local(key),
+            &[&format!("4:5: error: remote \"x\": `{name}` on a local remote")],
+        );
+    }
+    assert!(
+        local("offline: false\nquarantine_new: false\nquarantine_days: 0\nproxy: null")
+            .problems()
+            .is_empty()
+    );
+    finds(
+        &local("package: docker"),
+        &["4:5: error: remote \"x\": docker repositories cannot be local"],
+    );
+    finds(
+        &local("package: pypi\nindex_url: https://a"),
+        &["5:5: error: remote \"x\": `index_url` on a local"],
+    );
+    finds(
+        &generic("index_url: https://a"),
+        &["4:5: error: remote \"x\": `index_url` means nothing"],
+    );
+    finds(
+        &generic("tarball_urls: upstream"),
+        &["4:5: error: remote \"x\": `tarball_urls` means nothing"],
+    );
+    finds(
+        &generic("quarantine_days: 3"),
+        &["warning: remote \"x\": `quarantine_days` holds nothing back"],
+    );
+    finds(
+        &generic("quarantine_new: true\nquarantine_days: 99999999999"),
+        &["5:22: error: remote \"x\": `quarantine_days`"],
+    );
+    finds(
+        &generic("serve_stale_on: [429, 200, '503']"),
+        &["4:27: error", "4:32: error"],
+    );
+    finds(
+        &generic("proxy: https://p"),
+        &["4:12: error: remote \"x\": `proxy` \"https://p\": only http:// proxies"],
+    );
+    finds(
+        &generic("hosts: npm.example"),
+        &["4:12: error: remote \"x\": `hosts` must be a list, and is a single value"],
+    );
+    finds(
+        &generic("upstream: {idle_timeout: 0}"),
+        &["4:30: error: remote \"x\": `upstream.idle_timeout` \"0\": must be longer"],
+    );
+    finds(
+        &one("base_url: https://u:p@h"),
+        &["3:15: error: remote \"x\": `base_url` \"https://***@h\": has credentials"],
+    );
+    finds(&one("base_url:"), &["2:3: error: remote \"x\": `base_url` is missing"]);
+    finds(&one("base_url: https://h/?a=b"), &["has a query"]);
+    let hosts = Case::new(
+        "remotes:\n  a: {base_url: https://a, hosts: [H.example, h.example]}\n  b: {base_url: https://b, hosts: [h.EXAMPLE]}",
+    );
+    finds(
+        &hosts,
+        &[
+            "3:36: error: remote \"b\": the host \"h.example\" already belongs to the remote \"a\"\n    hint: it is named there in line 2",
+        ],
+    );
+    let headers =
+        generic("headers:\n  Host: a\n  If-Match: b\n  Range: c\n  'b d': e\n  X: \"a\\nb\"\n  y: 1\n  Y: 2\n  Z: [1]");
+    finds(
+        &headers,
+        &[
+            "5:7: error",
+            "6:7: error",
+            "7:7: error",
+            "8:7: error",
+            "9:10: error",
+            "11:7: error",
+            "12:10: error",
+        ],
+    );
+}
+
+#[test]
+fn npm_without_mutable_patterns_is_warned_of() {
+    let npm = "package: npm\n";
+    finds(
+        &generic(npm),
+        &["2:3: warning: remote \"x\": npm without `mutable_patterns`: package metadata counts as"],
+    );
+    finds(
+        &generic(&format!("{npm}immutable_patterns: ['\\.tgz$']")),
+        &["metadata is refused with 403"],
+    );
+    assert!(generic(&format!("{npm}mutable_patterns: ['^']")).problems().is_empty());
+}
+
+#[test]
+fn null_patterns_differ_from_none() {
+    assert!(generic("immutable_patterns:").remote("x").immutable_patterns.is_none());
+    assert!(
+        generic("immutable_patterns: []")
+            .remote("x")
+            .immutable_patterns
+            .as_ref()
+            .is_some_and(Vec::is_empty)
+    );
+    finds(
+        &generic("immutable_patterns: [null, {a: b}]"),
+        &["4:26: error: remote", "4:32: error: remote"],
+    );
+}
+
+#[test]
+fn the_public_python_index_belongs_to_its_files() {
+    let shipped = Case::new(SHIPPED).config();
+    let files = shipped.remotes["pypi"]
+        .base_url
+        .as_ref()
+        .and_then(|u| u.host_str())
+        .expect("a host")
+        .to_owned();
+    let index = shipped.remotes["pypi"].index_url.clone().expect("an index");
+    let of = |url: &str, more: &str| {
+        one(&format!("base_url: {url}\npackage: pypi\n{more}"))
+            .remote("x")
+            .index_url
+            .clone()
+    };
+    let upper = files.to_uppercase();
+    for url in [
+        format!("http://{files}"),
+        format!("HTTPS://{upper}:443//"),
+        format!("http://{files}:80/packages/"),
+        format!("https://{files}."),
+    ] {
+        assert_eq!(of(&url, ""), Some(index.clone()), "{url}");
+    }
+    for url in [
+        format!("https://{files}:8443"),
+        format!("https://x.{files}"),
+        "https://gitea.example/pypi".to_owned(),
+    ] {
+        assert_eq!(of(&url, ""), None, "{url}");
+    }
+    let own = of(&format!("https://{files}"), "index_url: https://i.example/root");
+    assert_eq!(own.map(String::from).as_deref(), Some("https://i.example/root/"));
+    let generic = one(&format!("base_url: https://{files}")).remote("x");
+    assert_eq!(generic.index_url, None);
+    let simple = one("base_url: https://a\npackage: pypi\nindex_url: https://a/simple");
+    finds(&simple, &["5:16: warning: remote \"x\": `index_url` ends in /simple"]);
+}

@@ -1,0 +1,211 @@
+//! Flags, variables, the settings file, and the configuration as a whole.
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::*;
+
+#[test]
+fn a_flag_wins_over_its_variable_and_that_over_the_file() {
+    let mut case = Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\npublic_url: https://file/");
+    let listen = |case: &Case| {
+        case.config()
+            .settings
+            .listen
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(listen(&case), "127.0.0.1:1");
+    case = case
+        .env("ARTIFACTAPI_LISTEN", "localhost:2, [::1]:3")
+        .env("ARTIFACTAPI_PUBLIC_URL", "https://env/a/");
+    assert_eq!(listen(&case), "127.0.0.1:2 [::1]:3");
+    assert_eq!(
+        case.config().settings.public_url.map(String::from).as_deref(),
+        Some("https://env/a")
+    );
+    case.flags.listen = vec!["0.0.0.0:4".into(), "[::]:4".into()];
+    case.flags.public_url = Some("https://flag".into());
+    assert_eq!(listen(&case), "0.0.0.0:4 [::]:4");
+    case.flags.listen = vec!["example:4".into()];
+    finds(&case, &["error: --listen \"example:4\": not an address"]);
+    let default = load(
+        &Flags {
+            remotes: case.flags.remotes.clone(),
+            ..Flags::default()
+        },
+        &Environment::default(),
+        7,
+    );
+    let default = default.config.expect("the defaults load");
+    assert_eq!(default.settings.listen, ["127.0.0.1:8000".parse().expect("an address")]);
+    assert_eq!(
+        (default.generation, default.settings.data_dir.as_path()),
+        (7, Path::new("./data"))
+    );
+}
+
+#[test]
+fn settings_are_checked_with_place() {
+    let case = Case::new("remotes: {}").conf(
+        "listen: [':80']\ntrusted_proxies: [10.0.0.0/8, x]\nresolver: ['1.1.1.1:53', 9]\ncache: {disk_byte: 1}\n\
+         upstream: {max_concurrent: 0, connect_timeout: 5q}\ntls: {cert: none}\ndata_dir: x\npublic_url: 'https://a?b'\n",
+    );
+    finds(
+        &case,
+        &[
+            "conf.yaml:1:10: error: `listen` \":80\": not an address",
+            "conf.yaml:2:31: error: `trusted_proxies` \"x\": not a network",
+            "conf.yaml:3:26: error: `resolver` \"9\"",
+            "conf.yaml:4:9: error: unknown key `cache.disk_byte`\n    hint: did you mean `disk_bytes`?",
+            "conf.yaml:5:28: error: `upstream.max_concurrent` \"0\": must be a whole number from 1 to",
+            "conf.yaml:5:48: error: `upstream.connect_timeout` \"5q\": \"q\" is no unit of time",
+            "conf.yaml:6:1: error: `tls.key` is missing",
+            "conf.yaml:6:13: error: `tls.cert` \"none\": cannot be read",
+            "conf.yaml:7:1: error: unknown key `data_dir`\n    hint: `data_dir` belongs on the command line",
+            "conf.yaml:8:13: error: `public_url` \"https://a?b\": has a query",
+        ],
+    );
+    // A remote takes what it does not set itself from the settings.
+    let case = generic("upstream: {idle_timeout: 7s}").conf("upstream: {connect_timeout: 250ms}");
+    let timeouts = case.remote("x").timeouts;
+    assert_eq!(
+        (timeouts.connect, timeouts.idle),
+        (Duration::from_millis(250), Duration::from_secs(7))
+    );
+}
+
+#[test]
+fn files_that_are_missing() {
+    let mut case = Case::new("");
+    case.flags.remotes = Some(case.folder.path().join("no.yaml"));
+    case.flags.conf = Some(case.folder.path().join("none.yaml"));
+    finds(
+        &case,
+        &[
+            "none.yaml: error: the file does not exist",
+            "no.yaml: error: the file does not exist\n    hint: create it, or name another file with --remotes",
+        ],
+    );
+}
+
+#[test]
+fn groups_of_variables_are_whole_or_absent() {
+    let case = || Case::new("remotes: {}");
+    let s3 = || {
+        let case = case().env("MINIO_ENDPOINT", "minio:9000").env("MINIO_ACCESS_KEY", "a");
+        case.env("MINIO_SECRET_KEY", "geheim").env("MINIO_BUCKET", "b")
+    };
+    let endpoint = |case: &Case| case.config().settings.s3.map(|s3| String::from(s3.endpoint));
+    assert_eq!(endpoint(&s3()).as_deref(), Some("http://minio:9000/"));
+    assert_eq!(
+        endpoint(&s3().env("MINIO_SECURE", "1")).as_deref(),
+        Some("https://minio:9000/")
+    );
+    assert_eq!(
+        endpoint(&s3().env("MINIO_ENDPOINT", "https://minio")).as_deref(),
+        Some("https://minio/")
+    );
+    finds(
+        &s3().env("MINIO_ENDPOINT", "https://m").env("MINIO_SECURE", "false"),
+        &["contradicts MINIO_SECURE"],
+    );
+    finds(
+        &s3().env("MINIO_SECURE", "yes"),
+        &["MINIO_SECURE \"yes\": must be true or false"],
+    );
+    finds(
+        &s3().env("MINIO_BUCKET", "").env("MINIO_ACCESS_KEY", ""),
+        &["MINIO_ACCESS_KEY, MINIO_BUCKET missing"],
+    );
+    finds(
+        &case().env("MINIO_SECURE", "true"),
+        &["S3 is only half configured: MINIO_SECURE set, MINIO_ENDPOINT,"],
+    );
+    finds(&case().env("DBPASS", "geheim"), &["DBHOST, DBUSER, DBNAME missing"]);
+    let db = || case().env("DBHOST", "db").env("DBUSER", "u").env("DBNAME", "n");
+    assert_eq!(db().config().settings.database.map(|db| db.port), Some(5432));
+    finds(&db().env("DBPORT", "0"), &["DBPORT: \"0\" is not a port"]);
+    finds(
+        &case().env("REDIS_URL", "http://r"),
+        &["error: REDIS_URL: must begin with redis://"],
+    );
+    finds(
+        &case().env("ARTIFACTAPI_NODE_URL", "http://n"),
+        &["ARTIFACTAPI_NODE_SECRET is not"],
+    );
+    finds(
+        &case().env("ARTIFACTAPI_ADMIN_TOKEN", "a b"),
+        &["ARTIFACTAPI_ADMIN_TOKEN is empty or holds"],
+    );
+
+    let case = case()
+        .env("HTTP_PROXY", "upper:1")
+        .env("http_proxy", "http://lower:2")
+        .env("https_proxy", "");
+    let case = case
+        .env("HTTPS_PROXY", "http://u:geheim@upper:3")
+        .env("NO_PROXY", "A.example, .b,,10.0.0.0/8");
+    let outbound = case.config().settings.outbound;
+    assert_eq!(outbound.http.map(|p| (p.host, p.port)), Some(("lower".into(), 2)));
+    assert_eq!(outbound.https.map(|p| (p.host, p.port)), Some(("upper".into(), 3)));
+    assert_eq!(outbound.no_proxy, ["a.example", ".b", "10.0.0.0/8"]);
+    finds(
+        &case.env("https_proxy", "socks5://u:geheim@h"),
+        &["https_proxy \"socks5://***@h\": only http:// proxies"],
+    );
+}
+
+#[test]
+fn the_configuration_shown_holds_no_secret() {
+    let case = generic("username: u\npassword: geheim\nheaders: {X-T: geheim}\nproxy: http://p:geheim@h:3128")
+        .env("REDIS_URL", "redis://:geheim@r:6379/0?password=geheim")
+        .env("HTTPS_PROXY", "http://geheim@h")
+        .env("ARTIFACTAPI_ADMIN_TOKEN", "geheim")
+        .env("DBHOST", "db")
+        .env("DBUSER", "u")
+        .env("DBNAME", "n")
+        .env("DBPASS", "geheim");
+    let config = case.config();
+    let json = config.to_redacted_json();
+    assert!(
+        !json.to_string().contains("geheim") && !format!("{config:?}").contains("geheim"),
+        "{json:#}"
+    );
+    let remote = &json["remotes"]["x"];
+    assert_eq!(remote["password"], "***");
+    assert_eq!(remote["headers"]["x-t"], "***");
+    assert_eq!(remote["proxy"], "http://***@h:3128");
+    assert_eq!(remote["base_url"], "https://example.com/");
+    assert_eq!(remote["immutable_patterns"], serde_json::Value::Null);
+    assert_eq!(remote["cache"]["mutable_ttl"], 3600);
+    assert_eq!(json["settings"]["redis_url"], "redis://***@r:6379/0?***");
+    assert_eq!(json["settings"]["cache"]["disk_min_free"], "5%");
+    assert_eq!(json["generation"], 1);
+    assert_eq!(
+        one("base_url: https://h/@scope").config().to_redacted_json()["remotes"]["x"]["base_url"],
+        "https://h/@scope/"
+    );
+}
+
+#[test]
+fn a_reload_reads_the_remotes_again_and_keeps_the_settings() {
+    let case = generic("").conf("upstream: {idle_timeout: 9}");
+    let first = case.config();
+    case.write(
+        "remotes.yaml",
+        "remotes: {y: {base_url: https://y, hosts: [y.example]}}",
+    );
+    case.write("conf.yaml", "nonsense");
+    let second = reload_remotes(&first, &Environment::default(), 2)
+        .config
+        .expect("it loads");
+    assert_eq!((second.generation, second.remotes.len()), (2, 1));
+    assert_eq!(second.hosts["y.example"].name, "y");
+    assert_eq!(second.remotes["y"].timeouts.idle, Duration::from_secs(9));
+    case.write("remotes.yaml", "remotes: {y: {}}");
+    let third = reload_remotes(&second, &Environment::default(), 3);
+    assert!(third.config.is_none() && third.problems.len() == 1);
+}

@@ -1,0 +1,363 @@
+//! Flights: fills in progress, at most one for each key, shared by everyone who asks for it.
+//!
+//! [`Fills::obtain`] joins the flight of a key or starts it. A flight ends, for those who wait, as soon as it is known
+//! what they get: an object to read (complete or growing), the copy of a small answer, or the word that this answer is
+//! not stored and each must ask for himself. The flight itself goes on until the body is complete, whoever leaves.
+
+mod answer;
+pub mod record;
+pub mod set;
+pub mod upstream;
+pub mod view;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::Method;
+use parking_lot::Mutex;
+use tokio::sync::{oneshot, watch};
+use url::Url;
+
+pub use answer::{Answer, Negative};
+use upstream::{FillProxy, Ticket, Word};
+use set::{Manifests, Set};
+pub use view::Views;
+
+use crate::cache::storage::FillSpec;
+use crate::cache::{Expected, Finish, Hash, Key, Object, Store, freshness_until, now_ms, shown};
+use crate::catalog::Catalog;
+use crate::config::Remote;
+use crate::metrics::Metrics;
+use crate::policy::Policy;
+use crate::upstream::{Ask, Exchange, Failure, Upstream};
+
+/// Whatever a flight waits for, it does not wait longer than this without any sign of life.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// What is wanted from upstream.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    pub remote: Arc<Remote>,
+    pub key: Key,
+    pub url: Url,
+    pub policy: Policy,
+    pub accept: Option<&'static str>,
+    /// The document is decoded here, so it may come gzip-encoded.
+    pub gzip: bool,
+    pub expected: Option<Expected>,
+    /// It is a manifest: its files are seen to before it is shown.
+    pub set: Option<Set>,
+    /// What it will take the place of, where that is stored under another key: revalidated in its stead.
+    pub replaces: Option<Key>,
+}
+
+/// How an object came to be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum How {
+    /// Its bytes come from upstream for this request.
+    Fetched,
+    /// Upstream said 304.
+    Revalidated,
+    /// Upstream is unreachable, or answered one of the statuses that count as that.
+    Stale(Option<u16>),
+}
+
+/// What a flight brought.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    Object(Arc<Object>, How),
+    /// Upstream's own small answer, or one of ours: shared by all who waited.
+    Answer(Arc<Answer>),
+    /// Not stored: ask upstream for yourself.
+    Direct,
+}
+
+struct Flight {
+    outcome: watch::Sender<Option<Outcome>>,
+}
+
+/// All fills of this process.
+pub struct Fills {
+    pub store: &'static Store,
+    pub upstream: Arc<Upstream>,
+    pub catalog: Catalog,
+    pub metrics: Arc<Metrics>,
+    flights: Mutex<HashMap<(Hash, bool), Arc<Flight>>>,
+    negative: Negative,
+    manifests: Manifests,
+    proxy: FillProxy,
+}
+
+impl Fills {
+    pub fn new(store: &'static Store, upstream: Arc<Upstream>, catalog: Catalog, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Fills {
+            store,
+            upstream,
+            catalog,
+            metrics,
+            flights: Mutex::default(),
+            negative: Negative::default(),
+            manifests: Manifests::default(),
+            proxy: FillProxy::new(store),
+        })
+    }
+
+    /// A remembered 404, 410 or 451 for `key`.
+    pub fn remembered(&self, key: &Key) -> Option<Arc<Answer>> {
+        self.negative.get(&key.hash)
+    }
+
+    /// Forgets remembered refusals whose key `matches`.
+    pub fn forget(&self, matches: impl Fn(&str) -> bool) {
+        self.negative.forget(matches);
+    }
+
+    /// Fetches `wanted`, or joins the fetch of it. The second value tells whether it was joined.
+    pub async fn obtain(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, bool) {
+        let slot = (wanted.key.hash, method == Method::HEAD);
+        let (mut outcome, joined) = {
+            let mut flights = self.flights.lock();
+            match flights.get(&slot) {
+                Some(flight) => (flight.outcome.subscribe(), true),
+                None => {
+                    let flight = Arc::new(Flight { outcome: watch::channel(None).0 });
+                    flights.insert(slot, Arc::clone(&flight));
+                    let outcome = flight.outcome.subscribe();
+                    tokio::spawn(Arc::clone(self).fly(wanted, method, flight, slot));
+                    (outcome, false)
+                }
+            }
+        };
+        self.metrics.flight(joined);
+        let landed = tokio::time::timeout(PATIENCE, outcome.wait_for(Option::is_some)).await;
+        let outcome = match landed {
+            Ok(Ok(outcome)) => outcome.clone(),
+            _ => None,
+        };
+        let outcome = outcome.unwrap_or_else(|| {
+            Outcome::Answer(Arc::new(Answer::failure(&Failure {
+                status: 503,
+                reason: "the transfer was given up; try again".to_owned(),
+                unreachable: false,
+            })))
+        });
+        (outcome, joined)
+    }
+
+    /// One flight, from its start to the end of the body.
+    async fn fly(self: Arc<Self>, wanted: Wanted, method: Method, flight: Arc<Flight>, slot: (Hash, bool)) {
+        // Whatever happens to this task, nobody may wait for it for ever.
+        let landing = Landing { fills: &self, flight, slot };
+        let previous = self.store.stored(wanted.replaces.as_ref().unwrap_or(&wanted.key)).await;
+        if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
+            return self.fly_set(&wanted, &set, previous, landing).await;
+        }
+        let place = match self.upstream.place().await {
+            Ok(place) => place,
+            Err(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
+        };
+        let (done, mut ended) = oneshot::channel();
+        let (word, mut first_word) = oneshot::channel();
+        let spec = Arc::new(FillSpec {
+            key: wanted.key.clone(),
+            class: wanted.policy.class,
+            expected: wanted.expected.clone(),
+            previous: previous.clone(),
+            object: std::sync::OnceLock::new(),
+            refused: std::sync::OnceLock::new(),
+            done: Mutex::new(Some(done)),
+        });
+        let ask = Ask {
+            method: method.clone(),
+            accept: wanted.accept,
+            gzip: wanted.gzip,
+            headers: Vec::new(),
+            conditional: method == Method::GET && wanted.policy.conditional && previous.is_some(),
+        };
+        let exchange = Exchange::new(Arc::clone(&self.upstream), Arc::clone(&wanted.remote), wanted.url.clone(), ask);
+        let deadline = Arc::clone(&exchange.deadline);
+        let ticket = Ticket::new(exchange, Arc::clone(&spec), wanted.policy, word);
+        let task = AbortOnDrop(self.proxy.spawn(ticket).await);
+
+        let word = loop {
+            let wait = deadline.left().unwrap_or(PATIENCE);
+            tokio::select! {
+                word = &mut first_word => break word.unwrap_or_else(|_| Word::Failed(Failure {
+                    status: 502,
+                    reason: "the request to upstream ended without an answer".to_owned(),
+                    unreachable: true,
+                })),
+                () = tokio::time::sleep(wait) => {
+                    if deadline.left().is_some_and(|left| left.is_zero()) {
+                        drop(task);
+                        let failure = Exchange::timed_out(&wanted.remote, &wanted.url);
+                        return landing.publish(self.after_failure(&wanted, previous, failure).await);
+                    }
+                }
+            }
+        };
+        let growing = match word {
+            Word::Growing(object) => {
+                landing.publish(Outcome::Object(Arc::clone(&object), How::Fetched));
+                object
+            }
+            Word::NotModified => {
+                task.let_go();
+                return landing.publish(self.not_modified(&wanted, previous).await);
+            }
+            Word::Answer(answer) => {
+                task.let_go();
+                return landing.publish(self.after_answer(&wanted, previous, answer).await);
+            }
+            Word::Direct(why) => {
+                if let Some(why) = why {
+                    tracing::warn!(key = %shown(&wanted.key), %why, "an answer passes by unstored");
+                }
+                return landing.publish(Outcome::Direct);
+            }
+            Word::Failed(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
+        };
+        let finish = loop {
+            let wait = deadline.left().unwrap_or(PATIENCE);
+            tokio::select! {
+                finish = &mut ended => {
+                    task.let_go();
+                    break finish.unwrap_or_else(|_| Finish::Failed("the transfer ended early".to_owned()));
+                }
+                () = tokio::time::sleep(wait) => {
+                    if deadline.left().is_none_or(|left| left.is_zero()) {
+                        drop(task);
+                        break ended.await.unwrap_or_else(|_| Finish::Failed("upstream fell silent".to_owned()));
+                    }
+                }
+            }
+        };
+        drop(place);
+        self.ended(&wanted, &growing, finish);
+    }
+
+    fn ended(&self, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
+        match finish {
+            // What arrives aside is nobody's yet.
+            Finish::Admitted(_) if wanted.replaces.is_some() => {}
+            Finish::Admitted(object) => {
+                if let Some(event) = record::stored(&object, wanted.policy.class) {
+                    self.catalog.record(event);
+                }
+            }
+            Finish::Same(object) => self.catalog.record(record::refreshed(&object)),
+            Finish::Dropped => {}
+            Finish::Failed(reason) => {
+                self.metrics.fill_failed();
+                tracing::warn!(key = %shown(&growing.key), url = %wanted.url, %reason, "a transfer from upstream failed");
+            }
+        }
+    }
+
+    async fn not_modified(&self, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
+        let Some(previous) = previous else {
+            return Outcome::Answer(Arc::new(Answer::failure(&Failure {
+                status: 502,
+                reason: "upstream answered 304 and nothing is stored".to_owned(),
+                unreachable: false,
+            })));
+        };
+        self.refresh(wanted, &previous, now_ms()).await;
+        Outcome::Object(previous, How::Revalidated)
+    }
+
+    async fn refresh(&self, wanted: &Wanted, object: &Arc<Object>, checked_at: u64) {
+        let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
+        self.store.refresh(object, wanted.policy.class, checked_at, until).await;
+        self.catalog.record(record::refreshed(object));
+    }
+
+    /// An answer that is not stored: passed on, unless a stored copy goes before it.
+    async fn after_answer(&self, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
+        let status = answer.status;
+        if let Some(previous) = &previous
+            && wanted.remote.serve_stale_on.contains(&status)
+        {
+            return self.stale(wanted, previous, Some(status)).await;
+        }
+        let gone = matches!(status, 404 | 410 | 451);
+        let answer = Arc::new(answer);
+        if gone {
+            if let Some(previous) = &previous {
+                self.store.remove(previous.key.hash).await;
+                self.catalog.record(record::removed(&previous.key));
+            }
+            self.negative.remember(&wanted.key, Arc::clone(&answer), wanted.remote.ttl.negative);
+        }
+        Outcome::Answer(answer)
+    }
+
+    async fn after_failure(&self, wanted: &Wanted, previous: Option<Arc<Object>>, failure: Failure) -> Outcome {
+        self.metrics.upstream_failed(&wanted.remote.name);
+        tracing::warn!(remote = %wanted.remote.name, url = %wanted.url, reason = %failure.reason, stored = previous.is_some(), "upstream failed");
+        match previous {
+            Some(previous) if failure.unreachable => self.stale(wanted, &previous, None).await,
+            _ => Outcome::Answer(Arc::new(Answer::failure(&failure))),
+        }
+    }
+
+    /// The stored copy, trusted for another TTL so that upstream is not asked again until then.
+    async fn stale(&self, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
+        self.refresh(wanted, previous, previous.fresh.checked_at()).await;
+        Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+}
+
+/// Publishes a flight's outcome and takes it off the board, also when its task dies.
+struct Landing<'a> {
+    fills: &'a Fills,
+    flight: Arc<Flight>,
+    slot: (Hash, bool),
+}
+
+impl Landing<'_> {
+    fn publish(&self, outcome: Outcome) {
+        self.leave();
+        self.flight.outcome.send_replace(Some(outcome));
+    }
+    fn leave(&self) {
+        let mut flights = self.fills.flights.lock();
+        if flights.get(&self.slot).is_some_and(|current| Arc::ptr_eq(current, &self.flight)) {
+            flights.remove(&self.slot);
+        }
+    }
+}
+
+impl Drop for Landing<'_> {
+    fn drop(&mut self) {
+        self.leave();
+        self.flight.outcome.send_if_modified(|outcome| {
+            let missing = outcome.is_none();
+            if missing {
+                *outcome = Some(Outcome::Answer(Arc::new(Answer::failure(&Failure {
+                    status: 503,
+                    reason: "the transfer was given up; try again".to_owned(),
+                    unreachable: false,
+                }))));
+            }
+            missing
+        });
+    }
+}
+
+/// A task that ends with its owner, unless it is let go.
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl AbortOnDrop {
+    /// The transfer is over; what is left is giving the connection back to the pool.
+    fn let_go(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

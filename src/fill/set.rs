@@ -1,0 +1,251 @@
+//! Documents that change together: a manifest (`repomd.xml`) and the files of fixed names that it names with their
+//! checksums. A client must never get a new manifest with an older file, nor the reverse.
+//!
+//! So a file of a fixed name is stored under its manifest's word for it (its checksum, or the manifest's own digest where
+//! there is none), and a new manifest takes the old one's place only when those of its files that clients use here were
+//! fetched and verified.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::Method;
+use quick_cache::sync::Cache;
+
+use super::{Fills, How, Landing, Outcome, Wanted, record};
+use crate::cache::{Expected, Finish, Key, Object, Reader, Store, freshness_until, hex, now_ms};
+use crate::formats::{Format, Member};
+use crate::upstream::Failure;
+
+/// Manifests are some kilobytes; a longer one is served and not read.
+const MAX_MANIFEST: usize = 8 << 20;
+/// After a set that does not fit together (upstream is changing it), upstream is asked again this soon.
+const RETRY_MS: u64 = 10_000;
+
+/// What is to be fetched is a manifest.
+#[derive(Clone)]
+pub struct Set {
+    pub format: &'static dyn Format,
+    /// Decoded, below the remote.
+    pub path: String,
+}
+
+impl std::fmt::Debug for Set {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.path)
+    }
+}
+
+/// How a file of a fixed name stands to its manifest.
+pub struct Standing {
+    pub manifest: Arc<Object>,
+    /// Takes the place of the form in the file's key.
+    pub form: String,
+    pub expected: Option<Expected>,
+}
+
+/// What the manifests that were read lately say.
+pub struct Manifests {
+    read: Cache<u64, Arc<HashMap<String, Member>>>,
+}
+
+impl Default for Manifests {
+    fn default() -> Self {
+        Manifests { read: Cache::new(256) }
+    }
+}
+
+impl Manifests {
+    async fn members(&self, manifest: &Arc<Object>, set: &Set) -> Arc<HashMap<String, Member>> {
+        if let Some(members) = self.read.get(&manifest.id) {
+            return members;
+        }
+        let body = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await.unwrap_or_default();
+        let members = set.format.members(&set.path, &body);
+        let members: Arc<HashMap<_, _>> =
+            Arc::new(members.into_iter().map(|member| (member.path.clone(), member)).collect());
+        self.read.insert(manifest.id, Arc::clone(&members));
+        members
+    }
+}
+
+fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Option<Expected>) {
+    let expected = member.and_then(|member| expected(&member.checksum_type, &member.checksum));
+    let form = match (member, &expected) {
+        (Some(member), Some(_)) => format!("is {}", member.checksum),
+        _ => format!("with {}", manifest.finished().map_or(String::new(), |finished| hex(&finished.sha256))),
+    };
+    (form, expected)
+}
+
+fn expected(kind: &str, checksum: &str) -> Option<Expected> {
+    let bytes: Option<Vec<u8>> = (0..checksum.len())
+        .step_by(2)
+        .map(|at| checksum.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+        .collect();
+    let bytes = bytes?;
+    match kind {
+        "sha256" => bytes.try_into().ok().map(Expected::Sha256),
+        "sha512" => bytes.try_into().ok().map(Expected::Sha512),
+        _ => None,
+    }
+}
+
+impl Fills {
+    /// How `path` stands to the manifest that is stored now under `manifest_key`. `None`: no manifest is stored, or it
+    /// does not name the file, so that nothing can be said.
+    pub async fn standing(&self, manifest_key: &Key, set: &Set, path: &str) -> Option<Standing> {
+        let manifest = self.store.stored(manifest_key).await?;
+        let members = self.manifests.members(&manifest, set).await;
+        let member = members.get(path);
+        // A signature is named nowhere, and belongs to the manifest by its name alone.
+        let by_name = path.strip_prefix(set.path.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        if member.is_none() && !by_name {
+            return None;
+        }
+        let (form, expected) = form_and_digest(&manifest, member);
+        Some(Standing { manifest, form, expected })
+    }
+
+    /// A flight for a manifest: fetched aside, its files verified, then put in the place of the one before.
+    pub(super) async fn fly_set(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        set: &Set,
+        previous: Option<Arc<Object>>,
+        landing: Landing<'_>,
+    ) {
+        let (remote, path, _) = wanted.key.parts();
+        let aside = Wanted {
+            key: Key::new(remote, path, None, "arriving"),
+            replaces: Some(wanted.key.clone()),
+            set: None,
+            ..wanted.clone()
+        };
+        let (outcome, _) = self.obtain_for_set(aside.clone()).await;
+        let arrived = match outcome {
+            Outcome::Object(object, How::Fetched) => object,
+            other => return landing.publish(other),
+        };
+        let incomplete = Failure {
+            status: 502,
+            reason: "the transfer from upstream ended early; try again".to_owned(),
+            unreachable: false,
+        };
+        let body = match (arrived.settled().await, Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await) {
+            (true, Ok(body)) => body,
+            // It is no manifest that is too long to be one: served as it is.
+            (true, Err(_)) => return landing.publish(Outcome::Object(arrived, How::Fetched)),
+            (false, _) => return landing.publish(self.after_failure(wanted, previous, incomplete).await),
+        };
+        if let Some(previous) = previous.as_ref().filter(|previous| previous.finished() == arrived.finished()) {
+            self.refresh(wanted, previous, now_ms()).await;
+            self.store.remove(aside.key.hash).await;
+            return landing.publish(Outcome::Object(Arc::clone(previous), How::Fetched));
+        }
+        if let Some(previous) = &previous
+            && let Err(path) = self.fetch_used_members(wanted, set, previous, &arrived).await
+        {
+            tracing::warn!(
+                remote = %wanted.remote.name, manifest = %set.path, file = %path,
+                "a new manifest and its files do not fit together yet: the set before it stays"
+            );
+            let now = now_ms();
+            let until = freshness_until(wanted.policy.class, now, wanted.policy.ttl).min(now + RETRY_MS);
+            self.store.refresh(previous, wanted.policy.class, previous.fresh.checked_at(), until).await;
+            self.store.remove(aside.key.hash).await;
+            return landing.publish(Outcome::Object(Arc::clone(previous), How::Stale(None)));
+        }
+        let switched = switch(self.store, wanted, &arrived, body.into()).await;
+        self.store.remove(aside.key.hash).await;
+        match switched {
+            Some(object) => {
+                if let Some(event) = record::stored(&object, wanted.policy.class) {
+                    self.catalog.record(event);
+                }
+                landing.publish(Outcome::Object(object, How::Fetched));
+            }
+            None => landing.publish(Outcome::Object(arrived, How::Fetched)),
+        }
+    }
+
+    /// A flight within a flight. The type is spelled out because the compiler cannot infer it in a circle.
+    fn obtain_for_set(self: &Arc<Self>, wanted: Wanted) -> Pin<Box<dyn Future<Output = (Outcome, bool)> + Send + '_>> {
+        Box::pin(self.obtain(wanted, Method::GET))
+    }
+
+    /// Fetches those files of the new manifest whose old copies are stored here. The path of one that did not fit.
+    async fn fetch_used_members(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        set: &Set,
+        previous: &Arc<Object>,
+        arrived: &Arc<Object>,
+    ) -> Result<(), String> {
+        let old = self.manifests.members(previous, set).await;
+        let new = self.manifests.members(arrived, set).await;
+        for (path, member) in new.iter() {
+            let Some(old_member) = old.get(path) else { continue };
+            let (old_form, _) = form_and_digest(previous, Some(old_member));
+            let (form, expected) = form_and_digest(arrived, Some(member));
+            if form == old_form {
+                continue;
+            }
+            let Ok(parsed) = crate::proxy::path::of_decoded(path) else {
+                continue;
+            };
+            let key = |form: &str| Key::new(&wanted.remote.name, &parsed.encoded, None, form);
+            if self.store.stored(&key(&old_form)).await.is_none() {
+                continue;
+            }
+            let member = Wanted {
+                key: key(&form),
+                url: set.format.upstream_url(&wanted.remote, &parsed),
+                policy: crate::policy::of_set_member(),
+                accept: None,
+                gzip: false,
+                expected,
+                set: None,
+                replaces: None,
+                remote: Arc::clone(&wanted.remote),
+            };
+            let fetched = match self.obtain_for_set(member).await {
+                (Outcome::Object(object, _), _) => object.settled().await,
+                _ => false,
+            };
+            if !fetched {
+                return Err(path.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stores what arrived aside in its own place.
+async fn switch(store: &'static Store, wanted: &Wanted, arrived: &Object, body: bytes::Bytes) -> Option<Arc<Object>> {
+    let mut head = arrived.head.clone();
+    head.content_length = Some(body.len() as u64);
+    let now = now_ms();
+    let freshness = (wanted.policy.class, now, freshness_until(wanted.policy.class, now, wanted.policy.ttl));
+    let mut writer = store.create(wanted.key.clone(), head, freshness, None, None).await.ok()?;
+    writer.write(body).await.ok()?;
+    match writer.finish().await {
+        Finish::Admitted(object) => Some(object),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums() {
+        let hex = "ab".repeat(32);
+        assert_eq!(expected("sha256", &hex), Some(Expected::Sha256([0xab; 32])));
+        assert_eq!(expected("sha512", &"cd".repeat(64)), Some(Expected::Sha512([0xcd; 64])));
+        assert_eq!(expected("sha256", "ab"), None);
+        assert_eq!(expected("sha256", &"zz".repeat(32)), None);
+        assert_eq!(expected("sha", &"ab".repeat(20)), None);
+    }
+}

@@ -1,0 +1,314 @@
+//! Views: documents rewritten or decoded for clients, made from an original while it arrives, and kept beside it.
+//!
+//! A view is an object like any other. Its key holds the id of its original, so it never expires: another body has
+//! another id, and a re-fetch that brought the same bytes keeps the id and with it the views.
+
+use std::io::Write as _;
+use std::sync::Arc;
+
+use flate2::Compression;
+use flate2::write::{GzEncoder, MultiGzDecoder};
+use http::{HeaderValue, header};
+use quick_cache::sync::Cache;
+use tokio::sync::Mutex;
+use url::Url;
+
+use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms};
+use crate::catalog::Catalog;
+use crate::config::Remote;
+use crate::formats::{ArtifactPath, Class, Format, RewriteError, Rewriter, ViewContext};
+use crate::headers;
+use crate::metrics::Metrics;
+
+/// What a decoder may make of one document: a bomb ends here, a 40 MB index does not.
+const MAX_DECODED: u64 = 1 << 30;
+/// Base URLs for which views of one document are kept; `Host` comes from outside.
+const MAX_BASES: usize = 16;
+/// A decoder's output is handed on in pieces of this.
+const PIECE: usize = 64 << 10;
+
+/// Why there is no view.
+#[derive(Debug, thiserror::Error)]
+pub enum ViewError {
+    #[error("{0}")]
+    NoSpace(#[from] NoSpace),
+    #[error("upstream's document is encoded as {0}, which cannot be decoded here")]
+    Coding(String),
+}
+
+/// A rewriting that is asked for.
+#[derive(Clone)]
+pub struct Rewriting {
+    pub format: &'static dyn Format,
+    pub remote: Arc<Remote>,
+    pub path: ArtifactPath,
+    /// The remote's root as clients know it, without trailing slash.
+    pub remote_url: String,
+    /// The links are absolute, so each base URL has its view.
+    pub absolute: bool,
+}
+
+/// Which view of an original.
+#[derive(Clone)]
+pub struct Spec {
+    /// `None`: decoded only.
+    pub rewriting: Option<Rewriting>,
+    pub gzip: bool,
+}
+
+/// Makes and finds views.
+pub struct Views {
+    store: &'static Store,
+    catalog: Catalog,
+    metrics: Arc<Metrics>,
+    /// One at a time looks a view up and starts it, so that none is made twice.
+    starting: Vec<Mutex<()>>,
+    /// Base URLs seen for an original, oldest first.
+    bases: Cache<u64, Arc<parking_lot::Mutex<Vec<String>>>>,
+}
+
+impl Views {
+    pub fn new(store: &'static Store, catalog: Catalog, metrics: Arc<Metrics>) -> Self {
+        Views {
+            store,
+            catalog,
+            metrics,
+            starting: (0..64).map(|_| Mutex::new(())).collect(),
+            bases: Cache::new(4096),
+        }
+    }
+
+    fn key(original: &Object, spec: &Spec) -> Key {
+        let form = match &spec.rewriting {
+            Some(rewriting) if rewriting.absolute => format!("for {}", rewriting.remote_url),
+            Some(_) => "relative".to_owned(),
+            None => "decoded".to_owned(),
+        };
+        let coding = if spec.gzip { "gzip" } else { "identity" };
+        // An empty remote: no remote can have this key.
+        Key::new("", &format!("view/{}/{form}", hex(&original.id.to_be_bytes())), None, coding)
+    }
+
+    /// The view of `original`, complete or growing.
+    ///
+    /// # Errors
+    /// There is no space for it, or the original's coding is not known here.
+    pub async fn open(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
+        let key = Self::key(original, spec);
+        let _turn = self.starting[original.id as usize % self.starting.len()].lock().await;
+        if let Some(view) = self.store.open_object(&key).await {
+            return Ok(view);
+        }
+        if let Some(coding) = original.head.content_encoding().filter(|coding| !is_gzip(coding)) {
+            return Err(ViewError::Coding(coding.to_owned()));
+        }
+        if let Some(rewriting) = spec.rewriting.as_ref().filter(|rewriting| rewriting.absolute) {
+            self.bound_bases(original, rewriting).await;
+        }
+        // The gzip form is made from the identity form: one rewriting serves both.
+        let source = if spec.gzip {
+            let plain = Spec { gzip: false, ..spec.clone() };
+            Some(Box::pin(self.open_plain(original, &plain)).await?)
+        } else {
+            None
+        };
+        let writer = self.create(key, original, spec).await?;
+        let view = Arc::clone(writer.object());
+        let (views, original, spec) = (Arc::clone(self), Arc::clone(original), spec.clone());
+        tokio::spawn(async move {
+            let made = match source {
+                Some(plain) => views.compress(plain, writer).await,
+                None => views.write(&original, &spec, writer).await,
+            };
+            if let Err(error) = made {
+                views.metrics.view_failed();
+                tracing::warn!(url = %original.head.url, %error, "a document could not be rewritten");
+            }
+        });
+        Ok(view)
+    }
+
+    async fn open_plain(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
+        let key = Self::key(original, spec);
+        if let Some(view) = self.store.open_object(&key).await {
+            return Ok(view);
+        }
+        let writer = self.create(key, original, spec).await?;
+        let view = Arc::clone(writer.object());
+        let (views, original, spec) = (Arc::clone(self), Arc::clone(original), spec.clone());
+        tokio::spawn(async move {
+            if let Err(error) = views.write(&original, &spec, writer).await {
+                views.metrics.view_failed();
+                tracing::warn!(url = %original.head.url, %error, "a document could not be rewritten");
+            }
+        });
+        Ok(view)
+    }
+
+    async fn create(&self, key: Key, original: &Object, spec: &Spec) -> Result<Writer, NoSpace> {
+        let mut kept = headers::of_view(&original.head.headers);
+        if spec.gzip {
+            kept.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        let head = Head {
+            url: original.head.url.clone(),
+            headers: kept,
+            content_length: None,
+            stored_at: now_ms(),
+            unframed: original.head.unframed,
+        };
+        self.store.create(key, head, (Class::Immutable, now_ms(), FOR_EVER), None, None).await
+    }
+
+    async fn write(&self, original: &Arc<Object>, spec: &Spec, mut writer: Writer) -> Result<(), MakeError> {
+        let mut rewriter = spec.rewriting.as_ref().map(|rewriting| {
+            let document_url = Url::parse(&original.head.url).unwrap_or_else(|_| NOWHERE.clone());
+            rewriting.format.rewriter(&ViewContext {
+                remote: &rewriting.remote,
+                path: &rewriting.path,
+                document_url,
+                content_type: original.head.content_type(),
+                remote_url: &rewriting.remote_url,
+            })
+        });
+        let mut reader = Reader::new(Arc::clone(original));
+        let mut decoder = original.head.content_encoding().map(|_| MultiGzDecoder::new(Vec::new()));
+        let mut decoded = 0;
+        while let Some(piece) = reader.next().await? {
+            match &mut decoder {
+                None => self.rewrite(&piece, rewriter.as_deref_mut(), spec, &mut writer).await?,
+                Some(decoder) => {
+                    // In small steps: a bomb's next kilobytes can be megabytes.
+                    for step in piece.chunks(1 << 10) {
+                        decoder.write_all(step).map_err(MakeError::Decode)?;
+                        let out = std::mem::take(decoder.get_mut());
+                        decoded += out.len() as u64;
+                        if decoded > MAX_DECODED {
+                            return Err(MakeError::TooLarge);
+                        }
+                        for part in out.chunks(PIECE) {
+                            self.rewrite(part, rewriter.as_deref_mut(), spec, &mut writer).await?;
+                        }
+                    }
+                }
+            }
+        }
+        if let Some(decoder) = decoder {
+            let rest = decoder.finish().map_err(MakeError::Decode)?;
+            self.rewrite(&rest, rewriter.as_deref_mut(), spec, &mut writer).await?;
+        }
+        if let Some(rewriter) = &mut rewriter {
+            let mut out = Vec::new();
+            rewriter.end(&mut out)?;
+            self.links(rewriter.as_mut(), spec).await;
+            self.metrics.escaped_links(rewriter.escaped());
+            writer.write(out.into()).await?;
+        }
+        finish(writer).await
+    }
+
+    async fn rewrite(
+        &self,
+        piece: &[u8],
+        rewriter: Option<&mut (dyn Rewriter + 'static)>,
+        spec: &Spec,
+        writer: &mut Writer,
+    ) -> Result<(), MakeError> {
+        let mut out = Vec::with_capacity(piece.len() + piece.len() / 8);
+        match rewriter {
+            Some(rewriter) => {
+                rewriter.write(piece, &mut out)?;
+                // Before the client can see the link: it may ask for the file at once.
+                self.links(rewriter, spec).await;
+            }
+            None => out.extend_from_slice(piece),
+        }
+        writer.write(out.into()).await?;
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    async fn links(&self, rewriter: &mut dyn Rewriter, spec: &Spec) {
+        let foreign = rewriter.take_foreign();
+        if let (false, Some(rewriting)) = (foreign.is_empty(), &spec.rewriting) {
+            if let Err(error) = self.catalog.add_links(&rewriting.remote.name, foreign).await {
+                tracing::warn!(remote = %rewriting.remote.name, %error, "links to other hosts could not be noted");
+            }
+        }
+    }
+
+    async fn compress(&self, plain: Arc<Object>, mut writer: Writer) -> Result<(), MakeError> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+        let mut reader = Reader::new(plain);
+        while let Some(piece) = reader.next().await? {
+            for part in piece.chunks(PIECE) {
+                encoder.write_all(part).map_err(MakeError::Decode)?;
+                let out = std::mem::take(encoder.get_mut());
+                writer.write(out.into()).await?;
+                tokio::task::yield_now().await;
+            }
+        }
+        writer.write(encoder.finish().map_err(MakeError::Decode)?.into()).await?;
+        finish(writer).await
+    }
+
+    /// Drops the oldest base's views when a document has too many.
+    async fn bound_bases(&self, original: &Arc<Object>, rewriting: &Rewriting) {
+        let bases = match self.bases.get(&original.id) {
+            Some(bases) => bases,
+            None => {
+                let bases = Arc::new(parking_lot::Mutex::new(Vec::new()));
+                self.bases.insert(original.id, Arc::clone(&bases));
+                bases
+            }
+        };
+        let oldest = {
+            let mut bases = bases.lock();
+            if bases.contains(&rewriting.remote_url) {
+                return;
+            }
+            bases.push(rewriting.remote_url.clone());
+            if bases.len() > MAX_BASES { Some(bases.remove(0)) } else { None }
+        };
+        if let Some(remote_url) = oldest {
+            let rewriting = Rewriting { remote_url, ..rewriting.clone() };
+            for gzip in [false, true] {
+                let spec = Spec { rewriting: Some(rewriting.clone()), gzip };
+                self.store.remove(Self::key(original, &spec).hash).await;
+            }
+        }
+    }
+}
+
+static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
+    // A constant that is a URL.
+    Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
+});
+
+async fn finish(writer: Writer) -> Result<(), MakeError> {
+    match writer.finish().await {
+        Finish::Failed(reason) => Err(MakeError::NotAdmitted(reason)),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a stored coding can be decoded.
+pub fn is_gzip(coding: &str) -> bool {
+    coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
+}
+
+#[derive(Debug, thiserror::Error)]
+enum MakeError {
+    #[error("{0}")]
+    Read(#[from] ReadError),
+    #[error("{0}")]
+    Rewrite(#[from] RewriteError),
+    #[error("its gzip coding is damaged: {0}")]
+    Decode(std::io::Error),
+    #[error("it decodes to more than {MAX_DECODED} bytes")]
+    TooLarge,
+    #[error("{0}")]
+    Write(#[from] std::io::Error),
+    #[error("{0}")]
+    NotAdmitted(String),
+}

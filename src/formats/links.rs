@@ -1,0 +1,405 @@
+//! Links between a remote's documents and its files: the URL that a path has upstream, the path that an upstream URL
+//! has here, and the one place that turns the links of a document into ours.
+//!
+//! A link is *plain* when it is under a base URL of the remote: it becomes the path below the remote. Any other becomes
+//! `-/host/{authority}/{path}`. Both directions use one normal form (RFC 3986 section 6.2.2), so that what a client asks
+//! after following a link names exactly the URL that the link named.
+
+use std::collections::HashSet;
+use std::hash::{BuildHasher, RandomState};
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::{ArtifactPath, Format, ViewContext};
+use crate::config::Remote;
+
+/// What stands before the authority in the path of a file on another host.
+pub const HOST_PREFIX: &str = "-/host/";
+
+/// Distinct foreign links of one document that are remembered to be reported once; later ones may be reported twice.
+const MAX_SEEN: usize = 1 << 16;
+
+/// The URL of `path` below the remote's base URL.
+///
+/// # Panics
+/// Without a `base_url`, which only a local remote lacks: that one is never asked where upstream is.
+pub fn under_base(remote: &Remote, path: &ArtifactPath) -> Url {
+    under(
+        remote.base_url.as_ref().expect("a remote with upstream has a base_url"),
+        path,
+    )
+}
+
+/// The URL of `path` below `base`, whose path ends in `/`: every encoding as it stands in the path, the query verbatim.
+pub fn under(base: &Url, path: &ArtifactPath) -> Url {
+    let mut url = base.clone();
+    // `set_path` keeps percent-encodings and encodes only what no URL can hold.
+    url.set_path(&format!("{}{}", base.path(), path.encoded));
+    url.set_query(path.query.as_deref());
+    url.set_fragment(None);
+    url
+}
+
+/// Splits `-/host/{authority}/{path}` (decoded or encoded) into authority and path. Patterns are matched against the
+/// latter.
+pub fn split_foreign(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix(HOST_PREFIX)?;
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    (!authority.is_empty()).then_some((authority, path))
+}
+
+/// The URLs that `-/host/{authority}/{path}` may stand for, https first. Which one it is says the index that named it:
+/// compare [`named`] of each with what [`super::Rewriter::take_foreign`] gave. `None` for any other path, and for an
+/// authority that is none (credentials, spaces, a port that is no number …).
+pub fn candidates(path: &ArtifactPath) -> Option<[Url; 2]> {
+    let (authority, rest) = split_foreign(&path.encoded)?;
+    // The brackets of an IPv6 address are not allowed in a path, so that they arrive encoded.
+    let authority = percent_decode_str(authority).decode_utf8().ok()?;
+    if !is_authority(&authority) {
+        return None;
+    }
+    let build = |scheme: &str| {
+        let mut url = Url::parse(&format!("{scheme}://{authority}/")).ok()?;
+        url.set_path(rest);
+        url.set_query(path.query.as_deref());
+        Some(url)
+    };
+    Some([build("https")?, build("http")?])
+}
+
+/// Host and port and nothing else, of the characters that hosts are made of.
+fn is_authority(text: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
+    // Dots alone would be a dot segment in our path.
+    text.bytes().all(allowed) && text.bytes().any(|byte| byte != b'.')
+}
+
+/// What decides whether a path on another host may be served: [`candidates`] of the file that governs it, since an index
+/// names the file and not what goes with it (`X.metadata`, `X.asc`, `X.prov`).
+pub fn naming_candidates(format: &dyn Format, path: &ArtifactPath) -> Option<[Url; 2]> {
+    // What is cut off is an ASCII suffix, the same in both spellings.
+    let cut = path.decoded.len() - format.governing_path(&path.decoded).len();
+    let governing = ArtifactPath {
+        decoded: path.decoded.get(..path.decoded.len() - cut)?.to_owned(),
+        encoded: path.encoded.get(..path.encoded.len().checked_sub(cut)?)?.to_owned(),
+        query: path.query.clone(),
+    };
+    candidates(&governing)
+}
+
+/// The name of a URL that is compared and remembered: no fragment, no credentials, path and query in normal form.
+pub fn named(url: &Url) -> String {
+    let mut name = format!(
+        "{}://{}/{}",
+        url.scheme(),
+        authority(url),
+        collapse(&normal(path_of(url), PATH))
+    );
+    if let Some(query) = url.query() {
+        name.push('?');
+        name.push_str(&normal(query, QUERY));
+    }
+    name
+}
+
+/// Host and, unless it is the scheme's own, port.
+fn authority(url: &Url) -> String {
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (host, _) => host.unwrap_or_default().to_owned(),
+    }
+}
+
+/// Without the leading slash.
+fn path_of(url: &Url) -> &str {
+    url.path().strip_prefix('/').unwrap_or(url.path())
+}
+
+/// What may stand unencoded in a path, besides letters and digits (RFC 3986 section 3.3).
+const PATH: &[u8] = b"-._~!$&'()*+,;=:@/";
+/// What may stand unencoded in a query (section 3.4). `'` is encoded by every browser and by the `url` crate.
+const QUERY: &[u8] = b"-._~!$&()*+,;=:@/?";
+
+/// RFC 3986 section 6.2.2: hexadecimal digits in upper case, nothing encoded that need not be, everything encoded that
+/// has to. A `%` that begins no encoding becomes `%25`.
+pub fn normal(text: &str, allowed: &[u8]) -> String {
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let byte = bytes[at];
+        if byte == b'%' {
+            match decoded_byte(&bytes[at..]) {
+                Some(byte) => {
+                    if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                        out.push(char::from(byte));
+                    } else {
+                        push_encoded(&mut out, byte);
+                    }
+                    at += 3;
+                    continue;
+                }
+                None => out.push_str("%25"),
+            }
+        } else if byte.is_ascii_alphanumeric() || allowed.contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            push_encoded(&mut out, byte);
+        }
+        at += 1;
+    }
+    out
+}
+
+fn push_encoded(out: &mut String, byte: u8) {
+    out.push_str(percent_encoding::percent_encode_byte(byte));
+}
+
+/// The byte that a percent-encoding at the start of `bytes` stands for.
+fn decoded_byte(bytes: &[u8]) -> Option<u8> {
+    let digit = |at: usize| bytes.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+    match (bytes.first(), digit(1), digit(2)) {
+        (Some(b'%'), Some(high), Some(low)) => u8::try_from(high * 16 + low).ok(),
+        _ => None,
+    }
+}
+
+/// A path in normal form, decoded once, as patterns see it: `%2F` stays `%2F`.
+pub fn decode_once(encoded: &str) -> String {
+    let mut bytes = Vec::with_capacity(encoded.len());
+    let mut rest = encoded.as_bytes();
+    while let Some(&first) = rest.first() {
+        match decoded_byte(rest) {
+            Some(b'/') => {
+                bytes.extend_from_slice(b"%2F");
+                rest = &rest[3..];
+            }
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &rest[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = &rest[1..];
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+}
+
+/// Empty segments are dropped, as they are when a request is routed.
+fn collapse(path: &str) -> String {
+    let path = path.trim_start_matches('/');
+    if !path.contains("//") {
+        return path.to_owned();
+    }
+    let mut out = String::with_capacity(path.len());
+    for byte in path.chars() {
+        if byte != '/' || !out.ends_with('/') {
+            out.push(byte);
+        }
+    }
+    out
+}
+
+/// Whether a path in normal form holds what a request may not: a NUL, a backslash, dot segments behind an encoded slash.
+fn is_refused(path: &str) -> bool {
+    path.contains('%')
+        && (path.contains("%00")
+            || path.contains("%5C")
+            || path
+                .replace("%2F", "/")
+                .split('/')
+                .any(|segment| segment == "." || segment == ".."))
+}
+
+/// How a rewritten link refers to the remote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// From the document that holds it, so that one rewritten document serves every public base URL.
+    Relative,
+    /// From the remote's root URL, for clients that do not resolve links.
+    Absolute,
+}
+
+/// One URL below which links are plain.
+struct Base {
+    /// For comparison only.
+    url: Url,
+    /// In normal form, empty segments kept.
+    path: String,
+    /// Whether a path (normal form) below the remote goes to this URL.
+    serves: fn(&str) -> bool,
+}
+
+/// Turns the links of one document into ours.
+pub struct LinkMap {
+    /// What relative links are resolved against.
+    document: Url,
+    bases: Vec<Base>,
+    /// What stands before a path below the remote.
+    prefix: String,
+    hash: RandomState,
+    seen: HashSet<u64>,
+    foreign: Vec<String>,
+    escaped: u64,
+}
+
+impl LinkMap {
+    /// For the document of `context`; links below `base_url` are plain.
+    pub fn new(context: &ViewContext<'_>, style: Style) -> Self {
+        let bases = context
+            .remote
+            .base_url
+            .iter()
+            .map(|url| (url, (|_| true) as fn(&str) -> bool))
+            .collect();
+        Self::with_bases(context, style, bases)
+    }
+
+    /// The same with the base URLs given, each with the paths below the remote that go there.
+    pub fn with_bases(context: &ViewContext<'_>, style: Style, bases: Vec<(&Url, fn(&str) -> bool)>) -> Self {
+        let bases = bases
+            .into_iter()
+            .map(|(url, serves)| Base {
+                url: url.clone(),
+                path: normal(path_of(url), PATH),
+                serves,
+            })
+            .collect();
+        let prefix = match style {
+            Style::Relative => match context.path.encoded.matches('/').count() {
+                // Keeps a first segment with a colon from being read as a scheme (RFC 3986 section 4.2).
+                0 => "./".to_owned(),
+                depth => "../".repeat(depth),
+            },
+            Style::Absolute => format!("{}/", context.remote_url.trim_end_matches('/')),
+        };
+        LinkMap {
+            document: context.document_url.clone(),
+            bases,
+            prefix,
+            hash: RandomState::new(),
+            seen: HashSet::new(),
+            foreign: Vec::new(),
+            escaped: 0,
+        }
+    }
+
+    /// The document says what its relative links are relative to (`<base href>`). What no link can be resolved against
+    /// is ignored, as browsers do.
+    pub fn set_base(&mut self, href: &str) {
+        if let Ok(url) = self.document.join(href)
+            && matches!(url.scheme(), "http" | "https")
+        {
+            self.document = url;
+        }
+    }
+
+    /// What `link` becomes; `None` leaves it as it is (another scheme, or no URL at all, which is counted).
+    pub fn map(&mut self, link: &str) -> Option<String> {
+        let url = match self.document.join(link) {
+            Ok(url) => url,
+            Err(_) => {
+                self.escaped += u64::from(!has_other_scheme(link));
+                return None;
+            }
+        };
+        if !matches!(url.scheme(), "http" | "https") {
+            return None;
+        }
+        let path = normal(path_of(&url), PATH);
+        let mut out = self.prefix.clone();
+        let authority = authority(&url);
+        if is_refused(&path) || !is_authority(&authority) {
+            // No request can ask for this path. It must not lead past us either, so it becomes one that no index names
+            // (encoded once more): asked for, it is refused.
+            self.escaped += 1;
+            let authority = if is_authority(&authority) {
+                &authority
+            } else {
+                "invalid"
+            };
+            push_foreign(&mut out, authority, &collapse(&path).replace('%', "%25"));
+        } else if let Some(plain) = self.plain(&url, &path) {
+            out.push_str(&plain);
+        } else {
+            push_foreign(&mut out, &authority, &collapse(&path));
+            self.remember(&url);
+        }
+        if let Some(query) = url.query() {
+            out.push('?');
+            out.push_str(query);
+        }
+        if let Some(fragment) = url.fragment() {
+            out.push('#');
+            out.push_str(fragment);
+        }
+        Some(out)
+    }
+
+    /// The path below the remote, if asking for it leads to this very URL.
+    fn plain(&self, url: &Url, path: &str) -> Option<String> {
+        self.bases.iter().find_map(|base| {
+            let same = url.scheme() == base.url.scheme()
+                && url.host() == base.url.host()
+                && url.port_or_known_default() == base.url.port_or_known_default();
+            let below = collapse(path.strip_prefix(&*base.path).filter(|_| same)?);
+            // A path that looks like `-/host/…` would be read as one.
+            let clear = below != HOST_PREFIX.trim_end_matches('/') && !below.starts_with(HOST_PREFIX);
+            (clear && (base.serves)(&below)).then_some(below)
+        })
+    }
+
+    fn remember(&mut self, url: &Url) {
+        let name = named(url);
+        let hash = self.hash.hash_one(&name);
+        if self.seen.contains(&hash) {
+            return;
+        }
+        if self.seen.len() < MAX_SEEN {
+            self.seen.insert(hash);
+        }
+        self.foreign.push(name);
+    }
+
+    /// See [`super::Rewriter::take_foreign`].
+    pub fn take_foreign(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.foreign)
+    }
+
+    /// See [`super::Rewriter::escaped`].
+    pub fn escaped(&self) -> u64 {
+        self.escaped
+    }
+
+    /// Counts a link that could not even be looked at.
+    pub fn count_escaped(&mut self) {
+        self.escaped += 1;
+    }
+}
+
+/// Appends `-/host/{authority}/{path}`.
+fn push_foreign(out: &mut String, authority: &str, path: &str) {
+    out.push_str(HOST_PREFIX);
+    out.push_str(&normal(authority, PATH));
+    out.push('/');
+    out.push_str(path);
+}
+
+/// Whether a text that is no URL names a scheme that we do not rewrite.
+fn has_other_scheme(link: &str) -> bool {
+    let link = link.trim_matches(|byte: char| byte <= ' ');
+    let Some((scheme, _)) = link.split_once(':') else {
+        return false;
+    };
+    let valid = scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+        && scheme
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'));
+    valid && !scheme.eq_ignore_ascii_case("http") && !scheme.eq_ignore_ascii_case("https")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,246 @@
+//! One file per package type. A [`Format`] says what is particular to an ecosystem: which paths are mutable by nature,
+//! where upstream is, which documents are rewritten and how, and what an error looks like. Everything else (caching,
+//! ranges, conditions, streaming) is the same for all of them and lives elsewhere.
+//!
+//! A package type is added by one file here and one line in [`of`].
+
+pub mod accept;
+mod alpine;
+mod generic;
+mod helm;
+pub mod json;
+pub mod links;
+mod npm;
+mod pypi;
+pub mod rpm;
+#[cfg(test)]
+mod testing;
+
+use http::Method;
+use url::Url;
+
+use crate::config::{Package, Remote};
+
+/// A path below a remote, decoded and checked once, when the request was routed (spec section 3, decisions).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ArtifactPath {
+    /// What patterns see: percent-decoded once, no leading slash, no empty segments, no query; `%2F` stays `%2F`.
+    pub decoded: String,
+    /// The same in RFC 3986 section 6.2.2 normal form: what goes upstream and into the cache key.
+    pub encoded: String,
+    /// Verbatim, without `?`.
+    pub query: Option<String>,
+}
+
+/// How long a stored answer may be trusted (spec section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Immutable,
+    Mutable,
+}
+
+/// What is to be done with a path, before any policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handling {
+    /// Cached, under this path (which may differ from the one asked for in spelling only).
+    Artifact(ArtifactPath),
+    /// Handed to upstream and back, never stored.
+    PassThrough,
+    /// Another spelling is the right one: a relative reference for `Location`, query included.
+    Redirect(String),
+    /// Refused by nature of the ecosystem.
+    Refused { status: u16, detail: String },
+}
+
+/// Which of several documents under one URL is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Form {
+    /// Part of the cache key; empty where a path has one document only.
+    pub name: &'static str,
+    /// What upstream is asked for in `Accept`; `None` sends `*/*`.
+    pub accept: Option<&'static str>,
+}
+
+impl Form {
+    /// A path with one document only.
+    pub const ONLY: Form = Form { name: "", accept: None };
+}
+
+/// Everything that decides how one document is rewritten.
+pub struct ViewContext<'a> {
+    pub remote: &'a Remote,
+    pub path: &'a ArtifactPath,
+    /// Where the document came from, after redirects: its relative links are resolved against this.
+    pub document_url: Url,
+    /// Upstream's `Content-Type`, empty if there was none.
+    pub content_type: &'a str,
+    /// What stands before `/api/v1/remote/…` or, on a host bound to the remote, before `/{path}`: scheme, authority
+    /// and prefix, no trailing slash. The URL of the remote's root, without trailing slash.
+    pub remote_url: &'a str,
+}
+
+/// Why a document could not be rewritten. The client gets 502 with this text.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct RewriteError(pub String);
+
+/// A body filter: bytes in, bytes out, an end. Works on the decoded (identity) document, holds a bounded amount of it.
+pub trait Rewriter: Send {
+    /// Takes the next piece and appends to `out` what can be said already.
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError>;
+    /// The document is complete: appends the rest.
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError>;
+    /// Links to other hosts or outside `base_url` that were rewritten to `-/host/…` since the last call, as absolute
+    /// URLs without fragment: what such a path may be asked for later.
+    fn take_foreign(&mut self) -> Vec<String>;
+    /// Links that should have been rewritten and could not be (unparsable): counted in production.
+    fn escaped(&self) -> u64;
+}
+
+/// What is particular to one ecosystem. All methods are pure.
+pub trait Format: Send + Sync {
+    /// First look at a request: canonical spelling, pass-through, refusal.
+    fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
+        let _ = (remote, method);
+        Handling::Artifact(path)
+    }
+
+    /// The class of `path` by nature, whatever the patterns say; `None` leaves it to them.
+    fn builtin_class(&self, path: &str) -> Option<Class> {
+        let _ = path;
+        None
+    }
+
+    /// The path whose patterns and quarantine decide for `path` (`X.asc` goes as `X` does).
+    fn governing_path<'a>(&self, path: &'a str) -> &'a str {
+        path
+    }
+
+    /// The absolute URL that `path` has upstream, query included. Only called for remotes with a `base_url` and paths
+    /// that are not under `-/host/`.
+    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
+        links::under_base(remote, path)
+    }
+
+    /// The document of `path` that fits the client's `Accept` best.
+    ///
+    /// # Errors
+    /// `Err(())` where nothing fits: 406.
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+        let _ = (path, accept);
+        Ok(Form::ONLY)
+    }
+
+    /// Whether `path` has more than one form, so that answers carry `Vary: Accept`.
+    fn varies(&self, path: &str) -> bool {
+        let _ = path;
+        false
+    }
+
+    /// Whether the document under `path` is rewritten before clients see it.
+    fn has_view(&self, remote: &Remote, path: &str) -> Option<View> {
+        let _ = (remote, path);
+        None
+    }
+
+    /// The filter that writes the view. Only called where [`Format::has_view`] answers.
+    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+        let _ = context;
+        unreachable!("a format without views is never asked for a rewriter")
+    }
+
+    /// For a file on another host that no index has named yet: the index document (path below the remote) that would
+    /// name it. `path` is the path on that other host.
+    fn index_naming(&self, remote: &Remote, path: &str) -> Option<String> {
+        let _ = (remote, path);
+        None
+    }
+
+    /// The manifest (path below the remote) that a file of a fixed name goes with: the two must come from one moment.
+    fn manifest_of(&self, path: &str) -> Option<String> {
+        let _ = path;
+        None
+    }
+
+    /// Whether `path` is a manifest itself.
+    fn is_manifest(&self, path: &str) -> bool {
+        let _ = path;
+        false
+    }
+
+    /// The files of fixed names that a manifest names.
+    fn members(&self, manifest: &str, body: &[u8]) -> Vec<Member> {
+        let _ = (manifest, body);
+        Vec::new()
+    }
+
+    /// `Content-Type` where upstream named none.
+    fn content_type(&self, path: &str) -> &'static str {
+        content_type_by_extension(path)
+    }
+
+    /// The ecosystem's own form of an error: content type and body. `None`: the JSON of spec section 1.
+    fn error_body(&self, status: u16, detail: &str) -> Option<(&'static str, String)> {
+        let _ = (status, detail);
+        None
+    }
+}
+
+/// A file of a fixed name, as its manifest knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Decoded, below the remote.
+    pub path: String,
+    /// `sha256`, `sha512`; others cannot be verified here.
+    pub checksum_type: String,
+    /// Lower-case hexadecimal.
+    pub checksum: String,
+}
+
+/// How a document is rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The links it holds are absolute, so that each public base URL has a view of its own.
+    pub absolute: bool,
+}
+
+/// The format of a package type; `None` for those served by another part of the interface.
+pub fn of(package: Package) -> Option<&'static dyn Format> {
+    match package {
+        Package::Generic => Some(&generic::Generic),
+        Package::Alpine => Some(&alpine::Alpine),
+        Package::Rpm => Some(&rpm::Rpm),
+        Package::Pypi => Some(&pypi::Pypi),
+        Package::Npm => Some(&npm::Npm),
+        Package::Helm => Some(&helm::Helm),
+        Package::Docker => None,
+    }
+}
+
+/// `Content-Type` by file name extension, `application/octet-stream` for the rest.
+pub fn content_type_by_extension(path: &str) -> &'static str {
+    let name = path.rsplit('/').next().unwrap_or(path).to_ascii_lowercase();
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    match extension {
+        "html" | "htm" => "text/html; charset=utf-8",
+        "txt" | "log" | "md" | "asc" | "sha256" | "sha512" | "sha256sums" => "text/plain; charset=utf-8",
+        "json" => "application/json",
+        "xml" => "application/xml",
+        "yaml" | "yml" => "application/yaml",
+        "gz" | "tgz" => "application/gzip",
+        "bz2" => "application/x-bzip2",
+        "xz" => "application/x-xz",
+        "zst" => "application/zstd",
+        "zip" | "whl" => "application/zip",
+        "tar" => "application/x-tar",
+        "rpm" => "application/x-rpm",
+        "deb" => "application/vnd.debian.binary-package",
+        "jar" => "application/java-archive",
+        "pdf" => "application/pdf",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "js" => "text/javascript; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        _ => "application/octet-stream",
+    }
+}

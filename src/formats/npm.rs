@@ -1,0 +1,341 @@
+//! npm registries (<https://github.com/npm/registry/blob/main/docs/REGISTRY-API.md>): a package's document (packument)
+//! in a full and an abbreviated form, the documents of single versions, and tarballs, which every version names by an
+//! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
+
+use http::Method;
+use url::Url;
+
+use super::accept::wish;
+use super::json::{JsonRewriter, Place, Step};
+use super::links::{self, LinkMap, Style};
+use super::{
+    ArtifactPath, Form, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
+};
+use crate::config::{Remote, TarballUrls};
+
+/// The format of `package: npm`.
+pub struct Npm;
+
+const FULL: Form = Form {
+    name: "full",
+    accept: Some("application/json, */*;q=0.1"),
+};
+/// <https://github.com/npm/registry/blob/main/docs/responses/package-metadata.md>
+const ABBREVIATED: Form = Form {
+    name: "abbreviated",
+    accept: Some("application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8, */*; q=0.1"),
+};
+const VERSION: Form = Form {
+    name: "",
+    accept: Some("application/json, */*;q=0.1"),
+};
+
+/// Where packuments and version documents name tarballs. `dist.attestations.url` is none: clients append its path to the
+/// registry's URL themselves.
+const TARBALLS: &[Place] = &[
+    &[
+        Step::Key("versions"),
+        Step::Any,
+        Step::Key("dist"),
+        Step::Key("tarball"),
+    ],
+    &[Step::Key("dist"), Step::Key("tarball")],
+    &[
+        Step::Key("policyRestrictions"),
+        Step::Key("versions"),
+        Step::Any,
+        Step::Key("dist"),
+        Step::Key("tarball"),
+    ],
+];
+
+impl Format for Npm {
+    fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
+        let mut path = path;
+        // npm before 11.3 puts the registry's path in front of a URL that has it already.
+        let doubled = format!("api/v1/remote/{}/", remote.name);
+        while let Some(rest) = path.encoded.strip_prefix(&doubled) {
+            let encoded = rest.to_owned();
+            path = ArtifactPath {
+                decoded: links::decode_once(&encoded),
+                encoded,
+                query: path.query,
+            };
+        }
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        if path.encoded == "-" || (path.encoded.starts_with("-/") && !path.encoded.starts_with(links::HOST_PREFIX)) {
+            return service(method, reads, &path.decoded);
+        }
+        if !reads {
+            let what = if *method == Method::PUT {
+                "publishing and changing"
+            } else {
+                "changing"
+            };
+            return refused(
+                405,
+                format!("{what} packages is not possible through this proxy: use the registry itself"),
+            );
+        }
+        Handling::Artifact(canonical(path))
+    }
+
+    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
+        // A registry wants the slash of a scope encoded in the URL of a document, and as it stands in that of a tarball.
+        match scoped(&path.encoded) {
+            Some((scope, rest)) if document(&path.decoded).is_some() => {
+                let encoded = format!("@{scope}%2f{rest}");
+                links::under_base(
+                    remote,
+                    &ArtifactPath {
+                        encoded,
+                        ..path.clone()
+                    },
+                )
+            }
+            _ => links::under_base(remote, path),
+        }
+    }
+
+    /// What is as welcome as the other is the abbreviated form where it is asked for by name, else the full one. A
+    /// registry refuses nobody for an `Accept`.
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+        match document(path) {
+            Some(Document::Package) => {}
+            Some(Document::Version) => return Ok(VERSION),
+            None => return Ok(Form::ONLY),
+        }
+        let header = accept.unwrap_or_default();
+        let abbreviated = wish(header, "application/vnd.npm.install-v1+json").filter(|wish| wish.q > 0.0);
+        let full = wish(header, "application/json").filter(|wish| wish.q > 0.0);
+        Ok(match (abbreviated, full) {
+            (Some(short), _) if short.precision < 3 => FULL,
+            (Some(_), None) => ABBREVIATED,
+            (Some(short), Some(full)) if short.q >= full.q => ABBREVIATED,
+            _ => FULL,
+        })
+    }
+
+    fn varies(&self, path: &str) -> bool {
+        document(path) == Some(Document::Package)
+    }
+
+    fn has_view(&self, remote: &Remote, path: &str) -> Option<View> {
+        // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
+        let rewritten = remote.tarball_urls == TarballUrls::Rewrite && document(path).is_some();
+        rewritten.then_some(View { absolute: true })
+    }
+
+    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+        let links = match &context.remote.base_url {
+            // A path that we would read as something else than a file goes by its host.
+            Some(base) => LinkMap::with_bases(context, Style::Absolute, vec![(base, is_file)]),
+            None => LinkMap::new(context, Style::Absolute),
+        };
+        let json = JsonRewriter::new(TARBALLS, links);
+        let content_type = context.content_type.to_ascii_lowercase();
+        let textual = content_type.is_empty() || content_type.contains("json") || content_type.starts_with("text/");
+        Box::new(Body {
+            json,
+            kind: if textual { Kind::Json } else { Kind::Unknown },
+        })
+    }
+
+    /// The package of a tarball: what stands before `/-/`, else the scope and name, else the first segment.
+    fn index_naming(&self, _remote: &Remote, path: &str) -> Option<String> {
+        let path = path.replace("%2F", "/").replace("%2f", "/");
+        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+        let scope_at = |at: usize| segments.get(at).is_some_and(|segment| segment.starts_with('@'));
+        let name = if let Some(dash) = segments.iter().position(|&segment| segment == "-") {
+            let from = if dash >= 2 && scope_at(dash - 2) {
+                dash - 2
+            } else {
+                dash.checked_sub(1)?
+            };
+            &segments[from..dash]
+        } else if let Some(scope) = (0..segments.len()).find(|&at| scope_at(at)) {
+            segments.get(scope..scope + 2)?
+        } else {
+            segments.get(..1).filter(|_| segments.len() > 1)?
+        };
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@-._~".contains(&byte);
+        let valid = name.iter().all(|segment| segment.bytes().all(plain)) && name != ["-"] && name != ["@"];
+        valid.then(|| name.join("/"))
+    }
+
+    fn content_type(&self, path: &str) -> &'static str {
+        if document(path).is_some() {
+            "application/json"
+        } else {
+            content_type_by_extension(path)
+        }
+    }
+
+    /// npm prints the text of `error`.
+    fn error_body(&self, status: u16, detail: &str) -> Option<(&'static str, String)> {
+        let text = if status == 404 {
+            format!("Not found: {detail}")
+        } else {
+            detail.to_owned()
+        };
+        Some(("application/json", serde_json::json!({ "error": text }).to_string()))
+    }
+}
+
+fn refused(status: u16, detail: String) -> Handling {
+    Handling::Refused { status, detail }
+}
+
+/// The registry's services, all below `-/`.
+fn service(method: &Method, reads: bool, path: &str) -> Handling {
+    let is = |name: &str| path == name || path.strip_suffix('/') == Some(name);
+    let below = |name: &str| {
+        path.strip_prefix(name)
+            .is_some_and(|rest| rest.starts_with('/') && rest.len() > 1)
+    };
+    let tags = path
+        .strip_prefix("-/package/")
+        .and_then(|rest| rest.split_once("/dist-tags"));
+    if below("-/npm/v1/security") && (reads || *method == Method::POST) {
+        return Handling::PassThrough;
+    }
+    let listed = is("-/v1/search") || is("-/npm/v1/keys") || is("-/ping") || below("-/npm/v1/attestations");
+    if reads && (listed || tags.is_some_and(|(package, rest)| !package.is_empty() && rest.is_empty())) {
+        return Handling::PassThrough;
+    }
+    let (status, what) = if tags.is_some() && !reads {
+        (405, "changing dist-tags")
+    } else if is("-/whoami") || below("-/npm/v1/user") || is("-/npm/v1/user") {
+        (403, "asking who is logged in (nobody is: the proxy has no accounts)")
+    } else if below("-/user") || is("-/v1/login") || below("-/v1/login") || below("-/v1/done") {
+        (405, "logging in")
+    } else if is("-/npm/v1/tokens") || below("-/npm/v1/tokens") {
+        (405, "managing tokens")
+    } else if reads {
+        (404, "this service of the registry")
+    } else {
+        (405, "changing anything")
+    };
+    refused(
+        status,
+        format!("{what} is not possible through this proxy: use the registry itself"),
+    )
+}
+
+/// Whether asking for a path below the remote leads to that very file upstream.
+fn is_file(path: &str) -> bool {
+    path != "-" && !path.starts_with("-/") && !path.starts_with("api/v1/remote/") && document(path).is_none()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Document {
+    Package,
+    Version,
+}
+
+/// What document a path names (`{name}`, `{name}/{version or tag}`, scoped or not), if any.
+fn document(path: &str) -> Option<Document> {
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let tarball = path.len() >= 4 && path.as_bytes()[path.len() - 4..].eq_ignore_ascii_case(b".tgz");
+    if path.is_empty() || tarball {
+        return None;
+    }
+    let rest = match scoped(path) {
+        Some((_, rest)) => rest,
+        None if path.starts_with('@') => return None,
+        None => path,
+    };
+    let mut segments = rest.split('/');
+    let name = segments.next()?;
+    match (segments.next(), segments.next()) {
+        _ if name == "-" || name.is_empty() => None,
+        (None, _) => Some(Document::Package),
+        (Some(version), None) if version != "-" => Some(Document::Version),
+        _ => None,
+    }
+}
+
+/// Splits `@scope/name…`, the slash and the at sign encoded or not, into scope and name.
+fn scoped(path: &str) -> Option<(&str, &str)> {
+    let rest = path.strip_prefix('@').or_else(|| path.strip_prefix("%40"))?;
+    let at = rest.find(['/', '%'])?;
+    let (scope, rest) = rest.split_at(at);
+    let name = rest
+        .strip_prefix('/')
+        .or_else(|| rest.strip_prefix("%2F"))
+        .or_else(|| rest.strip_prefix("%2f"))?;
+    (!scope.is_empty() && !name.is_empty()).then_some((scope, name))
+}
+
+/// One spelling of scoped names: `@scope/name`. Tarballs keep theirs upstream, since their URLs are the registry's own
+/// choice, but patterns see the one spelling there too.
+fn canonical(path: ArtifactPath) -> ArtifactPath {
+    let Some((scope, rest)) = scoped(&path.encoded) else {
+        return path;
+    };
+    let one = format!("@{scope}/{rest}");
+    let decoded = links::decode_once(&one);
+    let encoded = if document(&decoded).is_some() {
+        one
+    } else {
+        path.encoded
+    };
+    ArtifactPath {
+        decoded,
+        encoded,
+        query: path.query,
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Json,
+    /// Of a type that is neither JSON nor text: JSON if it begins so.
+    Unknown,
+    /// A file that only looks like a document by its path.
+    Other,
+}
+
+/// A packument or version document, or what some registry keeps under such a path.
+struct Body {
+    json: JsonRewriter,
+    kind: Kind,
+}
+
+impl Rewriter for Body {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if self.kind == Kind::Unknown {
+            match chunk.iter().find(|byte| !byte.is_ascii_whitespace()) {
+                Some(b'{') => self.kind = Kind::Json,
+                Some(_) => self.kind = Kind::Other,
+                None => {}
+            }
+        }
+        match self.kind {
+            Kind::Json | Kind::Unknown => self.json.write(chunk, out),
+            Kind::Other => {
+                out.extend_from_slice(chunk);
+                Ok(())
+            }
+        }
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if self.kind == Kind::Json {
+            self.json.end(out)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn take_foreign(&mut self) -> Vec<String> {
+        self.json.take_foreign()
+    }
+
+    fn escaped(&self) -> u64 {
+        self.json.escaped()
+    }
+}
+
+#[cfg(test)]
+mod tests;

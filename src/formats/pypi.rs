@@ -1,0 +1,546 @@
+//! Python package indexes: the simple repository API (PEP 503, 592, 629, 658, 691, 700, 714, 740;
+//! <https://packaging.python.org/en/latest/specifications/simple-repository-api/>) and the older
+//! `pypi/{project}/json`.
+//!
+//! Every path that ends in `/` is an index, for indexes exist outside `simple/` too. An index is HTML or JSON, as the
+//! client's `Accept` says, and the links to files in it become ours; everything else in it stays as it is.
+
+use std::sync::Arc;
+
+use http::Method;
+use lol_html::html_content::Element;
+use lol_html::send::{HtmlRewriter, SendHandlerTypes, Settings};
+use lol_html::{MemorySettings, element};
+use parking_lot::Mutex;
+use url::Url;
+
+use super::accept::wish;
+use super::json::{JsonRewriter, Place, Step};
+use super::links::{self, LinkMap, Style};
+use super::{
+    ArtifactPath, Class, Form, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
+};
+use crate::config::Remote;
+
+/// The format of `package: pypi`.
+pub struct Pypi;
+
+/// PEP 691: the chosen type first, then what an upstream that has only the other can answer.
+const JSON: Form = Form {
+    name: "json",
+    accept: Some("application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html;q=0.2, text/html;q=0.1"),
+};
+const HTML: Form = Form {
+    name: "html",
+    accept: Some("text/html, application/vnd.pypi.simple.v1+html;q=0.9, */*;q=0.1"),
+};
+const LEGACY: Form = Form {
+    name: "",
+    accept: Some("application/json, */*;q=0.1"),
+};
+
+const JSON_TYPES: [&str; 2] = [
+    "application/vnd.pypi.simple.v1+json",
+    "application/vnd.pypi.simple.latest+json",
+];
+const HTML_TYPES: [&str; 3] = [
+    "text/html",
+    "application/vnd.pypi.simple.v1+html",
+    "application/vnd.pypi.simple.latest+html",
+];
+
+/// Where a JSON document names files: PEP 691, and the older API.
+const FILES: &[Place] = &[
+    &[Step::Key("files"), Step::Item, Step::Key("url")],
+    &[Step::Key("urls"), Step::Item, Step::Key("url")],
+    &[Step::Key("releases"), Step::Any, Step::Item, Step::Key("url")],
+];
+
+impl Format for Pypi {
+    fn handle(&self, _remote: &Remote, _method: &Method, path: ArtifactPath) -> Handling {
+        match canonical(&path) {
+            Some(mut location) => {
+                if let Some(query) = &path.query {
+                    location.push('?');
+                    location.push_str(query);
+                }
+                Handling::Redirect(location)
+            }
+            None => Handling::Artifact(path),
+        }
+    }
+
+    fn builtin_class(&self, path: &str) -> Option<Class> {
+        (is_index(path) || is_legacy(path)).then_some(Class::Mutable)
+    }
+
+    /// PEP 658 metadata and detached signatures go as the file that they belong to.
+    fn governing_path<'a>(&self, path: &'a str) -> &'a str {
+        let mut path = path;
+        while let Some(file) = path.strip_suffix(".metadata").or_else(|| path.strip_suffix(".asc")) {
+            path = file;
+        }
+        path
+    }
+
+    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
+        match &remote.index_url {
+            Some(index) if is_on_index(&path.encoded) => links::under(index, path),
+            _ => links::under_base(remote, path),
+        }
+    }
+
+    /// PEP 691, version and format selection. What is as welcome as the other is JSON where it is asked for by name,
+    /// HTML where it is not (`*/*`), and HTML without `Accept`.
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+        if is_legacy(path) {
+            return Ok(LEGACY);
+        }
+        if !is_index(path) {
+            return Ok(Form::ONLY);
+        }
+        let Some(header) = accept.filter(|header| !header.trim().is_empty()) else {
+            return Ok(HTML);
+        };
+        let best = |types: &[&str]| {
+            let wishes = types
+                .iter()
+                .filter_map(|name| wish(header, name))
+                .filter(|wish| wish.q > 0.0);
+            wishes.reduce(|one, other| if other > one { other } else { one })
+        };
+        match (best(&JSON_TYPES), best(&HTML_TYPES)) {
+            (None, None) => Err(()),
+            (Some(_), None) => Ok(JSON),
+            (None, Some(_)) => Ok(HTML),
+            (Some(json), Some(html)) => Ok(if json > html || (json == html && json.precision == 3) {
+                JSON
+            } else {
+                HTML
+            }),
+        }
+    }
+
+    fn varies(&self, path: &str) -> bool {
+        is_index(path) && !is_legacy(path)
+    }
+
+    /// Clients resolve the links of a simple index against its URL; those of the older API are absolute for all of them.
+    fn has_view(&self, _remote: &Remote, path: &str) -> Option<View> {
+        (is_index(path) || is_legacy(path)).then(|| View {
+            absolute: is_legacy(path),
+        })
+    }
+
+    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+        let legacy = is_legacy(&context.path.decoded);
+        let style = if legacy { Style::Absolute } else { Style::Relative };
+        let base = context.remote.base_url.as_ref();
+        let links = match &context.remote.index_url {
+            Some(index) => {
+                let mut bases: Vec<(&Url, fn(&str) -> bool)> = vec![(index, is_on_index)];
+                bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as fn(&str) -> bool)));
+                LinkMap::with_bases(context, style, bases)
+            }
+            None => LinkMap::new(context, style),
+        };
+        let content_type = context.content_type.to_ascii_lowercase();
+        let media_type = content_type.split(';').next().unwrap_or_default().trim();
+        match media_type {
+            _ if content_type.contains("utf-16") => Box::new(Untouched { refused: true }),
+            "application/json" => Box::new(JsonRewriter::new(FILES, links)),
+            "" if legacy => Box::new(JsonRewriter::new(FILES, links)),
+            "" | "text/html" | "application/xhtml+xml" => Box::new(HtmlIndex::new(links)),
+            _ if media_type.starts_with("application/vnd.pypi.simple.") && media_type.ends_with("+json") => {
+                Box::new(JsonRewriter::new(FILES, links))
+            }
+            _ if media_type.starts_with("application/vnd.pypi.simple.") && media_type.ends_with("+html") => {
+                Box::new(HtmlIndex::new(links))
+            }
+            _ => Box::new(Untouched { refused: false }),
+        }
+    }
+
+    fn index_naming(&self, _remote: &Remote, path: &str) -> Option<String> {
+        let file = self.governing_path(path).rsplit('/').next()?;
+        let name = project(file)?;
+        is_name(name).then(|| format!("simple/{}/", normalized(name)))
+    }
+
+    fn content_type(&self, path: &str) -> &'static str {
+        if is_legacy(path) {
+            "application/json"
+        } else if is_index(path) {
+            "text/html; charset=utf-8"
+        } else {
+            content_type_by_extension(path)
+        }
+    }
+}
+
+/// Every path ending in `/`, and all of `simple/` but the files that some hosts keep there.
+fn is_index(path: &str) -> bool {
+    path.is_empty()
+        || path.ends_with('/')
+        || path == "simple"
+        || (path.starts_with("simple/") && !is_distribution(path))
+}
+
+/// The older JSON API: `^pypi/.+/json$`.
+fn is_legacy(path: &str) -> bool {
+    path.strip_prefix("pypi/")
+        .and_then(|rest| rest.strip_suffix("/json"))
+        .is_some_and(|project| !project.is_empty())
+}
+
+/// What is asked of the index host, where that is another than the files'.
+fn is_on_index(path: &str) -> bool {
+    path == "simple" || path.starts_with("simple/") || is_legacy(path)
+}
+
+/// What distribution files end in (PEP 427, PEP 527).
+const EXTENSIONS: [&str; 11] = [
+    ".whl", ".tar.gz", ".zip", ".tar.bz2", ".tgz", ".tar.xz", ".tar.z", ".tar", ".egg", ".exe", ".msi",
+];
+
+fn extension(file: &str) -> Option<&'static str> {
+    let ends = |extension: &&&str| {
+        let start = file.len().checked_sub(extension.len());
+        start
+            .and_then(|at| file.get(at..))
+            .is_some_and(|end| end.eq_ignore_ascii_case(extension))
+    };
+    EXTENSIONS.iter().find(ends).copied()
+}
+
+fn is_distribution(path: &str) -> bool {
+    extension(Pypi.governing_path(path)).is_some()
+}
+
+/// The project that a distribution file belongs to, not normalised.
+fn project(file: &str) -> Option<&str> {
+    let extension = extension(file)?;
+    let stem = &file[..file.len() - extension.len()];
+    if matches!(extension, ".whl" | ".egg") {
+        // Every part has its hyphens escaped (PEP 427).
+        return stem.split_once('-').map(|(name, _)| name);
+    }
+    // Old source distributions have hyphens in the name and, rarely, in the version: it begins with a digit.
+    let hyphens = stem.match_indices('-').map(|(at, _)| at);
+    let at = hyphens
+        .filter(|at| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit))
+        .last()?;
+    Some(&stem[..at])
+}
+
+/// The letters that project names are made of (PEP 508).
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+}
+
+/// PEP 503: runs of `-`, `_`, `.` are one `-`, letters are lower case.
+fn normalized(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for character in name.chars() {
+        if !matches!(character, '-' | '_' | '.') {
+            out.push(character.to_ascii_lowercase());
+        } else if !out.ends_with('-') {
+            out.push('-');
+        }
+    }
+    out
+}
+
+/// Where the one right spelling of an index is, relative to the one asked for; `None` if that is it already.
+fn canonical(path: &ArtifactPath) -> Option<String> {
+    if path.encoded == "simple" {
+        return Some("simple/".to_owned());
+    }
+    let rest = path.encoded.strip_prefix("simple/")?;
+    let (name, slash) = rest.strip_suffix('/').map_or((rest, false), |name| (name, true));
+    if name.is_empty() || name.contains('/') || (!slash && is_distribution(name)) {
+        return None;
+    }
+    let right = if is_name(name) {
+        normalized(name)
+    } else {
+        name.to_owned()
+    };
+    match (slash, right == name) {
+        (true, true) => None,
+        (true, false) => Some(format!("../{right}/")),
+        // A colon in the first segment would make it a scheme (RFC 3986 section 4.2).
+        (false, _) if right.contains(':') => Some(format!("./{right}/")),
+        (false, _) => Some(format!("{right}/")),
+    }
+}
+
+/// A document of a type that holds no links we know of.
+struct Untouched {
+    /// The type is one that clients read and we cannot.
+    refused: bool,
+}
+
+impl Rewriter for Untouched {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if self.refused {
+            return Err(RewriteError(
+                "upstream's index is in UTF-16, which is not supported".to_owned(),
+            ));
+        }
+        out.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        Ok(())
+    }
+
+    fn take_foreign(&mut self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn escaped(&self) -> u64 {
+        0
+    }
+}
+
+/// The most that is held of an HTML index: one tag with its attributes.
+const MAX_TAG: usize = 1 << 20;
+
+/// What the handlers and the sink of the HTML rewriter work on.
+struct Page {
+    links: LinkMap,
+    out: Vec<u8>,
+    /// Only the first `<base href>` counts.
+    based: bool,
+}
+
+/// Rewrites `<a href>` of an HTML index; all other attributes and all text pass as they are written.
+struct HtmlIndex {
+    page: Arc<Mutex<Page>>,
+    rewriter: Option<HtmlRewriter<'static, Sink>>,
+    started: bool,
+}
+
+struct Sink(Arc<Mutex<Page>>);
+
+impl lol_html::OutputSink for Sink {
+    fn handle_chunk(&mut self, chunk: &[u8]) {
+        self.0.lock().out.extend_from_slice(chunk);
+    }
+}
+
+impl HtmlIndex {
+    fn new(links: LinkMap) -> Self {
+        let page = Arc::new(Mutex::new(Page {
+            links,
+            out: Vec::new(),
+            based: false,
+        }));
+        let (anchors, bases) = (Arc::clone(&page), Arc::clone(&page));
+        let settings = Settings::new_send()
+            .append_element_content_handler(element!("a[href]", move |anchor: &mut Element<
+                '_,
+                '_,
+                SendHandlerTypes,
+            >| {
+                let href = unescape(&anchor.get_attribute("href").unwrap_or_default());
+                // An empty link is to the document itself, ours as well as upstream's.
+                if !href.trim_ascii().is_empty()
+                    && let Some(link) = anchors.lock().links.map(&href)
+                {
+                    // The library escapes the quotes.
+                    anchor.set_attribute("href", &link.replace('&', "&amp;"))?;
+                }
+                Ok(())
+            }))
+            .append_element_content_handler(element!("base[href]", move |base: &mut Element<
+                '_,
+                '_,
+                SendHandlerTypes,
+            >| {
+                let href = unescape(&base.get_attribute("href").unwrap_or_default());
+                let mut page = bases.lock();
+                if !page.based {
+                    page.links.set_base(&href);
+                    page.based = true;
+                }
+                // Our links are relative to our document.
+                base.remove_attribute("href");
+                Ok(())
+            }))
+            .with_memory_settings(MemorySettings::new().with_max_allowed_memory_usage(MAX_TAG));
+        let sink = Sink(Arc::clone(&page));
+        HtmlIndex {
+            page,
+            rewriter: Some(HtmlRewriter::new(settings, sink)),
+            started: false,
+        }
+    }
+
+    /// Runs the HTML rewriter with `out` as its output.
+    fn run(
+        &mut self,
+        out: &mut Vec<u8>,
+        step: impl FnOnce(&mut Option<HtmlRewriter<'static, Sink>>) -> Result<(), lol_html::errors::RewritingError>,
+    ) -> Result<(), RewriteError> {
+        std::mem::swap(&mut self.page.lock().out, out);
+        let result = step(&mut self.rewriter);
+        std::mem::swap(&mut self.page.lock().out, out);
+        result.map_err(|error| {
+            // After an error the library must not be fed again.
+            self.rewriter = None;
+            RewriteError(format!("upstream's index cannot be rewritten: {error}"))
+        })
+    }
+}
+
+impl Rewriter for HtmlIndex {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if !self.started && !chunk.is_empty() {
+            self.started = true;
+            // The byte order marks of UTF-16: no HTML that was promised begins so.
+            if matches!(chunk[0], 0xfe | 0xff) {
+                self.rewriter = None;
+                return Err(RewriteError(
+                    "upstream's index is in UTF-16, which is not supported".to_owned(),
+                ));
+            }
+        }
+        self.run(out, |rewriter| {
+            rewriter.as_mut().map_or(Ok(()), |rewriter| rewriter.write(chunk))
+        })
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        self.run(out, |rewriter| rewriter.take().map_or(Ok(()), HtmlRewriter::end))
+    }
+
+    fn take_foreign(&mut self) -> Vec<String> {
+        self.page.lock().links.take_foreign()
+    }
+
+    fn escaped(&self) -> u64 {
+        self.page.lock().links.escaped()
+    }
+}
+
+/// Resolves the character references of an attribute value (HTML, section 13.2.5.72): the numeric ones and those named
+/// ones that a URL can be made of. Any other stays as it is written; none of them hides a host.
+fn unescape(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let mut rest = value;
+    while let Some(at) = rest.find('&') {
+        out.push_str(&rest[..at]);
+        rest = &rest[at..];
+        match reference(&rest[1..]) {
+            Some((character, length)) => {
+                out.push(character);
+                rest = &rest[1 + length..];
+            }
+            None => {
+                out.push('&');
+                rest = &rest[1..];
+            }
+        }
+    }
+    out.push_str(rest);
+    out
+}
+
+/// The character that a reference stands for, and the length of what follows its `&`.
+fn reference(text: &str) -> Option<(char, usize)> {
+    if let Some(number) = text.strip_prefix('#') {
+        let (digits, radix, start) = match number.strip_prefix(['x', 'X']) {
+            Some(digits) => (digits, 16, 2),
+            None => (number, 10, 1),
+        };
+        let length = digits
+            .bytes()
+            .take_while(|&byte| char::from(byte).is_digit(radix))
+            .count();
+        if length == 0 {
+            return None;
+        }
+        let code = u32::from_str_radix(&digits[..length], radix).ok();
+        let character = code
+            .filter(|&code| code != 0)
+            .and_then(char::from_u32)
+            .unwrap_or(char::REPLACEMENT_CHARACTER);
+        let semicolon = usize::from(digits[length..].starts_with(';'));
+        return Some((character, start + length + semicolon));
+    }
+    let length = text.bytes().take_while(u8::is_ascii_alphanumeric).count();
+    let name = &text[..length];
+    if text[length..].starts_with(';') {
+        return NAMED
+            .iter()
+            .find(|(known, _)| *known == name)
+            .map(|&(_, character)| (character, length + 1));
+    }
+    // Without a semicolon, only the oldest names count, and not before what makes a query of them.
+    if text[length..].starts_with('=') {
+        return None;
+    }
+    let old = ["amp", "AMP", "lt", "LT", "gt", "GT", "quot", "QUOT"].contains(&name);
+    NAMED
+        .iter()
+        .find(|(known, _)| old && *known == name)
+        .map(|&(_, character)| (character, length))
+}
+
+/// The named references for ASCII characters.
+const NAMED: [(&str, char); 45] = [
+    ("amp", '&'),
+    ("AMP", '&'),
+    ("lt", '<'),
+    ("LT", '<'),
+    ("gt", '>'),
+    ("GT", '>'),
+    ("quot", '"'),
+    ("QUOT", '"'),
+    ("apos", '\''),
+    ("Tab", '\t'),
+    ("NewLine", '\n'),
+    ("excl", '!'),
+    ("num", '#'),
+    ("dollar", '$'),
+    ("percnt", '%'),
+    ("lpar", '('),
+    ("rpar", ')'),
+    ("ast", '*'),
+    ("midast", '*'),
+    ("plus", '+'),
+    ("comma", ','),
+    ("period", '.'),
+    ("sol", '/'),
+    ("colon", ':'),
+    ("semi", ';'),
+    ("equals", '='),
+    ("quest", '?'),
+    ("commat", '@'),
+    ("lsqb", '['),
+    ("lbrack", '['),
+    ("bsol", '\\'),
+    ("rsqb", ']'),
+    ("rbrack", ']'),
+    ("Hat", '^'),
+    ("lowbar", '_'),
+    ("UnderBar", '_'),
+    ("grave", '`'),
+    ("DiacriticalGrave", '`'),
+    ("lcub", '{'),
+    ("lbrace", '{'),
+    ("verbar", '|'),
+    ("vert", '|'),
+    ("VerticalLine", '|'),
+    ("rcub", '}'),
+    ("rbrace", '}'),
+];
+
+#[cfg(test)]
+mod tests;

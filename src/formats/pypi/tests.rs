@@ -1,0 +1,517 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::formats::testing::{REMOTE_URL, asked, context, cut, cuts, drive, remote, request};
+
+/// Files on one host, the index on another.
+fn split() -> Remote {
+    let mut remote = remote("pypi", "https://files.example/");
+    remote.index_url = Some(Url::parse("https://index.example/").unwrap());
+    remote
+}
+
+fn handle(target: &str) -> Handling {
+    Pypi.handle(&split(), &Method::GET, request(target).unwrap())
+}
+
+fn rewrite(remote: &Remote, target: &str, document_url: &str, content_type: &str, body: &str) -> String {
+    let path = request(target).unwrap();
+    let mut rewriter = Pypi.rewriter(&context(remote, &path, document_url, content_type));
+    String::from_utf8(drive(&mut *rewriter, [body.as_bytes()]).unwrap()).unwrap()
+}
+
+const SIMPLE: (&str, &str) = ("simple/foo/", "https://index.example/simple/foo/");
+
+#[test]
+fn names_are_normalised_by_redirect() {
+    for (asked, location) in [
+        ("simple", "simple/"),
+        ("simple?x=%2F", "simple/?x=%2F"),
+        ("simple/foo", "foo/"),
+        ("simple/Foo", "foo/"),
+        ("simple/Foo/", "../foo/"),
+        ("simple/Foo_Bar/", "../foo-bar/"),
+        ("simple/Foo._-Bar?q", "foo-bar/?q"),
+        ("simple/a%20b", "a%20b/"),
+        ("simple/a:b", "./a:b/"),
+        ("simple/foo.whl/", "../foo-whl/"),
+    ] {
+        assert_eq!(handle(asked), Handling::Redirect(location.to_owned()), "{asked}");
+    }
+    for asked in [
+        "simple/",
+        "simple/foo-bar/",
+        "",
+        "whl/cpu/Foo/",
+        "simple/Foo/x.whl",
+        "simple/Foo_1-2.whl",
+        "pypi/Foo/json",
+        "-/host/files.example/simple/Foo",
+        "packages/a/Foo-1.whl",
+        "simple/a%20b/",
+    ] {
+        assert_eq!(handle(asked), Handling::Artifact(request(asked).unwrap()), "{asked}");
+    }
+}
+
+#[test]
+fn indexes_are_mutable_and_files_are_not() {
+    for path in [
+        "",
+        "simple/",
+        "simple/foo/",
+        "simple/foo",
+        "simple",
+        "pypi/foo/json",
+        "pypi/foo/1.0/json",
+        "whl/cpu/x/",
+    ] {
+        assert_eq!(Pypi.builtin_class(path), Some(Class::Mutable), "{path}");
+        assert!(Pypi.has_view(&split(), path).is_some(), "{path}");
+    }
+    for path in [
+        "packages/a.whl",
+        "simple/foo/foo-1.0.tar.gz",
+        "simple/foo/foo-1.whl.metadata",
+        "pypi/json",
+        "pypi//json",
+        "a",
+    ] {
+        assert_eq!(Pypi.builtin_class(path), None, "{path}");
+        assert_eq!(Pypi.has_view(&split(), path), None, "{path}");
+    }
+    assert_eq!(Pypi.has_view(&split(), "simple/foo/"), Some(View { absolute: false }));
+    assert_eq!(Pypi.has_view(&split(), "pypi/foo/json"), Some(View { absolute: true }));
+}
+
+#[test]
+fn metadata_and_signatures_go_as_their_file() {
+    assert_eq!(
+        Pypi.governing_path("p/a-1-py3-none-any.whl.metadata"),
+        "p/a-1-py3-none-any.whl"
+    );
+    assert_eq!(Pypi.governing_path("p/a-1.tar.gz.asc"), "p/a-1.tar.gz");
+    assert_eq!(Pypi.governing_path("p/a-1.tar.gz"), "p/a-1.tar.gz");
+}
+
+#[test]
+fn upstream_is_the_index_or_the_files_host() {
+    let url = |remote: &Remote, target: &str| Pypi.upstream_url(remote, &request(target).unwrap()).to_string();
+    let split = split();
+    assert_eq!(url(&split, "simple/foo/?x"), "https://index.example/simple/foo/?x");
+    assert_eq!(url(&split, "pypi/foo/json"), "https://index.example/pypi/foo/json");
+    assert_eq!(
+        url(&split, "packages/a%2Bb.whl"),
+        "https://files.example/packages/a%2Bb.whl"
+    );
+    assert_eq!(url(&split, "whl/cpu/"), "https://files.example/whl/cpu/");
+    let one = remote("pypi", "https://one.example/repository/pypi/");
+    assert_eq!(
+        url(&one, "simple/foo/"),
+        "https://one.example/repository/pypi/simple/foo/"
+    );
+}
+
+#[test]
+fn negotiation() {
+    let name = |accept: &str| Pypi.negotiate("simple/foo/", Some(accept)).map(|form| form.name);
+    for (accept, form) in [
+        ("", "html"),
+        ("*/*", "html"),
+        ("application/*", "html"),
+        ("text/html", "html"),
+        ("application/vnd.pypi.simple.v1+json", "json"),
+        ("application/vnd.pypi.simple.latest+json", "json"),
+        ("application/vnd.pypi.simple.latest+html", "html"),
+        (
+            "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01",
+            "json",
+        ),
+        (
+            "application/vnd.pypi.simple.v1+json;q=0.2, application/vnd.pypi.simple.v1+html",
+            "html",
+        ),
+        ("application/vnd.pypi.simple.v1+json, text/html", "json"),
+        ("application/vnd.pypi.simple.v1+json, */*", "json"),
+        (
+            "text/html, application/xhtml+xml, application/xml;q=0.9, */*;q=0.8",
+            "html",
+        ),
+        ("application/vnd.pypi.simple.v1+json;q=0, */*;q=0.1", "html"),
+        ("text/html;q=0, application/vnd.pypi.simple.v1+html;q=0, */*", "json"),
+    ] {
+        // A wildcard still offers the aliases of what is refused by name.
+        let accept = accept.replace(
+            "application/vnd.pypi.simple.v1+html;q=0, */*",
+            "application/vnd.pypi.simple.v1+html;q=0, application/vnd.pypi.simple.latest+html;q=0, */*",
+        );
+        assert_eq!(name(&accept), Ok(form), "{accept}");
+    }
+    for accept in ["application/xml", "*/*;q=0", "text/html;q=0.0", "application/json"] {
+        assert_eq!(name(accept), Err(()), "{accept}");
+    }
+    assert_eq!(Pypi.negotiate("simple/foo/", None), Ok(HTML));
+    assert_eq!(Pypi.negotiate("packages/a.whl", Some("text/html")), Ok(Form::ONLY));
+    assert_eq!(Pypi.negotiate("pypi/foo/json", Some("text/html")).unwrap().name, "");
+    assert!(Pypi.varies("simple/") && !Pypi.varies("pypi/foo/json") && !Pypi.varies("packages/a.whl"));
+}
+
+#[test]
+fn projects_of_files() {
+    for (file, index) in [
+        ("packages/ab/cd/Foo_Bar-1.0-py3-none-any.whl", "simple/foo-bar/"),
+        ("foo_bar-1.0-1-py3-none-any.whl.metadata", "simple/foo-bar/"),
+        ("p/foo-bar-1.0.tar.gz", "simple/foo-bar/"),
+        ("p/foo-2-bar-1.0b1.zip", "simple/foo-2-bar/"),
+        ("p/foo.bar-1.0-beta.tar.bz2.asc", "simple/foo-bar/"),
+        ("p/Foo-1.0.win32-py2.7.exe", "simple/foo/"),
+        ("p/foo_bar-1.0-py2.7.egg", "simple/foo-bar/"),
+    ] {
+        assert_eq!(Pypi.index_naming(&split(), file).as_deref(), Some(index), "{file}");
+    }
+    for file in [
+        "",
+        "p/",
+        "p/foo.txt",
+        "p/foo.tar.gz",
+        "p/foo-bar.whl/x",
+        "p/a b-1.0.tar.gz",
+        ".whl",
+        "é-1.tar.gz",
+        "aé",
+    ] {
+        assert_eq!(Pypi.index_naming(&split(), file), None, "{file}");
+    }
+}
+
+#[test]
+fn an_html_index() {
+    let body = r##"<!DOCTYPE html>
+<html><head><meta name="pypi:repository-version" content="1.4"><title>Links for foo</title></head><body>
+<h1>Links for foo &amp; co</h1>
+<!-- <a href="https://files.example/no.whl">no</a> -->
+<a href="https://files.example/packages/foo-1.0.whl#sha256=aa" data-requires-python="&gt;=3.8" data-dist-info-metadata="sha256=bb" data-core-metadata='sha256=bb' data-yanked>foo-1.0.whl</a><br/>
+<A HREF='../../packages/foo-2.0.whl?a=1&amp;b=2#md5=cc' data-yanked="" data-provenance="https://index.example/p" data-upload-time=x>foo-2.0.whl</A>
+<a class="u" href=https://cdn.example/x/foo-3.0.tar.gz>foo-3.0.tar.gz</a>
+<a href="http&colon;&#x2f;&#47;old.example/foo-4.zip">x</a> <a href="/simple/bar/">bar</a> <a>none</a> <a href="">self</a>
+<a href="mailto:me@files.example">mail</a> <a href="#top">top</a>
+<script>"<a href='https://files.example/script.whl'>"</script>
+</body></html>"##;
+    let expected = body
+        .replace(
+            r##"href="https://files.example/packages/foo-1.0.whl#"##,
+            r##"href="../../packages/foo-1.0.whl#"##,
+        )
+        .replace(
+            "HREF='../../packages/foo-2.0.whl?a=1&amp;b=2#md5=cc'",
+            r##"HREF="../../-/host/index.example/packages/foo-2.0.whl?a=1&amp;b=2#md5=cc""##,
+        )
+        .replace(
+            "href=https://cdn.example/x/foo-3.0.tar.gz",
+            r##"href="../../-/host/cdn.example/x/foo-3.0.tar.gz""##,
+        )
+        .replace(
+            "http&colon;&#x2f;&#47;old.example/foo-4.zip",
+            "../../-/host/old.example/foo-4.zip",
+        )
+        .replace(r##"href="/simple/bar/""##, r##"href="../../simple/bar/""##)
+        .replace(r##"href="#top""##, r##"href="../../simple/foo/#top""##);
+    let (target, url) = SIMPLE;
+    for content_type in [
+        "text/html; charset=utf-8",
+        "TEXT/HTML",
+        "application/vnd.pypi.simple.v1+html",
+        "",
+    ] {
+        assert_eq!(rewrite(&split(), target, url, content_type, body), expected);
+    }
+    assert_eq!(rewrite(&split(), target, url, "text/plain", body), body);
+}
+
+#[test]
+fn root_relative_links_of_another_kind_of_index() {
+    let remote = remote("pypi", "https://whl.example/");
+    let body = r#"<a href="/whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="https://cdn.example/x.whl">y</a>"#;
+    let expected = r#"<a href="../../../whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="../../../-/host/cdn.example/x.whl">y</a>"#;
+    assert_eq!(
+        rewrite(
+            &remote,
+            "whl/cpu/x/",
+            "https://whl.example/whl/cpu/x/",
+            "text/html",
+            body
+        ),
+        expected
+    );
+}
+
+#[test]
+fn a_base_element_is_respected_and_neutralised() {
+    let body =
+        r#"<base target=x href="https://files.example/b/"><base href="https://no.example/"><a href="c.whl">c</a>"#;
+    let expected = r#"<base target=x><base><a href="../../b/c.whl">c</a>"#;
+    let out = rewrite(&split(), SIMPLE.0, SIMPLE.1, "text/html", body);
+    assert_eq!(out.replace(" >", ">"), expected);
+}
+
+#[test]
+fn files_kept_under_simple_on_a_split_remote_stay_distinct() {
+    // Asked for plainly, this path would go to the index host.
+    let out = rewrite(
+        &split(),
+        SIMPLE.0,
+        SIMPLE.1,
+        "text/html",
+        r#"<a href="https://files.example/simple/a.whl">a</a>"#,
+    );
+    assert_eq!(out, r#"<a href="../../-/host/files.example/simple/a.whl">a</a>"#);
+    let out = rewrite(
+        &split(),
+        SIMPLE.0,
+        SIMPLE.1,
+        "text/html",
+        r#"<a href="https://index.example/p/a.whl">a</a>"#,
+    );
+    assert_eq!(out, r#"<a href="../../-/host/index.example/p/a.whl">a</a>"#);
+}
+
+#[test]
+fn a_json_index() {
+    let body = r#"{"meta":{"api-version":"1.4","_last-serial":1},"name":"foo","versions":["1.0"],
+ "files":[{"filename":"foo-1.0.whl","url":"https:\/\/files.example\/packages\/foo-1.0.whl","size":1.50,
+ "core-metadata":{"sha256":"aa"},"provenance":"https://index.example/integrity/foo","upload-time":"2024-01-01T00:00:00Z","yanked":false},
+ {"url":"/local/foo-1.tar.gz","x":{"url":"https://files.example/kept"}}]}"#;
+    let expected = body
+        .replace(
+            r"https:\/\/files.example\/packages\/foo-1.0.whl",
+            "../../packages/foo-1.0.whl",
+        )
+        .replace("/local/foo-1.tar.gz", "../../-/host/index.example/local/foo-1.tar.gz");
+    for content_type in [
+        "application/vnd.pypi.simple.v1+json",
+        "application/json",
+        "application/vnd.pypi.simple.v2+json",
+    ] {
+        assert_eq!(rewrite(&split(), SIMPLE.0, SIMPLE.1, content_type, body), expected);
+    }
+}
+
+#[test]
+fn the_older_json_is_rewritten_absolutely() {
+    let body = r#"{"info":{"home_page":"https://files.example/home"},
+"releases":{"1.0":[{"url":"https://files.example/packages/foo-1.0.zip"}],"2.0":[]},"urls":[{"url":"http://old.example/x.zip"}]}"#;
+    let expected = body
+        .replace("https://files.example/packages", &format!("{REMOTE_URL}/packages"))
+        .replace("http://old.example", &format!("{REMOTE_URL}/-/host/old.example"));
+    assert_eq!(
+        rewrite(
+            &split(),
+            "pypi/foo/json",
+            "https://index.example/pypi/foo/json",
+            "application/json",
+            body
+        ),
+        expected
+    );
+}
+
+#[test]
+fn what_cannot_be_read_is_an_error() {
+    let path = request(SIMPLE.0).unwrap();
+    let split = split();
+    let run = |content_type: &str, body: &[u8]| {
+        drive(
+            &mut *Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type)),
+            [body],
+        )
+    };
+    assert!(run("application/vnd.pypi.simple.v1+json", b"<html></html>").is_err());
+    assert!(run("text/html; charset=UTF-16LE", b"<").is_err());
+    assert!(run("text/html", b"\xff\xfe<\0").is_err());
+    let huge = format!("<a href=\"{}\">", "x".repeat(MAX_TAG * 2));
+    let pieces = huge.as_bytes().chunks(1 << 16);
+    assert!(
+        drive(
+            &mut *Pypi.rewriter(&context(&split, &path, SIMPLE.1, "text/html")),
+            pieces
+        )
+        .is_err()
+    );
+    // Not in a tag, any length passes.
+    let long = "x".repeat(MAX_TAG * 2);
+    assert_eq!(run("text/html", long.as_bytes()).unwrap(), long.as_bytes());
+}
+
+#[test]
+fn character_references() {
+    for (text, expected) in [
+        ("a&amp;b&#38;c&#x26;d", "a&b&c&d"),
+        ("&ampx &amp=1 &lt", "&ampx &amp=1 <"),
+        ("&colon;&sol;&period;&unknown;&copy&", ":/.&unknown;&copy&"),
+        (
+            "&#0;&#x110000;&#xd800;&#99999999999;&#;&#x;",
+            "\u{fffd}\u{fffd}\u{fffd}\u{fffd}&#;&#x;",
+        ),
+        ("&#65 &#x41é", "A Aé"),
+    ] {
+        assert_eq!(unescape(text), expected, "{text}");
+    }
+}
+
+/// A link of any kind, and how it is written: plainly, with references, or with JSON escapes.
+fn link() -> impl Strategy<Value = String> {
+    let start = prop_oneof![
+        Just("https://files.example/"),
+        Just("https://index.example/"),
+        Just("http://files.example/"),
+        Just("HTTPS://cdn.example:8443/"),
+        Just("//files.example/"),
+        Just("/"),
+        Just("../../"),
+        Just(""),
+        Just("https://u:p@evil.example/"),
+        Just("https:\\\\files.example\\"),
+        Just("\thttps://files.example/"),
+    ];
+    let link = (start, "[a-zA-Z0-9/._~+ %?&=#'-]{0,20}").prop_map(|(start, rest)| format!("{start}{rest}"));
+    link.prop_filter("a URL", |link| Url::parse(SIMPLE.1).unwrap().join(link).is_ok())
+}
+
+fn write_references(text: &str, how: u8) -> String {
+    let mut out = String::new();
+    for (at, character) in text.chars().enumerate() {
+        match (character, (how as usize + at) % 4) {
+            (':', 0) => out.push_str("&colon;"),
+            ('/', 0) => out.push_str("&sol;"),
+            ('.', 0) => out.push_str("&period;"),
+            (_, 1) if how > 40 => out.push_str(&format!("&#{};", character as u32)),
+            (_, 2) if how > 40 => out.push_str(&format!("&#x{:x};", character as u32)),
+            ('&' | '"' | '\'' | '<' | '>' | ' ' | '\t' | '=' | '`' | '\\', _) => {
+                out.push_str(&format!("&#{};", character as u32));
+            }
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+/// The links of an index, read again.
+fn hrefs(html: &str) -> Vec<String> {
+    let found = Arc::new(Mutex::new(Vec::new()));
+    let handler = Arc::clone(&found);
+    let settings =
+        Settings::new_send().append_element_content_handler(element!("a[href]", move |anchor: &mut Element<
+            '_,
+            '_,
+            SendHandlerTypes,
+        >| {
+            handler.lock().push(unescape(&anchor.get_attribute("href").unwrap()));
+            Ok(())
+        }));
+    let mut rewriter = HtmlRewriter::new(settings, |_: &[u8]| {});
+    rewriter.write(html.as_bytes()).unwrap();
+    rewriter.end().unwrap();
+    Arc::try_unwrap(found).unwrap().into_inner()
+}
+
+proptest! {
+    /// No link of an index leads past us, each leads to what upstream's link named, and pieces make no difference.
+    #[test]
+    fn no_upstream_address_survives_in_html(
+        links in proptest::collection::vec((link(), any::<u8>(), 0..3_u8), 1..8), based: bool, at in cuts()
+    ) {
+        let split = split();
+        let (target, url) = SIMPLE;
+        let mut body = String::from(if based { "<base href='/deep/er/'>" } else { "<p>" });
+        for (link, how, quote) in &links {
+            let href = write_references(link, *how);
+            let (open, text) = match quote { 0 => ("\"", href), 1 => ("'", href), _ if href.is_empty() => ("'", href), _ => ("", href) };
+            body.push_str(&format!("<a data-x=\"&gt;\" href={open}{text}{open} data-yanked>{how} &amp;</a>\n"));
+        }
+        let path = request(target).unwrap();
+        let mut rewriter = Pypi.rewriter(&context(&split, &path, url, "text/html"));
+        let out = String::from_utf8(drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap()).unwrap();
+        prop_assert_eq!(&out, &rewrite(&split, target, url, "text/html", &body));
+        let base = Url::parse(url).unwrap();
+        let base = if based { base.join("/deep/er/").unwrap() } else { base };
+        let found = hrefs(&out);
+        prop_assert_eq!(found.len(), links.len());
+        let foreign = rewriter.take_foreign();
+        for ((link, ..), href) in links.iter().zip(found) {
+            if link.trim().is_empty() {
+                continue;
+            }
+            let meant = base.join(link).unwrap();
+            let asked = asked(target, &href);
+            prop_assert!(asked.is_some(), "{} became {}", link, href);
+            let asked = asked.unwrap();
+            let named = match links::candidates(&asked) {
+                Some(urls) => urls.iter().map(links::named).find(|name| foreign.contains(name)),
+                None => Some(links::named(&Pypi.upstream_url(&split, &asked))),
+            };
+            if rewriter.escaped() == 0 {
+                // Of two schemes with the same host and path, either may be named.
+                let without_scheme = |name: &str| name.split_once(':').unwrap().1.to_owned();
+                prop_assert_eq!(named.as_deref().map(without_scheme), Some(without_scheme(&links::named(&meant))));
+            }
+        }
+        prop_assert_eq!(out.matches(" data-yanked>").count(), links.len());
+        prop_assert_eq!(out.matches("data-x=\"&gt;\"").count(), links.len());
+    }
+
+    #[test]
+    fn no_upstream_address_survives_in_json(links in proptest::collection::vec(link(), 1..8), legacy: bool, at in cuts()) {
+        let split = split();
+        let files: Vec<_> = links.iter().map(|link| serde_json::json!({"filename": "f", "url": link})).collect();
+        let (target, url, body) = if legacy {
+            ("pypi/foo/json", "https://index.example/pypi/foo/json", serde_json::json!({"releases": {"1": files}, "urls": files}))
+        } else {
+            (SIMPLE.0, SIMPLE.1, serde_json::json!({"files": files}))
+        };
+        let body = body.to_string();
+        let path = request(target).unwrap();
+        let mut rewriter = Pypi.rewriter(&context(&split, &path, url, "application/json"));
+        let out = drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap();
+        prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite(&split, target, url, "application/json", &body));
+        let out: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let lists = if legacy { vec![&out["releases"]["1"], &out["urls"]] } else { vec![&out["files"]] };
+        for list in lists {
+            for file in list.as_array().unwrap() {
+                let link = file["url"].as_str().unwrap();
+                prop_assert!(asked(target, link).is_some(), "{}", link);
+                prop_assert_eq!(link.starts_with(REMOTE_URL), legacy);
+            }
+        }
+    }
+
+    #[test]
+    fn no_bytes_panic(
+        bytes in proptest::collection::vec(any::<u8>(), 0..300),
+        markup in proptest::collection::vec(prop_oneof![
+            Just("<a href="), Just("\""), Just("'"), Just(">"), Just("<base href=x>"), Just("&#"), Just("<!--"),
+            Just("</a>"), Just("<select>"), Just("<script>"), Just("https://files.example/"), Just("é"), Just("<"),
+        ], 0..40),
+        at in cuts()
+    ) {
+        let split = split();
+        for target in ["simple/foo/", "pypi/foo/json", "", "packages/é.whl"] {
+            let Some(path) = request(target) else { continue };
+            for content_type in ["text/html", "application/json", "x"] {
+                for body in [&bytes[..], markup.concat().as_bytes()] {
+                    let mut rewriter = Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type));
+                    let _ = drive(&mut *rewriter, cut(body, &at));
+                    let _ = (rewriter.take_foreign(), rewriter.escaped());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_path_panics(path in any::<String>()) {
+        let split = split();
+        let _ = (Pypi.builtin_class(&path), Pypi.index_naming(&split, &path), Pypi.governing_path(&path));
+        if let Some(path) = request(&path) {
+            let _ = (Pypi.upstream_url(&split, &path), Pypi.handle(&split, &Method::GET, path));
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! What the tests of the formats share: remotes, requests as the router would read them, rewriting in pieces.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use url::Url;
+
+use super::links::{decode_once, normal};
+use super::{ArtifactPath, RewriteError, Rewriter, ViewContext};
+use crate::config::{Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
+
+/// The root of the remote that rewritten links lead to.
+pub const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
+
+/// A remote named `r` of this package and base URL, everything else by default.
+pub fn remote(package: &str, base_url: &str) -> Remote {
+    let base_url = Url::parse(base_url).unwrap();
+    assert!(base_url.path().ends_with('/'));
+    Remote {
+        name: "r".to_owned(),
+        kind: RemoteType::Remote,
+        package: Package::ALL.into_iter().find(|known| known.name() == package).unwrap(),
+        description: String::new(),
+        base_url: Some(base_url),
+        index_url: None,
+        credentials: None,
+        headers: Vec::new(),
+        immutable_patterns: None,
+        mutable_patterns: Vec::new(),
+        check_mutable_updates: false,
+        hosts: Vec::new(),
+        file_hosts: Vec::new(),
+        proxy: None,
+        offline: false,
+        serve_stale_on: Vec::new(),
+        quarantine_days: None,
+        client_revalidation: false,
+        tarball_urls: TarballUrls::Rewrite,
+        ttl: Ttls {
+            immutable: Duration::ZERO,
+            mutable: Duration::from_secs(3600),
+            negative: Duration::from_secs(10),
+        },
+        timeouts: Timeouts {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+        },
+    }
+}
+
+/// A request for this path and query below a remote, read as the router does: decoded once, checked, normalised. `None`
+/// where it is refused.
+pub fn request(target: &str) -> Option<ArtifactPath> {
+    let (path, query) = target
+        .split_once('?')
+        .map_or((target, None), |(path, query)| (path, Some(query.to_owned())));
+    let mut encoded = normal(path, b"-._~!$&'()*+,;=:@/");
+    while encoded.contains("//") {
+        encoded = encoded.replace("//", "/");
+    }
+    let encoded = encoded.strip_prefix('/').unwrap_or(&encoded).to_owned();
+    let refused = encoded.contains("%00")
+        || encoded.contains("%5C")
+        || encoded
+            .replace("%2F", "/")
+            .split('/')
+            .any(|segment| matches!(segment, "." | ".."));
+    (!refused).then(|| ArtifactPath {
+        decoded: decode_once(&encoded),
+        encoded,
+        query,
+    })
+}
+
+/// What a client asks for that follows `link` in the document served under `document`; `None` where that is refused or
+/// does not lead to this remote.
+pub fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
+    let url = Url::parse(&format!("{REMOTE_URL}/{document}"))
+        .unwrap()
+        .join(link)
+        .ok()?;
+    let mut text = url.clone();
+    text.set_fragment(None);
+    request(text.as_str().strip_prefix(REMOTE_URL)?.strip_prefix('/')?)
+}
+
+pub fn context<'a>(
+    remote: &'a Remote,
+    path: &'a ArtifactPath,
+    document_url: &str,
+    content_type: &'a str,
+) -> ViewContext<'a> {
+    let document_url = Url::parse(document_url).unwrap();
+    ViewContext {
+        remote,
+        path,
+        document_url,
+        content_type,
+        remote_url: REMOTE_URL,
+    }
+}
+
+/// Drives a rewriter over the pieces of a document.
+pub fn drive<'a>(
+    rewriter: &mut dyn Rewriter,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Vec<u8>, RewriteError> {
+    let mut out = Vec::new();
+    for piece in pieces {
+        rewriter.write(piece, &mut out)?;
+    }
+    rewriter.end(&mut out)?;
+    Ok(out)
+}
+
+/// Cuts a document at the places given, which may be in any order and out of range.
+pub fn cut<'a>(document: &'a [u8], at: &[usize]) -> Vec<&'a [u8]> {
+    let mut at: Vec<usize> = at.iter().map(|at| at % (document.len() + 1)).collect();
+    at.sort_unstable();
+    let mut pieces = Vec::new();
+    let mut from = 0;
+    for to in at {
+        pieces.push(&document[from..to]);
+        from = to;
+    }
+    pieces.push(&document[from..]);
+    pieces
+}
+
+/// Places to cut at.
+pub fn cuts() -> impl Strategy<Value = Vec<usize>> {
+    prop_oneof![
+        proptest::collection::vec(any::<usize>(), 0..8),
+        // Every byte by itself.
+        Just((0..4096).collect::<Vec<usize>>()),
+    ]
+}

@@ -1,0 +1,16 @@
+//! artifactapi: a caching reverse proxy for package registries and artifact hosts, built on Pingora.
+//!
+//! The folder list is the architecture; `docs/architecture.md` tells it on one page.
+
+pub mod api;
+pub mod cache;
+pub mod catalog;
+pub mod config;
+pub mod fill;
+pub mod formats;
+pub mod headers;
+pub mod life;
+pub mod metrics;
+pub mod policy;
+pub mod proxy;
+pub mod upstream;

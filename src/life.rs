@@ -1,0 +1,356 @@
+//! The process's life: start, reload, stop.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use pingora_core::apps::HttpServerOptions;
+use pingora_core::server::configuration::ServerConf;
+use pingora_core::server::{
+    ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
+};
+use pingora_core::services::Service;
+use pingora_core::services::listening;
+use pingora_proxy::{HttpProxy, http_proxy};
+use signal_hook::consts::SIGHUP;
+use signal_hook::iterator::Signals;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+
+use crate::api::Api;
+use crate::cache::{Key, Observer, Store};
+use crate::catalog::{Catalog, Event, unix_now};
+use crate::config::{Config, Environment, Severity};
+use crate::fill::upstream::MAX_TRIES;
+use crate::fill::{Fills, Views};
+use crate::metrics::Metrics;
+use crate::proxy::Client;
+use crate::upstream::Upstream;
+
+/// After SIGTERM, what is in flight has this long.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// An HTTP/2 connection without a stream is closed after this.
+const H2_IDLE: Duration = Duration::from_secs(75);
+
+/// What outlives a request: the current configuration, and how many requests there are.
+pub struct State {
+    config: ArcSwap<Config>,
+    environment: Environment,
+    reloading: Mutex<()>,
+    last_reload_failed: AtomicBool,
+    in_flight: AtomicUsize,
+    idle: Notify,
+}
+
+/// One request in flight.
+pub struct InFlight(Arc<State>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.idle.notify_waiters();
+        }
+    }
+}
+
+impl State {
+    fn new(config: Config, environment: Environment) -> Arc<Self> {
+        Arc::new(State {
+            config: ArcSwap::from_pointee(config),
+            environment,
+            reloading: Mutex::new(()),
+            last_reload_failed: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            idle: Notify::new(),
+        })
+    }
+
+    /// The configuration as of now; a request takes it once.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Counts a request until the guard is dropped.
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Whether the last reload failed, so that the configuration before it is still in force.
+    pub fn last_reload_failed(&self) -> bool {
+        self.last_reload_failed.load(Ordering::Relaxed)
+    }
+
+    /// Reads `remotes.yaml` again, all of it, and swaps it in; on any error the old one stays.
+    pub fn reload(&self) {
+        let _one_at_a_time = self.reloading.lock();
+        let current = self.config();
+        let generation = current.generation + 1;
+        let loaded = crate::config::reload_remotes(&current, &self.environment, generation);
+        for problem in &loaded.problems {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+            }
+        }
+        match loaded.config {
+            Some(config) => {
+                tracing::info!(generation, remotes = config.remotes.len(), "the configuration was reloaded");
+                self.config.store(Arc::new(config));
+                self.last_reload_failed.store(false, Ordering::Relaxed);
+            }
+            None => {
+                tracing::error!(
+                    generation = current.generation,
+                    "the new configuration has errors: the one before stays in force"
+                );
+                self.last_reload_failed.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    async fn drained(&self, limit: Duration) {
+        let waited = Instant::now();
+        while waited.elapsed() < limit {
+            let idle = self.idle.notified();
+            if self.in_flight.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            let _ = tokio::time::timeout(Duration::from_millis(200), idle).await;
+        }
+        let left = self.in_flight.load(Ordering::Acquire);
+        if left > 0 {
+            tracing::warn!(left, "stopping with requests in flight");
+        }
+    }
+}
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot use the data folder {folder}: {error}; name another with --data-dir or ARTIFACTAPI_DATA_DIR")]
+    Data { folder: String, error: io::Error },
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Catches SIGHUP from now on: without a handler it kills. Called before anything else is set up.
+///
+/// # Errors
+/// The system allows no handler.
+pub fn catch_hangups() -> io::Result<Signals> {
+    Signals::new([SIGHUP])
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// What it needs cannot be had.
+pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
+    let settings = config.settings.clone();
+    let listeners = settings.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
+    let folder = settings.data_dir.display().to_string();
+    let store = Store::open(&settings.data_dir, settings.cache.clone())
+        .map_err(|error| StartError::Data { folder: folder.clone(), error })?;
+    let catalog = Catalog::open(&settings.data_dir).map_err(|error| StartError::Other(error.to_string()))?;
+    let metrics = Arc::new(Metrics::new());
+    store.observe(Box::new(Witness { catalog: catalog.clone(), metrics: Arc::clone(&metrics) }));
+    announce(&config, &listeners, &folder);
+    let state = State::new(config, environment);
+
+    let reloader = Arc::clone(&state);
+    std::thread::Builder::new()
+        .name("reload".into())
+        .spawn(move || {
+            for _ in hangups.forever() {
+                reloader.reload();
+            }
+        })
+        .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
+
+    let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+    let conf = ServerConf {
+        threads,
+        max_retries: MAX_TRIES,
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: 256,
+        listener_tasks_per_fd: 1,
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let (stopping, stop) = watch::channel(false);
+    let listening = Listening {
+        bound: Mutex::new(Some(listeners)),
+        parts: Parts { state: Arc::clone(&state), store, catalog: catalog.clone(), metrics },
+        conf: Arc::clone(&server.configuration),
+        stop,
+    };
+    server.add_service(listening);
+    server.run(RunArgs { shutdown_signal: Box::new(Stop { state, stopping }) });
+
+    store.close();
+    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        runtime.block_on(catalog.close());
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
+    let failed = |error| StartError::Listen { address, error };
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
+    socket.set_reuse_address(true).map_err(failed)?;
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        // One socket for both families, whatever the system's default.
+        socket.set_only_v6(false).map_err(failed)?;
+    }
+    socket.bind(&address.into()).map_err(failed)?;
+    socket.listen(4096).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    let listener = TcpListener::from(socket);
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((address, listener))
+}
+
+fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &str) {
+    let addresses: Vec<String> = listeners.iter().map(|(address, _)| format!("http://{address}")).collect();
+    let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
+    let cache = &config.settings.cache;
+    println!("artifactapi {} listens on {}", env!("CARGO_PKG_VERSION"), addresses.join(", "));
+    println!("remotes ({}): {}", names.len(), names.join(", "));
+    println!(
+        "stores in {folder}: at most {} MB on disk, {} MB in memory",
+        cache.disk_bytes / 1_000_000,
+        cache.memory_bytes / 1_000_000
+    );
+}
+
+struct Parts {
+    state: Arc<State>,
+    store: &'static Store,
+    catalog: Catalog,
+    metrics: Arc<Metrics>,
+}
+
+/// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
+/// already, and stops when told to, before Pingora's own shutdown begins.
+struct Listening {
+    bound: Mutex<Option<Vec<(SocketAddr, TcpListener)>>>,
+    parts: Parts,
+    conf: Arc<ServerConf>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Listening {
+    fn proxy(&self) -> Result<HttpProxy<Client>, StartError> {
+        let Parts { state, store, catalog, metrics } = &self.parts;
+        let upstream = Upstream::new(&state.config()).map_err(|error| StartError::Other(error.to_string()))?;
+        let fills = Fills::new(store, Arc::new(upstream), catalog.clone(), Arc::clone(metrics));
+        let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
+        let api = Api::new(Arc::clone(state), Arc::clone(&fills), Arc::clone(metrics));
+        let client = Client { state: Arc::clone(state), fills, views, metrics: Arc::clone(metrics), api };
+        let mut proxy = http_proxy(&self.conf, client);
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        options.h2_idle_timeout = Some(H2_IDLE);
+        proxy.server_options = Some(options);
+        Ok(proxy)
+    }
+}
+
+#[async_trait]
+impl Service for Listening {
+    async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, per_fd: usize) {
+        let proxy = match self.proxy() {
+            Ok(proxy) => proxy,
+            Err(error) => {
+                tracing::error!(%error, "cannot start");
+                std::process::exit(1);
+            }
+        };
+        let mut service = listening::Service::new("listening".to_owned(), proxy);
+        let Some(fds) = fds else {
+            tracing::error!("cannot start: no table of listening sockets");
+            std::process::exit(1);
+        };
+        let bound = self.bound.lock().take().unwrap_or_default();
+        {
+            let mut table = fds.lock();
+            for (address, listener) in bound {
+                let name = address.to_string();
+                debug_assert!(listener.as_raw_fd() > 2);
+                table.add(name.clone(), listener.into_raw_fd());
+                service.add_tcp(&name);
+            }
+        }
+        Service::start_service(&mut service, Some(fds), self.stop.clone(), per_fd).await;
+    }
+
+    fn name(&self) -> &str {
+        "artifactapi"
+    }
+}
+
+/// SIGTERM and SIGINT stop accepting, let what is in flight finish within a limit, and end at once. SIGQUIT hands the
+/// sockets over first.
+struct Stop {
+    state: Arc<State>,
+    stopping: watch::Sender<bool>,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Stop {
+    async fn recv(&self) -> ShutdownSignal {
+        let caught = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::quit()));
+        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)) = caught else {
+            tracing::error!("signals cannot be caught: only SIGKILL will stop this process");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = quit.recv() => return ShutdownSignal::GracefulUpgrade,
+        }
+        tracing::info!("stopping");
+        self.stopping.send_replace(true);
+        self.state.drained(STOP_LIMIT).await;
+        ShutdownSignal::GracefulTerminate
+    }
+}
+
+/// Tells the catalogue what the store sees.
+struct Witness {
+    catalog: Catalog,
+    metrics: Arc<Metrics>,
+}
+
+impl Observer for Witness {
+    fn used(&self, key: &Key, hits: u64) {
+        let (remote, path, form) = key.parts();
+        if !remote.is_empty() {
+            self.catalog.hits(remote, path, form, hits, unix_now());
+        }
+    }
+
+    fn evicted(&self, key: &str, bytes: u64) {
+        self.metrics.evicted(bytes);
+        let mut parts = key.splitn(3, '\0');
+        if let (Some(remote), Some(path), Some(form)) = (parts.next(), parts.next(), parts.next())
+            && !remote.is_empty()
+        {
+            let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
+            self.catalog.record(Event::Removed { remote, path, form });
+        }
+    }
+}

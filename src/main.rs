@@ -1,0 +1,141 @@
+//! The command line.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use artifactapi::config::{self, Environment, Flags, Loaded, Severity};
+use artifactapi::life;
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A caching reverse proxy for package registries and artifact hosts.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve.
+    Serve(Options),
+    /// Validate the configuration and print every problem.
+    Check(Options),
+}
+
+/// Each flag wins over the variable that it names, which wins over the configuration file.
+#[derive(Args)]
+struct Options {
+    /// Address to listen on, repeatable [variable: ARTIFACTAPI_LISTEN; default: 127.0.0.1:8000]
+    #[arg(long, value_name = "IP:PORT")]
+    listen: Vec<String>,
+    /// The remotes [variable: ARTIFACTAPI_REMOTES; default: remotes.yaml]
+    #[arg(long, value_name = "FILE")]
+    remotes: Option<PathBuf>,
+    /// Where to store [variable: ARTIFACTAPI_DATA_DIR; default: ./data]
+    #[arg(long, value_name = "FOLDER")]
+    data_dir: Option<PathBuf>,
+    /// Settings [variable: ARTIFACTAPI_CONF; default: conf/artifactapi.yaml, if there is one]
+    #[arg(long, value_name = "FILE")]
+    conf: Option<PathBuf>,
+    /// What rewritten links begin with [variable: ARTIFACTAPI_PUBLIC_URL; default: as the client asked]
+    #[arg(long, value_name = "URL")]
+    public_url: Option<String>,
+}
+
+impl From<Options> for Flags {
+    fn from(options: Options) -> Self {
+        Flags {
+            listen: options.listen,
+            remotes: options.remotes,
+            data_dir: options.data_dir,
+            conf: options.conf,
+            public_url: options.public_url,
+            ..Flags::default()
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    // First of all: without a handler SIGHUP kills, and a reload may be asked for at any time.
+    let hangups = life::catch_hangups();
+    let cli = Cli::parse();
+    let environment = Environment::from_process();
+    match cli.command {
+        Command::Check(options) => check(&options.into(), &environment),
+        Command::Serve(options) => {
+            log();
+            let Some(config) = load(&options.into(), &environment) else { return ExitCode::FAILURE };
+            let hangups = match hangups {
+                Ok(hangups) => hangups,
+                Err(error) => return fail(&format!("SIGHUP cannot be caught: {error}")),
+            };
+            match life::serve(config, environment, hangups) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => fail(&error.to_string()),
+            }
+        }
+    }
+}
+
+fn fail(reason: &str) -> ExitCode {
+    eprintln!("artifactapi: {reason}");
+    ExitCode::FAILURE
+}
+
+fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
+    let Loaded { config, problems } = config::load(flags, environment, 1);
+    for problem in &problems {
+        match problem.severity {
+            Severity::Error => eprintln!("{problem}"),
+            Severity::Warning => tracing::warn!("{problem}"),
+        }
+    }
+    let config = config?;
+    let settings = &config.settings;
+    let unsupported = [
+        (settings.database.is_some(), "DBHOST and its group (PostgreSQL)"),
+        (settings.redis_url.is_some(), "REDIS_URL"),
+        (settings.s3.is_some(), "MINIO_ENDPOINT and its group (S3)"),
+        (settings.tls.is_some(), "tls"),
+    ];
+    let mut all_supported = true;
+    for (_, what) in unsupported.iter().filter(|(set, _)| *set) {
+        eprintln!("artifactapi: {what} is set, and this version does not have it yet: unset it to use the embedded default");
+        all_supported = false;
+    }
+    all_supported.then_some(config)
+}
+
+fn check(flags: &Flags, environment: &Environment) -> ExitCode {
+    let Loaded { config, problems } = config::load(flags, environment, 1);
+    for problem in &problems {
+        println!("{problem}");
+    }
+    match config {
+        Some(config) => {
+            println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
+            ExitCode::SUCCESS
+        }
+        None => {
+            let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+            println!("failed: {errors} errors, {} warnings", problems.len() - errors);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log() {
+    let filter = EnvFilter::try_from_env("ARTIFACTAPI_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

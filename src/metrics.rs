@@ -1,0 +1,153 @@
+//! Counters for Prometheus. Label values are bounded: remotes come from the configuration, the rest is a fixed set.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::cache::StoreStats;
+use crate::catalog::CatalogStatus;
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    response_bytes: IntCounterVec,
+    seconds: Histogram,
+    flights: IntCounter,
+    collapsed: IntCounter,
+    failed_fills: IntCounter,
+    failed_views: IntCounter,
+    escaped_links: IntCounter,
+    upstream_failures: IntCounterVec,
+    evictions: IntCounter,
+    evicted_bytes: IntCounter,
+    gauges: IntGaugeVec,
+    generation: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
+        let vector = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let seconds = HistogramOpts::new("artifactapi_request_seconds", "Time from a request's head to its answer's end.")
+            .buckets(vec![0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0]);
+        let build = register(
+            &registry,
+            IntGaugeVec::new(Opts::new("artifactapi_build_info", "The version that runs."), &["version"]),
+        );
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Metrics {
+            requests: vector("artifactapi_requests_total", "Requests answered.", &["remote", "status", "cache"]),
+            response_bytes: vector(
+                "artifactapi_response_bytes_total",
+                "Body bytes of artifact responses, by where they came from.",
+                &["remote", "source"],
+            ),
+            seconds: register(&registry, Histogram::with_opts(seconds)),
+            flights: counter("artifactapi_fills_total", "Fetches from upstream that were started."),
+            collapsed: counter("artifactapi_collapsed_total", "Requests that joined a fetch under way."),
+            failed_fills: counter("artifactapi_fill_failures_total", "Fetches that ended early or with a wrong body."),
+            failed_views: counter("artifactapi_rewrite_failures_total", "Documents that could not be rewritten."),
+            escaped_links: counter(
+                "artifactapi_escaped_links_total",
+                "Links in rewritten documents that still name an upstream because they could not be read.",
+            ),
+            upstream_failures: vector("artifactapi_upstream_failures_total", "Upstreams not reached.", &["remote"]),
+            evictions: counter("artifactapi_evictions_total", "Objects removed because space was short."),
+            evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
+            gauges: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("artifactapi_tier", "Size of the tiers and queues."), &["tier", "what"]),
+            ),
+            generation: register(
+                &registry,
+                IntGauge::new("artifactapi_config_generation", "Counts successful loads of the configuration."),
+            ),
+            registry,
+        }
+    }
+
+    pub fn request(
+        &self,
+        remote: &str,
+        status: u16,
+        cache: &str,
+        source: Option<&'static str>,
+        sent: u64,
+        took: Duration,
+    ) {
+        let mut buffer = [0; 3];
+        self.requests.with_label_values(&[remote, digits(status, &mut buffer), cache]).inc();
+        if let Some(source) = source {
+            self.response_bytes.with_label_values(&[remote, source]).inc_by(sent);
+        }
+        self.seconds.observe(took.as_secs_f64());
+    }
+
+    pub fn flight(&self, joined: bool) {
+        if joined { self.collapsed.inc() } else { self.flights.inc() }
+    }
+    pub fn fill_failed(&self) {
+        self.failed_fills.inc();
+    }
+    pub fn view_failed(&self) {
+        self.failed_views.inc();
+    }
+    pub fn escaped_links(&self, links: u64) {
+        self.escaped_links.inc_by(links);
+    }
+    pub fn upstream_failed(&self, remote: &str) {
+        self.upstream_failures.with_label_values(&[remote]).inc();
+    }
+    pub fn evicted(&self, bytes: u64) {
+        self.evictions.inc();
+        self.evicted_bytes.inc_by(bytes);
+    }
+
+    /// The text that Prometheus reads.
+    pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus) -> String {
+        let set = |tier: &str, what: &str, value: u64| {
+            self.gauges.with_label_values(&[tier, what]).set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        set("disk", "bytes", store.disk_bytes);
+        set("disk", "limit_bytes", store.disk_limit);
+        set("memory", "bytes", store.memory_bytes);
+        set("memory", "objects", store.memory_items as u64);
+        set("growing", "objects", store.growing as u64);
+        set("catalogue", "queued", catalog.queued as u64);
+        set("catalogue", "dropped", catalog.dropped_hits + catalog.dropped_changes);
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+}
+
+/// Registers what was made. Both steps fail only for names that are wrong or there twice, which the first start shows.
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let made = made.unwrap_or_else(|error| unreachable!("a metric's name is a constant: {error}"));
+    if let Err(error) = registry.register(Box::new(made.clone())) {
+        tracing::error!(%error, "a metric is not exported");
+    }
+    made
+}
+
+fn digits(status: u16, buffer: &mut [u8; 3]) -> &str {
+    for (index, power) in [100, 10, 1].into_iter().enumerate() {
+        buffer[index] = b'0' + u8::try_from(status / power % 10).unwrap_or(0);
+    }
+    std::str::from_utf8(buffer).unwrap_or("000")
+}

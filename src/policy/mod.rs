@@ -1,0 +1,60 @@
+//! What may be served and for how long it is trusted: pure functions of (remote, path).
+
+use std::time::Duration;
+
+use crate::config::Remote;
+use crate::formats::{Class, Format};
+
+/// Why a path has its class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// One of the user's patterns.
+    Pattern,
+    /// The nature of the package type.
+    BuiltIn,
+    /// The remote has no `immutable_patterns`, so everything is allowed.
+    Unrestricted,
+}
+
+/// What the configuration says of a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    pub class: Class,
+    pub basis: Basis,
+    /// Zero: for ever when immutable, expired at once when mutable.
+    pub ttl: Duration,
+    /// On expiry upstream is asked conditionally instead of for the whole.
+    pub conditional: bool,
+}
+
+/// Classifies `path` (decoded, below the remote). `None`: no pattern allows it, 403.
+///
+/// The order is the contract: the user's `mutable_patterns`; built-in immutable; built-in mutable;
+/// `immutable_patterns`; and what nothing matched is immutable only where that key is absent.
+pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Policy> {
+    let governing = format.governing_path(path);
+    let own_mutable = remote.mutable_patterns.iter().any(|pattern| pattern.is_match(governing));
+    let (class, basis) = if own_mutable {
+        (Class::Mutable, Basis::Pattern)
+    } else if let Some(class) = format.builtin_class(governing) {
+        (class, Basis::BuiltIn)
+    } else {
+        match &remote.immutable_patterns {
+            None => (Class::Immutable, Basis::Unrestricted),
+            Some(patterns) if patterns.iter().any(|pattern| pattern.is_match(governing)) => {
+                (Class::Immutable, Basis::Pattern)
+            }
+            Some(_) => return None,
+        }
+    };
+    let ttl = match class {
+        Class::Immutable => remote.ttl.immutable,
+        Class::Mutable => remote.ttl.mutable,
+    };
+    Some(Policy { class, basis, ttl, conditional: own_mutable && remote.check_mutable_updates })
+}
+
+/// A file of a fixed name, stored under its checksum: it never changes, its manifest says how long it is asked for.
+pub fn of_set_member() -> Policy {
+    Policy { class: Class::Immutable, basis: Basis::BuiltIn, ttl: Duration::ZERO, conditional: false }
+}

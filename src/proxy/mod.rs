@@ -1,0 +1,241 @@
+//! The client's side: one thin hook each. A hit, complete or growing, is answered in `request_filter` and never enters
+//! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
+
+mod artifact;
+pub mod path;
+pub mod public;
+pub mod range;
+pub mod reply;
+pub(crate) mod route;
+mod serve;
+mod wire;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Method, header};
+use pingora_core::upstreams::peer::HttpPeer;
+use pingora_error::{Error, ErrorSource, ErrorType, Result};
+use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::api::Api;
+use crate::fill::{Fills, Views};
+use crate::headers;
+use crate::life::{InFlight, State};
+use crate::metrics::Metrics;
+use crate::upstream::Exchange;
+use reply::Problem;
+use route::Route;
+
+/// An idle connection is kept for the next request this long.
+const KEEP_ALIVE: u64 = 75;
+/// One write of at most 64 KiB: a client that takes less than half a kilobyte a second is gone.
+const WRITE_LIMIT: Duration = Duration::from_secs(120);
+
+/// Everything that answering a client needs.
+pub struct Client {
+    pub state: Arc<State>,
+    pub fills: Arc<Fills>,
+    pub views: Arc<Views>,
+    pub metrics: Arc<Metrics>,
+    pub api: Api,
+}
+
+/// A request that goes on to upstream by itself.
+struct PassBy {
+    exchange: Exchange,
+    cache_status: String,
+    path: String,
+    /// One of the concurrent upstream places, held to the end.
+    _place: OwnedSemaphorePermit,
+}
+
+/// What is remembered of one request.
+pub struct Ctx {
+    started: Instant,
+    _in_flight: InFlight,
+    remote: Option<String>,
+    /// For metrics: how the cache came into it.
+    cache: &'static str,
+    source: Option<&'static str>,
+    sent: u64,
+    pass: Option<PassBy>,
+}
+
+#[async_trait]
+impl ProxyHttp for Client {
+    type CTX = Ctx;
+
+    fn new_ctx(&self) -> Ctx {
+        Ctx {
+            started: Instant::now(),
+            _in_flight: self.state.enter(),
+            remote: None,
+            cache: "none",
+            source: None,
+            sent: 0,
+            pass: None,
+        }
+    }
+
+    async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
+        session.set_keepalive(Some(KEEP_ALIVE));
+        session.as_downstream_mut().set_write_timeout(Some(WRITE_LIMIT));
+        // A client may close its sending side once the request is out, and still wants the answer.
+        session.as_downstream_mut().set_abort_on_close(false);
+        Ok(())
+    }
+
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
+        if let Err(reason) = wire::check(session) {
+            session.set_keepalive(None);
+            reply::problem(session, None, Problem::new(400, reason)).await?;
+            return Ok(true);
+        }
+        let config = self.state.config();
+        let host = {
+            let arrival = artifact::arrival(session);
+            public::of(&config.settings, &arrival).map(|public| public.host).unwrap_or_default()
+        };
+        let target = wire::origin_form(session.req_header().raw_path()).to_vec();
+        match route::route(&config, &host, &target) {
+            Route::Artifact { remote, raw, query, bound_host } => {
+                self.artifact(session, ctx, config, remote, (raw, query), bound_host).await
+            }
+            Route::Endpoint(endpoint) => {
+                self.api.answer(session, &config, endpoint).await?;
+                Ok(true)
+            }
+            Route::Registry { path } => {
+                let detail = "the Docker registry API is not served by this version";
+                let body = serde_json::json!({"errors": [{"code": "UNSUPPORTED", "message": detail, "detail": path}]});
+                reply::json(session, 404, &body).await?;
+                Ok(true)
+            }
+            Route::UnknownRemote { name, path } => {
+                let detail = "there is no such remote; `GET /` lists those there are";
+                reply::problem(session, None, Problem::new(404, detail).at(&name, &path)).await?;
+                Ok(true)
+            }
+            Route::NotFound => {
+                let detail = "nothing is served here; artifacts are under /api/v1/remote/{remote}/{path}";
+                reply::problem(session, None, Problem::new(404, detail)).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
+        pass(ctx)?.exchange.peer().await
+    }
+
+    async fn upstream_request_filter(&self, _: &mut Session, request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
+        pass(ctx)?.exchange.write_request(request)
+    }
+
+    async fn upstream_response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        pass(ctx)?.exchange.read_header(response)
+    }
+
+    async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        let pass = pass(ctx)?;
+        let (kept, length) = headers::of_stored(response, pass.exchange.url().path());
+        let range = response.headers.get(header::CONTENT_RANGE).cloned();
+        let names: Vec<_> = response.headers.keys().cloned().collect();
+        for name in names {
+            // Framing is Pingora's: it knows what it will write.
+            if name != header::TRANSFER_ENCODING {
+                response.remove_header(&name);
+            }
+        }
+        for (name, value) in &kept {
+            response.append_header(name.clone(), value.clone())?;
+        }
+        if let Some(length) = length {
+            response.insert_header(header::CONTENT_LENGTH, length)?;
+        }
+        if let Some(range) = range {
+            response.insert_header(header::CONTENT_RANGE, range)?;
+        }
+        response.insert_header(header::VIA, "1.1 artifactapi")?;
+        response.insert_header("x-artifact-source", "remote")?;
+        response.insert_header("cache-status", headers::value(&pass.cache_status))?;
+        response.insert_header(header::CACHE_CONTROL, "no-cache")?;
+        Ok(())
+    }
+
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Ctx,
+    ) -> Result<Option<Duration>> {
+        ctx.sent += body.as_ref().map_or(0, |body| body.len() as u64);
+        if let Some(pass) = &ctx.pass {
+            pass.exchange.body_piece(end);
+        }
+        Ok(None)
+    }
+
+    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
+        match &mut ctx.pass {
+            Some(pass) => pass.exchange.connect_failed(error),
+            None => error,
+        }
+    }
+
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        ctx: &mut Ctx,
+        reused: bool,
+    ) -> Box<Error> {
+        let repeatable = session.req_header().method != Method::POST || !session.as_ref().retry_buffer_truncated();
+        let nothing_sent = session.response_written().is_none();
+        match &ctx.pass {
+            Some(pass) => pass.exchange.transfer_failed(error, reused, repeatable && nothing_sent),
+            None => error,
+        }
+    }
+
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
+        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        if session.response_written().is_some() || error.esource() == &ErrorSource::Downstream {
+            return gone;
+        }
+        let Some(pass) = &mut ctx.pass else { return gone };
+        let failure = pass.exchange.failure(error);
+        let remote = Arc::clone(&pass.exchange.remote);
+        let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
+        let sent = reply::problem(session, crate::formats::of(remote.package), problem).await;
+        FailToProxy { error_code: if sent.is_ok() { failure.status } else { 0 }, can_reuse_downstream: false }
+    }
+
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
+        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let remote = ctx.remote.as_deref().unwrap_or("");
+        self.metrics.request(remote, status, ctx.cache, ctx.source, ctx.sent, ctx.started.elapsed());
+        if let Some(error) = error {
+            tracing::debug!(%error, remote, status, "a response ended early");
+        }
+    }
+
+    fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
+        true
+    }
+
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
+        true
+    }
+}
+
+fn pass(ctx: &mut Ctx) -> Result<&mut PassBy> {
+    ctx.pass.as_mut().ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without a way to upstream"))
+}

@@ -1,0 +1,134 @@
+//! Under which URL clients know this proxy: for the links in rewritten documents.
+
+use std::net::IpAddr;
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+use crate::config::Settings;
+
+/// The public base URL without trailing slash, and the host that was asked for (lower case, without port).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Public {
+    pub base: String,
+    pub host: String,
+}
+
+/// What a request says of how it came here.
+pub struct Arrival<'a> {
+    pub headers: &'a HeaderMap,
+    /// `Host`, or the authority of an HTTP/2 request or an absolute-form target.
+    pub authority: Option<&'a str>,
+    pub peer: Option<IpAddr>,
+    pub tls: bool,
+}
+
+/// `ARTIFACTAPI_PUBLIC_URL`, else `Forwarded` (RFC 7239) or `X-Forwarded-*` from a trusted proxy, else `Host`. Of a
+/// list the value that the last trusted proxy wrote counts: the last one.
+///
+/// # Errors
+/// `Err(())`: the host is missing or none.
+pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Result<Public, ()> {
+    let mut scheme = if arrival.tls { "https".to_owned() } else { "http".to_owned() };
+    let mut host = arrival.authority.unwrap_or_default().to_owned();
+    let mut prefix = String::new();
+    if arrival.peer.is_some_and(|peer| is_trusted(&settings.trusted_proxies, peer)) {
+        if let Some(forwarded) = last(arrival.headers, "forwarded") {
+            for pair in forwarded.split(';') {
+                let Some((name, value)) = pair.split_once('=') else { continue };
+                let value = value.trim().trim_matches('"').to_owned();
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "proto" => scheme = value,
+                    "host" => host = value,
+                    _ => {}
+                }
+            }
+        } else {
+            if let Some(proto) = last(arrival.headers, "x-forwarded-proto") {
+                scheme = proto;
+            }
+            if let Some(forwarded_host) = last(arrival.headers, "x-forwarded-host") {
+                host = forwarded_host;
+            }
+            if let Some(port) = last(arrival.headers, "x-forwarded-port").filter(|port| port.parse::<u16>().is_ok()) {
+                let default = if scheme.eq_ignore_ascii_case("https") { "443" } else { "80" };
+                let bare = without_port(&host).to_owned();
+                host = if port == default { bare } else { format!("{bare}:{port}") };
+            }
+        }
+        if let Some(given) = last(arrival.headers, "x-forwarded-prefix").filter(|given| is_prefix(given)) {
+            prefix = given.trim_end_matches('/').to_owned();
+        }
+    }
+    let scheme = if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
+    let valid = is_host(&host);
+    let name = without_port(&host).to_ascii_lowercase();
+    if let Some(url) = &settings.public_url {
+        return Ok(Public { base: url.as_str().trim_end_matches('/').to_owned(), host: if valid { name } else { String::new() } });
+    }
+    if !valid {
+        return Err(());
+    }
+    Ok(Public { base: format!("{scheme}://{host}{prefix}"), host: name })
+}
+
+/// The base URL of a host that is bound to a remote: as asked for, whatever the public URL of the rest is.
+pub fn of_bound_host(settings: &Settings, arrival: &Arrival<'_>) -> Option<String> {
+    let free = Settings { public_url: None, ..settings.clone() };
+    of(&free, arrival).ok().map(|public| public.base)
+}
+
+pub fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
+    let peer = peer.to_canonical();
+    trusted.iter().any(|network| network.contains(&peer))
+}
+
+fn last(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get_all(name).iter().next_back()?.to_str().ok()?;
+    let value = value.rsplit(',').next()?.trim();
+    (!value.is_empty()).then(|| value.to_owned())
+}
+
+/// A host as it may stand in a URL, with an optional port.
+fn is_host(host: &str) -> bool {
+    let name = without_port(host);
+    let rest = &host[name.len()..];
+    let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let name_fits = match name.strip_prefix('[') {
+        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+    };
+    port && name_fits && host.len() <= 255
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        Some(at) if !host[at..].contains(']') => &host[..at],
+        _ => host,
+    }
+}
+
+fn is_prefix(prefix: &str) -> bool {
+    prefix.starts_with('/')
+        && !prefix.starts_with("//")
+        && !prefix.contains("..")
+        && prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts() {
+        for good in ["a", "a.example:8080", "127.0.0.1", "[::1]", "[::1]:80", "under_score"] {
+            assert!(is_host(good), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "a:b", "a:99999", "[::1", "a\"", "<x>", ":80", "a@b"] {
+            assert!(!is_host(bad), "{bad}");
+        }
+        assert_eq!(without_port("[::1]:80"), "[::1]");
+        assert_eq!(without_port("[::1]"), "[::1]");
+        assert_eq!(without_port("a:1"), "a");
+    }
+}

@@ -1,0 +1,140 @@
+//! Answers that are not artifacts: errors in the ecosystem's form or ours, JSON, redirects.
+
+use bytes::Bytes;
+use http::{HeaderName, Method, header};
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+use serde_json::json;
+
+use crate::fill::Answer;
+use crate::formats::Format;
+
+/// An error for a person: what failed, for which remote and path, what to do.
+#[derive(Debug, Clone, Default)]
+pub struct Problem {
+    pub status: u16,
+    pub detail: String,
+    pub remote: Option<String>,
+    pub path: Option<String>,
+    pub headers: Vec<(HeaderName, String)>,
+}
+
+impl Problem {
+    pub fn new(status: u16, detail: impl Into<String>) -> Self {
+        Problem { status, detail: detail.into(), ..Problem::default() }
+    }
+
+    pub fn at(mut self, remote: &str, path: &str) -> Self {
+        self.remote = Some(remote.to_owned());
+        self.path = Some(path.to_owned());
+        self
+    }
+
+    pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+}
+
+/// Sends `problem`, in the form of `format` where that has one.
+///
+/// # Errors
+/// The client is gone.
+pub async fn problem(session: &mut Session, format: Option<&dyn Format>, problem: Problem) -> Result<()> {
+    let (content_type, body) = format
+        .and_then(|format| format.error_body(problem.status, &described(&problem)))
+        .unwrap_or_else(|| {
+            let body = json!({"detail": problem.detail, "remote": problem.remote, "path": problem.path});
+            ("application/json", body.to_string())
+        });
+    let mut headers = vec![(header::CONTENT_TYPE, content_type.to_owned()), (header::CACHE_CONTROL, "no-store".to_owned())];
+    headers.extend(problem.headers);
+    send(session, problem.status, headers, body.into()).await
+}
+
+/// The detail with remote and path, for forms that have one text only.
+fn described(problem: &Problem) -> String {
+    match (&problem.remote, &problem.path) {
+        (Some(remote), Some(path)) => format!("{} (remote {remote}, path {path})", problem.detail),
+        _ => problem.detail.clone(),
+    }
+}
+
+/// Sends JSON.
+///
+/// # Errors
+/// The client is gone.
+pub async fn json(session: &mut Session, status: u16, value: &serde_json::Value) -> Result<()> {
+    let mut body = value.to_string();
+    body.push('\n');
+    let headers =
+        vec![(header::CONTENT_TYPE, "application/json".to_owned()), (header::CACHE_CONTROL, "no-store".to_owned())];
+    send(session, status, headers, body.into()).await
+}
+
+/// Sends a body that is in memory; to a HEAD its header only.
+///
+/// # Errors
+/// The client is gone.
+pub async fn send(session: &mut Session, status: u16, headers: Vec<(HeaderName, String)>, body: Bytes) -> Result<()> {
+    let mut response = ResponseHeader::build(status, Some(headers.len() + 3))?;
+    for (name, value) in headers {
+        response.insert_header(name, crate::headers::value(&value))?;
+    }
+    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    let header_only = session.req_header().method == Method::HEAD || status == 304 || status == 204 || body.is_empty();
+    session.write_response_header(Box::new(response), header_only).await?;
+    if !header_only {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}
+
+/// Passes on an answer that is not stored. An error gets a body of ours: upstream's is a page of its own for browsers,
+/// or names upstream's addresses.
+///
+/// # Errors
+/// The client is gone.
+pub async fn answer(
+    session: &mut Session,
+    format: &dyn Format,
+    (remote, path): (&str, &str),
+    answer: &Answer,
+    cache_status: &str,
+) -> Result<()> {
+    let mut headers: Vec<(HeaderName, String)> =
+        vec![(HeaderName::from_static("cache-status"), cache_status.to_owned())];
+    headers.push((HeaderName::from_static("x-artifact-source"), "remote".to_owned()));
+    if let Some(seconds) = answer.retry_after {
+        headers.push((header::RETRY_AFTER, seconds.to_string()));
+    }
+    if answer.status >= 400 {
+        let detail = match &answer.reason {
+            Some(reason) => reason.clone(),
+            None => upstream_said(answer.status),
+        };
+        let mut error = Problem::new(answer.status, detail).at(remote, path);
+        error.headers = headers;
+        return problem(session, Some(format), error).await;
+    }
+    for (name, value) in &answer.headers {
+        if let Ok(value) = value.to_str() {
+            headers.push((name.clone(), value.to_owned()));
+        }
+    }
+    headers.push((header::CACHE_CONTROL, "no-store".to_owned()));
+    send(session, answer.status, headers, answer.body.clone()).await
+}
+
+fn upstream_said(status: u16) -> String {
+    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
+    let hint = match status {
+        401 => "; set `username` and `password` on the remote, or correct them",
+        403 => "; upstream refuses it to this proxy",
+        407 => "; the outbound proxy wants credentials in its URL",
+        429 => "; upstream limits requests, try again later",
+        _ => "",
+    };
+    format!("upstream answered {status} {reason}{hint}")
+}

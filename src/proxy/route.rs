@@ -1,0 +1,76 @@
+//! A request line to what it means: the only place that reads a request's URL.
+
+use std::sync::Arc;
+
+use crate::config::{Config, Remote};
+
+const REMOTE_PREFIX: &str = "/api/v1/remote/";
+
+/// What a path is about.
+#[derive(Debug, Clone)]
+pub enum Route {
+    /// An artifact: the raw path below the remote, as received.
+    Artifact { remote: Arc<Remote>, raw: Vec<u8>, query: Option<String>, bound_host: bool },
+    /// The Docker registry API.
+    Registry { path: String },
+    UnknownRemote { name: String, path: String },
+    Endpoint(Endpoint),
+    NotFound,
+}
+
+/// What is answered here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    Root,
+    Health,
+    Live,
+    Ready,
+    Config,
+    Metrics,
+    Flush,
+    Artifacts { query: Option<String> },
+    Artifact { remote: String, raw: Vec<u8>, query: Option<String> },
+}
+
+/// Reads a request target in origin form (the authority already taken off) for `host`.
+pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
+    let (path, query) = match target.iter().position(|byte| *byte == b'?') {
+        Some(at) => (&target[..at], Some(String::from_utf8_lossy(&target[at + 1..]).into_owned())),
+        None => (target, None),
+    };
+    if let Some(remote) = config.hosts.get(host) {
+        return Route::Artifact { remote: Arc::clone(remote), raw: path.to_vec(), query, bound_host: true };
+    }
+    if let Some((name, rest)) = below(path, REMOTE_PREFIX) {
+        let name = String::from_utf8_lossy(name).into_owned();
+        return match config.remotes.get(&name) {
+            Some(remote) => Route::Artifact { remote: Arc::clone(remote), raw: rest.to_vec(), query, bound_host: false },
+            None => Route::UnknownRemote { name, path: String::from_utf8_lossy(rest).into_owned() },
+        };
+    }
+    if let Some((remote, raw)) = below(path, "/api/v1/artifacts/") {
+        let remote = String::from_utf8_lossy(remote).into_owned();
+        return Route::Endpoint(Endpoint::Artifact { remote, raw: raw.to_vec(), query });
+    }
+    match path {
+        b"/" => Route::Endpoint(Endpoint::Root),
+        b"/health" => Route::Endpoint(Endpoint::Health),
+        b"/health/live" => Route::Endpoint(Endpoint::Live),
+        b"/health/ready" => Route::Endpoint(Endpoint::Ready),
+        b"/config" => Route::Endpoint(Endpoint::Config),
+        b"/metrics" => Route::Endpoint(Endpoint::Metrics),
+        b"/cache/flush" => Route::Endpoint(Endpoint::Flush),
+        b"/api/v1/artifacts" | b"/api/v1/artifacts/" => Route::Endpoint(Endpoint::Artifacts { query }),
+        b"/v2" => Route::Registry { path: String::new() },
+        path if path.starts_with(b"/v2/") => Route::Registry { path: String::from_utf8_lossy(&path[4..]).into_owned() },
+        _ => Route::NotFound,
+    }
+}
+
+/// The first segment after `prefix`, and what follows it.
+fn below<'a>(path: &'a [u8], prefix: &str) -> Option<(&'a [u8], &'a [u8])> {
+    let rest = path.strip_prefix(prefix.as_bytes())?;
+    let at = rest.iter().position(|byte| *byte == b'/').unwrap_or(rest.len());
+    let (name, rest) = rest.split_at(at);
+    (!name.is_empty()).then(|| (name, rest.strip_prefix(b"/").unwrap_or(rest)))
+}

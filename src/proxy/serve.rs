@@ -1,0 +1,251 @@
+//! An object to a client: GET, HEAD, ranges, conditions. The only place that writes artifact responses.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, header};
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::range::{self, Condition, Ranges};
+use crate::cache::{Left, Object, Reader, State};
+use crate::formats::Class;
+use crate::headers;
+use crate::policy::{Basis, Policy};
+
+/// The longest piece that is written at once: what the write time-out is measured on.
+const PIECE: usize = 64 << 10;
+
+/// What a response says beside the object's own header.
+pub struct Dress<'a> {
+    pub policy: Policy,
+    pub left: Left,
+    /// Seconds since upstream was last known to have this, for `Age`; none when it comes from there now.
+    pub age: Option<u64>,
+    pub source: &'static str,
+    pub cache_status: String,
+    pub vary: Option<&'static str>,
+    /// `Content-Type` where upstream named none.
+    pub content_type: &'a str,
+    pub head_only: bool,
+}
+
+/// Sends `object`. Returns the body bytes sent.
+///
+/// # Errors
+/// The client is gone, or a growing object failed: the connection must then break.
+pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+    let request = session.req_header();
+    let head_only = dress.head_only || request.method == Method::HEAD;
+    let prepared = prepared(object, dress)?;
+    let mut response = Box::new(ResponseHeader::clone(&prepared));
+    response.insert_header("x-artifact-source", dress.source)?;
+    response.insert_header("cache-status", headers::value(&dress.cache_status))?;
+    response.insert_header(header::CACHE_CONTROL, cache_control(dress))?;
+    if let Some(age) = dress.age {
+        response.insert_header(header::AGE, age)?;
+    }
+    let etag = object.etag();
+    if let (Some(etag), None) = (&etag, object.head.etag()) {
+        response.insert_header(header::ETAG, etag.as_str())?;
+    }
+    let last_modified = object.head.last_modified();
+    match range::evaluate(&request.headers, etag.as_deref(), last_modified) {
+        Condition::NotModified => {
+            return not_modified(session, response).await;
+        }
+        Condition::Failed => {
+            response.set_status(412)?;
+            return without_body(session, response).await;
+        }
+        Condition::Pass => {}
+    }
+    let length = object.length();
+    let ranges = match (request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()), length) {
+        (Some(range), Some(length))
+            if request.method == Method::GET
+                && range::if_range_holds(&request.headers, etag.as_deref(), last_modified) =>
+        {
+            range::parse(range, length)
+        }
+        _ => Ranges::Whole,
+    };
+    let (start, end) = match ranges {
+        Ranges::Whole => {
+            match length {
+                Some(length) => response.insert_header(header::CONTENT_LENGTH, length)?,
+                None => response.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+            }
+            (0, length.unwrap_or(u64::MAX))
+        }
+        Ranges::Unsatisfiable => {
+            response.set_status(416)?;
+            response.insert_header(header::CONTENT_RANGE, format!("bytes */{}", length.unwrap_or(0)))?;
+            response.remove_header(&header::CONTENT_TYPE);
+            return without_body(session, response).await;
+        }
+        Ranges::One(start, end) => {
+            response.set_status(206)?;
+            response.insert_header(
+                header::CONTENT_RANGE,
+                format!("bytes {start}-{}/{}", end - 1, length.unwrap_or(0)),
+            )?;
+            response.insert_header(header::CONTENT_LENGTH, end - start)?;
+            (start, end)
+        }
+        Ranges::Several(ranges) => return several(session, object, response, &ranges).await,
+    };
+    if head_only || start == end {
+        session.write_response_header(response, true).await?;
+        return Ok(0);
+    }
+    session.write_response_header(response, false).await?;
+    let mut sent = 0;
+    let mut reader = Reader::range(Arc::clone(object), start, end);
+    let whole = if end == u64::MAX { None } else { Some(end - start) };
+    while let Some(piece) = next(&mut reader).await? {
+        sent += piece.len() as u64;
+        write(session, piece, whole == Some(sent)).await?;
+    }
+    if whole.is_some_and(|whole| sent != whole) {
+        return Err(Error::explain(ErrorType::ReadError, "a stored object is shorter than it says"));
+    }
+    if whole.is_none() {
+        session.write_response_body(None, true).await?;
+    }
+    Ok(sent)
+}
+
+async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
+    reader.next().await.map_err(|error| Error::because(ErrorType::ReadError, "reading what is served", error))
+}
+
+async fn write(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()> {
+    while piece.len() > PIECE {
+        let part = piece.split_to(PIECE);
+        session.write_response_body(Some(part), false).await?;
+    }
+    session.write_response_body(Some(piece), last).await
+}
+
+/// The part of the header that is the same for every response, built once for each object.
+fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<ResponseHeader>> {
+    if let Some(prepared) = object.prepared.get() {
+        return Ok(Arc::clone(prepared));
+    }
+    let mut response = ResponseHeader::build(200, Some(object.head.headers.len() + 12))?;
+    for (name, value) in &object.head.headers {
+        response.append_header(name.clone(), value.clone())?;
+    }
+    if !object.head.headers.contains_key(header::CONTENT_TYPE) {
+        response.insert_header(header::CONTENT_TYPE, headers::value(dress.content_type))?;
+    }
+    response.insert_header(header::ACCEPT_RANGES, "bytes")?;
+    response.insert_header(header::VIA, "1.1 artifactapi")?;
+    // One document is always asked for in the same forms, so this is the object's, not the request's.
+    if let Some(vary) = dress.vary {
+        response.insert_header(header::VARY, vary)?;
+    }
+    let response = Arc::new(response);
+    Ok(Arc::clone(object.prepared.get_or_init(|| response)))
+}
+
+/// What a client's own cache may do with it.
+fn cache_control(dress: &Dress<'_>) -> HeaderValue {
+    let seconds = |left: Duration| left.as_secs();
+    match (dress.policy.class, dress.left, dress.policy.basis) {
+        (_, Left::Expired(_), _) => HeaderValue::from_static("public, max-age=0"),
+        (Class::Immutable, Left::ForEver, Basis::Unrestricted) => HeaderValue::from_static("public, max-age=3600"),
+        (Class::Immutable, Left::ForEver, _) => HeaderValue::from_static("public, max-age=31536000, immutable"),
+        (Class::Immutable, Left::For(left), Basis::Unrestricted) => {
+            headers::value(&format!("public, max-age={}", seconds(left).min(3600)))
+        }
+        (_, Left::For(left), _) => headers::value(&format!("public, max-age={}", seconds(left))),
+        (Class::Mutable, Left::ForEver, _) => HeaderValue::from_static("public, max-age=0"),
+    }
+}
+
+async fn not_modified(session: &mut Session, mut response: Box<ResponseHeader>) -> Result<u64> {
+    response.set_status(304)?;
+    // RFC 9110 section 15.4.5: what describes the content is not repeated.
+    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION] {
+        response.remove_header(&name);
+    }
+    session.write_response_header(response, true).await?;
+    Ok(0)
+}
+
+async fn without_body(session: &mut Session, mut response: Box<ResponseHeader>) -> Result<u64> {
+    response.remove_header(&header::CONTENT_ENCODING);
+    response.insert_header(header::CONTENT_LENGTH, 0)?;
+    session.write_response_header(response, true).await?;
+    Ok(0)
+}
+
+/// `multipart/byteranges` (RFC 9110 section 14.6), its length known beforehand.
+async fn several(
+    session: &mut Session,
+    object: &Arc<Object>,
+    mut response: Box<ResponseHeader>,
+    ranges: &[(u64, u64)],
+) -> Result<u64> {
+    let length = object.length().unwrap_or(0);
+    let boundary = format!("artifactapi-{:016x}", object.id);
+    let content_type =
+        response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let heads: Vec<String> = ranges
+        .iter()
+        .enumerate()
+        .map(|(index, (start, end))| {
+            let line = if index == 0 { "" } else { "\r\n" };
+            let last = end - 1;
+            format!("{line}--{boundary}\r\nContent-Type: {content_type}\r\nContent-Range: bytes {start}-{last}/{length}\r\n\r\n")
+        })
+        .collect();
+    let tail = format!("\r\n--{boundary}--\r\n");
+    let sum: u64 = heads.iter().map(|head| head.len() as u64).sum::<u64>()
+        + ranges.iter().map(|(start, end)| end - start).sum::<u64>()
+        + tail.len() as u64;
+    response.set_status(206)?;
+    response.insert_header(header::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}"))?;
+    response.insert_header(header::CONTENT_LENGTH, sum)?;
+    session.write_response_header(response, false).await?;
+    for (head, (start, end)) in heads.into_iter().zip(ranges) {
+        session.write_response_body(Some(head.into()), false).await?;
+        let mut reader = Reader::range(Arc::clone(object), *start, *end);
+        let mut sent = 0;
+        while let Some(piece) = next(&mut reader).await? {
+            sent += piece.len() as u64;
+            write(session, piece, false).await?;
+        }
+        if sent != end - start {
+            return Err(Error::explain(ErrorType::ReadError, "a stored object is shorter than it says"));
+        }
+    }
+    session.write_response_body(Some(tail.into()), true).await?;
+    Ok(sum)
+}
+
+/// Whether the request can only be answered from a complete object: a HEAD that must tell the length, a range or a
+/// condition while length or validator are not known yet.
+pub fn needs_whole(session: &Session, object: &Object) -> bool {
+    let request = session.req_header();
+    let conditional = [
+        header::IF_NONE_MATCH,
+        header::IF_MATCH,
+        header::IF_RANGE,
+    ]
+    .iter()
+    .any(|name| request.headers.contains_key(name));
+    let length_unknown = object.length().is_none();
+    (length_unknown && (request.method == Method::HEAD || request.headers.contains_key(header::RANGE)))
+        || (conditional && object.etag().is_none())
+}
+
+/// Waits until the first bytes of a growing object can be read, so that an early failure is still an error answer.
+/// `false`: it failed.
+pub async fn has_begun(object: &Arc<Object>) -> bool {
+    object.begun().await.state != State::Failed
+}

@@ -1,0 +1,503 @@
+//! One question to upstream, redirects included: the peer to connect to, the request to send, and what the answer's
+//! header means. Shared by fills and by what passes by.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderName, Method, header};
+use pingora_core::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
+use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
+use pingora_http::{RequestHeader, ResponseHeader};
+use url::Url;
+
+use super::tunnel::{self, Tunnel};
+use super::{ResolveError, Upstream, address, listed, same_origin};
+use crate::config::Remote;
+
+/// Redirects followed for one question.
+const MAX_REDIRECTS: u8 = 10;
+/// Idle upstream connections are kept this long.
+const POOL_IDLE: Duration = Duration::from_secs(60);
+const REDIRECT: ErrorType = ErrorType::Custom("redirect");
+
+/// Why upstream gave no answer that can be passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// For the client: 502, 503 or 504.
+    pub status: u16,
+    pub reason: String,
+    /// Upstream could not be reached or did not answer: a stored copy may be served instead (spec section 3).
+    pub unreachable: bool,
+}
+
+impl Failure {
+    fn refused(reason: impl Into<String>) -> Self {
+        Failure { status: 502, reason: reason.into(), unreachable: false }
+    }
+}
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    pub method: Method,
+    /// `Accept`; `*/*` if none.
+    pub accept: Option<&'static str>,
+    /// Ask for gzip (documents that are decoded here) instead of identity (files).
+    pub gzip: bool,
+    /// Sent as they are: what a passed-by request brings along (`Range`, `Content-Type` of a POST …).
+    pub headers: Vec<(HeaderName, http::HeaderValue)>,
+    /// Keep the `If-None-Match` and `If-Modified-Since` that Pingora's cache put in.
+    pub conditional: bool,
+}
+
+/// When the current wait for upstream ends; 0 while nothing is waited for. Milliseconds since the exchange began.
+#[derive(Debug)]
+pub struct Deadline {
+    start: Instant,
+    at: AtomicU64,
+}
+
+impl Default for Deadline {
+    fn default() -> Self {
+        Deadline { start: Instant::now(), at: AtomicU64::new(0) }
+    }
+}
+
+impl Deadline {
+    fn set(&self, wait: Duration) {
+        self.at.store((self.start.elapsed() + wait).as_millis().max(1) as u64, Relaxed);
+    }
+    pub fn clear(&self) {
+        self.at.store(0, Relaxed);
+    }
+    /// How long until the deadline: `None` if there is none now, zero if it has passed.
+    pub fn left(&self) -> Option<Duration> {
+        match self.at.load(Relaxed) {
+            0 => None,
+            at => Some(Duration::from_millis(at).saturating_sub(self.start.elapsed())),
+        }
+    }
+}
+
+/// The state of one question.
+#[derive(Debug)]
+pub struct Exchange {
+    pub remote: Arc<Remote>,
+    upstream: Arc<Upstream>,
+    ask: Ask,
+    /// Where the question is now.
+    url: Url,
+    redirects: u8,
+    addresses: Vec<SocketAddr>,
+    tried: usize,
+    pub deadline: Arc<Deadline>,
+    /// Set where the reason is known better than Pingora's error can tell.
+    failure: Option<Failure>,
+}
+
+impl Exchange {
+    pub fn new(upstream: Arc<Upstream>, remote: Arc<Remote>, url: Url, ask: Ask) -> Self {
+        Exchange {
+            remote,
+            upstream,
+            ask,
+            url,
+            redirects: 0,
+            addresses: Vec::new(),
+            tried: 0,
+            deadline: Arc::default(),
+            failure: None,
+        }
+    }
+
+    /// Where the answer comes from, after the redirects followed so far.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    pub fn ask(&self) -> &Ask {
+        &self.ask
+    }
+
+    fn fail(&mut self, failure: Failure) -> Box<Error> {
+        let error = Error::explain(ErrorType::HTTPStatus(failure.status), failure.reason.clone()).into_up();
+        self.failure = Some(failure);
+        error
+    }
+
+    /// For `upstream_peer`: the next address to connect to.
+    ///
+    /// # Errors
+    /// The name does not resolve, or may not be gone to.
+    pub async fn peer(&mut self) -> Result<Box<HttpPeer>> {
+        let timeouts = self.remote.timeouts;
+        let tls = self.url.scheme() == "https";
+        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let port = self.url.port_or_known_default().unwrap_or(if tls { 443 } else { 80 });
+        let proxy = self.upstream.proxy_for(&self.remote, &self.url).cloned();
+        if self.addresses.is_empty() {
+            self.addresses = match &proxy {
+                Some(proxy) => {
+                    self.check_literal(&host).await?;
+                    let found = self.resolve(&proxy.host, "the outbound proxy's name").await?;
+                    found.into_iter().map(|ip| SocketAddr::new(ip, proxy.port)).collect()
+                }
+                None => {
+                    let found = self.resolve(&host, "upstream's name").await?;
+                    let allowed = self.check(found).await?;
+                    allowed.into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
+                }
+            };
+            self.tried = 0;
+        }
+        let address = self.addresses[self.tried.min(self.addresses.len() - 1)];
+        let mut peer = HttpPeer::new(address, tls, host.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = Some(timeouts.connect);
+        options.total_connection_timeout = Some(timeouts.connect);
+        // Pingora waits this long for each read; the exact limits are kept by `deadline`.
+        options.read_timeout = Some(timeouts.first_byte.max(timeouts.idle) + Duration::from_secs(1));
+        options.write_timeout = Some(timeouts.idle.max(Duration::from_secs(10)));
+        options.idle_timeout = Some(POOL_IDLE);
+        options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+        if tls {
+            options.alpn = ALPN::H2H1;
+            options.max_h2_streams = 100;
+            options.h2_stream_window_size = Some(4 << 20);
+            options.h2_connection_window_size = Some(16 << 20);
+        }
+        // Connections are shared within a remote and a way there only: what is verified and who is asked differ.
+        let mut group = DefaultHasher::new();
+        self.remote.name.hash(&mut group);
+        proxy.hash(&mut group);
+        if let Some(proxy) = proxy {
+            if tls {
+                format!("{host}:{port}").hash(&mut group);
+                let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+                options.custom_l4 = Some(Arc::new(Tunnel { proxy, address, authority, limit: timeouts.connect }));
+            } else {
+                "absolute form".hash(&mut group);
+            }
+        }
+        peer.group_key = group.finish();
+        self.deadline.set(timeouts.connect + timeouts.first_byte);
+        Ok(Box::new(peer))
+    }
+
+    async fn resolve(&mut self, host: &str, what: &str) -> Result<Vec<IpAddr>> {
+        match self.upstream.resolver.addresses(host, self.remote.timeouts.connect).await {
+            Ok(found) => Ok(found),
+            Err(error) => {
+                let status = if matches!(error, ResolveError::TimedOut { .. }) { 504 } else { 502 };
+                Err(self.fail(Failure { status, reason: format!("{what}: {error}"), unreachable: true }))
+            }
+        }
+    }
+
+    /// Whether the host asked now is one that the configuration names.
+    fn is_own_host(&self) -> bool {
+        let own = |url: &Option<Url>| url.as_ref().is_some_and(|own| own.host() == self.url.host());
+        own(&self.remote.base_url) || own(&self.remote.index_url) || listed(&self.remote.file_hosts, &self.url)
+    }
+
+    /// The addresses that may be gone to: all for a configured host; elsewhere public ones only, or, for a remote whose
+    /// own host is private, all but link-local ones.
+    async fn check(&mut self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>> {
+        if self.is_own_host() {
+            return Ok(found);
+        }
+        let base_is_private = self.base_is_private().await;
+        let mut refused = None;
+        let allowed: Vec<IpAddr> = found
+            .into_iter()
+            .filter(|ip| match address::private_kind(*ip) {
+                None => true,
+                Some(kind) if base_is_private && kind != "link-local" => true,
+                Some(kind) => {
+                    refused = Some((*ip, kind));
+                    false
+                }
+            })
+            .collect();
+        match refused {
+            Some((ip, kind)) if allowed.is_empty() => {
+                let reason = format!(
+                    "{} is at the {kind} address {ip}, where this remote may not be sent; list the host in `file_hosts` if that is meant",
+                    self.url.host_str().unwrap_or_default()
+                );
+                Err(self.fail(Failure::refused(reason)))
+            }
+            _ => Ok(allowed),
+        }
+    }
+
+    /// Behind an outbound proxy names are not resolved here, so only literal addresses can be checked.
+    async fn check_literal(&mut self, host: &str) -> Result<()> {
+        match host.parse() {
+            Ok(ip) => self.check(vec![ip]).await.map(|_| ()),
+            Err(_) => Ok(()),
+        }
+    }
+
+    async fn base_is_private(&self) -> bool {
+        let Some(host) = self.remote.base_url.as_ref().and_then(|base| base.host_str()) else { return false };
+        match self.upstream.resolver.addresses(host, self.remote.timeouts.connect).await {
+            Ok(found) => found.iter().any(|ip| address::private_kind(*ip).is_some()),
+            Err(_) => false,
+        }
+    }
+
+    /// For `upstream_request_filter`: replaces whatever request Pingora prepared by the one to be sent. Nothing of a
+    /// client's request survives but what [`Ask`] names.
+    ///
+    /// # Errors
+    /// A header that cannot be built.
+    pub fn write_request(&mut self, request: &mut RequestHeader) -> Result<()> {
+        let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
+        for name in names {
+            let kept = self.ask.conditional && (name == header::IF_NONE_MATCH || name == header::IF_MODIFIED_SINCE);
+            let framing = self.ask.method == Method::POST
+                && (name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING);
+            if !kept && !framing {
+                request.remove_header(&name);
+            }
+        }
+        request.set_method(self.ask.method.clone());
+        let mut target = self.url.path().to_owned();
+        if let Some(query) = self.url.query() {
+            target.push('?');
+            target.push_str(query);
+        }
+        let host = match (self.url.host_str(), self.url.port()) {
+            (Some(host), Some(port)) => format!("{host}:{port}"),
+            (host, _) => host.unwrap_or_default().to_owned(),
+        };
+        let proxy = self.upstream.proxy_for(&self.remote, &self.url);
+        if let (Some(proxy), "http") = (proxy, self.url.scheme()) {
+            target = format!("http://{host}{target}");
+            if let Some(authorization) = tunnel::authorization(proxy) {
+                request.insert_header(header::PROXY_AUTHORIZATION, authorization)?;
+            }
+        }
+        request.set_raw_path(target.as_bytes())?;
+        request.insert_header(header::HOST, host)?;
+        request.insert_header(header::USER_AGENT, &self.upstream.user_agent)?;
+        request.insert_header(header::ACCEPT, self.ask.accept.unwrap_or("*/*"))?;
+        request.insert_header(header::ACCEPT_ENCODING, if self.ask.gzip { "gzip" } else { "identity" })?;
+        request.insert_header(header::VIA, "1.1 artifactapi")?;
+        for (name, value) in &self.ask.headers {
+            request.insert_header(name.clone(), value.clone())?;
+        }
+        if self.remote.base_url.as_ref().is_some_and(|base| same_origin(base, &self.url)) {
+            if let Some(credentials) = &self.remote.credentials {
+                let pair = format!("{}:{}", credentials.username, credentials.password.reveal());
+                request.insert_header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(pair)))?;
+            }
+            for (name, value) in &self.remote.headers {
+                request.insert_header(name.clone(), value.clone())?;
+            }
+        }
+        self.deadline.set(self.remote.timeouts.first_byte);
+        Ok(())
+    }
+
+    /// For `upstream_response_filter`: follows a redirect by an error that makes Pingora ask again, and refuses what
+    /// cannot be an answer.
+    ///
+    /// # Errors
+    /// The retry, or the refusal.
+    pub fn read_header(&mut self, response: &mut ResponseHeader) -> Result<()> {
+        let status = response.status.as_u16();
+        if status < 200 {
+            return Ok(());
+        }
+        self.deadline.set(self.remote.timeouts.idle);
+        let followed = matches!(status, 301 | 302 | 303 | 307 | 308);
+        if followed && matches!(self.ask.method, Method::GET | Method::HEAD) {
+            let location = response.headers.get(header::LOCATION).map(|value| value.as_bytes().to_vec());
+            let target = self.redirect_target(location).map_err(|failure| self.fail(failure))?;
+            self.redirects += 1;
+            if self.redirects > MAX_REDIRECTS {
+                return Err(self.fail(Failure::refused(format!("upstream redirected more than {MAX_REDIRECTS} times"))));
+            }
+            tracing::debug!(remote = %self.remote.name, from = %self.url, to = %target, "following a redirect");
+            self.url = target;
+            self.addresses.clear();
+            let mut error = Error::explain(REDIRECT, "following a redirect").into_up();
+            error.set_retry(true);
+            return Err(error);
+        }
+        if status == 304 && !self.ask.conditional {
+            return Err(self.fail(Failure::refused("upstream answered 304 to a request without conditions")));
+        }
+        let asked_range = self.ask.headers.iter().find(|(name, _)| *name == header::RANGE);
+        if status == 206 {
+            let Some((_, range)) = asked_range else {
+                return Err(self.fail(Failure::refused("upstream answered 206 to a request without a range")));
+            };
+            let content_range = response.headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            if !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
+                return Err(self.fail(Failure::refused("upstream answered another range than was asked for")));
+            }
+        }
+        Ok(())
+    }
+
+    fn redirect_target(&self, location: Option<Vec<u8>>) -> std::result::Result<Url, Failure> {
+        let location = location.ok_or_else(|| Failure::refused("upstream redirected without saying where"))?;
+        let location = String::from_utf8(location)
+            .map_err(|_| Failure::refused("upstream redirected to something that is not a URL"))?;
+        let mut target = self
+            .url
+            .join(location.trim())
+            .map_err(|error| Failure::refused(format!("upstream redirected to something that is not a URL: {error}")))?;
+        target.set_fragment(None);
+        match (self.url.scheme(), target.scheme()) {
+            (_, "https") | ("http", "http") => {}
+            (_, "http") => {
+                let reason = format!("upstream redirected from https to {}, which is not followed", shown(&target));
+                return Err(Failure::refused(reason));
+            }
+            (_, other) => {
+                return Err(Failure::refused(format!("upstream redirected to a {other} URL, which is not followed")));
+            }
+        }
+        // User and password in a Location are somebody's mistake or trap, never ours to send.
+        let _ = target.set_username("");
+        let _ = target.set_password(None);
+        if target.host_str().is_none_or(str::is_empty) {
+            return Err(Failure::refused("upstream redirected to a URL without a host"));
+        }
+        Ok(target)
+    }
+
+    /// For `upstream_response_body_filter`: a piece has arrived, the next may take `idle`.
+    pub fn body_piece(&self, end: bool) {
+        if end {
+            self.deadline.clear();
+        } else {
+            self.deadline.set(self.remote.timeouts.idle);
+        }
+    }
+
+    /// For `fail_to_connect`: the next address is tried, if there is one.
+    pub fn connect_failed(&mut self, mut error: Box<Error>) -> Box<Error> {
+        self.tried += 1;
+        if self.tried < self.addresses.len() {
+            error.set_retry(true);
+        }
+        error
+    }
+
+    /// For `error_while_proxy`: a redirect asks again, and so does a connection from the pool that turned out dead.
+    pub fn transfer_failed(&self, mut error: Box<Error>, reused: bool, may_repeat: bool) -> Box<Error> {
+        if error.etype() == &REDIRECT {
+            return error;
+        }
+        if may_repeat {
+            error.retry.decide_reuse(reused);
+        } else {
+            error.retry = RetryType::Decided(false);
+        }
+        error
+    }
+
+    /// What `error` means, once nothing is tried any more.
+    pub fn failure(&mut self, error: &Error) -> Failure {
+        if let Some(failure) = self.failure.take() {
+            return failure;
+        }
+        let host = self.url.host_str().unwrap_or_default();
+        let what = describe(error);
+        match error.etype() {
+            etype if *etype == REDIRECT => Failure::refused("upstream redirected too often"),
+            ErrorType::ConnectTimedout
+            | ErrorType::TLSHandshakeTimedout
+            | ErrorType::ReadTimedout
+            | ErrorType::WriteTimedout => {
+                Failure { status: 504, reason: format!("{host} did not answer in time ({what})"), unreachable: true }
+            }
+            ErrorType::HTTPStatus(status) => {
+                Failure { status: *status, reason: format!("{host}: {what}"), unreachable: false }
+            }
+            _ if error.esource() == &ErrorSource::Upstream => {
+                Failure { status: 502, reason: format!("{host} cannot be reached ({what})"), unreachable: true }
+            }
+            _ => Failure { status: 502, reason: format!("asking {host} failed ({what})"), unreachable: false },
+        }
+    }
+
+    /// What a passed deadline means.
+    pub fn timed_out(remote: &Remote, url: &Url) -> Failure {
+        let host = url.host_str().unwrap_or_default();
+        let reason = format!("{host} did not answer within {} s", remote.timeouts.first_byte.as_secs_f32());
+        Failure { status: 504, reason, unreachable: true }
+    }
+}
+
+/// An error's chain in one line, for people.
+fn describe(error: &Error) -> String {
+    let mut text = error.etype().as_str().to_owned();
+    let root = error.root_cause().to_string();
+    let root = root.trim();
+    if !root.is_empty() && !text.contains(root) {
+        text.push_str(": ");
+        text.push_str(&root.chars().take(200).collect::<String>());
+    }
+    text
+}
+
+/// A URL for people: without what may be a secret in its query.
+fn shown(url: &Url) -> String {
+    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+}
+
+/// Whether `Content-Range: bytes a-b/len` is what `Range: bytes=…` asked for. Several ranges are not asked upstream.
+fn range_matches(asked: &str, got: &str) -> bool {
+    let Some(asked) = asked.strip_prefix("bytes=") else { return false };
+    let Some((got, length)) = got.strip_prefix("bytes ").and_then(|got| got.split_once('/')) else { return false };
+    let Some((got_start, got_end)) = got.split_once('-') else { return false };
+    let (Ok(got_start), Ok(got_end)) = (got_start.trim().parse::<u64>(), got_end.trim().parse::<u64>()) else {
+        return false;
+    };
+    let length = length.trim().parse::<u64>().ok();
+    match asked.split_once('-') {
+        Some(("", suffix)) => match (suffix.parse::<u64>(), length) {
+            (Ok(suffix), Some(length)) => got_start == length.saturating_sub(suffix) && got_end + 1 == length,
+            _ => false,
+        },
+        Some((start, end)) => {
+            start.parse() == Ok(got_start)
+                && match end.parse::<u64>() {
+                    Ok(end) => got_end <= end && (got_end == end || length.is_some_and(|length| got_end + 1 == length)),
+                    Err(_) => end.is_empty() && length.is_none_or(|length| got_end + 1 == length),
+                }
+        }
+        None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::range_matches;
+
+    #[test]
+    fn an_answered_range_must_be_the_asked_one() {
+        assert!(range_matches("bytes=0-9", "bytes 0-9/100"));
+        assert!(range_matches("bytes=90-199", "bytes 90-99/100"));
+        assert!(range_matches("bytes=90-", "bytes 90-99/100"));
+        assert!(range_matches("bytes=-5", "bytes 95-99/100"));
+        assert!(range_matches("bytes=-500", "bytes 0-99/100"));
+        assert!(!range_matches("bytes=0-9", "bytes 1-9/100"));
+        assert!(!range_matches("bytes=0-9", "bytes 0-8/100"));
+        assert!(!range_matches("bytes=0-9", "bytes */100"));
+        assert!(!range_matches("bytes=0-9", ""));
+        assert!(!range_matches("bytes=90-", "bytes 90-98/100"));
+    }
+}

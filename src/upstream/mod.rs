@@ -1,0 +1,91 @@
+//! The way to upstream, for fills and for what passes by: where to connect, as whom, through which proxy, and what a
+//! redirect or a failure means. Nothing here knows of caching.
+
+mod address;
+mod exchange;
+mod resolver;
+mod tunnel;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use url::Url;
+
+pub use exchange::{Ask, Deadline, Exchange, Failure};
+pub use resolver::{ResolveError, Resolver};
+
+use crate::config::{Config, FileHost, OutboundProxies, ProxyUrl, Remote};
+
+/// How long a fetch may wait for one of the concurrent places before it is given up.
+const QUEUE_LIMIT: Duration = Duration::from_secs(120);
+
+/// What all fetches share.
+#[derive(Debug)]
+pub struct Upstream {
+    pub resolver: Resolver,
+    outbound: OutboundProxies,
+    places: Arc<Semaphore>,
+    user_agent: String,
+}
+
+impl Upstream {
+    /// # Errors
+    /// The system's resolver configuration cannot be used.
+    pub fn new(config: &Config) -> Result<Self, ResolveError> {
+        let version = env!("CARGO_PKG_VERSION");
+        let user_agent = match &config.settings.public_url {
+            Some(url) => format!("artifactapi/{version} (+{url})"),
+            None => format!("artifactapi/{version} (caching proxy)"),
+        };
+        Ok(Upstream {
+            resolver: Resolver::new(&config.settings.resolver)?,
+            outbound: config.settings.outbound.clone(),
+            places: Arc::new(Semaphore::new(config.settings.upstream.max_concurrent.clamp(1, Semaphore::MAX_PERMITS))),
+            user_agent,
+        })
+    }
+
+    /// Waits for one of the concurrent places.
+    ///
+    /// # Errors
+    /// None became free within two minutes.
+    pub async fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let waited = Instant::now();
+        match tokio::time::timeout(QUEUE_LIMIT, Arc::clone(&self.places).acquire_owned()).await {
+            Ok(Ok(permit)) => Ok(permit),
+            _ => Err(Failure {
+                status: 503,
+                reason: format!(
+                    "all upstream connections were busy for {} s; try again, or raise upstream.max_concurrent",
+                    waited.elapsed().as_secs()
+                ),
+                unreachable: false,
+            }),
+        }
+    }
+
+    /// The outbound proxy for a request of `remote` to `url`, if it goes through one.
+    fn proxy_for<'a>(&'a self, remote: &'a Remote, url: &Url) -> Option<&'a ProxyUrl> {
+        if let Some(own) = &remote.proxy {
+            return Some(own);
+        }
+        let proxy = if url.scheme() == "https" { self.outbound.https.as_ref() } else { self.outbound.http.as_ref() }?;
+        let exempt = self.outbound.no_proxy.iter().any(|entry| address::matches_no_proxy(entry, url));
+        (!exempt).then_some(proxy)
+    }
+}
+
+/// Whether `url` is on the host that `origin` names: scheme, host and port.
+pub fn same_origin(a: &Url, b: &Url) -> bool {
+    a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
+}
+
+/// Whether `file_hosts` lists the host of `url`.
+pub fn listed(hosts: &[FileHost], url: &Url) -> bool {
+    hosts.iter().any(|entry| {
+        entry.scheme == url.scheme()
+            && url.host_str().is_some_and(|host| host.eq_ignore_ascii_case(&entry.host))
+            && entry.port.or(if entry.scheme == "https" { Some(443) } else { Some(80) }) == url.port_or_known_default()
+    })
+}

@@ -1,0 +1,540 @@
+//! Fills: one upstream request for many clients, all streaming from what has grown; nobody can stall or break it.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::client::Headers;
+use common::h2client::H2Connection;
+use common::server::at;
+use common::{Connection, File, Gate, Pattern, Proxy, Reply, Upstream, eventually, run, run_for};
+use tokio::task::JoinSet;
+
+const MB: u64 = 1_000_000;
+
+async fn pair() -> (Upstream, Proxy) {
+    let up = Upstream::start().await;
+    let proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
+    (up, proxy)
+}
+
+#[test]
+fn many_clients_of_one_cold_object_make_one_upstream_request() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let (body, gate) = (Pattern::new(1, 5 * MB), Gate::new());
+        up.reply("/x", Reply::ok(body).gated(&gate));
+        let mut clients = JoinSet::new();
+        for _ in 0..50 {
+            let mut connection = proxy.connect().await;
+            connection.send("GET", &at("files", "x"), &[], b"").await;
+            clients.spawn(async move {
+                let head = connection.read_head("GET").await;
+                assert_eq!(connection.read_pattern(body).await, 5 * MB);
+                head
+            });
+        }
+        up.wait_for("GET", "/x", 1).await;
+        gate.open();
+        let mut collapsed = 0;
+        while let Some(head) = clients.join_next().await {
+            let head = head.unwrap();
+            assert_eq!((head.status, head.must("content-length")), (200, "5000000"));
+            collapsed += usize::from(head.cache_words().contains(&"collapsed".to_owned()));
+            if !head.cache_status().contains("hit") {
+                assert_eq!(head.source(), "remote", "{:?}", head.headers);
+            }
+        }
+        assert!(collapsed > 0, "nobody joined");
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
+fn an_error_is_shared_by_those_who_wait_for_it() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let gate = Gate::new();
+        up.reply("/x", Reply::new(404, "none").gated(&gate));
+        let mut clients = JoinSet::new();
+        for _ in 0..20 {
+            let address = proxy.address();
+            clients.spawn(async move { common::get(address, &at("files", "x")).await.status });
+        }
+        up.wait_for("GET", "/x", 1).await;
+        gate.open();
+        while let Some(status) = clients.join_next().await {
+            assert_eq!(status.unwrap(), 404);
+        }
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
+fn bytes_reach_every_client_while_the_rest_still_grows() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let body = Pattern::new(2, 4 * MB);
+        for path in ["length", "chunked"] {
+            let gate = Gate::new();
+            let reply = Reply::ok(body).pause_at(3 * MB, &gate);
+            up.reply(
+                &format!("/{path}"),
+                if path == "chunked" { reply.chunked() } else { reply },
+            );
+            let mut clients = Vec::new();
+            for _ in 0..3 {
+                let mut connection = proxy.connect().await;
+                connection.send("GET", &at("files", path), &[], b"").await;
+                assert_eq!(connection.read_head("GET").await.status, 200);
+                // Almost all of what upstream has sent is there before upstream goes on.
+                let early = connection.read_body_until(2_900_000).await;
+                assert!(body.matches(0, &early));
+                clients.push((connection, early.len() as u64));
+            }
+            gate.open();
+            for (mut connection, offset) in clients {
+                assert_eq!(
+                    connection.read_pattern(body.slice(offset, 4 * MB)).await,
+                    4 * MB - offset
+                );
+                assert!(connection.is_complete());
+            }
+            assert_eq!(up.count("GET", &format!("/{path}")), 1);
+        }
+    });
+}
+
+#[test]
+fn the_first_client_may_leave_and_the_fill_goes_on() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let (body, gate) = (Pattern::new(3, 4 * MB), Gate::new());
+        up.reply("/x", Reply::ok(body).pause_at(MB, &gate));
+        let mut first = proxy.connect().await;
+        first.send("GET", &at("files", "x"), &[], b"").await;
+        first.read_head("GET").await;
+        first.read_body_until(500_000).await;
+        let mut second = proxy.connect().await;
+        second.send("GET", &at("files", "x"), &[], b"").await;
+        second.read_head("GET").await;
+        first.reset();
+        gate.open();
+        assert_eq!(second.read_pattern(body).await, 4 * MB);
+        proxy.until_cached("files", "x").await.is("cache", body.whole());
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
+fn when_all_clients_leave_the_fill_still_ends() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let (body, gate) = (Pattern::new(4, 4 * MB), Gate::new());
+        up.reply("/x", Reply::ok(body).pause_at(MB, &gate))
+            .reply("/cold", Reply::ok("cold").gated(&gate));
+        for path in ["x", "cold"] {
+            let mut only = proxy.connect().await;
+            only.send("GET", &at("files", path), &[], b"").await;
+            up.wait_for("GET", &format!("/{path}"), 1).await;
+            only.reset();
+        }
+        gate.open();
+        proxy.until_cached("files", "x").await.is("cache", body.whole());
+        proxy.until_cached("files", "cold").await.is("cache", "cold");
+        assert_eq!(up.total(), 2);
+    });
+}
+
+#[test]
+fn a_slow_client_the_first_included_slows_nobody() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let body = Pattern::new(5, 40 * MB);
+        up.reply("/x", Reply::ok(body));
+        let mut slow = Connection::open_narrow(proxy.address()).await;
+        slow.send("GET", &at("files", "x"), &[], b"").await;
+        slow.read_head("GET").await;
+        // It reads nothing more; a second one gets all of it.
+        let mut quick = proxy.connect().await;
+        quick.send("GET", &at("files", "x"), &[], b"").await;
+        quick.read_head("GET").await;
+        assert_eq!(quick.read_pattern(body).await, 40 * MB);
+        proxy.until_cached("files", "x").await;
+        assert_eq!(slow.read_pattern(body).await, 40 * MB);
+        assert!(slow.is_complete());
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
+fn a_stalled_http_2_stream_slows_nobody() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let body = Pattern::new(6, 10 * MB);
+        up.reply("/x", Reply::ok(body));
+        // The first stream's window stays full: nobody reads its data.
+        let stream = tokio::net::TcpStream::connect(proxy.address()).await.unwrap();
+        let (send, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::spawn(connection);
+        let mut send = send.ready().await.unwrap();
+        let request = http::Request::get(proxy.url("files", "x")).body(()).unwrap();
+        let (response, _) = send.send_request(request, true).unwrap();
+        let stalled = response.await.unwrap();
+        proxy.fetch("files", "x").await.is("remote", body.whole());
+        proxy.until_cached("files", "x").await;
+        let mut other = H2Connection::open(proxy.address()).await;
+        other.get(&at("files", "x")).await.is("cache", body.whole());
+        drop(stalled);
+        assert_eq!(up.total(), 1);
+    });
+}
+
+// What is not whole
+
+#[test]
+fn a_body_that_ends_short_is_never_admitted() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let body = Pattern::new(7, 3 * MB);
+        for (path, cut) in [
+            ("length", Reply::ok(body).truncate_at(2 * MB)),
+            ("chunked", Reply::ok(body).chunked().truncate_at(2 * MB)),
+            ("reset", Reply::ok(body).reset_at(2 * MB)),
+            ("lie", Reply::ok(body).claim_length(3 * MB + 1)),
+            ("small", Reply::ok("0123456789").truncate_at(4)),
+            ("nothing", Reply::ok("0123456789").truncate_at(0)),
+        ] {
+            let target = format!("/{path}");
+            up.sequence(&target, vec![cut, Reply::ok("whole now")]);
+            let first = proxy.fetch("files", path).await;
+            assert!(
+                !first.complete || first.status == 502,
+                "{path} looked whole: {:?}",
+                first.headers
+            );
+            proxy.fetch("files", path).await.is("remote", "whole now");
+            proxy.until_cached("files", path).await.is("cache", "whole now");
+            assert_eq!(up.count("GET", &target), 2, "{path}");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_only_the_end_of_the_connection_ends_is_served_and_not_stored() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let body = Pattern::new(8, MB);
+        up.reply("/x", Reply::ok(body).until_close());
+        for _ in 0..2 {
+            assert_eq!(proxy.fetch("files", "x").await.body, body.whole());
+        }
+        assert_eq!(up.total(), 2);
+    });
+}
+
+#[test]
+fn an_http_2_stream_that_is_reset_is_not_whole() {
+    run(async {
+        let up = Upstream::start_tls().await;
+        let body = Pattern::new(9, 3 * MB);
+        up.sequence("/x", vec![Reply::ok(body).truncate_at(MB), Reply::ok(body)]);
+        up.sequence(
+            "/open",
+            vec![Reply::ok(body).chunked().truncate_at(MB), Reply::ok(body).chunked()],
+        );
+        let proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .env("SSL_CERT_FILE", up.ca_file().to_str().unwrap())
+            .start()
+            .await;
+        for path in ["x", "open"] {
+            assert!(!proxy.fetch("files", path).await.complete, "{path}");
+            proxy.fetch("files", path).await.is("remote", body.whole());
+            proxy.until_cached("files", path).await.is("cache", body.whole());
+        }
+    });
+}
+
+#[test]
+fn time_outs_are_for_idleness_only() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("upstream: {first_byte_timeout: 700ms, idle_timeout: 700ms}\n")
+            .start()
+            .await;
+        // Slow, but never silent for long: three seconds in all.
+        let body = Pattern::new(10, 3000);
+        up.reply(
+            "/slow",
+            Reply::ok(body).pieces(200).between_pieces(Duration::from_millis(200)),
+        );
+        proxy.fetch("files", "slow").await.is("remote", body.whole());
+        up.reply("/stuck", Reply::ok(Pattern::new(11, MB)).hang_at(MB / 2));
+        let start = Instant::now();
+        assert!(!proxy.fetch("files", "stuck").await.complete);
+        assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+        up.reply("/stuck", Reply::ok("whole now"));
+        proxy.fetch("files", "stuck").await.is("remote", "whole now");
+    });
+}
+
+// Crashes
+
+#[test]
+fn a_kill_in_the_middle_of_a_fill_leaves_no_broken_object_and_loses_no_finished_one() {
+    run(async {
+        let (up, mut proxy) = pair().await;
+        let (whole, body, never) = (Pattern::new(12, 3 * MB), Pattern::new(13, 20 * MB), Gate::new());
+        up.reply("/whole", Reply::ok(whole));
+        up.reply("/part", Reply::ok(body).pause_at(15 * MB, &never));
+        up.reply("/part-chunked", Reply::ok(body).chunked().pause_at(15 * MB, &never));
+        proxy.fetch("files", "whole").await.ok();
+        proxy.until_cached("files", "whole").await;
+        let mut filling = Vec::new();
+        for path in ["part", "part-chunked"] {
+            let mut connection = proxy.connect().await;
+            connection.send("GET", &at("files", path), &[], b"").await;
+            connection.read_head("GET").await;
+            connection.read_body_until(10 * MB as usize).await;
+            filling.push(connection);
+        }
+        proxy.kill();
+        proxy.launch().await;
+        up.forget();
+        proxy.fetch("files", "whole").await.is("cache", whole.whole());
+        for path in ["part", "part-chunked"] {
+            up.reply(&format!("/{path}"), Reply::ok(body));
+            proxy.fetch("files", path).await.is("remote", body.whole());
+            proxy.until_cached("files", path).await.is("cache", body.whole());
+        }
+        assert_eq!(up.total(), 2);
+        // Nothing of the broken fills takes space: all of it is about what the three objects need.
+        eventually(
+            Duration::from_secs(10),
+            "the space of the broken fills is given back",
+            async || disk_usage(&proxy.data_dir()) < 50 * MB,
+        )
+        .await;
+    });
+}
+
+fn disk_usage(folder: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return 0;
+    };
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => disk_usage(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.flatten().map(size).sum()
+}
+
+#[test]
+fn sigterm_lets_what_is_in_flight_end() {
+    run(async {
+        let (up, mut proxy) = pair().await;
+        let (body, gate) = (Pattern::new(14, 4 * MB), Gate::new());
+        up.reply("/x", Reply::ok(body).pause_at(MB, &gate));
+        let mut client = proxy.connect().await;
+        client.send("GET", &at("files", "x"), &[], b"").await;
+        client.read_head("GET").await;
+        client.read_body_until(500_000).await;
+        let address = proxy.address();
+        proxy.ask_to_stop();
+        eventually(Duration::from_secs(5), "no new connections after SIGTERM", async || {
+            Connection::try_open(address).await.is_err()
+        })
+        .await;
+        gate.open();
+        let mut rest = 500_000u64;
+        while let Some(chunk) = client.read_body_chunk().await {
+            rest += chunk.len() as u64;
+        }
+        assert!(client.is_complete(), "cut after {rest}");
+        drop(client);
+        let start = Instant::now();
+        let status = proxy.ended(Duration::from_secs(15)).await;
+        assert!(status.success(), "{status}");
+        assert!(
+            start.elapsed() < Duration::from_secs(5),
+            "it took {:?} to end",
+            start.elapsed()
+        );
+    });
+}
+
+// Bounds
+
+#[test]
+fn eviction_keeps_the_disk_bounded_and_the_recent_stays() {
+    run(async {
+        let up = Upstream::start().await;
+        up.under("/", |seen| {
+            let number = seen.path.trim_start_matches('/').parse().unwrap_or_default();
+            Reply::ok(Pattern::new(number, 2 * MB))
+        });
+        let mut proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("cache: {disk_bytes: 20MB, disk_min_free: 0%, memory_bytes: 1MB}\n")
+            .start()
+            .await;
+        for number in 0..30 {
+            let body = Pattern::new(number, 2 * MB).whole();
+            proxy.fetch("files", &number.to_string()).await.is("remote", body);
+            if number >= 1 {
+                // Used again and again: it must stay.
+                proxy.fetch("files", "0").await.ok();
+            }
+        }
+        eventually(
+            Duration::from_secs(10),
+            "no more than is allowed on the disk",
+            async || disk_usage(&proxy.data_dir()) < 24 * MB,
+        )
+        .await;
+        proxy.until_cached("files", "29").await;
+        proxy.restart().await;
+        up.forget();
+        proxy
+            .fetch("files", "29")
+            .await
+            .is("cache", Pattern::new(29, 2 * MB).whole());
+        proxy
+            .fetch("files", "1")
+            .await
+            .is("remote", Pattern::new(1, 2 * MB).whole());
+        for number in 30..45 {
+            proxy.fetch("files", &number.to_string()).await.ok();
+        }
+        eventually(Duration::from_secs(10), "the bound holds after a restart", async || {
+            disk_usage(&proxy.data_dir()) < 24 * MB
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_stored_is_served_all_the_same() {
+    run(async {
+        let up = Upstream::start().await;
+        let body = Pattern::new(15, 12 * MB);
+        up.reply("/length", Reply::ok(body))
+            .reply("/chunked", Reply::ok(body).chunked());
+        let proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("cache: {disk_bytes: 5MB, disk_min_free: 0%, memory_bytes: 1MB}\n")
+            .start()
+            .await;
+        for path in ["length", "chunked"] {
+            for _ in 0..2 {
+                let mut connection = proxy.connect().await;
+                connection.send("GET", &at("files", path), &[], b"").await;
+                assert_eq!(connection.read_head("GET").await.status, 200);
+                assert_eq!(connection.read_pattern(body).await, 12 * MB, "{path}");
+            }
+        }
+    });
+}
+
+#[test]
+fn a_limit_on_concurrent_fetches_queues_and_does_not_refuse() {
+    run(async {
+        let up = Upstream::start().await;
+        let gate = Gate::new();
+        let held = gate.clone();
+        up.fallback(move |seen| Reply::ok(seen.path.clone()).gated(&held));
+        let proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("upstream: {max_concurrent: 4}\n")
+            .start()
+            .await;
+        let mut clients = JoinSet::new();
+        for number in 0..20 {
+            let address = proxy.address();
+            clients.spawn(async move {
+                let answer = common::get(address, &at("files", &number.to_string())).await.ok();
+                assert_eq!(answer.text(), format!("/{number}"));
+            });
+        }
+        up.wait_in_flight(4).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(up.in_flight(), 4);
+        gate.open();
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+    });
+}
+
+mod heavy {
+    use super::*;
+
+    /// Peak memory must not follow the size of a file.
+    #[test]
+    fn memory_does_not_grow_with_the_file() {
+        run_for(Duration::from_secs(180), async {
+            let (up, proxy) = pair().await;
+            let body = Pattern::new(20, 500 * MB);
+            up.reply("/x", Reply::ok(body).pieces(256 * 1024));
+            let (start, _) = proxy.memory();
+            let mut clients = JoinSet::new();
+            for _ in 0..4 {
+                let mut connection = proxy.connect().await;
+                connection.send("GET", &at("files", "x"), &[], b"").await;
+                clients.spawn(async move {
+                    assert_eq!(connection.read_head("GET").await.status, 200);
+                    let mut total = 0;
+                    while let Some(chunk) = connection.read_body_chunk().await {
+                        total += chunk.len() as u64;
+                    }
+                    total
+                });
+            }
+            while let Some(total) = clients.join_next().await {
+                assert_eq!(total.unwrap(), 500 * MB);
+            }
+            let (_, peak) = proxy.memory();
+            assert!(peak - start < 100 * MB, "from {start} to {peak}");
+            assert_eq!(up.total(), 1);
+        });
+    }
+
+    /// Nor with the number of clients by more than small buffers.
+    #[test]
+    fn a_hundred_clients_share_a_fill_in_flat_memory() {
+        run_for(Duration::from_secs(180), async {
+            let (up, proxy) = pair().await;
+            let body = Pattern::new(21, 30 * MB);
+            up.reply("/x", Reply::ok(body).rate(60 * MB));
+            let (start, _) = proxy.memory();
+            let mut clients = JoinSet::new();
+            for number in 0..100 {
+                let mut connection = proxy.connect().await;
+                connection.send("GET", &at("files", "x"), &[], b"").await;
+                clients.spawn(async move {
+                    assert_eq!(connection.read_head("GET").await.status, 200);
+                    let mut total = 0;
+                    while let Some(chunk) = connection.read_body_chunk().await {
+                        // One in ten looks at what it gets, the others only count.
+                        assert!(number % 10 != 0 || body.matches(total, &chunk));
+                        total += chunk.len() as u64;
+                    }
+                    total
+                });
+            }
+            while let Some(total) = clients.join_next().await {
+                assert_eq!(total.unwrap(), 30 * MB);
+            }
+            let (_, peak) = proxy.memory();
+            assert!(peak - start < 120 * MB, "from {start} to {peak}");
+            assert_eq!(up.total(), 1);
+            up.file("/y", File::new("y"));
+            proxy.fetch("files", "y").await.is("remote", "y");
+        });
+    }
+}
