@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What scripts/run and scripts/test share. Sourced, not run.
 
 # Everything that can be made again is kept here, outside the clone.

@@ -311,13 +311,12 @@ fn flush_by_everything_it_can_name() {
             proxy.until_cached("files", path).await;
         }
         let flush = async |body: Value| {
-            let answer = proxy.request(
-                "PUT",
-                "/cache/flush",
-                &[("Content-Type", "application/json")],
-                body.to_string().as_bytes(),
-            );
-            answer.await.ok().json()
+            let body = body.to_string();
+            proxy
+                .request("PUT", "/cache/flush", &[], body.as_bytes())
+                .await
+                .ok()
+                .json()
         };
         let dry = flush(json!({"remote": "files", "prefix": "a/", "dry_run": true})).await;
         assert_eq!(

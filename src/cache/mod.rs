@@ -8,6 +8,7 @@ mod disk;
 mod evict;
 mod freshness;
 mod memory;
+mod overflow;
 mod reader;
 pub mod storage;
 mod store;
@@ -182,6 +183,8 @@ pub struct Object {
     pub head: Head,
     pub fresh: Freshness,
     pub body: Body,
+    /// What could not be written to disk, from some offset on.
+    overflow: OnceLock<overflow::Overflow>,
     finished: OnceLock<Finished>,
     /// Present while (and after) it grew in this process.
     growth: Option<watch::Sender<Progress>>,

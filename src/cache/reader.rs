@@ -84,6 +84,16 @@ impl Reader {
                 return Err(ReadError::FillFailed);
             }
         };
+        let overflow = self.object.overflow.get();
+        if let Some(overflow) = overflow.filter(|overflow| self.position >= overflow.at) {
+            let piece = overflow.read(self.position, available);
+            if piece.is_empty() {
+                return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.position += piece.len() as u64;
+            return Ok(Some(piece));
+        }
+        let available = overflow.map_or(available, |overflow| available.min(overflow.at));
         let piece = match &self.object.body {
             // A body in memory goes out in one piece: it is shared, not copied.
             Body::Memory(bytes) => {

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 
 use super::disk::{self, Disk, Record};
 use super::memory::Memory;
+use super::overflow::{self, Overflow};
 use super::writer::{Expected, NoSpace, Writer};
 use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
 use crate::config::{CacheSettings, MinFree};
@@ -180,6 +181,7 @@ impl Store {
             head: object.head.clone(),
             fresh: Freshness::new(object.fresh.class(), object.fresh.checked_at(), object.fresh.fresh_until()),
             body: Body::Memory(bytes.into()),
+            overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,
             prepared: OnceLock::new(),
@@ -215,10 +217,43 @@ impl Store {
         expected: Option<Expected>,
     ) -> Result<Writer, NoSpace> {
         let id = self.random();
-        let unframed = head.unframed;
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until))?;
         let offset = encoded.len() as u64;
         let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
+        let (file, body, reserved) = match self.open_new(encoded, reserve).await {
+            Ok((unnamed, file)) => (Some(unnamed), Body::File { file, offset }, reserve),
+            // What is short enough is shared from memory while it is read, and not kept.
+            Err(why) if head.content_length.is_none_or(|length| length <= overflow::MAX_OBJECT) => {
+                tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
+                (None, Body::Memory(bytes::Bytes::new()), 0)
+            }
+            Err(why) => return Err(why),
+        };
+        let kept = file.is_some() && !head.unframed;
+        let overflow = OnceLock::new();
+        if file.is_none() {
+            let _ = overflow.set(Overflow::new(0));
+        }
+        let (growth, _) = watch::channel(Progress { visible: 0, state: State::Growing });
+        let object = Arc::new(Object {
+            key,
+            id,
+            head,
+            fresh: Freshness::new(class, checked_at, fresh_until),
+            body,
+            overflow,
+            finished: OnceLock::new(),
+            growth: Some(growth),
+            prepared: OnceLock::new(),
+            uses: AtomicU64::new(0),
+            doomed: AtomicBool::new(!kept),
+        });
+        self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        Ok(Writer::new(self, object, file, previous, expected, offset, reserved))
+    }
+
+    /// A new file with its space reserved and counted.
+    async fn open_new(&'static self, encoded: Vec<u8>, reserve: u64) -> Result<(disk::Unnamed, fs::File), NoSpace> {
         self.reserve(reserve).await?;
         let opened = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::FileExt;
@@ -228,32 +263,15 @@ impl Store {
             Ok::<_, io::Error>((unnamed, reading))
         })
         .await;
-        let (unnamed, file) = match opened {
-            Ok(Ok(files)) => files,
-            Ok(Err(error)) => {
-                self.release(reserve);
-                return Err(error.into());
-            }
-            Err(_) => {
-                self.release(reserve);
-                return Err(io::Error::other("opening a file was given up").into());
-            }
+        let error = match opened {
+            Ok(Ok(files)) => return Ok(files),
+            Ok(Err(error)) => error,
+            Err(_) => io::Error::other("opening a file was given up"),
         };
-        let (growth, _) = watch::channel(Progress { visible: 0, state: State::Growing });
-        let object = Arc::new(Object {
-            key,
-            id,
-            head,
-            fresh: Freshness::new(class, checked_at, fresh_until),
-            body: Body::File { file, offset },
-            finished: OnceLock::new(),
-            growth: Some(growth),
-            prepared: OnceLock::new(),
-            uses: AtomicU64::new(0),
-            doomed: AtomicBool::new(unframed),
-        });
-        self.growing.lock().insert(object.key.hash, Arc::clone(&object));
-        Ok(Writer::new(self, object, unnamed, previous, expected, offset, reserve))
+        self.release(reserve);
+        let error = NoSpace::Io(error);
+        self.say_starved(&error);
+        Err(error)
     }
 
     /// Gives a complete object its place. Called by its writer only.
@@ -419,6 +437,19 @@ impl Store {
         .unwrap_or((0, 0))
     }
 
+    /// Makes sure that `file` has space up to `end`; `reserved` is what it has.
+    pub(super) async fn room_for(&'static self, file: &disk::Unnamed, end: u64, reserved: &mut u64) -> io::Result<()> {
+        let needed = disk::occupied(end);
+        if needed <= *reserved {
+            return Ok(());
+        }
+        let more = (needed - *reserved).max(super::writer::STEP);
+        self.reserve(more).await.map_err(io::Error::other)?;
+        disk::allocate(&file.file, *reserved, more).inspect_err(|_| self.release(more))?;
+        *reserved += more;
+        Ok(())
+    }
+
     /// Counts `bytes` as used, making room first.
     pub(super) async fn reserve(&'static self, bytes: u64) -> Result<(), NoSpace> {
         let limit = self.settings.disk_bytes;
@@ -580,6 +611,7 @@ fn loaded(key: Key, file: fs::File, record: Record) -> Object {
         head: record.head,
         fresh: Freshness::new(record.class, record.checked_at, record.fresh_until),
         body: Body::File { file, offset: record.offset },
+        overflow: OnceLock::new(),
         finished: record.finished.into(),
         growth: None,
         prepared: OnceLock::new(),

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
+use super::overflow::Overflow;
 use super::store::Store;
 use super::{Body, Finished, Object, Progress, State, disk};
 
@@ -15,7 +16,7 @@ use super::{Body, Finished, Object, Progress, State, disk};
 /// a wrong body for a complete one.
 const HELD_BACK: u64 = 64 << 10;
 /// An unknown length is reserved in steps of this.
-const STEP: u64 = 4 << 20;
+pub(super) const STEP: u64 = 4 << 20;
 /// Larger pieces are written and hashed on the blocking pool.
 const INLINE: usize = 16 << 10;
 
@@ -55,7 +56,8 @@ pub enum Finish {
 pub struct Writer {
     store: &'static Store,
     object: Arc<Object>,
-    file: disk::Unnamed,
+    /// `None`: what is written goes to memory.
+    file: Option<disk::Unnamed>,
     previous: Option<Arc<Object>>,
     expected: Option<Expected>,
     sha256: Sha256,
@@ -71,7 +73,7 @@ impl Writer {
     pub(super) fn new(
         store: &'static Store,
         object: Arc<Object>,
-        file: disk::Unnamed,
+        file: Option<disk::Unnamed>,
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
         offset: u64,
@@ -110,39 +112,56 @@ impl Writer {
         if self.object.head.content_length.is_some_and(|length| end > length) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than its Content-Length"));
         }
-        let needed = disk::occupied(self.offset + end);
-        if needed > self.reserved {
-            let more = (needed - self.reserved).max(STEP);
-            self.store.reserve(more).await.map_err(io::Error::other)?;
-            disk::allocate(&self.file.file, self.reserved, more).inspect_err(|_| self.store.release(more))?;
-            self.reserved += more;
-        }
-        let at = self.offset + self.written;
-        if data.len() <= INLINE {
-            self.file.file.write_all_at(&data, at)?;
-            self.sha256.update(&data);
-            if let Some(sha512) = &mut self.sha512 {
-                sha512.update(&data);
-            }
-        } else {
-            let object = Arc::clone(&self.object);
-            let mut sha256 = std::mem::take(&mut self.sha256);
-            let mut sha512 = self.sha512.take();
-            let task = tokio::task::spawn_blocking(move || {
-                let Body::File { file, .. } = &object.body else { return Err(io::ErrorKind::Unsupported.into()) };
-                file.write_all_at(&data, at)?;
-                sha256.update(&data);
-                if let Some(sha512) = &mut sha512 {
-                    sha512.update(&data);
-                }
-                Ok::<_, io::Error>((sha256, sha512))
-            });
-            (self.sha256, self.sha512) = task.await.map_err(|_| io::Error::other("the write was given up"))??;
-        }
+        self.digest_and_store(data).await?;
         self.written = end;
         let visible = if self.expected.is_some() { end.saturating_sub(HELD_BACK) } else { end };
         self.show(Progress { visible, state: State::Growing });
         Ok(())
+    }
+
+    async fn digest_and_store(&mut self, data: Bytes) -> io::Result<()> {
+        let at = self.offset + self.written;
+        let room = match &self.file {
+            Some(file) => self.store.room_for(file, at + data.len() as u64, &mut self.reserved).await,
+            None => Err(io::ErrorKind::StorageFull.into()),
+        };
+        let file = room.is_ok();
+        let (object, kept) = (Arc::clone(&self.object), data.clone());
+        let (mut sha256, mut sha512) = (std::mem::take(&mut self.sha256), self.sha512.take());
+        let work = move || {
+            sha256.update(&data);
+            if let Some(sha512) = &mut sha512 {
+                sha512.update(&data);
+            }
+            let written = match &object.body {
+                Body::File { file: body, .. } if file => body.write_all_at(&data, at),
+                _ => Err(io::ErrorKind::StorageFull.into()),
+            };
+            (sha256, sha512, written)
+        };
+        let (sha256, sha512, written) = if kept.len() <= INLINE {
+            work()
+        } else {
+            tokio::task::spawn_blocking(work).await.map_err(|_| io::Error::other("the write was given up"))?
+        };
+        (self.sha256, self.sha512) = (sha256, sha512);
+        if let Err(error) = room.and(written) {
+            self.overflow(kept, &error)?;
+        }
+        Ok(())
+    }
+
+    /// The disk does not take it: the rest of the body is held in memory while it is read, and nothing is kept.
+    fn overflow(&mut self, data: Bytes, why: &io::Error) -> io::Result<()> {
+        if self.file.take().is_some() {
+            tracing::warn!(key = %super::shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
+            self.object.doomed.store(true, Relaxed);
+        }
+        if self.object.overflow.get_or_init(|| Overflow::new(self.written)).push(data) {
+            Ok(())
+        } else {
+            Err(io::Error::new(io::ErrorKind::StorageFull, "the disk takes no more, and memory holds no more of it"))
+        }
     }
 
     fn show(&self, progress: Progress) {
@@ -188,9 +207,18 @@ impl Writer {
             self.store.refresh(&previous, fresh.class(), fresh.checked_at(), fresh.fresh_until()).await;
             self.store.release(self.reserved);
             Finish::Same(previous)
+        } else if let Some(mut file) = self.file.take() {
+            match self.store.admit(&self.object, &mut file, finished, self.offset, self.reserved).await {
+                Ok(()) => Finish::Admitted(Arc::clone(&self.object)),
+                Err(why) => {
+                    // Whole and right, only not kept.
+                    tracing::warn!(key = %super::shown(&self.object.key), %why, "an object could not be stored");
+                    self.store.release(self.reserved);
+                    Finish::Dropped
+                }
+            }
         } else {
-            self.store.admit(&self.object, &mut self.file, finished, self.offset, self.reserved).await?;
-            Finish::Admitted(Arc::clone(&self.object))
+            Finish::Dropped
         };
         self.reserved = 0;
         let _ = self.object.finished.set(finished);

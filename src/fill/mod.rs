@@ -180,21 +180,16 @@ impl Fills {
         let ticket = Ticket::new(exchange, Arc::clone(&spec), wanted.policy, word);
         let task = AbortOnDrop(self.proxy.spawn(ticket).await);
 
-        let word = loop {
-            let wait = deadline.left().unwrap_or(PATIENCE);
-            tokio::select! {
-                word = &mut first_word => break word.unwrap_or_else(|_| Word::Failed(Failure {
-                    status: 502,
-                    reason: "the request to upstream ended without an answer".to_owned(),
-                    unreachable: true,
-                })),
-                () = tokio::time::sleep(wait) => {
-                    if deadline.left().is_some_and(|left| left.is_zero()) {
-                        drop(task);
-                        let failure = Exchange::timed_out(&wanted.remote, &wanted.url);
-                        return landing.publish(self.after_failure(&wanted, previous, failure).await);
-                    }
-                }
+        let word = tokio::select! {
+            word = &mut first_word => word.unwrap_or_else(|_| Word::Failed(Failure {
+                status: 502,
+                reason: "the request to upstream ended without an answer".to_owned(),
+                unreachable: true,
+            })),
+            () = deadline.passed(PATIENCE) => {
+                drop(task);
+                let failure = Exchange::timed_out(&wanted.remote, &wanted.url);
+                return landing.publish(self.after_failure(&wanted, previous, failure).await);
             }
         };
         let growing = match word {
@@ -218,21 +213,18 @@ impl Fills {
             }
             Word::Failed(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
         };
-        let finish = loop {
-            let wait = deadline.left().unwrap_or(PATIENCE);
-            tokio::select! {
-                finish = &mut ended => {
-                    task.let_go();
-                    break finish.unwrap_or_else(|_| Finish::Failed("the transfer ended early".to_owned()));
-                }
-                () = tokio::time::sleep(wait) => {
-                    if deadline.left().is_none_or(|left| left.is_zero()) {
-                        drop(task);
-                        break ended.await.unwrap_or_else(|_| Finish::Failed("upstream fell silent".to_owned()));
-                    }
-                }
+        let finish = tokio::select! {
+            finish = &mut ended => {
+                task.let_go();
+                finish.ok()
+            }
+            () = deadline.passed(PATIENCE) => {
+                // Its end may have come at the same moment, and fails the object if it has not.
+                drop(task);
+                ended.await.ok()
             }
         };
+        let finish = finish.unwrap_or_else(|| Finish::Failed("upstream fell silent".to_owned()));
         drop(place);
         self.ended(&wanted, &growing, finish);
     }

@@ -15,6 +15,7 @@ mod pypi;
 pub mod rpm;
 #[cfg(test)]
 mod testing;
+mod yaml;
 
 use http::Method;
 use url::Url;

@@ -126,8 +126,11 @@ impl Client {
             let problem = Problem::new(404, "no such file in this local remote").at(&remote.name, &path.encoded);
             return self.refuse(session, Some(format), problem).await;
         }
-        let accept = session.req_header().headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-        let Ok(form) = format.negotiate(&path.decoded, accept) else {
+        // Several field lines are one list (RFC 9110 section 5.3).
+        let accept: Vec<&str> =
+            session.req_header().headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        let accept = (!accept.is_empty()).then(|| accept.join(", "));
+        let Ok(form) = format.negotiate(&path.decoded, accept.as_deref()) else {
             let detail = "none of the forms that `Accept` names can be served";
             let problem = Problem::new(406, detail).at(&remote.name, &path.encoded).header(header::VARY, "Accept");
             return self.refuse(session, Some(format), problem).await;

@@ -83,7 +83,11 @@ impl ProxyHttp for Client {
     }
 
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
-        session.set_keepalive(Some(KEEP_ALIVE));
+        // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
+        if session.as_downstream().get_keepalive().is_some() {
+            session.set_keepalive(Some(KEEP_ALIVE));
+        }
+        session.as_downstream_mut().set_pipelining_enabled(true);
         session.as_downstream_mut().set_write_timeout(Some(WRITE_LIMIT));
         // A client may close its sending side once the request is out, and still wants the answer.
         session.as_downstream_mut().set_abort_on_close(false);

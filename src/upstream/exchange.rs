@@ -14,6 +14,7 @@ use http::{HeaderName, Method, header};
 use pingora_core::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
+use tokio::sync::Notify;
 use url::Url;
 
 use super::tunnel::{self, Tunnel};
@@ -61,18 +62,44 @@ pub struct Ask {
 pub struct Deadline {
     start: Instant,
     at: AtomicU64,
+    /// Told when the deadline comes nearer, so that whoever sleeps until it need not look every now and then.
+    nearer: Notify,
 }
 
 impl Default for Deadline {
     fn default() -> Self {
-        Deadline { start: Instant::now(), at: AtomicU64::new(0) }
+        Deadline { start: Instant::now(), at: AtomicU64::new(0), nearer: Notify::new() }
     }
 }
 
 impl Deadline {
     fn set(&self, wait: Duration) {
-        self.at.store((self.start.elapsed() + wait).as_millis().max(1) as u64, Relaxed);
+        let at = (self.start.elapsed() + wait).as_millis().max(1) as u64;
+        let before = self.at.swap(at, Relaxed);
+        if before == 0 || at < before {
+            self.nearer.notify_one();
+        }
     }
+
+    /// Returns when the deadline has passed; `limit` bounds the waiting while there is none.
+    pub async fn passed(&self, limit: Duration) {
+        let without = Instant::now();
+        loop {
+            let wait = match self.left() {
+                Some(left) if left.is_zero() => return,
+                Some(left) => left,
+                None => match limit.checked_sub(without.elapsed()) {
+                    Some(left) => left,
+                    None => return,
+                },
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.nearer.notified() => {}
+            }
+        }
+    }
+
     pub fn clear(&self) {
         self.at.store(0, Relaxed);
     }
@@ -206,13 +233,11 @@ impl Exchange {
         own(&self.remote.base_url) || own(&self.remote.index_url) || listed(&self.remote.file_hosts, &self.url)
     }
 
-    /// The addresses that may be gone to: all for a configured host; elsewhere public ones only, or, for a remote whose
-    /// own host is private, all but link-local ones.
+    /// The addresses that may be gone to: all but link-local ones for a configured host, and for a remote whose own host
+    /// is private; public ones only for the rest.
     async fn check(&mut self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>> {
-        if self.is_own_host() {
-            return Ok(found);
-        }
-        let base_is_private = self.base_is_private().await;
+        // A configured host may be anywhere but where no registry is: link-local addresses answer to cloud metadata.
+        let base_is_private = self.is_own_host() || self.base_is_private().await;
         let mut refused = None;
         let allowed: Vec<IpAddr> = found
             .into_iter()
@@ -413,7 +438,10 @@ impl Exchange {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
-        let host = self.url.host_str().unwrap_or_default();
+        let mut host = self.url.host_str().unwrap_or_default().to_owned();
+        if let Some(proxy) = self.upstream.proxy_for(&self.remote, &self.url) {
+            host = format!("{host} through the outbound proxy {proxy:?}");
+        }
         let what = describe(error);
         match error.etype() {
             etype if *etype == REDIRECT => Failure::refused("upstream redirected too often"),

@@ -1,6 +1,7 @@
 //! Small real packages, made here: wheels, npm tarballs, Helm charts, and the indexes that name them.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 
-use super::upstream::{File, Reply, Upstream};
+use super::upstream::{File, Reply, Seen, Upstream};
 
 /// A zip archive whose members are stored, not compressed.
 pub fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
@@ -106,7 +107,7 @@ pub struct Wheel {
 impl Wheel {
     /// A pure wheel with one module that says its version, and some ballast so that ranges are worth while.
     pub fn new(name: &str, version: &str, requires: &[&str], ballast: usize) -> Self {
-        let module = name.replace('-', "_").to_lowercase();
+        let module = name.replace(['-', '.'], "_").to_lowercase();
         let mut metadata = format!("Metadata-Version: 2.1\nName: {name}\nVersion: {version}\nRequires-Python: >=3.7\n");
         for requirement in requires {
             metadata.push_str(&format!("Requires-Dist: {requirement}\n"));
@@ -358,10 +359,8 @@ pub fn serve_npm(registry: &Upstream, tarballs: &Upstream, versions: &[NpmVersio
             .collect::<Vec<_>>();
         let (full, short) = packuments(&own, &tarballs.base());
         let (full, short) = (full.to_string(), short.to_string());
-        // A registry knows a scoped package by its encoded name only.
-        let path = format!("/{}", name.replace('/', "%2f"));
         let stamp = super::sha256(full.as_bytes())[..12].to_owned();
-        registry.on(&path, move |seen| {
+        let answer = Arc::new(move |seen: &Seen| {
             let (text, kind, tail) = if seen.header("accept").unwrap_or_default().contains(NPM_ABBREVIATED) {
                 (&short, NPM_ABBREVIATED, "s")
             } else {
@@ -374,6 +373,11 @@ pub fn serve_npm(registry: &Upstream, tarballs: &Upstream, versions: &[NpmVersio
                 .header("Vary", "Accept")
                 .reply(seen)
         });
+        // A registry knows a scoped package by its encoded name only.
+        for slash in ["%2f", "%2F"] {
+            let answer = answer.clone();
+            registry.on(&format!("/{}", name.replace('/', slash)), move |seen| answer(seen));
+        }
     }
     for version in versions {
         let etag = format!("\"{}\"", &super::sha256(&version.bytes)[..12]);
