@@ -59,22 +59,14 @@ pub fn victims(root: &Path, random: u16) -> Vec<Candidate> {
     seen
 }
 
-/// Calls `visit` with the size of every stored object, a folder at a time.
-pub fn walk(root: &Path, mut visit: impl FnMut(u64)) {
-    for outer in names(root) {
-        let outer = root.join(outer);
-        for inner in names(&outer) {
-            let Ok(entries) = fs::read_dir(outer.join(inner)) else { continue };
-            for entry in entries.flatten() {
-                if let Ok(meta) = entry.metadata() {
-                    visit(disk::occupied(meta.len()));
-                }
-            }
-            std::thread::yield_now();
-        }
-        // Nobody waits for this walk; the disk has others to serve.
-        std::thread::sleep(std::time::Duration::from_millis(5));
+/// Bytes that the objects in an outer folder take.
+pub fn bytes_below(outer: &Path) -> u64 {
+    let mut bytes = 0;
+    for inner in names(outer) {
+        let Ok(entries) = fs::read_dir(outer.join(inner)) else { continue };
+        bytes += entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| disk::occupied(meta.len())).sum::<u64>();
     }
+    bytes
 }
 
 /// Calls `visit` with every stored object's hash.
@@ -156,7 +148,9 @@ mod tests {
             assert_eq!(victims(dir.path(), random).len(), BATCH);
         }
         let mut count = 0;
-        walk(dir.path(), |_| count += 1);
+        each_hash(dir.path(), |_| count += 1);
         assert_eq!(count, 300);
+        let bytes: u64 = (0..256).map(|outer| bytes_below(&dir.path().join(format!("{outer:02x}")))).sum();
+        assert_eq!(bytes, 300 * 4096);
     }
 }

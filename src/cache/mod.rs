@@ -12,6 +12,7 @@ mod overflow;
 mod reader;
 pub mod storage;
 mod store;
+mod usage;
 mod writer;
 
 use std::sync::{Arc, OnceLock};

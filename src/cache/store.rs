@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::disk::{self, Disk, Record};
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
+use super::usage::Usage;
 use super::writer::{Expected, NoSpace, Writer};
 use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
 use crate::config::{CacheSettings, MinFree};
@@ -41,9 +42,8 @@ pub struct Store {
     growing: Mutex<HashMap<Hash, Arc<Object>>>,
     settings: CacheSettings,
     /// Bytes on disk, growing files included.
-    used_bytes: AtomicU64,
+    usage: Usage,
     used: Mutex<Vec<Arc<Object>>>,
-    usage_file: PathBuf,
     evicting: Mutex<()>,
     /// Since when the file system's free space keeps things from being stored.
     starved: Mutex<Option<(Instant, String)>>,
@@ -82,8 +82,6 @@ impl Store {
     /// # Errors
     /// The folder cannot be made or written.
     pub fn open(data_dir: &Path, settings: CacheSettings) -> io::Result<&'static Store> {
-        let usage_file = data_dir.join("usage");
-        let used = fs::read_to_string(&usage_file).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let seed = {
             use std::hash::{BuildHasher, Hasher};
             std::hash::RandomState::new().build_hasher().finish()
@@ -93,9 +91,8 @@ impl Store {
             memory: Memory::new(settings.memory_bytes),
             growing: Mutex::default(),
             settings,
-            used_bytes: AtomicU64::new(used),
+            usage: Usage::load(data_dir.join("usage")),
             used: Mutex::default(),
-            usage_file,
             evicting: Mutex::new(()),
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
@@ -309,7 +306,9 @@ impl Store {
             Ok(Err(error)) => return Err(format!("storing it failed: {error}")),
             Err(_) => return Err("storing it was given up".to_owned()),
         };
-        self.release(replaced + reserved.saturating_sub(disk::occupied(offset + finished.length)));
+        self.usage.release(reserved);
+        self.usage.removed(&hash, replaced);
+        self.usage.stored(&hash, disk::occupied(offset + finished.length));
         Ok(())
     }
 
@@ -367,7 +366,7 @@ impl Store {
         self.memory.remove(&hash);
         match freed {
             Ok(Ok(bytes)) => {
-                self.release(bytes);
+                self.usage.removed(&hash, bytes);
                 bytes
             }
             Ok(Err(error)) => {
@@ -396,7 +395,7 @@ impl Store {
         self.walk(matches, |store, hash, _| {
             let freed = store.disk.remove(&hash).ok()?;
             store.memory.remove(&hash);
-            store.release(freed);
+            store.usage.removed(&hash, freed);
             Some(freed)
         })
         .await
@@ -456,20 +455,20 @@ impl Store {
         if bytes > limit {
             return Err(NoSpace::Bound { needed: bytes, limit });
         }
-        let over = self.used_bytes.load(Relaxed).saturating_add(bytes) > limit;
+        let over = self.usage.total().saturating_add(bytes) > limit;
         let short = self.short_of_free_space(bytes);
         if over || short.is_some() {
             tokio::task::spawn_blocking(move || self.make_room(bytes))
                 .await
                 .map_err(|_| io::Error::other("making room was given up"))??;
         }
-        self.used_bytes.fetch_add(bytes, Relaxed);
+        self.usage.reserve(bytes);
         Ok(())
     }
 
     /// Gives back bytes that were counted.
     pub(super) fn release(&self, bytes: u64) {
-        let _ = self.used_bytes.fetch_update(Relaxed, Relaxed, |used| Some(used.saturating_sub(bytes)));
+        self.usage.release(bytes);
     }
 
     /// `Some((free, kept))` when `bytes` more would eat into what must stay free.
@@ -488,7 +487,7 @@ impl Store {
         self.write_uses();
         let mut fruitless = 0;
         loop {
-            let used = self.used_bytes.load(Relaxed);
+            let used = self.usage.total();
             let over = used.saturating_add(bytes).saturating_sub(limit);
             let short = self.short_of_free_space(bytes);
             if over == 0 && short.is_none() {
@@ -521,7 +520,7 @@ impl Store {
                 continue;
             }
             self.memory.remove(&candidate.hash);
-            self.release(candidate.size);
+            self.usage.removed(&candidate.hash, candidate.size);
             freed += candidate.size;
             if let (Some(observer), Some(key)) = (self.observer.get(), key) {
                 observer.evicted(&key, candidate.size);
@@ -542,7 +541,7 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let starved = self.starved.lock().clone();
         StoreStats {
-            disk_bytes: self.used_bytes.load(Relaxed),
+            disk_bytes: self.usage.total(),
             disk_limit: self.settings.disk_bytes,
             memory_bytes: self.memory.weight(),
             memory_items: self.memory.len(),
@@ -556,9 +555,9 @@ impl Store {
         while !self.closing.load(Relaxed) {
             std::thread::sleep(HOUSEKEEPING);
             self.write_uses();
-            let used = self.used_bytes.load(Relaxed);
+            let used = self.usage.total();
             if used != saved {
-                self.save_usage();
+                self.usage.save();
                 saved = used;
             }
         }
@@ -577,21 +576,9 @@ impl Store {
         }
     }
 
-    fn save_usage(&self) {
-        let text = format!("{}\n", self.used_bytes.load(Relaxed));
-        let new = self.usage_file.with_extension("new");
-        let _ = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.usage_file));
-    }
-
     fn recount(&self) {
         loop {
-            let before = self.used_bytes.load(Relaxed);
-            let mut counted: u64 = 0;
-            evict::walk(self.disk.root(), |bytes| counted += bytes);
-            // What came and went during the walk is kept as a difference.
-            let _ = self.used_bytes.fetch_update(Relaxed, Relaxed, |now| {
-                Some((i128::from(now) + i128::from(counted) - i128::from(before)).max(0) as u64)
-            });
+            self.usage.recount(self.disk.root());
             std::thread::sleep(RECOUNT);
         }
     }
@@ -600,7 +587,7 @@ impl Store {
     pub fn close(&self) {
         self.closing.store(true, Relaxed);
         self.write_uses();
-        self.save_usage();
+        self.usage.save();
     }
 }
 

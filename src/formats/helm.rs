@@ -102,6 +102,9 @@ impl Charts {
             at += up.len();
         }
         let (up, path) = path.split_at(at);
+        if query.is_empty() {
+            return Some(format!("{up}{path}{fragment}"));
+        }
         Some(format!(
             "{up}{QUERY_PREFIX}{}/{path}{fragment}",
             URL_SAFE_NO_PAD.encode(query)

@@ -96,7 +96,8 @@ pub fn named(url: &Url) -> String {
         authority(url),
         collapse(&normal(path_of(url), PATH))
     );
-    if let Some(query) = url.query() {
+    // An empty query gets lost on the way too easily to mean anything.
+    if let Some(query) = url.query().filter(|query| !query.is_empty()) {
         name.push('?');
         name.push_str(&normal(query, QUERY));
     }

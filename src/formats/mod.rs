@@ -132,6 +132,12 @@ pub trait Format: Send + Sync {
         Ok(Form::ONLY)
     }
 
+    /// The name by which a client that accepts no other knows the type of an HTML document under `path`.
+    fn presented_as(&self, path: &str, accept: Option<&str>) -> Option<&'static str> {
+        let _ = (path, accept);
+        None
+    }
+
     /// Whether `path` has more than one form, so that answers carry `Vary: Accept`.
     fn varies(&self, path: &str) -> bool {
         let _ = path;

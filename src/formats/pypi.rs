@@ -121,6 +121,14 @@ impl Format for Pypi {
         }
     }
 
+    /// PEP 691: `text/html` is an alias of `application/vnd.pypi.simple.v1+html`.
+    fn presented_as(&self, path: &str, accept: Option<&str>) -> Option<&'static str> {
+        let header = accept?;
+        let accepts = |name: &str| wish(header, name).is_some_and(|wish| wish.q > 0.0);
+        (is_index(path) && !accepts(HTML_TYPES[0]) && (accepts(HTML_TYPES[1]) || accepts(HTML_TYPES[2])))
+            .then_some(HTML_TYPES[1])
+    }
+
     fn varies(&self, path: &str) -> bool {
         is_index(path) && !is_legacy(path)
     }

@@ -336,7 +336,7 @@ impl Scanner {
         let held = std::mem::take(&mut self.held);
         let (raw, rest) = held.split_at(self.text_end.min(held.len()));
         let text = match state {
-            State::Literal { column, folded, .. } => literal_text(&held, column.unwrap_or(0), folded),
+            State::Literal { column, folded, .. } => literal_text(&held, column.unwrap_or(usize::MAX), folded),
             State::Quoted(_) => key_text(raw),
             _ => flow_text(raw, None),
         };

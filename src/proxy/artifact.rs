@@ -36,6 +36,8 @@ struct Request {
     /// The remote's root as this client knows it.
     remote_url: String,
     head: bool,
+    /// See [`Format::presented_as`].
+    presented_as: Option<&'static str>,
     /// Set for a file of a fixed name whose manifest is stored: what that says of it.
     standing: Option<Standing>,
 }
@@ -138,18 +140,21 @@ impl Client {
         let view = format.has_view(&remote, &path.decoded);
         let remote_url = match self.remote_url(session, &config, &remote, bound_host) {
             Some(url) => url,
+            // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
+            None if view.is_none_or(|view| !view.absolute) => String::new(),
             None => {
                 let detail = "the Host header is missing or not a host name";
                 return self.refuse(session, Some(format), Problem::new(400, detail)).await;
             }
         };
+        let presented_as = format.presented_as(&path.decoded, accept.as_deref());
         let mut key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name);
         let standing = self.standing(&remote, format, &path).await;
         if let Some(standing) = &standing {
             key = Key::new(&remote.name, &path.encoded, None, &standing.form);
         }
         let head = method == Method::HEAD;
-        let request = Request { standing, remote, format, path, policy, form, key, view, remote_url, head };
+        let request = Request { standing, presented_as, remote, format, path, policy, form, key, view, remote_url, head };
         self.answer(session, ctx, request).await
     }
 
@@ -475,6 +480,7 @@ impl Client {
             cache_status: origin.cache_status,
             vary,
             content_type: request.format.content_type(&request.path.decoded),
+            presented_as: request.presented_as.filter(|_| is_html(original.head.content_type())),
             head_only: request.head,
         };
         ctx.source = Some(origin.source);
@@ -648,6 +654,10 @@ fn catalogue_away(error: &CatalogError) -> Problem {
 
 fn shown_path(key: &Key) -> String {
     key.parts().1.to_owned()
+}
+
+fn is_html(content_type: &str) -> bool {
+    content_type.to_ascii_lowercase().starts_with("text/html")
 }
 
 /// A client that wants no old answer: `no-cache` or `max-age=0`, or HTTP/1.0's `Pragma`.

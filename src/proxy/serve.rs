@@ -29,6 +29,8 @@ pub struct Dress<'a> {
     pub vary: Option<&'static str>,
     /// `Content-Type` where upstream named none.
     pub content_type: &'a str,
+    /// What the client calls the document's type, where that is an alias of upstream's word for it.
+    pub presented_as: Option<&'static str>,
     pub head_only: bool,
 }
 
@@ -44,6 +46,9 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     response.insert_header("x-artifact-source", dress.source)?;
     response.insert_header("cache-status", headers::value(&dress.cache_status))?;
     response.insert_header(header::CACHE_CONTROL, cache_control(dress))?;
+    if let Some(name) = dress.presented_as {
+        response.insert_header(header::CONTENT_TYPE, name)?;
+    }
     if let Some(age) = dress.age {
         response.insert_header(header::AGE, age)?;
     }

@@ -464,15 +464,8 @@ impl Choices<'_> {
             }
             2 => format!(
                 "urls: [{}]{comment}\n",
-                self.pick(&[
-                    "a.tgz",
-                    "'a', \"b\"",
-                    "a,\n  b ,",
-                    "https://h:8/a , b",
-                    "*a0",
-                    ""
-                ])
-                .replace('\n', &format!("\n{indent}"))
+                self.pick(&["a.tgz", "'a', \"b\"", "a,\n  b ,", "https://h:8/a , b", "*a0", ""])
+                    .replace('\n', &format!("\n{indent}"))
             ),
             3 => format!("x: {}\n", self.scalar(&deep)),
             4 => format!("m:\n{indent}  urls:\n{indent}  - {}\n", self.scalar(&deep)),

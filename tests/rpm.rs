@@ -1,0 +1,4 @@
+//! x
+mod common;
+#[test]
+fn t() {}
