@@ -99,18 +99,25 @@ fn kept(headers: &HeaderMap) -> HeaderMap {
     kept
 }
 
-/// The headers to store with a 200, and its length. `path` decides what a wrong `Content-Encoding` is: `.tar.gz` and
-/// `.apk` files are not encodings, their bytes pass untouched even when upstream says so.
+/// The headers to store with a 200, and its length. `path`, as it was asked for, decides what a wrong `Content-Encoding`
+/// is: `.tar.gz` and `.apk` files are not encodings, their bytes pass untouched even when upstream says so.
 pub fn of_stored(response: &ResponseHeader, path: &str) -> (HeaderMap, Option<u64>) {
     let mut kept = kept(&response.headers);
-    let compressed_file = [".gz", ".tgz", ".apk", ".zst", ".xz", ".bz2", ".zip", ".whl", ".rpm", ".crate"]
-        .iter()
-        .any(|extension| path.to_ascii_lowercase().ends_with(extension));
-    let identity = kept.get(header::CONTENT_ENCODING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if compressed_file || identity {
+    let compressed_file = [
+        ".gz", ".tgz", ".apk", ".zst", ".xz", ".bz2", ".zip", ".whl", ".rpm", ".crate",
+    ]
+    .iter()
+    .any(|extension| path.to_ascii_lowercase().ends_with(extension));
+    let said = |coding: &str| {
+        kept.get(header::CONTENT_ENCODING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(coding.as_bytes()))
+    };
+    let (identity, mislabelled) = (said("identity"), compressed_file && (said("gzip") || said("x-gzip")));
+    if mislabelled || identity {
         kept.remove(header::CONTENT_ENCODING);
     }
     let length = response.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    // No body is that long, and the largest number of all means "not known yet" elsewhere.
+    let length = length.filter(|length: &u64| *length < u64::MAX / 2);
     (kept, length)
 }
 
@@ -124,21 +131,26 @@ pub fn of_answer(response: &ResponseHeader) -> HeaderMap {
 
 /// Whether the body ends by a chunk of its own (RFC 9112 section 7.1).
 pub fn is_chunked(response: &ResponseHeader) -> bool {
-    response
-        .headers
-        .get_all(header::TRANSFER_ENCODING)
-        .iter()
-        .any(|value| value.to_str().is_ok_and(|value| value.to_ascii_lowercase().contains("chunked")))
+    response.headers.get_all(header::TRANSFER_ENCODING).iter().any(|value| {
+        value
+            .to_str()
+            .is_ok_and(|value| value.to_ascii_lowercase().contains("chunked"))
+    })
 }
 
-/// `Retry-After` in seconds, where upstream gave a number.
-pub fn retry_after(response: &ResponseHeader) -> Option<u32> {
+/// Whether upstream says that it answers ranges.
+pub fn has_ranges(response: &ResponseHeader) -> bool {
+    response.headers.get(header::ACCEPT_RANGES).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"bytes"))
+}
+
+/// `Retry-After`, seconds or a date.
+pub fn retry_after(response: &ResponseHeader) -> Option<String> {
     retry_after_of(&response.headers)
 }
 
 /// As [`retry_after`], from headers that were kept.
-pub fn retry_after_of(headers: &HeaderMap) -> Option<u32> {
-    headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok())
+pub fn retry_after_of(headers: &HeaderMap) -> Option<String> {
+    headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned)
 }
 
 /// For views: what describes the original's bytes does not survive a rewriting (RFC 9110 section 8).
@@ -193,7 +205,10 @@ mod tests {
         }
         let (kept, length) = of_stored(&response, "/a/b.txt");
         let names: Vec<&str> = kept.keys().map(HeaderName::as_str).collect();
-        assert_eq!(names, ["content-type", "content-disposition", "etag", "x-checksum-sha256"]);
+        assert_eq!(
+            names,
+            ["content-type", "content-disposition", "etag", "x-checksum-sha256"]
+        );
         assert_eq!(length, Some(5));
     }
 
@@ -201,7 +216,17 @@ mod tests {
     fn a_compressed_file_is_not_an_encoding() {
         let mut response = ResponseHeader::build(200, None).unwrap();
         response.append_header("Content-Encoding", "gzip").unwrap();
-        assert!(of_stored(&response, "/x/APKINDEX.tar.gz").0.get("content-encoding").is_none());
-        assert!(of_stored(&response, "/x/index.json").0.get("content-encoding").is_some());
+        assert!(
+            of_stored(&response, "/x/APKINDEX.tar.gz")
+                .0
+                .get("content-encoding")
+                .is_none()
+        );
+        assert!(
+            of_stored(&response, "/x/index.json")
+                .0
+                .get("content-encoding")
+                .is_some()
+        );
     }
 }

@@ -6,6 +6,7 @@ pub mod api;
 pub mod cache;
 pub mod catalog;
 pub mod config;
+pub mod deadline;
 pub mod fill;
 pub mod formats;
 pub mod headers;

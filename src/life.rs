@@ -12,9 +12,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerOptions;
 use pingora_core::server::configuration::ServerConf;
-use pingora_core::server::{
-    ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch,
-};
+use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
 use pingora_core::services::listening;
 use pingora_proxy::{HttpProxy, http_proxy};
@@ -44,6 +42,7 @@ pub struct State {
     environment: Environment,
     reloading: Mutex<()>,
     last_reload_failed: AtomicBool,
+    stopping: AtomicBool,
     in_flight: AtomicUsize,
     idle: Notify,
 }
@@ -66,6 +65,7 @@ impl State {
             environment,
             reloading: Mutex::new(()),
             last_reload_failed: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
         })
@@ -87,6 +87,11 @@ impl State {
         self.last_reload_failed.load(Ordering::Relaxed)
     }
 
+    /// Whether a signal has ended the accepting of connections.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
     /// Reads `remotes.yaml` again, all of it, and swaps it in; on any error the old one stays.
     pub fn reload(&self) {
         let _one_at_a_time = self.reloading.lock();
@@ -101,7 +106,11 @@ impl State {
         }
         match loaded.config {
             Some(config) => {
-                tracing::info!(generation, remotes = config.remotes.len(), "the configuration was reloaded");
+                tracing::info!(
+                    generation,
+                    remotes = config.remotes.len(),
+                    "the configuration was reloaded"
+                );
                 self.config.store(Arc::new(config));
                 self.last_reload_failed.store(false, Ordering::Relaxed);
             }
@@ -150,19 +159,38 @@ pub fn catch_hangups() -> io::Result<Signals> {
     Signals::new([SIGHUP])
 }
 
+/// Lets this process have as many files and connections as the system allows: the usual soft limit is for programs that
+/// use `select`.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Worth no more than a try: with what there is it runs too.
+    let _ = setrlimit(Resource::Nofile, raised);
+}
+
 /// Serves until a signal ends it.
 ///
 /// # Errors
 /// What it needs cannot be had.
 pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
     let settings = config.settings.clone();
-    let listeners = settings.listen.iter().map(|address| bind(*address)).collect::<Result<Vec<_>, _>>()?;
+    let listeners = settings
+        .listen
+        .iter()
+        .map(|address| bind(*address))
+        .collect::<Result<Vec<_>, _>>()?;
     let folder = settings.data_dir.display().to_string();
-    let store = Store::open(&settings.data_dir, settings.cache.clone())
-        .map_err(|error| StartError::Data { folder: folder.clone(), error })?;
+    let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
+        folder: folder.clone(),
+        error,
+    })?;
     let catalog = Catalog::open(&settings.data_dir).map_err(|error| StartError::Other(error.to_string()))?;
     let metrics = Arc::new(Metrics::new());
-    store.observe(Box::new(Witness { catalog: catalog.clone(), metrics: Arc::clone(&metrics) }));
+    store.observe(Box::new(Witness {
+        catalog: catalog.clone(),
+        metrics: Arc::clone(&metrics),
+    }));
     announce(&config, &listeners, &folder);
     let state = State::new(config, environment);
 
@@ -191,12 +219,19 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let (stopping, stop) = watch::channel(false);
     let listening = Listening {
         bound: Mutex::new(Some(listeners)),
-        parts: Parts { state: Arc::clone(&state), store, catalog: catalog.clone(), metrics },
+        parts: Parts {
+            state: Arc::clone(&state),
+            store,
+            catalog: catalog.clone(),
+            metrics,
+        },
         conf: Arc::clone(&server.configuration),
         stop,
     };
     server.add_service(listening);
-    server.run(RunArgs { shutdown_signal: Box::new(Stop { state, stopping }) });
+    server.run(RunArgs {
+        shutdown_signal: Box::new(Stop { state, stopping }),
+    });
 
     store.close();
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -224,10 +259,17 @@ fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
 }
 
 fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &str) {
-    let addresses: Vec<String> = listeners.iter().map(|(address, _)| format!("http://{address}")).collect();
+    let addresses: Vec<String> = listeners
+        .iter()
+        .map(|(address, _)| format!("http://{address}"))
+        .collect();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
     let cache = &config.settings.cache;
-    println!("artifactapi {} listens on {}", env!("CARGO_PKG_VERSION"), addresses.join(", "));
+    println!(
+        "artifactapi {} listens on {}",
+        env!("CARGO_PKG_VERSION"),
+        addresses.join(", ")
+    );
     println!("remotes ({}): {}", names.len(), names.join(", "));
     println!(
         "stores in {folder}: at most {} MB on disk, {} MB in memory",
@@ -254,12 +296,23 @@ struct Listening {
 
 impl Listening {
     fn proxy(&self) -> Result<HttpProxy<Client>, StartError> {
-        let Parts { state, store, catalog, metrics } = &self.parts;
+        let Parts {
+            state,
+            store,
+            catalog,
+            metrics,
+        } = &self.parts;
         let upstream = Upstream::new(&state.config()).map_err(|error| StartError::Other(error.to_string()))?;
         let fills = Fills::new(store, Arc::new(upstream), catalog.clone(), Arc::clone(metrics));
         let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
-        let api = Api::new(Arc::clone(state), Arc::clone(&fills), Arc::clone(metrics));
-        let client = Client { state: Arc::clone(state), fills, views, metrics: Arc::clone(metrics), api };
+        let api = Api::new(Arc::clone(state), Arc::clone(&fills), Arc::clone(&views), Arc::clone(metrics));
+        let client = Client {
+            state: Arc::clone(state),
+            fills,
+            views,
+            metrics: Arc::clone(metrics),
+            api,
+        };
         let mut proxy = http_proxy(&self.conf, client);
         let mut options = HttpServerOptions::default();
         options.h2c = true;
@@ -302,8 +355,7 @@ impl Service for Listening {
     }
 }
 
-/// SIGTERM and SIGINT stop accepting, let what is in flight finish within a limit, and end at once. SIGQUIT hands the
-/// sockets over first.
+/// SIGTERM, SIGINT and SIGQUIT stop accepting, let what is in flight finish within a limit, and end at once.
 struct Stop {
     state: Arc<State>,
     stopping: watch::Sender<bool>,
@@ -312,7 +364,11 @@ struct Stop {
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
-        let caught = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::quit()));
+        let caught = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::interrupt()),
+            signal(SignalKind::quit()),
+        );
         let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)) = caught else {
             tracing::error!("signals cannot be caught: only SIGKILL will stop this process");
             return std::future::pending().await;
@@ -320,9 +376,10 @@ impl ShutdownSignalWatch for Stop {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            _ = quit.recv() => return ShutdownSignal::GracefulUpgrade,
+            _ = quit.recv() => {}
         }
         tracing::info!("stopping");
+        self.state.stopping.store(true, Ordering::Relaxed);
         self.stopping.send_replace(true);
         self.state.drained(STOP_LIMIT).await;
         ShutdownSignal::GracefulTerminate

@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use artifactapi::config::{self, Environment, Flags, Loaded, Severity};
+use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -46,6 +46,9 @@ struct Options {
     /// What rewritten links begin with [variable: ARTIFACTAPI_PUBLIC_URL; default: as the client asked]
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
+    /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
+    #[arg(long, value_name = "TOKEN")]
+    admin_token: Option<String>,
 }
 
 impl From<Options> for Flags {
@@ -56,6 +59,7 @@ impl From<Options> for Flags {
             data_dir: options.data_dir,
             conf: options.conf,
             public_url: options.public_url,
+            admin_token: options.admin_token.map(Secret::new),
             ..Flags::default()
         }
     }
@@ -64,13 +68,16 @@ impl From<Options> for Flags {
 fn main() -> ExitCode {
     // First of all: without a handler SIGHUP kills, and a reload may be asked for at any time.
     let hangups = life::catch_hangups();
+    life::raise_descriptor_limit();
     let cli = Cli::parse();
     let environment = Environment::from_process();
     match cli.command {
         Command::Check(options) => check(&options.into(), &environment),
         Command::Serve(options) => {
             log();
-            let Some(config) = load(&options.into(), &environment) else { return ExitCode::FAILURE };
+            let Some(config) = load(&options.into(), &environment) else {
+                return ExitCode::FAILURE;
+            };
             let hangups = match hangups {
                 Ok(hangups) => hangups,
                 Err(error) => return fail(&format!("SIGHUP cannot be caught: {error}")),
@@ -97,19 +104,28 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
         }
     }
     let config = config?;
+    let unsupported = unsupported(&config);
+    for what in &unsupported {
+        eprintln!("artifactapi: {what}");
+    }
+    for remote in config.remotes.values().filter(|remote| remote.quarantine_days.is_some()) {
+        tracing::warn!(remote = %remote.name, "quarantine is not part of this version: nothing is held back");
+    }
+    unsupported.is_empty().then_some(config)
+}
+
+/// What is configured and this version does not have: starting without it would not be what was asked for.
+fn unsupported(config: &Config) -> Vec<String> {
     let settings = &config.settings;
-    let unsupported = [
+    let asked = [
         (settings.database.is_some(), "DBHOST and its group (PostgreSQL)"),
         (settings.redis_url.is_some(), "REDIS_URL"),
         (settings.s3.is_some(), "MINIO_ENDPOINT and its group (S3)"),
-        (settings.tls.is_some(), "tls"),
+        (settings.tls.is_some(), "`tls`"),
     ];
-    let mut all_supported = true;
-    for (_, what) in unsupported.iter().filter(|(set, _)| *set) {
-        eprintln!("artifactapi: {what} is set, and this version does not have it yet: unset it to use the embedded default");
-        all_supported = false;
-    }
-    all_supported.then_some(config)
+    let set = asked.iter().filter(|(set, _)| *set);
+    set.map(|(_, what)| format!("{what} is set, and this version does not have it: unset it to use the embedded default"))
+        .collect()
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {
@@ -118,12 +134,21 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
         println!("{problem}");
     }
     match config {
+        Some(config) if !unsupported(&config).is_empty() => {
+            let unsupported = unsupported(&config);
+            unsupported.iter().for_each(|what| println!("error: {what}"));
+            println!("failed: {} errors, {} warnings", unsupported.len(), problems.len());
+            ExitCode::FAILURE
+        }
         Some(config) => {
             println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
             ExitCode::SUCCESS
         }
         None => {
-            let errors = problems.iter().filter(|problem| problem.severity == Severity::Error).count();
+            let errors = problems
+                .iter()
+                .filter(|problem| problem.severity == Severity::Error)
+                .count();
             println!("failed: {errors} errors, {} warnings", problems.len() - errors);
             ExitCode::FAILURE
         }
@@ -131,8 +156,11 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
 }
 
 fn log() {
-    let filter = EnvFilter::try_from_env("ARTIFACTAPI_LOG")
-        .unwrap_or_else(|_| EnvFilter::new("info,pingora_core=warn,pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error"));
+    let filter = EnvFilter::try_from_env("ARTIFACTAPI_LOG").unwrap_or_else(|_| {
+        EnvFilter::new(
+            "info,pingora_core=warn,pingora_core::connectors=off,pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error",
+        )
+    });
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -40,15 +40,27 @@ impl Metrics {
         let vector = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        let seconds = HistogramOpts::new("artifactapi_request_seconds", "Time from a request's head to its answer's end.")
-            .buckets(vec![0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0]);
+        let seconds = HistogramOpts::new(
+            "artifactapi_request_seconds",
+            "Time from a request's head to its answer's end.",
+        )
+        .buckets(vec![
+            0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0,
+        ]);
         let build = register(
             &registry,
-            IntGaugeVec::new(Opts::new("artifactapi_build_info", "The version that runs."), &["version"]),
+            IntGaugeVec::new(
+                Opts::new("artifactapi_build_info", "The version that runs."),
+                &["version"],
+            ),
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         Metrics {
-            requests: vector("artifactapi_requests_total", "Requests answered.", &["remote", "status", "cache"]),
+            requests: vector(
+                "artifactapi_requests_total",
+                "Requests answered.",
+                &["remote", "status", "cache"],
+            ),
             response_bytes: vector(
                 "artifactapi_response_bytes_total",
                 "Body bytes of artifact responses, by where they came from.",
@@ -57,22 +69,41 @@ impl Metrics {
             seconds: register(&registry, Histogram::with_opts(seconds)),
             flights: counter("artifactapi_fills_total", "Fetches from upstream that were started."),
             collapsed: counter("artifactapi_collapsed_total", "Requests that joined a fetch under way."),
-            failed_fills: counter("artifactapi_fill_failures_total", "Fetches that ended early or with a wrong body."),
-            failed_views: counter("artifactapi_rewrite_failures_total", "Documents that could not be rewritten."),
+            failed_fills: counter(
+                "artifactapi_fill_failures_total",
+                "Fetches that ended early or with a wrong body.",
+            ),
+            failed_views: counter(
+                "artifactapi_rewrite_failures_total",
+                "Documents that could not be rewritten.",
+            ),
             escaped_links: counter(
                 "artifactapi_escaped_links_total",
                 "Links in rewritten documents that still name an upstream because they could not be read.",
             ),
-            upstream_failures: vector("artifactapi_upstream_failures_total", "Upstreams not reached.", &["remote"]),
-            evictions: counter("artifactapi_evictions_total", "Objects removed because space was short."),
+            upstream_failures: vector(
+                "artifactapi_upstream_failures_total",
+                "Upstreams not reached.",
+                &["remote"],
+            ),
+            evictions: counter(
+                "artifactapi_evictions_total",
+                "Objects removed because space was short.",
+            ),
             evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
             gauges: register(
                 &registry,
-                IntGaugeVec::new(Opts::new("artifactapi_tier", "Size of the tiers and queues."), &["tier", "what"]),
+                IntGaugeVec::new(
+                    Opts::new("artifactapi_tier", "Size of the tiers and queues."),
+                    &["tier", "what"],
+                ),
             ),
             generation: register(
                 &registry,
-                IntGauge::new("artifactapi_config_generation", "Counts successful loads of the configuration."),
+                IntGauge::new(
+                    "artifactapi_config_generation",
+                    "Counts successful loads of the configuration.",
+                ),
             ),
             registry,
         }
@@ -88,7 +119,9 @@ impl Metrics {
         took: Duration,
     ) {
         let mut buffer = [0; 3];
-        self.requests.with_label_values(&[remote, digits(status, &mut buffer), cache]).inc();
+        self.requests
+            .with_label_values(&[remote, digits(status, &mut buffer), cache])
+            .inc();
         if let Some(source) = source {
             self.response_bytes.with_label_values(&[remote, source]).inc_by(sent);
         }
@@ -96,7 +129,11 @@ impl Metrics {
     }
 
     pub fn flight(&self, joined: bool) {
-        if joined { self.collapsed.inc() } else { self.flights.inc() }
+        if joined {
+            self.collapsed.inc()
+        } else {
+            self.flights.inc()
+        }
     }
     pub fn fill_failed(&self) {
         self.failed_fills.inc();
@@ -118,7 +155,9 @@ impl Metrics {
     /// The text that Prometheus reads.
     pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus) -> String {
         let set = |tier: &str, what: &str, value: u64| {
-            self.gauges.with_label_values(&[tier, what]).set(i64::try_from(value).unwrap_or(i64::MAX));
+            self.gauges
+                .with_label_values(&[tier, what])
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
         };
         set("disk", "bytes", store.disk_bytes);
         set("disk", "limit_bytes", store.disk_limit);

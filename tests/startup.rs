@@ -264,3 +264,69 @@ fn a_pattern_cannot_hang_a_request() {
         assert_eq!(up.total(), 0);
     });
 }
+
+mod heavy {
+    use super::*;
+    use common::server::at;
+    use common::{Connection, run_for};
+    use tokio::task::JoinSet;
+
+    const OBJECTS: usize = 20_000;
+
+    /// Start asks the disk for nothing that grows with it.
+    #[test]
+    fn with_many_objects_on_disk_the_first_answer_comes_at_once() {
+        run_for(Duration::from_secs(200), async {
+            let up = Upstream::start().await;
+            up.under("/", |seen| Reply::ok(seen.path.clone()));
+            let mut proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
+            let mut clients = JoinSet::new();
+            for client in 0..8 {
+                let address = proxy.address();
+                clients.spawn(async move {
+                    let mut connection = Connection::open(address).await;
+                    for number in (client..OBJECTS).step_by(8) {
+                        let path = format!("/dir-{}/{number}", number % 100);
+                        assert_eq!(connection.get(&at("files", &path)).await.ok().text(), path);
+                    }
+                });
+            }
+            while let Some(client) = clients.join_next().await {
+                client.unwrap();
+            }
+            proxy.until_cached("files", "dir-0/0").await;
+            let (mut slowest, mut said) = (Duration::ZERO, Vec::new());
+            for end in ["SIGTERM", "SIGKILL", "SIGTERM"] {
+                if end == "SIGKILL" {
+                    proxy.kill();
+                } else {
+                    proxy.stop().await;
+                }
+                let start = Instant::now();
+                proxy.launch().await;
+                let first = start.elapsed();
+                // An object is as quick as the endpoint.
+                up.forget();
+                proxy.fetch("files", "dir-77/777").await.is("cache", "/dir-77/777");
+                let object = start.elapsed();
+                assert_eq!(
+                    proxy.fetch("files", "dir-99/19999").await.ok().source(),
+                    "cache",
+                    "after {end}"
+                );
+                assert_eq!(up.total(), 0, "upstream was asked after {end}");
+                said.push(format!("{first:?} and {object:?} after {end}"));
+                slowest = slowest.max(object);
+            }
+            println!("{OBJECTS} objects, first answer and first object: {}", said.join("; "));
+            // A third of a second is the contract, for a release build on a machine with nothing else to do.
+            assert!(slowest < Duration::from_secs(1), "{said:?}");
+            let listed = proxy
+                .request("GET", "/api/v1/artifacts?limit=1", &[], b"")
+                .await
+                .ok()
+                .json();
+            assert_eq!(listed["total"], OBJECTS, "{listed}");
+        });
+    }
+}

@@ -19,7 +19,8 @@ const PAGE: usize = 500;
 impl Api {
     pub(super) async fn flush(&self, session: &mut Session, config: &Config) -> Result<()> {
         if !self.may_flush(session, config) {
-            let detail = "flushing is allowed from this machine only; set ARTIFACTAPI_ADMIN_TOKEN to allow it with a token";
+            let detail =
+                "flushing is allowed from this machine only; set ARTIFACTAPI_ADMIN_TOKEN to allow it with a token";
             let problem = Problem::new(401, detail).header(header::WWW_AUTHENTICATE, "Bearer realm=\"artifactapi\"");
             return reply::problem(session, None, problem).await;
         }
@@ -34,13 +35,21 @@ impl Api {
         if let Some(remote) = &request.filter.remote
             && !config.remotes.contains_key(remote)
         {
-            let problem = Problem::new(404, format!("there is no remote {remote:?}; `GET /` lists those there are"));
+            let problem = Problem::new(
+                404,
+                format!("there is no remote {remote:?}; `GET /` lists those there are"),
+            );
             return reply::problem(session, None, problem).await;
         }
         match self.run_flush(config, &request).await {
             Ok(answer) => {
                 let value = serde_json::to_value(&answer).unwrap_or_default();
-                tracing::info!(matched = answer.matched, bytes = answer.bytes, dry_run = answer.dry_run, "flushed");
+                tracing::info!(
+                    matched = answer.matched,
+                    bytes = answer.bytes,
+                    dry_run = answer.dry_run,
+                    "flushed"
+                );
                 reply::json(session, 200, &value).await
             }
             Err(problem) => reply::problem(session, None, problem).await,
@@ -58,7 +67,10 @@ impl Api {
                 .is_some_and(|given| same(given.trim().as_bytes(), token.reveal().as_bytes())),
             None => {
                 let forwarded = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip"];
-                let local = session.client_addr().and_then(|a| a.as_inet()).is_some_and(|a| a.ip().to_canonical().is_loopback());
+                let local = session
+                    .client_addr()
+                    .and_then(|a| a.as_inet())
+                    .is_some_and(|a| a.ip().to_canonical().is_loopback());
                 local && !forwarded.iter().any(|name| headers.contains_key(*name))
             }
         }
@@ -67,8 +79,16 @@ impl Api {
     async fn run_flush(&self, config: &Config, request: &FlushRequest) -> std::result::Result<FlushAnswer, Problem> {
         let catalog = &self.fills.catalog;
         let filter = &request.filter;
-        let mut answer = FlushAnswer { dry_run: request.dry_run, ..FlushAnswer::default() };
-        let is_local = |remote: &str| config.remotes.get(remote).is_some_and(|remote| remote.kind == RemoteType::Local);
+        let mut answer = FlushAnswer {
+            dry_run: request.dry_run,
+            ..FlushAnswer::default()
+        };
+        let is_local = |remote: &str| {
+            config
+                .remotes
+                .get(remote)
+                .is_some_and(|remote| remote.kind == RemoteType::Local)
+        };
         let everything_of = filter.class.is_none() && filter.prefix.is_none() && filter.pattern.is_none();
         if let Err(error) = catalog.drain().await {
             if !everything_of || request.dry_run {
@@ -93,9 +113,16 @@ impl Api {
                 match (request.dry_run, request.mode) {
                     (true, _) => {}
                     (false, FlushMode::Delete) => {
+                        if let Some(id) = self.fills.store.id_of(hash).await {
+                            self.views.forget(id).await;
+                        }
                         self.fills.store.remove(hash).await;
                         answer.deleted += 1;
-                        catalog.record(Event::Removed { remote: record.remote, path: record.path, form: record.form });
+                        catalog.record(Event::Removed {
+                            remote: record.remote,
+                            path: record.path,
+                            form: record.form,
+                        });
                     }
                     (false, FlushMode::Expire) => {
                         self.fills.store.expire(hash).await;
@@ -103,7 +130,13 @@ impl Api {
                         let at = crate::catalog::unix_now();
                         let (remote, path, form) = (record.remote, record.path, record.form);
                         let fresh_until = Some(i64::try_from(now_ms() / 1000).unwrap_or(0));
-                        catalog.record(Event::Refreshed { remote, path, form, fresh_until, at });
+                        catalog.record(Event::Refreshed {
+                            remote,
+                            path,
+                            form,
+                            fresh_until,
+                            at,
+                        });
                     }
                 }
             }
@@ -115,13 +148,14 @@ impl Api {
         if !request.dry_run {
             let matches = |key: &str| covered(config, filter, key);
             for key in self.fills.store.growing_keys() {
-                if matches(&key.text) && request.mode == FlushMode::Delete {
-                    self.fills.store.remove(key.hash).await;
+                match (matches(&key.text), request.mode) {
+                    (true, FlushMode::Delete) => drop(self.fills.store.remove(key.hash).await),
+                    (true, FlushMode::Expire) => drop(self.fills.store.expire(key.hash).await),
+                    (false, _) => {}
                 }
             }
             self.fills.forget(matches);
-            // The views of what was removed can no longer be found: their originals' ids are gone. They go first when
-            // space is short. A flush of everything takes them too.
+            // Views of what was no longer listed, and of bases that a restart forgot.
             if filter.remote.is_none() && everything_of && request.mode == FlushMode::Delete {
                 self.fills.store.remove_where(|key| key.starts_with('\0')).await;
             }
@@ -132,26 +166,47 @@ impl Api {
     /// By walking the disk tier.
     async fn flush_without_catalogue(&self, filter: &Filter, mode: FlushMode) -> FlushAnswer {
         let remote = filter.remote.clone();
-        let matches = move |key: &str| remote.as_ref().is_none_or(|remote| key.split('\0').next() == Some(remote.as_str()));
+        let matches = move |key: &str| {
+            remote
+                .as_ref()
+                .is_none_or(|remote| key.split('\0').next() == Some(remote.as_str()))
+        };
         self.fills.forget(&matches);
         let (count, bytes) = match mode {
             FlushMode::Delete => self.fills.store.remove_where(matches).await,
             FlushMode::Expire => self.fills.store.expire_where(matches).await,
         };
-        let (deleted, expired) = if mode == FlushMode::Delete { (count, 0) } else { (0, count) };
-        FlushAnswer { matched: count, deleted, expired, bytes, dry_run: false }
+        let (deleted, expired) = if mode == FlushMode::Delete {
+            (count, 0)
+        } else {
+            (0, count)
+        };
+        FlushAnswer {
+            matched: count,
+            deleted,
+            expired,
+            bytes,
+            dry_run: false,
+        }
     }
 }
 
 /// Whether the filter covers what is stored, or would be, under `key`.
 fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
     let mut parts = key.splitn(3, '\0');
-    let (Some(remote), Some(path)) = (parts.next(), parts.next()) else { return false };
-    let Some(configured) = config.remotes.get(remote) else { return filter.remote.is_none() };
-    let Some(format) = formats::of(configured.package) else { return false };
+    let (Some(remote), Some(path)) = (parts.next(), parts.next()) else {
+        return false;
+    };
+    let Some(configured) = config.remotes.get(remote) else {
+        return filter.remote.is_none();
+    };
+    let Some(format) = formats::of(configured.package) else {
+        return false;
+    };
     let bare = path.split('?').next().unwrap_or(path);
     let decoded = formats::links::decode_once(bare);
-    let class = match policy::classify(configured, format, &decoded).map(|policy| policy.class) {
+    let governed = formats::links::split_foreign(&decoded).map_or(decoded.as_str(), |(_, path)| path);
+    let class = match policy::classify(configured, format, governed).map(|policy| policy.class) {
         Some(Class::Immutable) => Listed::Immutable,
         _ => Listed::Mutable,
     };

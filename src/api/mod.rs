@@ -12,10 +12,10 @@ use serde_json::json;
 
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
-use crate::fill::Fills;
+use crate::fill::{Fills, Views};
+use crate::formats::{self, Handling, path};
 use crate::life::State;
 use crate::metrics::Metrics;
-use crate::proxy::path;
 use crate::proxy::reply::{self, Problem};
 use crate::proxy::route::Endpoint;
 
@@ -26,12 +26,13 @@ const MAX_BODY: usize = 1 << 20;
 pub struct Api {
     state: Arc<State>,
     fills: Arc<Fills>,
+    views: Arc<Views>,
     metrics: Arc<Metrics>,
 }
 
 impl Api {
-    pub fn new(state: Arc<State>, fills: Arc<Fills>, metrics: Arc<Metrics>) -> Self {
-        Api { state, fills, metrics }
+    pub fn new(state: Arc<State>, fills: Arc<Fills>, views: Arc<Views>, metrics: Arc<Metrics>) -> Self {
+        Api { state, fills, views, metrics }
     }
 
     /// Answers `endpoint`.
@@ -58,9 +59,9 @@ impl Api {
                 reply::json(session, 200, &health).await
             }
             Endpoint::Ready => {
-                // Artifacts are served from the disk tier; the catalogue's outage costs listings only.
+                // Neither a full disk nor the catalogue's outage keeps artifacts from being served; stopping does.
                 let health = self.health(config);
-                reply::json(session, 200, &health).await
+                reply::json(session, if self.state.is_stopping() { 503 } else { 200 }, &health).await
             }
             Endpoint::Config => reply::json(session, 200, &config.to_redacted_json()).await,
             Endpoint::Metrics => {
@@ -85,7 +86,9 @@ impl Api {
         let degraded = store.starved.is_some() || !catalog.healthy || reload_failed;
         let disk = match &store.starved {
             None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
-            Some(why) => json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why}),
+            Some(why) => {
+                json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why})
+            }
         };
         let catalogue = match (&catalog.error, catalog.healthy) {
             (_, true) => json!({"status": "ok", "queued": catalog.queued}),
@@ -126,17 +129,23 @@ impl Api {
         query: Option<String>,
     ) -> Result<()> {
         let shown = String::from_utf8_lossy(raw).into_owned();
-        if !config.remotes.contains_key(remote) {
+        let Some(configured) = config.remotes.get(remote) else {
             let problem = Problem::new(404, "there is no such remote; `GET /` lists those there are");
             return reply::problem(session, None, problem.at(remote, &shown)).await;
-        }
-        let path = match path::parse(raw, None) {
-            Ok(path) => path.encoded,
+        };
+        let path = match path::parse(raw, query.as_deref()) {
+            Ok(path) => path,
             Err(error) => {
                 return reply::problem(session, None, Problem::new(400, error.to_string()).at(remote, &shown)).await;
             }
         };
-        let path = query.map_or(path.clone(), |query| format!("{path}?{query}"));
+        // As it is stored: npm's scoped names have two spellings.
+        let handled = formats::of(configured.package).map(|format| format.handle(configured, &Method::GET, path.clone()));
+        let path = match handled {
+            Some(Handling::Artifact(path)) => path,
+            _ => path,
+        };
+        let path = path.query.map_or(path.encoded.clone(), |query| format!("{}?{query}", path.encoded));
         if let Err(error) = self.fills.catalog.drain().await {
             return reply::problem(session, None, away(&error)).await;
         }
@@ -200,7 +209,10 @@ async fn body(session: &mut Session) -> Result<std::result::Result<Bytes, Proble
     let mut all = Vec::new();
     while let Some(piece) = session.as_downstream_mut().read_request_body().await? {
         if all.len() + piece.len() > MAX_BODY {
-            return Ok(Err(Problem::new(413, format!("the body is longer than {MAX_BODY} bytes"))));
+            return Ok(Err(Problem::new(
+                413,
+                format!("the body is longer than {MAX_BODY} bytes"),
+            )));
         }
         all.extend_from_slice(&piece);
     }

@@ -15,7 +15,7 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use super::{Finished, Hash, Head, Millis, hex};
-use crate::formats::Class;
+use super::Class;
 
 const MAGIC: &[u8; 8] = b"AAPIOBJ1";
 /// Length of the fixed part.
@@ -67,7 +67,10 @@ pub struct Unnamed {
 impl Unnamed {
     /// Hands the file over, so that it can be published on another thread; what stays is an empty shell.
     pub fn take(&mut self) -> io::Result<Unnamed> {
-        Ok(Unnamed { file: self.file.try_clone()?, path: self.path.take() })
+        Ok(Unnamed {
+            file: self.file.try_clone()?,
+            path: self.path.take(),
+        })
     }
 }
 
@@ -101,14 +104,21 @@ impl Disk {
             File::create(&probe)?;
             fs::remove_file(&probe)?;
         }
-        let disk = Disk { objects, temporary, sequence: AtomicU64::new(0), unnamed };
+        let disk = Disk {
+            objects,
+            temporary,
+            sequence: AtomicU64::new(0),
+            unnamed,
+        };
         disk.sweep_temporary();
         Ok(disk)
     }
 
     /// Two processes may share the folder during an upgrade: what another one still holds is locked or very young.
     fn sweep_temporary(&self) {
-        let Ok(entries) = fs::read_dir(&self.temporary) else { return };
+        let Ok(entries) = fs::read_dir(&self.temporary) else {
+            return;
+        };
         for entry in entries.flatten() {
             let young = entry
                 .metadata()
@@ -194,22 +204,41 @@ impl Disk {
         renamed
     }
 
-    /// Opens the object of `hash`. `None`: not stored. A file that is damaged is removed and counts as not stored.
+    /// Opens the object of `hash`. `None`: not stored, or not to be read now. A file that is damaged is removed.
     pub fn load(&self, hash: &Hash) -> Option<(File, Record)> {
         let path = self.path(hash);
-        let file = File::open(&path).ok()?;
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(path = %path.display(), %error, "a stored object cannot be opened");
+                }
+                return None;
+            }
+        };
         match read_record(&file) {
             Ok(record) => Some((file, record)),
-            Err(error) => {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(path = %path.display(), %error, "a damaged object is removed from the cache");
                 let _ = fs::remove_file(&path);
+                None
+            }
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a stored object cannot be read");
                 None
             }
         }
     }
 
     /// Overwrites the freshness of the object of `hash`, if it still is the one with `id`.
-    pub fn refresh(&self, hash: &Hash, id: u64, class: Class, checked_at: Millis, fresh_until: Millis) -> io::Result<bool> {
+    pub fn refresh(
+        &self,
+        hash: &Hash,
+        id: u64,
+        class: Class,
+        checked_at: Millis,
+        fresh_until: Millis,
+    ) -> io::Result<bool> {
         let file = match OpenOptions::new().read(true).write(true).open(self.path(hash)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -247,13 +276,16 @@ impl Disk {
     /// Free and whole bytes of the file system.
     pub fn space(&self) -> io::Result<(u64, u64)> {
         let stat = rustix::fs::statvfs(&self.objects)?;
-        Ok((stat.f_bavail.saturating_mul(stat.f_frsize), stat.f_blocks.saturating_mul(stat.f_frsize)))
+        Ok((
+            stat.f_bavail.saturating_mul(stat.f_frsize),
+            stat.f_blocks.saturating_mul(stat.f_frsize),
+        ))
     }
 }
 
 /// What a file of `length` bytes takes on disk.
 pub fn occupied(length: u64) -> u64 {
-    length.div_ceil(4096) * 4096
+    length.div_ceil(4096).saturating_mul(4096)
 }
 
 /// Reserves `length` bytes at `offset` without changing the file's length.
@@ -275,11 +307,20 @@ pub fn encode(
     finished: Option<Finished>,
     (class, checked_at, fresh_until): (Class, Millis, Millis),
 ) -> io::Result<Vec<u8>> {
-    let json = serde_json::to_vec(&StoredHead { key: key_text.to_owned(), head })?;
+    let json = serde_json::to_vec(&StoredHead {
+        key: key_text.to_owned(),
+        head,
+    })?;
     if json.len() > MAX_HEAD {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the response header is too large to store"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "the response header is too large to store",
+        ));
     }
-    let finished = finished.unwrap_or(Finished { length: 0, sha256: [0; 32] });
+    let finished = finished.unwrap_or(Finished {
+        length: 0,
+        sha256: [0; 32],
+    });
     let mut bytes = Vec::with_capacity(PREAMBLE + json.len());
     bytes.extend_from_slice(MAGIC);
     bytes.extend_from_slice(&(json.len() as u64).to_le_bytes());
@@ -339,10 +380,14 @@ fn read_record(file: &File) -> io::Result<Record> {
     if head_check(&json) != first[64..72] {
         return Err(damaged("its head does not match its checksum"));
     }
-    let stored: StoredHead<Head> = serde_json::from_slice(&json)?;
+    let stored: StoredHead<Head> =
+        serde_json::from_slice(&json).map_err(|_| damaged("its head cannot be understood"))?;
     let mut sha256 = [0; 32];
     sha256.copy_from_slice(&first[32..64]);
-    let finished = Finished { length: number(&first, 16), sha256 };
+    let finished = Finished {
+        length: number(&first, 16),
+        sha256,
+    };
     let offset = (PREAMBLE + head_length) as u64;
     if file.metadata()?.len() != offset.saturating_add(finished.length) {
         return Err(damaged("its body has another length than its head says"));
@@ -372,7 +417,6 @@ fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     Ok(got)
 }
 
-
 /// Sets the time of last use, which eviction goes by.
 pub fn touch(path: &Path, used: std::time::SystemTime) -> io::Result<()> {
     let seconds = used.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -380,7 +424,9 @@ pub fn touch(path: &Path, used: std::time::SystemTime) -> io::Result<()> {
         tv_sec: i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX),
         tv_nsec: i64::from(seconds.subsec_nanos()) as _,
     };
-    let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+    let times = rustix::fs::Timestamps {
+        last_access: time,
+        last_modification: time,
+    };
     Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)
 }
-

@@ -63,8 +63,14 @@ pub fn victims(root: &Path, random: u16) -> Vec<Candidate> {
 pub fn bytes_below(outer: &Path) -> u64 {
     let mut bytes = 0;
     for inner in names(outer) {
-        let Ok(entries) = fs::read_dir(outer.join(inner)) else { continue };
-        bytes += entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|meta| disk::occupied(meta.len())).sum::<u64>();
+        let Ok(entries) = fs::read_dir(outer.join(inner)) else {
+            continue;
+        };
+        bytes += entries
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok())
+            .map(|meta| disk::occupied(meta.len()))
+            .sum::<u64>();
     }
     bytes
 }
@@ -84,8 +90,13 @@ pub fn each_hash(root: &Path, mut visit: impl FnMut(Hash)) {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut names: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     names.sort_unstable();
     names
 }
@@ -93,10 +104,17 @@ fn names(folder: &Path) -> Vec<String> {
 fn files(folder: &Path, seen: &mut Vec<Candidate>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
-        let Some(hash) = entry.file_name().to_str().and_then(parse_hash) else { continue };
+        let Some(hash) = entry.file_name().to_str().and_then(parse_hash) else {
+            continue;
+        };
         let Ok(meta) = entry.metadata() else { continue };
         let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-        seen.push(Candidate { path: entry.path(), hash, used, size: disk::occupied(meta.len()) });
+        seen.push(Candidate {
+            path: entry.path(),
+            hash,
+            used,
+            size: disk::occupied(meta.len()),
+        });
     }
 }
 
@@ -150,7 +168,9 @@ mod tests {
         let mut count = 0;
         each_hash(dir.path(), |_| count += 1);
         assert_eq!(count, 300);
-        let bytes: u64 = (0..256).map(|outer| bytes_below(&dir.path().join(format!("{outer:02x}")))).sum();
+        let bytes: u64 = (0..256)
+            .map(|outer| bytes_below(&dir.path().join(format!("{outer:02x}"))))
+            .sum();
         assert_eq!(bytes, 300 * 4096);
     }
 }

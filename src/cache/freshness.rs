@@ -4,7 +4,13 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use super::Millis;
-use crate::formats::Class;
+
+/// How long a stored answer may be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Immutable,
+    Mutable,
+}
 
 /// `fresh_until` of what never expires.
 pub const FOR_EVER: Millis = u64::MAX;
@@ -111,13 +117,23 @@ mod tests {
     #[test]
     fn a_changed_class_holds_at_once_and_a_changed_ttl_from_the_next_refresh() {
         let fresh = Freshness::new(Class::Immutable, 1_000, FOR_EVER);
-        assert_eq!(fresh.left(Class::Immutable, Duration::from_secs(5), 9_000), Left::ForEver);
+        assert_eq!(
+            fresh.left(Class::Immutable, Duration::from_secs(5), 9_000),
+            Left::ForEver
+        );
         assert_eq!(
             fresh.left(Class::Mutable, Duration::from_secs(5), 9_000),
             Left::Expired(Duration::from_secs(3))
         );
-        fresh.set(Class::Mutable, 9_000, until(Class::Mutable, 9_000, Duration::from_secs(5)));
-        assert_eq!(fresh.left(Class::Mutable, Duration::from_secs(60), 10_000), Left::For(Duration::from_secs(4)));
+        fresh.set(
+            Class::Mutable,
+            9_000,
+            until(Class::Mutable, 9_000, Duration::from_secs(5)),
+        );
+        assert_eq!(
+            fresh.left(Class::Mutable, Duration::from_secs(60), 10_000),
+            Left::For(Duration::from_secs(4))
+        );
     }
 
     #[test]

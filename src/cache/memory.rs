@@ -9,17 +9,20 @@ use super::{Body, Hash, Object};
 
 /// What an entry costs beside its body: head, prepared response, map slots, and for a file its descriptor.
 const OVERHEAD: u64 = 4 << 10;
-/// Open files are bounded by this weight: 256 MB of memory keep at most some 4,000 of them open.
+/// An open file weighs at least this.
 const FILE_WEIGHT: u64 = 64 << 10;
 
 #[derive(Debug, Clone)]
-struct ByBytes;
+struct ByBytes {
+    /// Chosen so that open files take at most a third of the descriptors that the process may have.
+    file_weight: u64,
+}
 
 impl Weighter<Hash, Arc<Object>> for ByBytes {
     fn weight(&self, _: &Hash, object: &Arc<Object>) -> u64 {
         match &object.body {
             Body::Memory(bytes) => bytes.len() as u64 + OVERHEAD,
-            Body::File { .. } => FILE_WEIGHT,
+            Body::File { .. } => self.file_weight,
         }
     }
 }
@@ -34,8 +37,11 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(bytes: u64) -> Self {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(65_536);
+        let bytes = bytes.max(FILE_WEIGHT);
+        let file_weight = FILE_WEIGHT.max(bytes / (descriptors / 3).max(1));
         let items = usize::try_from(bytes / (16 << 10)).unwrap_or(usize::MAX).clamp(64, 1 << 20);
-        Memory { cache: Cache::with_weighter(items, bytes.max(FILE_WEIGHT), ByBytes), largest: (bytes / 64).min(1 << 20) }
+        Memory { cache: Cache::with_weighter(items, bytes, ByBytes { file_weight }), largest: (bytes / 64).min(1 << 20) }
     }
     pub fn get(&self, hash: &Hash) -> Option<Arc<Object>> {
         self.cache.get(hash)

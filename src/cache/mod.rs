@@ -22,7 +22,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub use freshness::{FOR_EVER, Freshness, Left, until as freshness_until};
+pub use freshness::{Class, FOR_EVER, Freshness, Left, until as freshness_until};
 pub use reader::{ReadError, Reader};
 pub use store::{Observer, Store, StoreStats, shown};
 pub use writer::{Expected, Finish, NoSpace, Writer};
@@ -32,7 +32,9 @@ pub type Millis = u64;
 
 /// Now, as stored.
 pub fn now_ms() -> Millis {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The hash that names an object in every tier.
@@ -49,7 +51,8 @@ pub struct Key {
 impl Key {
     /// The key of a document of `remote`; `path` in its canonical encoded spelling, so that it cannot hold a NUL.
     pub fn new(remote: &str, path: &str, query: Option<&str>, form: &str) -> Self {
-        let mut text = String::with_capacity(remote.len() + path.len() + form.len() + 2 + query.map_or(0, str::len) + 1);
+        let mut text =
+            String::with_capacity(remote.len() + path.len() + form.len() + 2 + query.map_or(0, str::len) + 1);
         text.push_str(remote);
         text.push('\0');
         text.push_str(path);
@@ -59,13 +62,20 @@ impl Key {
         }
         text.push('\0');
         text.push_str(form);
-        Key { hash: pingora_cache::key::hash_key(&text), text: text.into() }
+        Key {
+            hash: pingora_cache::key::hash_key(&text),
+            text: text.into(),
+        }
     }
 
     /// Remote, path with query, form.
     pub fn parts(&self) -> (&str, &str, &str) {
         let mut parts = self.text.splitn(3, '\0');
-        (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next().unwrap_or(""))
+        (
+            parts.next().unwrap_or(""),
+            parts.next().unwrap_or(""),
+            parts.next().unwrap_or(""),
+        )
     }
 }
 
@@ -95,6 +105,9 @@ pub struct Head {
     /// Upstream marked no end of the body but that of the connection (RFC 9112 section 6.3), which a cut looks like.
     #[serde(default)]
     pub unframed: bool,
+    /// Upstream answers ranges of it.
+    #[serde(default)]
+    pub ranges: bool,
 }
 
 impl Head {
@@ -106,7 +119,9 @@ impl Head {
     }
     /// Only `gzip` and its like; `identity` is none.
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(header::CONTENT_ENCODING).map(str::trim).filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+        self.text(header::CONTENT_ENCODING)
+            .map(str::trim)
+            .filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
     }
     pub fn etag(&self) -> Option<&str> {
         self.text(header::ETAG)
@@ -122,18 +137,22 @@ mod headers_as_pairs {
 
     pub fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
         // Latin-1: header values are octets (RFC 9110 section 5.5), not always UTF-8.
-        serializer.collect_seq(
-            headers
-                .iter()
-                .map(|(name, value)| (name.as_str(), value.as_bytes().iter().map(|b| char::from(*b)).collect::<String>())),
-        )
+        serializer.collect_seq(headers.iter().map(|(name, value)| {
+            (
+                name.as_str(),
+                value.as_bytes().iter().map(|b| char::from(*b)).collect::<String>(),
+            )
+        }))
     }
 
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
         let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
         let mut headers = HeaderMap::with_capacity(pairs.len());
         for (name, value) in pairs {
-            let octets: Vec<u8> = value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+            let octets: Vec<u8> = value
+                .chars()
+                .map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?'))
+                .collect();
             headers.append(
                 HeaderName::from_bytes(name.as_bytes()).map_err(D::Error::custom)?,
                 HeaderValue::from_bytes(&octets).map_err(D::Error::custom)?,
@@ -172,7 +191,10 @@ pub struct Progress {
 pub enum Body {
     Memory(bytes::Bytes),
     /// The body starts at `offset` of the file.
-    File { file: std::fs::File, offset: u64 },
+    File {
+        file: std::fs::File,
+        offset: u64,
+    },
 }
 
 /// One stored body with its header: complete, or growing while upstream sends it.
@@ -182,7 +204,8 @@ pub struct Object {
     /// Names this body for good: a re-fetch that brings other bytes gets another id, one with the same bytes does not.
     pub id: u64,
     pub head: Head,
-    pub fresh: Freshness,
+    /// Shared by all copies of the same body.
+    pub fresh: Arc<Freshness>,
     pub body: Body,
     /// What could not be written to disk, from some offset on.
     overflow: OnceLock<overflow::Overflow>,
@@ -192,7 +215,7 @@ pub struct Object {
     /// What the client's side builds from the head, once.
     pub prepared: OnceLock<Arc<pingora_http::ResponseHeader>>,
     /// Uses since the last sweep of the housekeeper.
-    uses: std::sync::atomic::AtomicU64,
+    uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.
     doomed: std::sync::atomic::AtomicBool,
 }
@@ -215,9 +238,15 @@ impl Object {
     /// How far the body has come.
     pub fn progress(&self) -> Progress {
         match (self.finished(), &self.growth) {
-            (Some(finished), _) => Progress { visible: finished.length, state: State::Complete },
+            (Some(finished), _) => Progress {
+                visible: finished.length,
+                state: State::Complete,
+            },
             (None, Some(growth)) => *growth.borrow(),
-            (None, None) => Progress { visible: 0, state: State::Failed },
+            (None, None) => Progress {
+                visible: 0,
+                state: State::Failed,
+            },
         }
     }
 
@@ -237,9 +266,16 @@ impl Object {
         if let (false, Some(growth)) = (self.is_complete(), &self.growth) {
             let mut watch = growth.subscribe();
             // An error means that the writer is gone: what `progress` then says is final.
-            let _ = watch.wait_for(|progress| progress.visible > 0 || progress.state != State::Growing).await;
+            let _ = watch
+                .wait_for(|progress| progress.visible > 0 || progress.state != State::Growing)
+                .await;
         }
         self.progress()
+    }
+
+    /// Whether it will be stored, as far as can be told now.
+    pub fn is_kept(&self) -> bool {
+        !self.doomed.load(std::sync::atomic::Ordering::Relaxed)
     }
 
     /// The strong validator that clients see: upstream's own, else the body's digest once it is known.

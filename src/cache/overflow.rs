@@ -7,11 +7,16 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 /// Of one body.
-pub const MAX_OBJECT: u64 = 64 << 20;
+const MAX_OBJECT: u64 = 64 << 20;
 /// Of all bodies together.
 const MAX_ALL: u64 = 256 << 20;
 
 static HELD: AtomicU64 = AtomicU64::new(0);
+
+/// Whether a body of `length` bytes can be held now.
+pub fn has_room_for(length: u64) -> bool {
+    length <= MAX_OBJECT && HELD.load(Relaxed) + length <= MAX_ALL
+}
 
 /// The part of a body from `at` on, in memory for as long as it is read.
 #[derive(Debug)]
@@ -29,7 +34,10 @@ struct Pieces {
 
 impl Overflow {
     pub fn new(at: u64) -> Self {
-        Overflow { at, pieces: RwLock::default() }
+        Overflow {
+            at,
+            pieces: RwLock::default(),
+        }
     }
 
     /// Appends a piece; `false` where that would be more than may be held.

@@ -41,8 +41,17 @@ pub struct Reader {
 impl Reader {
     /// Reads the whole object.
     pub fn new(object: Arc<Object>) -> Self {
-        let watch = if object.is_complete() { None } else { object.growth.as_ref().map(|growth| growth.subscribe()) };
-        Reader { object, position: 0, end: u64::MAX, watch }
+        let watch = if object.is_complete() {
+            None
+        } else {
+            object.growth.as_ref().map(|growth| growth.subscribe())
+        };
+        Reader {
+            object,
+            position: 0,
+            end: u64::MAX,
+            watch,
+        }
     }
 
     /// Reads `start..end` only.
@@ -79,7 +88,9 @@ impl Reader {
                 State::Failed => return Err(ReadError::FillFailed),
                 State::Growing => {}
             }
-            let Some(watch) = &mut self.watch else { return Err(ReadError::FillFailed) };
+            let Some(watch) = &mut self.watch else {
+                return Err(ReadError::FillFailed);
+            };
             if watch.changed().await.is_err() && !self.object.is_complete() {
                 return Err(ReadError::FillFailed);
             }
@@ -120,7 +131,10 @@ impl Reader {
         let mut all = Vec::new();
         while let Some(piece) = self.next().await? {
             if all.len() + piece.len() > limit {
-                return Err(ReadError::Io(io::Error::new(io::ErrorKind::InvalidData, "longer than is read at once")));
+                return Err(ReadError::Io(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "longer than is read at once",
+                )));
             }
             all.extend_from_slice(&piece);
         }
@@ -148,7 +162,9 @@ async fn read_file(object: &Arc<Object>, file: &std::fs::File, at: u64, length: 
     }
     let object = Arc::clone(object);
     let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
-        let Body::File { file, .. } = &object.body else { return Err(io::ErrorKind::Unsupported.into()) };
+        let Body::File { file, .. } = &object.body else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
         let mut buffer = vec![0; length];
         let got = loop {
             match file.read_at(&mut buffer, at) {

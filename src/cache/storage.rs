@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use super::writer::{Expected, Finish, Writer};
 use super::{Head, Key, Millis, Object, Reader, Store};
-use crate::formats::Class;
+use super::Class;
+use crate::deadline::Deadline;
 
 /// What a fill brings along for the storage; it rides in the extensions of key and meta.
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub struct FillSpec {
     pub previous: Option<Arc<Object>>,
     /// The object that grows, once the header has arrived.
     pub object: OnceLock<Arc<Object>>,
+    /// Upstream's deadline, which rests while it is the disk that takes its time.
+    pub deadline: Arc<Deadline>,
+    /// A document that is rewritten here: it may be held in memory where it cannot be stored.
+    pub document: bool,
     /// Why nothing could be stored.
     pub refused: OnceLock<String>,
     /// Told how the body ended.
@@ -67,18 +72,33 @@ fn meta_of(object: &Object) -> Result<CacheMeta> {
     for (name, value) in &object.head.headers {
         header.append_header(name.clone(), value.clone())?;
     }
-    Ok(CacheMeta::new(time(object.fresh.fresh_until()), time(object.head.stored_at), 0, 0, header))
+    Ok(CacheMeta::new(
+        time(object.fresh.fresh_until()),
+        time(object.head.stored_at),
+        0,
+        0,
+        header,
+    ))
 }
 
 #[async_trait]
 impl Storage for Store {
     /// Only what is stored whole: the one who asks is a fill, and it asks in order to revalidate.
     async fn lookup(&'static self, key: &CacheKey, _: &SpanHandle) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let Some(object) = key.extensions.get::<Arc<FillSpec>>().and_then(|spec| spec.previous.clone()) else {
+        let Some(object) = key
+            .extensions
+            .get::<Arc<FillSpec>>()
+            .and_then(|spec| spec.previous.clone())
+        else {
             return Ok(None);
         };
         let meta = meta_of(&object)?;
-        Ok(Some((meta, Box::new(Hit { reader: Reader::new(object) }))))
+        Ok(Some((
+            meta,
+            Box::new(Hit {
+                reader: Reader::new(object),
+            }),
+        )))
     }
 
     async fn lookup_streaming_write(
@@ -87,11 +107,18 @@ impl Storage for Store {
         tag: Option<&[u8]>,
         trace: &SpanHandle,
     ) -> Result<Option<(CacheMeta, HitHandler)>> {
-        let Some(tag) = tag else { return self.lookup(key, trace).await };
+        let Some(tag) = tag else {
+            return self.lookup(key, trace).await;
+        };
         match self.growing(&key.combined_bin()) {
             Some(object) if object.id.to_be_bytes() == tag => {
                 let meta = meta_of(&object)?;
-                Ok(Some((meta, Box::new(Hit { reader: Reader::new(object) }))))
+                Ok(Some((
+                    meta,
+                    Box::new(Hit {
+                        reader: Reader::new(object),
+                    }),
+                )))
             }
             // A flush took it out of sight: an error here makes the response pass, `None` would panic in Pingora.
             _ => Err(Error::explain(ErrorType::InternalError, "the growing object is gone")),
@@ -100,17 +127,33 @@ impl Storage for Store {
 
     async fn get_miss_handler(&'static self, _: &CacheKey, meta: &CacheMeta, _: &SpanHandle) -> Result<MissHandler> {
         let Some(fill) = meta.extensions().get::<FillHead>() else {
-            return Err(Error::explain(ErrorType::InternalError, "a fill without its particulars"));
+            return Err(Error::explain(
+                ErrorType::InternalError,
+                "a fill without its particulars",
+            ));
         };
         let spec = &fill.spec;
         let freshness = (spec.class, fill.checked_at, fill.fresh_until);
-        let created =
-            self.create(spec.key.clone(), fill.head.clone(), freshness, spec.previous.clone(), spec.expected.clone());
-        match created.await {
+        spec.deadline.clear();
+        let created = self.create(
+            spec.key.clone(),
+            fill.head.clone(),
+            freshness,
+            spec.previous.clone(),
+            spec.expected.clone(),
+            spec.document,
+        );
+        let created = created.await;
+        spec.deadline.resume();
+        match created {
             Ok(writer) => {
                 let _ = spec.object.set(Arc::clone(writer.object()));
                 let tag = writer.object().id.to_be_bytes();
-                Ok(Box::new(Miss { writer: Some(writer), spec: Arc::clone(spec), tag }))
+                Ok(Box::new(Miss {
+                    writer: Some(writer),
+                    spec: Arc::clone(spec),
+                    tag,
+                }))
             }
             Err(error) => {
                 let _ = spec.refused.set(error.to_string());
@@ -155,17 +198,24 @@ struct Miss {
 
 #[async_trait]
 impl HandleMiss for Miss {
-    async fn write_body(&mut self, data: Bytes, _: bool) -> Result<()> {
+    async fn write_body(&mut self, data: Bytes, end: bool) -> Result<()> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
+        self.spec.deadline.clear();
         if let Err(error) = writer.write(data).await {
             return Err(storage_error("writing to the cache failed", error));
+        }
+        if !end {
+            self.spec.deadline.resume();
         }
         Ok(())
     }
 
     /// Never an error: Pingora would cut readers off that have all their bytes. What is wrong is told to the fill.
     async fn finish(mut self: Box<Self>) -> Result<MissFinishType> {
-        let Some(writer) = self.writer.take() else { return Ok(MissFinishType::Created(0)) };
+        let Some(writer) = self.writer.take() else {
+            return Ok(MissFinishType::Created(0));
+        };
+        self.spec.deadline.clear();
         let finish = writer.finish().await;
         if let Some(done) = self.spec.done.lock().take() {
             let _ = done.send(finish);
@@ -195,7 +245,10 @@ struct Hit {
 #[async_trait]
 impl HandleHit for Hit {
     async fn read_body(&mut self) -> Result<Option<Bytes>> {
-        self.reader.next().await.map_err(|error| Error::because(ErrorType::ReadError, "reading an object", error))
+        self.reader
+            .next()
+            .await
+            .map_err(|error| Error::because(ErrorType::ReadError, "reading an object", error))
     }
 
     async fn finish(self: Box<Self>, _: &'static (dyn Storage + Sync), _: &CacheKey, _: &SpanHandle) -> Result<()> {

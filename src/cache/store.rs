@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,7 +18,7 @@ use super::usage::Usage;
 use super::writer::{Expected, NoSpace, Writer};
 use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
 use crate::config::{CacheSettings, MinFree};
-use crate::formats::Class;
+use super::Class;
 
 /// How often uses are written down and the byte counter is saved.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -43,7 +43,9 @@ pub struct Store {
     settings: CacheSettings,
     /// Bytes on disk, growing files included.
     usage: Usage,
-    used: Mutex<Vec<Arc<Object>>>,
+    used: Mutex<Vec<(Key, Arc<AtomicU64>)>>,
+    /// Change with every change of what is stored, by the first byte of the hash.
+    versions: [AtomicU32; 256],
     evicting: Mutex<()>,
     /// Since when the file system's free space keeps things from being stored.
     starved: Mutex<Option<(Instant, String)>>,
@@ -54,7 +56,9 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("root", &self.disk.root()).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("root", &self.disk.root())
+            .finish_non_exhaustive()
     }
 }
 
@@ -93,14 +97,19 @@ impl Store {
             settings,
             usage: Usage::load(data_dir.join("usage")),
             used: Mutex::default(),
+            versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
             closing: AtomicBool::new(false),
         }));
-        std::thread::Builder::new().name("housekeeper".into()).spawn(|| store.keep_house())?;
-        std::thread::Builder::new().name("recount".into()).spawn(|| store.recount())?;
+        std::thread::Builder::new()
+            .name("housekeeper".into())
+            .spawn(|| store.keep_house())?;
+        std::thread::Builder::new()
+            .name("recount".into())
+            .spawn(|| store.recount())?;
         Ok(store)
     }
 
@@ -143,30 +152,51 @@ impl Store {
             return Some(if promote { self.promote(object).await } else { object });
         }
         let (store, hash) = (self, key.hash);
+        let before = self.version(&hash).load(SeqCst);
         let (file, record) = tokio::task::spawn_blocking(move || store.disk.load(&hash)).await.ok()??;
         if record.key_text != *key.text {
             return None;
         }
         let object = Arc::new(loaded(key.clone(), file, record));
         let object = self.into_memory_if_small(object).await;
-        self.memory.insert(Arc::clone(&object));
+        self.remember(&object, before);
         Some(object)
     }
 
     async fn promote(&'static self, object: Arc<Object>) -> Arc<Object> {
+        let before = self.version(&object.key.hash).load(SeqCst);
         let promoted = self.into_memory_if_small(Arc::clone(&object)).await;
         if !Arc::ptr_eq(&promoted, &object) {
-            self.memory.insert(Arc::clone(&promoted));
+            self.remember(&promoted, before);
         }
         promoted
     }
 
+    /// Counts changes of what is stored near `hash`.
+    fn version(&self, hash: &Hash) -> &AtomicU32 {
+        &self.versions[usize::from(hash[0])]
+    }
+
+    /// Puts what was read from disk into memory, unless it may have been flushed or replaced meanwhile.
+    fn remember(&self, object: &Arc<Object>, before: u32) {
+        self.memory.insert(Arc::clone(object));
+        if self.version(&object.key.hash).load(SeqCst) != before {
+            self.memory.remove(&object.key.hash);
+        }
+    }
+
     /// A copy of `object` whose body is in memory, where it is small enough and can be read.
     async fn into_memory_if_small(&'static self, object: Arc<Object>) -> Arc<Object> {
-        let Some(finished) = object.finished().filter(|finished| finished.length <= self.memory.largest) else {
+        let Some(finished) = object
+            .finished()
+            .filter(|finished| finished.length <= self.memory.largest)
+        else {
             return object;
         };
-        let Ok(bytes) = super::Reader::new(Arc::clone(&object)).collect(finished.length as usize).await else {
+        let Ok(bytes) = super::Reader::new(Arc::clone(&object))
+            .collect(finished.length as usize)
+            .await
+        else {
             return object;
         };
         if bytes.len() as u64 != finished.length {
@@ -176,13 +206,13 @@ impl Store {
             key: object.key.clone(),
             id: object.id,
             head: object.head.clone(),
-            fresh: Freshness::new(object.fresh.class(), object.fresh.checked_at(), object.fresh.fresh_until()),
+            fresh: Arc::clone(&object.fresh),
             body: Body::Memory(bytes.into()),
             overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,
             prepared: OnceLock::new(),
-            uses: AtomicU64::new(0),
+            uses: Arc::default(),
             doomed: AtomicBool::new(false),
         })
     }
@@ -190,14 +220,13 @@ impl Store {
     /// Counts a use of `object`, for eviction and the catalogue. Cheap: the first use since the last sweep queues the
     /// object, further ones only count.
     pub fn count_use(&self, object: &Arc<Object>) {
-        if object.uses.fetch_add(1, Relaxed) == 0
-            && let Some(mut used) = self.used.try_lock()
-        {
-            if used.len() < MAX_USED {
-                used.push(Arc::clone(object));
-            } else {
-                object.uses.store(0, Relaxed);
-            }
+        if object.uses.fetch_add(1, Relaxed) > 0 {
+            return;
+        }
+        match self.used.try_lock() {
+            Some(mut used) if used.len() < MAX_USED => used.push((object.key.clone(), Arc::clone(&object.uses))),
+            // The next use tries again.
+            _ => object.uses.store(0, Relaxed),
         }
     }
 
@@ -212,6 +241,7 @@ impl Store {
         (class, checked_at, fresh_until): (Class, Millis, Millis),
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
+        document: bool,
     ) -> Result<Writer, NoSpace> {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until))?;
@@ -220,7 +250,7 @@ impl Store {
         let (file, body, reserved) = match self.open_new(encoded, reserve).await {
             Ok((unnamed, file)) => (Some(unnamed), Body::File { file, offset }, reserve),
             // What is short enough is shared from memory while it is read, and not kept.
-            Err(why) if head.content_length.is_none_or(|length| length <= overflow::MAX_OBJECT) => {
+            Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
                 tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
                 (None, Body::Memory(bytes::Bytes::new()), 0)
             }
@@ -231,18 +261,21 @@ impl Store {
         if file.is_none() {
             let _ = overflow.set(Overflow::new(0));
         }
-        let (growth, _) = watch::channel(Progress { visible: 0, state: State::Growing });
+        let (growth, _) = watch::channel(Progress {
+            visible: 0,
+            state: State::Growing,
+        });
         let object = Arc::new(Object {
             key,
             id,
             head,
-            fresh: Freshness::new(class, checked_at, fresh_until),
+            fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
             body,
             overflow,
             finished: OnceLock::new(),
             growth: Some(growth),
             prepared: OnceLock::new(),
-            uses: AtomicU64::new(0),
+            uses: Arc::default(),
             doomed: AtomicBool::new(!kept),
         });
         self.growing.lock().insert(object.key.hash, Arc::clone(&object));
@@ -271,15 +304,14 @@ impl Store {
         Err(error)
     }
 
-    /// Gives a complete object its place. Called by its writer only.
+    /// Gives a complete object its place; `false` if it was flushed meanwhile. Called by its writer only.
     pub(super) async fn admit(
         &'static self,
         object: &Arc<Object>,
         file: &mut disk::Unnamed,
         finished: Finished,
         offset: u64,
-        reserved: u64,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let fresh = &object.fresh;
         let preamble = disk::encode(
             &object.key.text,
@@ -306,36 +338,57 @@ impl Store {
             Ok(Err(error)) => return Err(format!("storing it failed: {error}")),
             Err(_) => return Err("storing it was given up".to_owned()),
         };
-        self.usage.release(reserved);
         self.usage.removed(&hash, replaced);
         self.usage.stored(&hash, disk::occupied(offset + finished.length));
-        Ok(())
+        // A flush that came while it was given its name found nothing to remove.
+        if object.doomed.load(SeqCst) {
+            let freed = self.disk.remove(&hash).unwrap_or(0);
+            self.usage.removed(&hash, freed);
+            return Ok(false);
+        }
+        Ok(true)
     }
 
     /// Ends the growing of `object`: readers that come now find it complete, or not at all. Called by its writer only.
     pub(super) fn settle(&self, object: &Arc<Object>, admitted: bool) {
         if admitted {
+            self.version(&object.key.hash).fetch_add(1, SeqCst);
             self.memory.insert(Arc::clone(object));
         }
         let mut growing = self.growing.lock();
-        if growing.get(&object.key.hash).is_some_and(|current| Arc::ptr_eq(current, object)) {
+        if growing
+            .get(&object.key.hash)
+            .is_some_and(|current| Arc::ptr_eq(current, object))
+        {
             growing.remove(&object.key.hash);
         }
     }
 
-    /// Notes that `object` is upstream's current one until `fresh_until`.
-    pub async fn refresh(&'static self, object: &Arc<Object>, class: Class, checked_at: Millis, fresh_until: Millis) {
+    /// Notes that `object` is upstream's current one until `fresh_until`. `false`: it is no longer on disk.
+    pub async fn refresh(
+        &'static self,
+        object: &Arc<Object>,
+        class: Class,
+        checked_at: Millis,
+        fresh_until: Millis,
+    ) -> bool {
         object.fresh.set(class, checked_at, fresh_until);
-        // The memory tier may hold another copy of the same body.
-        if let Some(hot) = self.memory.get(&object.key.hash).filter(|hot| hot.id == object.id) {
-            hot.fresh.set(class, checked_at, fresh_until);
-        }
         let (hash, id) = (object.key.hash, object.id);
         let written =
             tokio::task::spawn_blocking(move || self.disk.refresh(&hash, id, class, checked_at, fresh_until)).await;
-        if let Ok(Err(error)) = written {
-            // The copy in memory knows; after a restart the object merely counts as expired earlier.
-            tracing::debug!(%error, "a refresh could not be written");
+        self.version(&hash).fetch_add(1, SeqCst);
+        // The memory tier may hold a copy of the same body that was read from disk a moment ago.
+        if let Some(hot) = self.memory.get(&hash).filter(|hot| hot.id == id) {
+            hot.fresh.set(class, checked_at, fresh_until);
+        }
+        match written {
+            Ok(Ok(there)) => there,
+            Ok(Err(error)) => {
+                // The copy in memory knows; after a restart the object merely counts as expired earlier.
+                tracing::debug!(%error, "a refresh could not be written");
+                true
+            }
+            Err(_) => true,
         }
     }
 
@@ -345,24 +398,31 @@ impl Store {
         if let Some(growing) = self.growing(&hash) {
             growing.fresh.expire(now);
         }
+        let expired = tokio::task::spawn_blocking(move || {
+            let Some((_, record)) = self.disk.load(&hash) else {
+                return false;
+            };
+            let until = now.min(record.fresh_until);
+            self.disk
+                .refresh(&hash, record.id, record.class, record.checked_at, until)
+                .unwrap_or(false)
+        })
+        .await
+        .unwrap_or(false);
+        self.version(&hash).fetch_add(1, SeqCst);
         if let Some(hot) = self.memory.get(&hash) {
             hot.fresh.expire(now);
         }
-        tokio::task::spawn_blocking(move || {
-            let Some((_, record)) = self.disk.load(&hash) else { return false };
-            let until = now.min(record.fresh_until);
-            self.disk.refresh(&hash, record.id, record.class, record.checked_at, until).unwrap_or(false)
-        })
-        .await
-        .unwrap_or(false)
+        expired
     }
 
     /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
     pub async fn remove(&'static self, hash: Hash) -> u64 {
         if let Some(growing) = self.growing.lock().remove(&hash) {
-            growing.doomed.store(true, Relaxed);
+            growing.doomed.store(true, SeqCst);
         }
         let freed = tokio::task::spawn_blocking(move || self.disk.remove(&hash)).await;
+        self.version(&hash).fetch_add(1, SeqCst);
         self.memory.remove(&hash);
         match freed {
             Ok(Ok(bytes)) => {
@@ -377,6 +437,14 @@ impl Store {
         }
     }
 
+    /// The id of what is stored under `hash`.
+    pub async fn id_of(&'static self, hash: Hash) -> Option<u64> {
+        if let Some(object) = self.memory.get(&hash) {
+            return Some(object.id);
+        }
+        tokio::task::spawn_blocking(move || self.disk.load(&hash).map(|(_, record)| record.id)).await.ok()?
+    }
+
     /// The keys of all objects that grow now.
     pub fn growing_keys(&self) -> Vec<Key> {
         self.growing.lock().values().map(|object| object.key.clone()).collect()
@@ -389,11 +457,12 @@ impl Store {
             if matches(&key.text)
                 && let Some(growing) = self.growing.lock().remove(&key.hash)
             {
-                growing.doomed.store(true, Relaxed);
+                growing.doomed.store(true, SeqCst);
             }
         }
         self.walk(matches, |store, hash, _| {
             let freed = store.disk.remove(&hash).ok()?;
+            store.version(&hash).fetch_add(1, SeqCst);
             store.memory.remove(&hash);
             store.usage.removed(&hash, freed);
             Some(freed)
@@ -409,7 +478,11 @@ impl Store {
                 hot.fresh.expire(now);
             }
             let until = now.min(record.fresh_until);
-            store.disk.refresh(&hash, record.id, record.class, record.checked_at, until).ok().map(|_| 0)
+            store
+                .disk
+                .refresh(&hash, record.id, record.class, record.checked_at, until)
+                .ok()
+                .map(|_| 0)
         })
         .await
     }
@@ -422,7 +495,9 @@ impl Store {
         tokio::task::spawn_blocking(move || {
             let (mut count, mut bytes) = (0, 0);
             evict::each_hash(self.disk.root(), |hash| {
-                let Some((_, record)) = self.disk.load(&hash) else { return };
+                let Some((_, record)) = self.disk.load(&hash) else {
+                    return;
+                };
                 if matches(&record.key_text)
                     && let Some(freed) = act(self, hash, &record)
                 {
@@ -449,20 +524,22 @@ impl Store {
         Ok(())
     }
 
-    /// Counts `bytes` as used, making room first.
+    /// Counts `bytes` as used, making room where there is too little.
     pub(super) async fn reserve(&'static self, bytes: u64) -> Result<(), NoSpace> {
         let limit = self.settings.disk_bytes;
         if bytes > limit {
             return Err(NoSpace::Bound { needed: bytes, limit });
         }
-        let over = self.usage.total().saturating_add(bytes) > limit;
-        let short = self.short_of_free_space(bytes);
-        if over || short.is_some() {
-            tokio::task::spawn_blocking(move || self.make_room(bytes))
-                .await
-                .map_err(|_| io::Error::other("making room was given up"))??;
-        }
+        // Counted first: those who reserve at the same time see each other.
         self.usage.reserve(bytes);
+        if self.usage.total() > limit || self.short_of_free_space(bytes).is_some() {
+            let made = tokio::task::spawn_blocking(move || self.make_room(bytes)).await;
+            let made = made.unwrap_or_else(|_| Err(io::Error::other("making room was given up").into()));
+            if let Err(error) = made {
+                self.usage.release(bytes);
+                return Err(error);
+            }
+        }
         Ok(())
     }
 
@@ -481,32 +558,37 @@ impl Store {
         (free < kept.saturating_add(bytes)).then_some((free, kept))
     }
 
+    /// Evicts until the bound holds and `bytes` more leave free what must stay free. Evicts nothing for what cannot be
+    /// had.
     fn make_room(&'static self, bytes: u64) -> Result<(), NoSpace> {
         let _one_at_a_time = self.evicting.lock();
         let limit = self.settings.disk_bytes;
         self.write_uses();
+        let over = || self.usage.total().saturating_sub(limit);
+        // Some file systems give space back late, and files still read give none: what was freed is counted here.
+        let (short, kept) = match self.short_of_free_space(bytes) {
+            Some((free, kept)) => ((kept + bytes).saturating_sub(free), Some((free, kept))),
+            None => (0, None),
+        };
+        let mut freed = 0;
         let mut fruitless = 0;
-        loop {
-            let used = self.usage.total();
-            let over = used.saturating_add(bytes).saturating_sub(limit);
-            let short = self.short_of_free_space(bytes);
-            if over == 0 && short.is_none() {
+        let possible = over().max(short) <= self.usage.evictable();
+        while possible && fruitless <= 3 {
+            let wanted = over().max(short.saturating_sub(freed));
+            if wanted == 0 {
                 return Ok(());
             }
-            let wanted = over.max(short.map_or(0, |(free, kept)| (kept + bytes).saturating_sub(free)));
-            let freed = self.evict(wanted);
-            if freed == 0 {
-                fruitless += 1;
-            }
-            if fruitless > 3 {
-                let error = match short {
-                    Some((free, kept)) => NoSpace::FileSystem { free, kept },
-                    None => NoSpace::Bound { needed: bytes, limit },
-                };
-                self.say_starved(&error);
-                return Err(error);
+            match self.evict(wanted) {
+                0 => fruitless += 1,
+                bytes => freed += bytes,
             }
         }
+        let error = match kept {
+            Some((free, kept)) if over() == 0 => NoSpace::FileSystem { free, kept },
+            _ => NoSpace::Bound { needed: bytes, limit },
+        };
+        self.say_starved(&error);
+        Err(error)
     }
 
     fn evict(&self, wanted: u64) -> u64 {
@@ -519,6 +601,7 @@ impl Store {
             if fs::remove_file(&candidate.path).is_err() {
                 continue;
             }
+            self.version(&candidate.hash).fetch_add(1, SeqCst);
             self.memory.remove(&candidate.hash);
             self.usage.removed(&candidate.hash, candidate.size);
             freed += candidate.size;
@@ -531,7 +614,9 @@ impl Store {
 
     fn say_starved(&self, why: &NoSpace) {
         let mut starved = self.starved.lock();
-        let quiet = starved.as_ref().is_some_and(|(since, _)| since.elapsed() < Duration::from_secs(10));
+        let quiet = starved
+            .as_ref()
+            .is_some_and(|(since, _)| since.elapsed() < Duration::from_secs(10));
         if !quiet {
             tracing::error!(%why, "NOTHING CAN BE STORED: answers pass by uncached until there is space again");
         }
@@ -546,7 +631,9 @@ impl Store {
             memory_bytes: self.memory.weight(),
             memory_items: self.memory.len(),
             growing: self.growing.lock().len(),
-            starved: starved.filter(|(since, _)| since.elapsed() < Duration::from_secs(60)).map(|(_, why)| why),
+            starved: starved
+                .filter(|(since, _)| since.elapsed() < Duration::from_secs(60))
+                .map(|(_, why)| why),
         }
     }
 
@@ -567,11 +654,11 @@ impl Store {
     fn write_uses(&self) {
         let used = std::mem::take(&mut *self.used.lock());
         let now = SystemTime::now();
-        for object in used {
-            let hits = object.uses.swap(0, Relaxed);
-            let _ = disk::touch(&self.disk.path(&object.key.hash), now);
+        for (key, uses) in used {
+            let hits = uses.swap(0, Relaxed);
+            let _ = disk::touch(&self.disk.path(&key.hash), now);
             if let Some(observer) = self.observer.get() {
-                observer.used(&object.key, hits);
+                observer.used(&key, hits);
             }
         }
     }
@@ -596,13 +683,16 @@ fn loaded(key: Key, file: fs::File, record: Record) -> Object {
         key,
         id: record.id,
         head: record.head,
-        fresh: Freshness::new(record.class, record.checked_at, record.fresh_until),
-        body: Body::File { file, offset: record.offset },
+        fresh: Arc::new(Freshness::new(record.class, record.checked_at, record.fresh_until)),
+        body: Body::File {
+            file,
+            offset: record.offset,
+        },
         overflow: OnceLock::new(),
         finished: record.finished.into(),
         growth: None,
         prepared: OnceLock::new(),
-        uses: AtomicU64::new(0),
+        uses: Arc::default(),
         doomed: AtomicBool::new(false),
     }
 }

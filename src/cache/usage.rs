@@ -30,15 +30,27 @@ impl Usage {
     /// As it was saved in `file`; what is not there counts as nothing until the walk has been.
     pub fn load(file: PathBuf) -> Self {
         let saved = fs::read_to_string(&file).unwrap_or_default();
-        let mut numbers = saved.split_ascii_whitespace().map(|number| number.parse::<u64>().unwrap_or(0));
-        let folders: [Folder; 256] =
-            std::array::from_fn(|_| Folder { bytes: numbers.next().unwrap_or(0).into(), version: AtomicU32::new(0) });
+        let mut numbers = saved
+            .split_ascii_whitespace()
+            .map(|number| number.parse::<u64>().unwrap_or(0));
+        let folders: [Folder; 256] = std::array::from_fn(|_| Folder {
+            bytes: numbers.next().unwrap_or(0).into(),
+            version: AtomicU32::new(0),
+        });
         let total = folders.iter().map(|folder| folder.bytes.load(Relaxed)).sum::<u64>();
-        Usage { total: total.into(), folders, file }
+        Usage {
+            total: total.into(),
+            folders,
+            file,
+        }
     }
 
     pub fn save(&self) {
-        let numbers: Vec<String> = self.folders.iter().map(|folder| folder.bytes.load(Relaxed).to_string()).collect();
+        let numbers: Vec<String> = self
+            .folders
+            .iter()
+            .map(|folder| folder.bytes.load(Relaxed).to_string())
+            .collect();
         let new = self.file.with_extension("new");
         // Worth no more than a try: the walk after the next start finds what this did not say.
         let _ = fs::write(&new, numbers.join(" ") + "\n").and_then(|()| fs::rename(&new, &self.file));
@@ -46,6 +58,11 @@ impl Usage {
 
     pub fn total(&self) -> u64 {
         self.total.load(Relaxed)
+    }
+
+    /// What eviction could free: all that is stored.
+    pub fn evictable(&self) -> u64 {
+        self.folders.iter().map(|folder| folder.bytes.load(Relaxed)).sum()
     }
 
     /// Counts bytes that a growing object has reserved.

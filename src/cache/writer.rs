@@ -3,7 +3,7 @@
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
@@ -110,19 +110,33 @@ impl Writer {
         }
         let end = self.written + data.len() as u64;
         if self.object.head.content_length.is_some_and(|length| end > length) {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the body is longer than its Content-Length"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the body is longer than its Content-Length",
+            ));
         }
         self.digest_and_store(data).await?;
         self.written = end;
-        let visible = if self.expected.is_some() { end.saturating_sub(HELD_BACK) } else { end };
-        self.show(Progress { visible, state: State::Growing });
+        let visible = if self.expected.is_some() {
+            end.saturating_sub(HELD_BACK)
+        } else {
+            end
+        };
+        self.show(Progress {
+            visible,
+            state: State::Growing,
+        });
         Ok(())
     }
 
     async fn digest_and_store(&mut self, data: Bytes) -> io::Result<()> {
         let at = self.offset + self.written;
         let room = match &self.file {
-            Some(file) => self.store.room_for(file, at + data.len() as u64, &mut self.reserved).await,
+            Some(file) => {
+                self.store
+                    .room_for(file, at + data.len() as u64, &mut self.reserved)
+                    .await
+            }
             None => Err(io::ErrorKind::StorageFull.into()),
         };
         let file = room.is_ok();
@@ -142,7 +156,9 @@ impl Writer {
         let (sha256, sha512, written) = if kept.len() <= INLINE {
             work()
         } else {
-            tokio::task::spawn_blocking(work).await.map_err(|_| io::Error::other("the write was given up"))?
+            tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|_| io::Error::other("the write was given up"))?
         };
         (self.sha256, self.sha512) = (sha256, sha512);
         if let Err(error) = room.and(written) {
@@ -155,12 +171,20 @@ impl Writer {
     fn overflow(&mut self, data: Bytes, why: &io::Error) -> io::Result<()> {
         if self.file.take().is_some() {
             tracing::warn!(key = %super::shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
-            self.object.doomed.store(true, Relaxed);
+            self.object.doomed.store(true, SeqCst);
         }
-        if self.object.overflow.get_or_init(|| Overflow::new(self.written)).push(data) {
+        if self
+            .object
+            .overflow
+            .get_or_init(|| Overflow::new(self.written))
+            .push(data)
+        {
             Ok(())
         } else {
-            Err(io::Error::new(io::ErrorKind::StorageFull, "the disk takes no more, and memory holds no more of it"))
+            Err(io::Error::new(
+                io::ErrorKind::StorageFull,
+                "the disk takes no more, and memory holds no more of it",
+            ))
         }
     }
 
@@ -172,8 +196,10 @@ impl Writer {
 
     /// The body has ended: checks length and digest, gives the file its name and tells the readers.
     pub async fn finish(mut self) -> Finish {
+        // Until it is over, dropping this fails the object: whoever waits for it must not wait for ever.
+        let finish = self.try_finish().await;
         self.done = true;
-        match self.try_finish().await {
+        match finish {
             Ok(finish) => finish,
             Err(reason) => {
                 self.fail();
@@ -197,41 +223,60 @@ impl Writer {
         if !right {
             return Err("the body has another digest than it must have".to_owned());
         }
-        let finished = Finished { length: self.written, sha256 };
-        let same = self.previous.take().filter(|previous| previous.finished() == Some(finished));
-        let finish = if self.object.doomed.load(Relaxed) {
-            self.store.release(self.reserved);
-            Finish::Dropped
-        } else if let Some(previous) = same {
-            let fresh = &self.object.fresh;
-            self.store.refresh(&previous, fresh.class(), fresh.checked_at(), fresh.fresh_until()).await;
-            self.store.release(self.reserved);
-            Finish::Same(previous)
-        } else if let Some(mut file) = self.file.take() {
-            match self.store.admit(&self.object, &mut file, finished, self.offset, self.reserved).await {
-                Ok(()) => Finish::Admitted(Arc::clone(&self.object)),
-                Err(why) => {
-                    // Whole and right, only not kept.
-                    tracing::warn!(key = %super::shown(&self.object.key), %why, "an object could not be stored");
-                    self.store.release(self.reserved);
-                    Finish::Dropped
-                }
-            }
-        } else {
-            Finish::Dropped
+        let finished = Finished {
+            length: self.written,
+            sha256,
         };
-        self.reserved = 0;
+        let same = self.previous.take().filter(|previous| previous.finished() == Some(finished));
+        let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
+        self.store.release(std::mem::take(&mut self.reserved));
         let _ = self.object.finished.set(finished);
         self.store.settle(&self.object, matches!(finish, Finish::Admitted(_)));
-        self.show(Progress { visible: finished.length, state: State::Complete });
+        self.show(Progress {
+            visible: finished.length,
+            state: State::Complete,
+        });
         Ok(finish)
+    }
+
+    /// Refreshes what is the same already, else stores what has arrived; `None` where it is not kept.
+    async fn keep(&mut self, same: Option<Arc<Object>>, finished: Finished) -> Option<Finish> {
+        if let Some(previous) = same {
+            let fresh = &self.object.fresh;
+            let (class, checked_at, until) = (fresh.class(), fresh.checked_at(), fresh.fresh_until());
+            // Making room for this very body may have cost the one that was there.
+            if self.store.refresh(&previous, class, checked_at, until).await {
+                return Some(Finish::Same(previous));
+            }
+        }
+        if self.object.doomed.load(SeqCst) {
+            return None;
+        }
+        let mut file = self.file.take()?;
+        match self.store.admit(&self.object, &mut file, finished, self.offset).await {
+            Ok(true) => Some(Finish::Admitted(Arc::clone(&self.object))),
+            Ok(false) => None,
+            Err(why) => {
+                // Whole and right, only not kept.
+                tracing::warn!(key = %super::shown(&self.object.key), %why, "an object could not be stored");
+                None
+            }
+        }
+    }
+
+    /// It may be read to its end and is not kept.
+    pub fn doom(&self) {
+        self.object.doomed.store(true, SeqCst);
     }
 
     fn fail(&mut self) {
         self.store.release(std::mem::take(&mut self.reserved));
         self.store.settle(&self.object, false);
         let visible = self.object.progress().visible;
-        self.show(Progress { visible, state: State::Failed });
+        self.show(Progress {
+            visible,
+            state: State::Failed,
+        });
     }
 }
 

@@ -406,7 +406,8 @@ fn password_file(cx: Context<'_>, path: &str) -> Result<String, Fault> {
 
 /// Headers that the proxy itself must decide, or every cached answer would be wrong.
 fn is_reserved(name: &HeaderName) -> bool {
-    const RESERVED: [&str; 14] = [
+    const RESERVED: [&str; 16] = [
+        "accept",
         "accept-encoding",
         "connection",
         "content-length",
@@ -419,6 +420,7 @@ fn is_reserved(name: &HeaderName) -> bool {
         "range",
         "te",
         "trailer",
+        "via",
         "transfer-encoding",
         "upgrade",
     ];

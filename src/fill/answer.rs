@@ -25,15 +25,15 @@ pub struct Answer {
     pub body: Bytes,
     /// Set where there is no answer of upstream's: the reason for people.
     pub reason: Option<String>,
-    /// Seconds for `Retry-After`, where waiting helps.
-    pub retry_after: Option<u32>,
+    /// `Retry-After`, where waiting helps.
+    pub retry_after: Option<String>,
 }
 
 impl Answer {
     pub fn failure(failure: &Failure) -> Self {
         let retry_after = match failure.status {
-            503 => Some(5),
-            502 | 504 if failure.unreachable => Some(10),
+            503 => Some("5".to_owned()),
+            502 | 504 if failure.unreachable => Some("10".to_owned()),
             _ => None,
         };
         Answer {
@@ -70,7 +70,9 @@ pub struct Negative {
 
 impl Default for Negative {
     fn default() -> Self {
-        Negative { cache: Cache::with_weighter(16_384, MEMORY, ByBytes) }
+        Negative {
+            cache: Cache::with_weighter(16_384, MEMORY, ByBytes),
+        }
     }
 }
 
@@ -88,7 +90,14 @@ impl Negative {
         if let Some(until) = Instant::now().checked_add(ttl)
             && !ttl.is_zero()
         {
-            self.cache.insert(key.hash, Remembered { key: key.clone(), answer, until });
+            self.cache.insert(
+                key.hash,
+                Remembered {
+                    key: key.clone(),
+                    answer,
+                    until,
+                },
+            );
         }
     }
 

@@ -20,8 +20,8 @@ use tokio::sync::{oneshot, watch};
 use url::Url;
 
 pub use answer::{Answer, Negative};
-use upstream::{FillProxy, Ticket, Word};
 use set::{Manifests, Set};
+use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
@@ -30,7 +30,7 @@ use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
-use crate::upstream::{Ask, Exchange, Failure, Upstream};
+use crate::upstream::{Ask, Exchange, Failure, Upstream, shown as without_query};
 
 /// Whatever a flight waits for, it does not wait longer than this without any sign of life.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -50,6 +50,32 @@ pub struct Wanted {
     pub set: Option<Set>,
     /// What it will take the place of, where that is stored under another key: revalidated in its stead.
     pub replaces: Option<Key>,
+    /// Ask upstream even if what is stored is fresh.
+    pub force: bool,
+    /// The query as it was asked; a URL library would re-encode some of it.
+    pub query: Option<String>,
+    /// The manifest that said what to expect: what turns out otherwise makes it due.
+    pub manifest: Option<Hash>,
+}
+
+impl Wanted {
+    /// A plain document or file.
+    pub fn new(remote: Arc<Remote>, key: Key, url: Url, policy: Policy) -> Self {
+        Wanted {
+            remote,
+            key,
+            url,
+            policy,
+            accept: None,
+            gzip: false,
+            expected: None,
+            set: None,
+            replaces: None,
+            force: false,
+            query: None,
+            manifest: None,
+        }
+    }
 }
 
 /// How an object came to be served.
@@ -57,6 +83,8 @@ pub struct Wanted {
 pub enum How {
     /// Its bytes come from upstream for this request.
     Fetched,
+    /// Another flight had brought it a moment before.
+    Found,
     /// Upstream said 304.
     Revalidated,
     /// Upstream is unreachable, or answered one of the statuses that count as that.
@@ -77,13 +105,16 @@ struct Flight {
     outcome: watch::Sender<Option<Outcome>>,
 }
 
+/// Key, whether it is a HEAD, and which remote's configuration.
+type Slot = (Hash, bool, usize);
+
 /// All fills of this process.
 pub struct Fills {
     pub store: &'static Store,
     pub upstream: Arc<Upstream>,
     pub catalog: Catalog,
     pub metrics: Arc<Metrics>,
-    flights: Mutex<HashMap<(Hash, bool), Arc<Flight>>>,
+    flights: Mutex<HashMap<Slot, Arc<Flight>>>,
     negative: Negative,
     manifests: Manifests,
     proxy: FillProxy,
@@ -115,13 +146,16 @@ impl Fills {
 
     /// Fetches `wanted`, or joins the fetch of it. The second value tells whether it was joined.
     pub async fn obtain(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, bool) {
-        let slot = (wanted.key.hash, method == Method::HEAD);
+        // A request under a new configuration does not join what was begun under the old one.
+        let slot = (wanted.key.hash, method == Method::HEAD, Arc::as_ptr(&wanted.remote) as usize);
         let (mut outcome, joined) = {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
                 Some(flight) => (flight.outcome.subscribe(), true),
                 None => {
-                    let flight = Arc::new(Flight { outcome: watch::channel(None).0 });
+                    let flight = Arc::new(Flight {
+                        outcome: watch::channel(None).0,
+                    });
                     flights.insert(slot, Arc::clone(&flight));
                     let outcome = flight.outcome.subscribe();
                     tokio::spawn(Arc::clone(self).fly(wanted, method, flight, slot));
@@ -146,10 +180,25 @@ impl Fills {
     }
 
     /// One flight, from its start to the end of the body.
-    async fn fly(self: Arc<Self>, wanted: Wanted, method: Method, flight: Arc<Flight>, slot: (Hash, bool)) {
+    async fn fly(self: Arc<Self>, wanted: Wanted, method: Method, flight: Arc<Flight>, slot: Slot) {
         // Whatever happens to this task, nobody may wait for it for ever.
-        let landing = Landing { fills: &self, flight, slot };
+        let landing = Landing {
+            fills: &self,
+            flight,
+            slot,
+        };
+        // Between the look of whoever started this and now, another flight may have landed. What grows is asked for
+        // first: it is found stored before it is no longer found growing.
+        if let Some(growing) = self.store.growing(&wanted.key.hash) {
+            return landing.publish(Outcome::Object(growing, How::Fetched));
+        }
         let previous = self.store.stored(wanted.replaces.as_ref().unwrap_or(&wanted.key)).await;
+        if let Some(stored) = previous.as_ref().filter(|_| wanted.replaces.is_none() && !wanted.force) {
+            let left = stored.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
+            if left.is_fresh() {
+                return landing.publish(Outcome::Object(Arc::clone(stored), How::Found));
+            }
+        }
         if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
             return self.fly_set(&wanted, &set, previous, landing).await;
         }
@@ -157,6 +206,18 @@ impl Fills {
             Ok(place) => place,
             Err(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
         };
+        let ask = Ask {
+            method: method.clone(),
+            accept: wanted.accept,
+            gzip: wanted.gzip,
+            headers: Vec::new(),
+            total: None,
+            conditional: method == Method::GET && wanted.policy.conditional && previous.is_some(),
+        };
+        let exchange =
+            Exchange::new(Arc::clone(&self.upstream), Arc::clone(&wanted.remote), wanted.url.clone(), ask)
+                .with_query(wanted.query.clone());
+        let deadline = Arc::clone(&exchange.deadline);
         let (done, mut ended) = oneshot::channel();
         let (word, mut first_word) = oneshot::channel();
         let spec = Arc::new(FillSpec {
@@ -167,18 +228,12 @@ impl Fills {
             object: std::sync::OnceLock::new(),
             refused: std::sync::OnceLock::new(),
             done: Mutex::new(Some(done)),
+            deadline: Arc::clone(&deadline),
+            document: wanted.gzip,
         });
-        let ask = Ask {
-            method: method.clone(),
-            accept: wanted.accept,
-            gzip: wanted.gzip,
-            headers: Vec::new(),
-            conditional: method == Method::GET && wanted.policy.conditional && previous.is_some(),
-        };
-        let exchange = Exchange::new(Arc::clone(&self.upstream), Arc::clone(&wanted.remote), wanted.url.clone(), ask);
-        let deadline = Arc::clone(&exchange.deadline);
-        let ticket = Ticket::new(exchange, Arc::clone(&spec), wanted.policy, word);
-        let task = AbortOnDrop(self.proxy.spawn(ticket).await);
+        // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
+        let ticket = Ticket::new(exchange, spec, wanted.policy, word);
+        let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
         let word = tokio::select! {
             word = &mut first_word => word.unwrap_or_else(|_| Word::Failed(Failure {
@@ -241,8 +296,13 @@ impl Fills {
             Finish::Same(object) => self.catalog.record(record::refreshed(&object)),
             Finish::Dropped => {}
             Finish::Failed(reason) => {
+                if let Some(manifest) = wanted.manifest {
+                    // Upstream has moved on from it, or is about to.
+                    let store = self.store;
+                    tokio::spawn(async move { store.expire(manifest).await });
+                }
                 self.metrics.fill_failed();
-                tracing::warn!(key = %shown(&growing.key), url = %wanted.url, %reason, "a transfer from upstream failed");
+                tracing::warn!(key = %shown(&growing.key), url = %without_query(&wanted.url), %reason, "a transfer from upstream failed");
             }
         }
     }
@@ -280,14 +340,15 @@ impl Fills {
                 self.store.remove(previous.key.hash).await;
                 self.catalog.record(record::removed(&previous.key));
             }
-            self.negative.remember(&wanted.key, Arc::clone(&answer), wanted.remote.ttl.negative);
+            self.negative
+                .remember(wanted.replaces.as_ref().unwrap_or(&wanted.key), Arc::clone(&answer), wanted.remote.ttl.negative);
         }
         Outcome::Answer(answer)
     }
 
     async fn after_failure(&self, wanted: &Wanted, previous: Option<Arc<Object>>, failure: Failure) -> Outcome {
         self.metrics.upstream_failed(&wanted.remote.name);
-        tracing::warn!(remote = %wanted.remote.name, url = %wanted.url, reason = %failure.reason, stored = previous.is_some(), "upstream failed");
+        tracing::warn!(remote = %wanted.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
         match previous {
             Some(previous) if failure.unreachable => self.stale(wanted, &previous, None).await,
             _ => Outcome::Answer(Arc::new(Answer::failure(&failure))),
@@ -305,7 +366,7 @@ impl Fills {
 struct Landing<'a> {
     fills: &'a Fills,
     flight: Arc<Flight>,
-    slot: (Hash, bool),
+    slot: Slot,
 }
 
 impl Landing<'_> {
@@ -315,7 +376,10 @@ impl Landing<'_> {
     }
     fn leave(&self) {
         let mut flights = self.fills.flights.lock();
-        if flights.get(&self.slot).is_some_and(|current| Arc::ptr_eq(current, &self.flight)) {
+        if flights
+            .get(&self.slot)
+            .is_some_and(|current| Arc::ptr_eq(current, &self.flight))
+        {
             flights.remove(&self.slot);
         }
     }
@@ -339,17 +403,19 @@ impl Drop for Landing<'_> {
 }
 
 /// A task that ends with its owner, unless it is let go.
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
+struct AbortOnDrop(Option<tokio::task::JoinHandle<()>>);
 
 impl AbortOnDrop {
     /// The transfer is over; what is left is giving the connection back to the pool.
-    fn let_go(self) {
-        std::mem::forget(self);
+    fn let_go(mut self) {
+        self.0 = None;
     }
 }
 
 impl Drop for AbortOnDrop {
     fn drop(&mut self) {
-        self.0.abort();
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
     }
 }

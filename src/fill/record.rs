@@ -19,7 +19,10 @@ fn seconds(until: Millis) -> Option<i64> {
 pub fn stored(object: &Object, class: Class) -> Option<Event> {
     let finished = object.finished()?;
     let (remote, path, form) = object.key.parts();
-    let published = object.head.last_modified().and_then(|date| httpdate::parse_http_date(date).ok());
+    let published = object
+        .head
+        .last_modified()
+        .and_then(|date| httpdate::parse_http_date(date).ok());
     Some(Event::Stored {
         object: Box::new(Record {
             remote: remote.to_owned(),
@@ -58,5 +61,9 @@ pub fn refreshed(object: &Object) -> Event {
 /// It is no longer stored.
 pub fn removed(key: &Key) -> Event {
     let (remote, path, form) = key.parts();
-    Event::Removed { remote: remote.to_owned(), path: path.to_owned(), form: form.to_owned() }
+    Event::Removed {
+        remote: remote.to_owned(),
+        path: path.to_owned(),
+        form: form.to_owned(),
+    }
 }

@@ -60,10 +60,17 @@ impl Manifests {
         if let Some(members) = self.read.get(&manifest.id) {
             return members;
         }
-        let body = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await.unwrap_or_default();
+        // What could not be read says nothing, now; it is not remembered as an empty manifest.
+        let Ok(body) = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await else {
+            return Arc::default();
+        };
         let members = set.format.members(&set.path, &body);
-        let members: Arc<HashMap<_, _>> =
-            Arc::new(members.into_iter().map(|member| (member.path.clone(), member)).collect());
+        let members: Arc<HashMap<_, _>> = Arc::new(
+            members
+                .into_iter()
+                .map(|member| (member.path.clone(), member))
+                .collect(),
+        );
         self.read.insert(manifest.id, Arc::clone(&members));
         members
     }
@@ -73,7 +80,12 @@ fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Optio
     let expected = member.and_then(|member| expected(&member.checksum_type, &member.checksum));
     let form = match (member, &expected) {
         (Some(member), Some(_)) => format!("is {}", member.checksum),
-        _ => format!("with {}", manifest.finished().map_or(String::new(), |finished| hex(&finished.sha256))),
+        _ => format!(
+            "with {}",
+            manifest
+                .finished()
+                .map_or(String::new(), |finished| hex(&finished.sha256))
+        ),
     };
     (form, expected)
 }
@@ -81,7 +93,11 @@ fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Optio
 fn expected(kind: &str, checksum: &str) -> Option<Expected> {
     let bytes: Option<Vec<u8>> = (0..checksum.len())
         .step_by(2)
-        .map(|at| checksum.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+        .map(|at| {
+            checksum
+                .get(at..at + 2)
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+        })
         .collect();
     let bytes = bytes?;
     match kind {
@@ -99,12 +115,18 @@ impl Fills {
         let members = self.manifests.members(&manifest, set).await;
         let member = members.get(path);
         // A signature is named nowhere, and belongs to the manifest by its name alone.
-        let by_name = path.strip_prefix(set.path.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let by_name = path
+            .strip_prefix(set.path.as_str())
+            .is_some_and(|rest| rest.starts_with('.'));
         if member.is_none() && !by_name {
             return None;
         }
         let (form, expected) = form_and_digest(&manifest, member);
-        Some(Standing { manifest, form, expected })
+        Some(Standing {
+            manifest,
+            form,
+            expected,
+        })
     }
 
     /// A flight for a manifest: fetched aside, its files verified, then put in the place of the one before.
@@ -132,13 +154,19 @@ impl Fills {
             reason: "the transfer from upstream ended early; try again".to_owned(),
             unreachable: false,
         };
-        let body = match (arrived.settled().await, Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await) {
+        let body = match (
+            arrived.settled().await,
+            Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await,
+        ) {
             (true, Ok(body)) => body,
             // It is no manifest that is too long to be one: served as it is.
             (true, Err(_)) => return landing.publish(Outcome::Object(arrived, How::Fetched)),
             (false, _) => return landing.publish(self.after_failure(wanted, previous, incomplete).await),
         };
-        if let Some(previous) = previous.as_ref().filter(|previous| previous.finished() == arrived.finished()) {
+        if let Some(previous) = previous
+            .as_ref()
+            .filter(|previous| previous.finished() == arrived.finished())
+        {
             self.refresh(wanted, previous, now_ms()).await;
             self.store.remove(aside.key.hash).await;
             return landing.publish(Outcome::Object(Arc::clone(previous), How::Fetched));
@@ -152,9 +180,14 @@ impl Fills {
             );
             let now = now_ms();
             let until = freshness_until(wanted.policy.class, now, wanted.policy.ttl).min(now + RETRY_MS);
-            self.store.refresh(previous, wanted.policy.class, previous.fresh.checked_at(), until).await;
+            self.store
+                .refresh(previous, wanted.policy.class, previous.fresh.checked_at(), until)
+                .await;
             self.store.remove(aside.key.hash).await;
             return landing.publish(Outcome::Object(Arc::clone(previous), How::Stale(None)));
+        }
+        if !arrived.is_kept() && previous.is_none() {
+            return landing.publish(Outcome::Object(arrived, How::Fetched));
         }
         let switched = switch(self.store, wanted, &arrived, body.into()).await;
         self.store.remove(aside.key.hash).await;
@@ -184,31 +217,28 @@ impl Fills {
     ) -> Result<(), String> {
         let old = self.manifests.members(previous, set).await;
         let new = self.manifests.members(arrived, set).await;
-        for (path, member) in new.iter() {
-            let Some(old_member) = old.get(path) else { continue };
-            let (old_form, _) = form_and_digest(previous, Some(old_member));
-            let (form, expected) = form_and_digest(arrived, Some(member));
+        let signatures = [".asc", ".key"].map(|suffix| format!("{}{suffix}", set.path));
+        for path in new.keys().chain(&signatures) {
+            let (old_member, member) = (old.get(path), new.get(path));
+            if old_member.is_none() && member.is_some() {
+                continue;
+            }
+            let (old_form, _) = form_and_digest(previous, old_member);
+            let (form, expected) = form_and_digest(arrived, member);
             if form == old_form {
                 continue;
             }
-            let Ok(parsed) = crate::proxy::path::of_decoded(path) else {
+            let Ok(parsed) = crate::formats::path::of_decoded(path) else {
                 continue;
             };
             let key = |form: &str| Key::new(&wanted.remote.name, &parsed.encoded, None, form);
             if self.store.stored(&key(&old_form)).await.is_none() {
                 continue;
             }
-            let member = Wanted {
-                key: key(&form),
-                url: set.format.upstream_url(&wanted.remote, &parsed),
-                policy: crate::policy::of_set_member(),
-                accept: None,
-                gzip: false,
-                expected,
-                set: None,
-                replaces: None,
-                remote: Arc::clone(&wanted.remote),
-            };
+            let url = set.format.upstream_url(&wanted.remote, &parsed);
+            let policy = crate::policy::of_set_member();
+            let mut member = Wanted::new(Arc::clone(&wanted.remote), key(&form), url, policy);
+            member.expected = expected;
             let fetched = match self.obtain_for_set(member).await {
                 (Outcome::Object(object, _), _) => object.settled().await,
                 _ => false,
@@ -226,8 +256,15 @@ async fn switch(store: &'static Store, wanted: &Wanted, arrived: &Object, body: 
     let mut head = arrived.head.clone();
     head.content_length = Some(body.len() as u64);
     let now = now_ms();
-    let freshness = (wanted.policy.class, now, freshness_until(wanted.policy.class, now, wanted.policy.ttl));
-    let mut writer = store.create(wanted.key.clone(), head, freshness, None, None).await.ok()?;
+    let freshness = (
+        wanted.policy.class,
+        now,
+        freshness_until(wanted.policy.class, now, wanted.policy.ttl),
+    );
+    let mut writer = store
+        .create(wanted.key.clone(), head, freshness, None, None, true)
+        .await
+        .ok()?;
     writer.write(body).await.ok()?;
     match writer.finish().await {
         Finish::Admitted(object) => Some(object),

@@ -8,9 +8,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, Method, header};
 use parking_lot::Mutex;
-use pingora_cache::{
-    CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable,
-};
+use pingora_cache::{CacheKey, CacheMeta, CachePhase, ForcedFreshness, HitHandler, NoCacheReason, RespCacheable};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::upstreams::peer::HttpPeer;
@@ -52,7 +50,12 @@ pub struct Ticket {
 
 impl Ticket {
     pub fn new(exchange: Exchange, spec: Arc<FillSpec>, policy: Policy, word: oneshot::Sender<Word>) -> Self {
-        Ticket { exchange, spec, policy, word: Some(word) }
+        Ticket {
+            exchange,
+            spec,
+            policy,
+            word: Some(word),
+        }
     }
 
     fn say(&mut self, word: Word) {
@@ -71,9 +74,16 @@ pub struct FillProxy {
 
 impl FillProxy {
     pub fn new(store: &'static Store) -> Self {
-        let conf = ServerConf { max_retries: MAX_TRIES, upstream_keepalive_pool_size: 256, ..ServerConf::default() };
+        let conf = ServerConf {
+            max_retries: MAX_TRIES,
+            upstream_keepalive_pool_size: 256,
+            ..ServerConf::default()
+        };
         let proxy = http_proxy(&Arc::new(conf), Hooks { store });
-        FillProxy { spawner: SubrequestSpawner::new(Arc::new(proxy)), template: OnceCell::new() }
+        FillProxy {
+            spawner: SubrequestSpawner::new(Arc::new(proxy)),
+            template: OnceCell::new(),
+        }
     }
 
     /// Runs the fill of `ticket` as a task of its own.
@@ -102,13 +112,17 @@ impl FillProxy {
 struct Ctx {
     ticket: Option<Ticket>,
     not_modified: bool,
+    /// Bytes of an error's body that nobody reads: read to its end only where that is near, for the connection's sake.
+    discarded: Option<usize>,
     /// An answer that is not stored, while its body arrives.
     passing: Option<(u16, HeaderMap, BytesMut)>,
 }
 
 impl Ctx {
     fn ticket(&mut self) -> Result<&mut Ticket> {
-        self.ticket.as_mut().ok_or_else(|| Error::explain(ErrorType::InternalError, "a fill without its ticket"))
+        self.ticket
+            .as_mut()
+            .ok_or_else(|| Error::explain(ErrorType::InternalError, "a fill without its ticket"))
     }
 }
 
@@ -126,7 +140,9 @@ impl ProxyHttp for Hooks {
 
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
         let carried = session.subrequest_ctx.as_mut().and_then(|sub| sub.user_ctx_mut());
-        ctx.ticket = carried.and_then(|user| user.downcast_mut::<Mutex<Option<Ticket>>>()).and_then(|t| t.lock().take());
+        ctx.ticket = carried
+            .and_then(|user| user.downcast_mut::<Mutex<Option<Ticket>>>())
+            .and_then(|t| t.lock().take());
         let method = ctx.ticket()?.exchange.ask().method.clone();
         session.req_header_mut().set_method(method);
         // Without it the reader of the subrequest, which is nobody, would pace the fill.
@@ -198,13 +214,19 @@ impl ProxyHttp for Hooks {
         let ticket = ctx.ticket()?;
         if not_modified {
             let now = SystemTime::now();
-            return Ok(RespCacheable::Cacheable(CacheMeta::new(now, now, 0, 0, response.clone())));
+            return Ok(RespCacheable::Cacheable(CacheMeta::new(
+                now,
+                now,
+                0,
+                0,
+                response.clone(),
+            )));
         }
         if response.status.as_u16() != 200 {
             return Ok(RespCacheable::Uncacheable(NoCacheReason::OriginNotCache));
         }
         let now = now_ms();
-        let (kept, content_length) = headers::of_stored(response, ticket.exchange.url().path());
+        let (kept, content_length) = headers::of_stored(response, ticket.spec.key.parts().1);
         let framed = content_length.is_some()
             || response.version != http::Version::HTTP_11 && response.version != http::Version::HTTP_10
             || headers::is_chunked(response);
@@ -215,6 +237,7 @@ impl ProxyHttp for Hooks {
             stored_at: now,
             // Its end cannot be told from a cut: it may be read, and is not kept.
             unframed: !framed,
+            ranges: headers::has_ranges(response),
         };
         let fill = FillHead {
             spec: Arc::clone(&ticket.spec),
@@ -237,18 +260,30 @@ impl ProxyHttp for Hooks {
         if not_modified {
             ticket.say(Word::NotModified);
         } else if ticket.exchange.ask().method == Method::HEAD {
-            let (kept, length) = headers::of_stored(response, ticket.exchange.url().path());
+            let (kept, length) = headers::of_stored(response, ticket.spec.key.parts().1);
             let mut kept = kept;
             if let Some(length) = length {
                 kept.insert(header::CONTENT_LENGTH, length.into());
             }
             let retry_after = headers::retry_after(response);
-            ticket.say(Word::Answer(Answer { status, headers: kept, body: Bytes::new(), reason: None, retry_after }));
+            ticket.say(Word::Answer(Answer {
+                status,
+                headers: kept,
+                body: Bytes::new(),
+                reason: None,
+                retry_after,
+            }));
         } else if let (200, true, Some(object)) = (status, stored, object) {
             ticket.say(Word::Growing(object));
         } else if status == 200 {
             let why = ticket.spec.refused.get().cloned();
             ticket.say(Word::Direct(why));
+        } else if status >= 400 {
+            // Clients get a body of ours: upstream's may be long, or drip.
+            let retry_after = headers::retry_after(response);
+            let headers = headers::of_answer(response);
+            ticket.say(Word::Answer(Answer { status, headers, body: Bytes::new(), reason: None, retry_after }));
+            ctx.discarded = Some(0);
         } else {
             ctx.passing = Some((status, headers::of_answer(response), BytesMut::new()));
         }
@@ -264,6 +299,12 @@ impl ProxyHttp for Hooks {
     ) -> Result<Option<Duration>> {
         if let Some(ticket) = &ctx.ticket {
             ticket.exchange.body_piece(end);
+        }
+        if let (Some(discarded), Some(piece)) = (&mut ctx.discarded, body.as_ref()) {
+            *discarded += piece.len();
+            if *discarded > MAX_BODY {
+                return Err(Error::explain(ErrorType::InternalError, "nobody reads this body any more"));
+            }
         }
         let mut long = false;
         if let (Some((_, _, collected)), Some(piece)) = (&mut ctx.passing, body.as_ref()) {
@@ -305,7 +346,10 @@ impl ProxyHttp for Hooks {
             ticket.say(Word::Failed(failure));
         }
         // No client: whatever is written here goes nowhere.
-        FailToProxy { error_code: 502, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: 502,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, _: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
@@ -314,7 +358,13 @@ impl ProxyHttp for Hooks {
         match (passing, error) {
             (Some((status, headers, body)), None) => {
                 let retry_after = headers::retry_after_of(&headers);
-                ticket.say(Word::Answer(Answer { status, headers, body: body.freeze(), reason: None, retry_after }));
+                ticket.say(Word::Answer(Answer {
+                    status,
+                    headers,
+                    body: body.freeze(),
+                    reason: None,
+                    retry_after,
+                }));
             }
             (_, Some(error)) => {
                 let failure = ticket.exchange.failure(error);

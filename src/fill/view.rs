@@ -13,7 +13,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms};
+use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Class, Format, RewriteError, Rewriter, ViewContext};
@@ -85,8 +85,23 @@ impl Views {
             None => "decoded".to_owned(),
         };
         let coding = if spec.gzip { "gzip" } else { "identity" };
+        Self::key_of(original.id, &form, coding)
+    }
+
+    fn key_of(id: u64, form: &str, coding: &str) -> Key {
         // An empty remote: no remote can have this key.
-        Key::new("", &format!("view/{}/{form}", hex(&original.id.to_be_bytes())), None, coding)
+        Key::new("", &format!("view/{}/{form}", hex(&id.to_be_bytes())), None, coding)
+    }
+
+    /// Removes the views of an original that is flushed, as far as they are known.
+    pub async fn forget(&self, id: u64) {
+        let bases = self.bases.remove(&id).map_or_else(Vec::new, |(_, bases)| bases.lock().clone());
+        let absolute = bases.into_iter().map(|base| format!("for {base}"));
+        for form in absolute.chain(["relative".to_owned(), "decoded".to_owned()]) {
+            for coding in ["gzip", "identity"] {
+                self.store.remove(Self::key_of(id, &form, coding).hash).await;
+            }
+        }
     }
 
     /// The view of `original`, complete or growing.
@@ -107,7 +122,10 @@ impl Views {
         }
         // The gzip form is made from the identity form: one rewriting serves both.
         let source = if spec.gzip {
-            let plain = Spec { gzip: false, ..spec.clone() };
+            let plain = Spec {
+                gzip: false,
+                ..spec.clone()
+            };
             Some(Box::pin(self.open_plain(original, &plain)).await?)
         } else {
             None
@@ -117,12 +135,12 @@ impl Views {
         let (views, original, spec) = (Arc::clone(self), Arc::clone(original), spec.clone());
         tokio::spawn(async move {
             let made = match source {
-                Some(plain) => views.compress(plain, writer).await,
+                Some(plain) => views.compress(&original, plain, writer).await,
                 None => views.write(&original, &spec, writer).await,
             };
             if let Err(error) = made {
                 views.metrics.view_failed();
-                tracing::warn!(url = %original.head.url, %error, "a document could not be rewritten");
+                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
             }
         });
         Ok(view)
@@ -139,7 +157,7 @@ impl Views {
         tokio::spawn(async move {
             if let Err(error) = views.write(&original, &spec, writer).await {
                 views.metrics.view_failed();
-                tracing::warn!(url = %original.head.url, %error, "a document could not be rewritten");
+                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
             }
         });
         Ok(view)
@@ -156,8 +174,11 @@ impl Views {
             content_length: None,
             stored_at: now_ms(),
             unframed: original.head.unframed,
+            ranges: true,
         };
-        self.store.create(key, head, (Class::Immutable, now_ms(), FOR_EVER), None, None).await
+        self.store
+            .create(key, head, (Class::Immutable, now_ms(), FOR_EVER), None, None, true)
+            .await
     }
 
     async fn write(&self, original: &Arc<Object>, spec: &Spec, mut writer: Writer) -> Result<(), MakeError> {
@@ -172,7 +193,10 @@ impl Views {
             })
         });
         let mut reader = Reader::new(Arc::clone(original));
-        let mut decoder = original.head.content_encoding().map(|_| MultiGzDecoder::new(Vec::new()));
+        let mut decoder = original
+            .head
+            .content_encoding()
+            .map(|_| MultiGzDecoder::new(Vec::new()));
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
@@ -204,7 +228,18 @@ impl Views {
             self.metrics.escaped_links(rewriter.escaped());
             writer.write(out.into()).await?;
         }
-        finish(writer).await
+        self.finish(original, writer).await
+    }
+
+    /// A view whose original was not kept (it had been there already, or there was no space) could never be found.
+    async fn finish(&self, original: &Object, writer: Writer) -> Result<(), MakeError> {
+        if self.store.stored(&original.key).await.is_none_or(|stored| stored.id != original.id) {
+            writer.doom();
+        }
+        match writer.finish().await {
+            Finish::Failed(reason) => Err(MakeError::NotAdmitted(reason)),
+            _ => Ok(()),
+        }
     }
 
     async fn rewrite(
@@ -237,7 +272,7 @@ impl Views {
         }
     }
 
-    async fn compress(&self, plain: Arc<Object>, mut writer: Writer) -> Result<(), MakeError> {
+    async fn compress(&self, original: &Object, plain: Arc<Object>, mut writer: Writer) -> Result<(), MakeError> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
         let mut reader = Reader::new(plain);
         while let Some(piece) = reader.next().await? {
@@ -248,8 +283,10 @@ impl Views {
                 tokio::task::yield_now().await;
             }
         }
-        writer.write(encoder.finish().map_err(MakeError::Decode)?.into()).await?;
-        finish(writer).await
+        writer
+            .write(encoder.finish().map_err(MakeError::Decode)?.into())
+            .await?;
+        self.finish(original, writer).await
     }
 
     /// Drops the oldest base's views when a document has too many.
@@ -268,12 +305,22 @@ impl Views {
                 return;
             }
             bases.push(rewriting.remote_url.clone());
-            if bases.len() > MAX_BASES { Some(bases.remove(0)) } else { None }
+            if bases.len() > MAX_BASES {
+                Some(bases.remove(0))
+            } else {
+                None
+            }
         };
         if let Some(remote_url) = oldest {
-            let rewriting = Rewriting { remote_url, ..rewriting.clone() };
+            let rewriting = Rewriting {
+                remote_url,
+                ..rewriting.clone()
+            };
             for gzip in [false, true] {
-                let spec = Spec { rewriting: Some(rewriting.clone()), gzip };
+                let spec = Spec {
+                    rewriting: Some(rewriting.clone()),
+                    gzip,
+                };
                 self.store.remove(Self::key(original, &spec).hash).await;
             }
         }
@@ -284,13 +331,6 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     // A constant that is a URL.
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
-
-async fn finish(writer: Writer) -> Result<(), MakeError> {
-    match writer.finish().await {
-        Finish::Failed(reason) => Err(MakeError::NotAdmitted(reason)),
-        _ => Ok(()),
-    }
-}
 
 /// Whether a stored coding can be decoded.
 pub fn is_gzip(coding: &str) -> bool {

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 
 use super::json::{self, Place, Step};
-use super::links::{self, LinkMap, Style};
+use super::links::{self, LinkMap, Serves, Style};
 use super::yaml;
 use super::{
     ArtifactPath, Class, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
@@ -64,7 +64,7 @@ impl Format for Helm {
     fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
         let bases = context.remote.base_url.iter();
         let bases = bases
-            .map(|base| (base, (|path| !path.starts_with(QUERY_PREFIX)) as fn(&str) -> bool))
+            .map(|base| (base, (|path| !path.starts_with(QUERY_PREFIX)) as Serves))
             .collect();
         let links = Charts(LinkMap::with_bases(context, Style::Relative, bases));
         Box::new(Index {

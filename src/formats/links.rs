@@ -117,38 +117,59 @@ fn path_of(url: &Url) -> &str {
     url.path().strip_prefix('/').unwrap_or(url.path())
 }
 
-/// What may stand unencoded in a path, besides letters and digits (RFC 3986 section 3.3).
-const PATH: &[u8] = b"-._~!$&'()*+,;=:@/";
-/// What may stand unencoded in a query (section 3.4). `'` is encoded by every browser and by the `url` crate.
-const QUERY: &[u8] = b"-._~!$&()*+,;=:@/?";
+/// Which bytes stand unencoded.
+pub type Allowed = [bool; 256];
+
+const fn allowed(punctuation: &[u8]) -> Allowed {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 128 {
+        table[byte] = (byte as u8).is_ascii_alphanumeric();
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < punctuation.len() {
+        table[punctuation[at] as usize] = true;
+        at += 1;
+    }
+    table
+}
+
+/// In a path (RFC 3986 section 3.3).
+pub const PATH: &Allowed = &allowed(b"-._~!$&'()*+,;=:@/");
+/// In a query (section 3.4). `'` is encoded by every browser and by the `url` crate.
+const QUERY: &Allowed = &allowed(b"-._~!$&()*+,;=:@/?");
 
 /// RFC 3986 section 6.2.2: hexadecimal digits in upper case, nothing encoded that need not be, everything encoded that
 /// has to. A `%` that begins no encoding becomes `%25`.
-pub fn normal(text: &str, allowed: &[u8]) -> String {
+pub fn normal(text: &str, allowed: &Allowed) -> String {
     let bytes = text.as_bytes();
     let mut out = String::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let byte = bytes[at];
-        if byte == b'%' {
-            match decoded_byte(&bytes[at..]) {
-                Some(byte) => {
-                    if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-                        out.push(char::from(byte));
-                    } else {
-                        push_encoded(&mut out, byte);
-                    }
-                    at += 3;
-                    continue;
+        let rest = &bytes[at..];
+        let plain = rest
+            .iter()
+            .position(|&byte| !allowed[usize::from(byte)])
+            .unwrap_or(rest.len());
+        // Nothing, in the middle of a character: none of its bytes is plain.
+        out.push_str(text.get(at..at + plain).unwrap_or_default());
+        at += plain;
+        match (bytes.get(at), decoded_byte(&bytes[at..])) {
+            (None, _) => {}
+            (_, Some(byte)) => {
+                if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+                    out.push(char::from(byte));
+                } else {
+                    push_encoded(&mut out, byte);
                 }
-                None => out.push_str("%25"),
+                at += 3;
             }
-        } else if byte.is_ascii_alphanumeric() || allowed.contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            push_encoded(&mut out, byte);
+            (Some(&byte), None) => {
+                push_encoded(&mut out, byte);
+                at += 1;
+            }
         }
-        at += 1;
     }
     out
 }
@@ -224,14 +245,16 @@ pub enum Style {
     Absolute,
 }
 
+/// Whether a path below the remote, in normal form, is asked of a base URL.
+pub type Serves = fn(&str) -> bool;
+
 /// One URL below which links are plain.
 struct Base {
     /// For comparison only.
     url: Url,
     /// In normal form, empty segments kept.
     path: String,
-    /// Whether a path (normal form) below the remote goes to this URL.
-    serves: fn(&str) -> bool,
+    serves: Serves,
 }
 
 /// Turns the links of one document into ours.
@@ -254,13 +277,13 @@ impl LinkMap {
             .remote
             .base_url
             .iter()
-            .map(|url| (url, (|_| true) as fn(&str) -> bool))
+            .map(|url| (url, (|_| true) as Serves))
             .collect();
         Self::with_bases(context, style, bases)
     }
 
     /// The same with the base URLs given, each with the paths below the remote that go there.
-    pub fn with_bases(context: &ViewContext<'_>, style: Style, bases: Vec<(&Url, fn(&str) -> bool)>) -> Self {
+    pub fn with_bases(context: &ViewContext<'_>, style: Style, bases: Vec<(&Url, Serves)>) -> Self {
         let bases = bases
             .into_iter()
             .map(|(url, serves)| Base {
@@ -373,11 +396,6 @@ impl LinkMap {
     /// See [`super::Rewriter::escaped`].
     pub fn escaped(&self) -> u64 {
         self.escaped
-    }
-
-    /// Counts a link that could not even be looked at.
-    pub fn count_escaped(&mut self) {
-        self.escaped += 1;
     }
 }
 

@@ -11,6 +11,7 @@ mod helm;
 pub mod json;
 pub mod links;
 mod npm;
+pub mod path;
 mod pypi;
 pub mod rpm;
 #[cfg(test)]
@@ -20,9 +21,10 @@ mod yaml;
 use http::Method;
 use url::Url;
 
+pub use crate::cache::Class;
 use crate::config::{Package, Remote};
 
-/// A path below a remote, decoded and checked once, when the request was routed (spec section 3, decisions).
+/// A path below a remote, decoded and checked once, when the request was routed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ArtifactPath {
     /// What patterns see: percent-decoded once, no leading slash, no empty segments, no query; `%2F` stays `%2F`.
@@ -31,13 +33,6 @@ pub struct ArtifactPath {
     pub encoded: String,
     /// Verbatim, without `?`.
     pub query: Option<String>,
-}
-
-/// How long a stored answer may be trusted (spec section 3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Class {
-    Immutable,
-    Mutable,
 }
 
 /// What is to be done with a path, before any policy.
@@ -186,7 +181,7 @@ pub trait Format: Send + Sync {
         content_type_by_extension(path)
     }
 
-    /// The ecosystem's own form of an error: content type and body. `None`: the JSON of spec section 1.
+    /// The ecosystem's own form of an error: content type and body. `None`: `{"detail", "remote", "path"}`.
     fn error_body(&self, status: u16, detail: &str) -> Option<(&'static str, String)> {
         let _ = (status, detail);
         None

@@ -224,6 +224,7 @@ fn service(method: &Method, reads: bool, path: &str) -> Handling {
 
 /// Whether asking for a path below the remote leads to that very file upstream.
 fn is_file(path: &str) -> bool {
+    let path = &*links::decode_once(path);
     path != "-" && !path.starts_with("-/") && !path.starts_with("api/v1/remote/") && document(path).is_none()
 }
 
@@ -258,12 +259,10 @@ fn document(path: &str) -> Option<Document> {
 /// Splits `@scope/name…`, the slash and the at sign encoded or not, into scope and name.
 fn scoped(path: &str) -> Option<(&str, &str)> {
     let rest = path.strip_prefix('@').or_else(|| path.strip_prefix("%40"))?;
-    let at = rest.find(['/', '%'])?;
-    let (scope, rest) = rest.split_at(at);
-    let name = rest
-        .strip_prefix('/')
-        .or_else(|| rest.strip_prefix("%2F"))
-        .or_else(|| rest.strip_prefix("%2f"))?;
+    let (scope, name) = ["/", "%2F", "%2f"]
+        .into_iter()
+        .filter_map(|slash| rest.split_once(slash))
+        .min_by_key(|(scope, _)| scope.len())?;
     (!scope.is_empty() && !name.is_empty()).then_some((scope, name))
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 
 use super::accept::wish;
 use super::json::{JsonRewriter, Place, Step};
-use super::links::{self, LinkMap, Style};
+use super::links::{self, LinkMap, Serves, Style};
 use super::{
     ArtifactPath, Class, Form, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
 };
@@ -146,8 +146,8 @@ impl Format for Pypi {
         let base = context.remote.base_url.as_ref();
         let links = match &context.remote.index_url {
             Some(index) => {
-                let mut bases: Vec<(&Url, fn(&str) -> bool)> = vec![(index, is_on_index)];
-                bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as fn(&str) -> bool)));
+                let mut bases: Vec<(&Url, Serves)> = vec![(index, is_on_index)];
+                bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as Serves)));
                 LinkMap::with_bases(context, style, bases)
             }
             None => LinkMap::new(context, style),
@@ -236,8 +236,8 @@ fn project(file: &str) -> Option<&str> {
     // Old source distributions have hyphens in the name and, rarely, in the version: it begins with a digit.
     let hyphens = stem.match_indices('-').map(|(at, _)| at);
     let at = hyphens
-        .filter(|at| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit))
-        .last()?;
+        .rev()
+        .find(|at| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit))?;
     Some(&stem[..at])
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use url::Url;
 
-use super::links::{decode_once, normal};
+use super::links::{PATH, decode_once, normal};
 use super::{ArtifactPath, RewriteError, Rewriter, ViewContext};
 use crate::config::{Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
@@ -55,7 +55,7 @@ pub fn request(target: &str) -> Option<ArtifactPath> {
     let (path, query) = target
         .split_once('?')
         .map_or((target, None), |(path, query)| (path, Some(query.to_owned())));
-    let mut encoded = normal(path, b"-._~!$&'()*+,;=:@/");
+    let mut encoded = normal(path, PATH);
     while encoded.contains("//") {
         encoded = encoded.replace("//", "/");
     }

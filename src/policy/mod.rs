@@ -33,7 +33,10 @@ pub struct Policy {
 /// `immutable_patterns`; and what nothing matched is immutable only where that key is absent.
 pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Policy> {
     let governing = format.governing_path(path);
-    let own_mutable = remote.mutable_patterns.iter().any(|pattern| pattern.is_match(governing));
+    let own_mutable = remote
+        .mutable_patterns
+        .iter()
+        .any(|pattern| pattern.is_match(governing));
     let (class, basis) = if own_mutable {
         (Class::Mutable, Basis::Pattern)
     } else if let Some(class) = format.builtin_class(governing) {
@@ -51,10 +54,20 @@ pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Poli
         Class::Immutable => remote.ttl.immutable,
         Class::Mutable => remote.ttl.mutable,
     };
-    Some(Policy { class, basis, ttl, conditional: own_mutable && remote.check_mutable_updates })
+    Some(Policy {
+        class,
+        basis,
+        ttl,
+        conditional: own_mutable && remote.check_mutable_updates,
+    })
 }
 
 /// A file of a fixed name, stored under its checksum: it never changes, its manifest says how long it is asked for.
 pub fn of_set_member() -> Policy {
-    Policy { class: Class::Immutable, basis: Basis::BuiltIn, ttl: Duration::ZERO, conditional: false }
+    Policy {
+        class: Class::Immutable,
+        basis: Basis::BuiltIn,
+        ttl: Duration::ZERO,
+        conditional: false,
+    }
 }

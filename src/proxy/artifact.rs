@@ -10,14 +10,15 @@ use url::Url;
 use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::serve::{self, Dress};
-use super::{Client, Ctx, PassBy, path, public, range};
+use super::range::Ranges;
+use super::{Client, Ctx, PassBy, public, range};
 use crate::cache::{Key, Left, Object, now_ms};
 use crate::catalog::CatalogError;
-use crate::config::{Config, Remote, RemoteType};
+use crate::config::{Config, Package, Remote, RemoteType};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Rewriting, Spec, ViewError, is_gzip};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{self, ArtifactPath, Class, Form, Format, Handling, View, links};
+use crate::formats::{self, ArtifactPath, Class, Form, Format, Handling, View, links, path};
 use crate::policy::{self, Policy};
 use crate::upstream::{Ask, Exchange, listed};
 
@@ -43,11 +44,20 @@ struct Request {
 }
 
 impl Request {
+    /// It, from `url`.
+    fn wanted(&self, url: Url) -> Wanted {
+        let mut wanted = Wanted::new(Arc::clone(&self.remote), self.key.clone(), url, self.policy);
+        wanted.accept = self.form.accept;
+        wanted.query = self.path.query.clone();
+        wanted
+    }
+
     /// What is left of an object's freshness. A file of a set is trusted as long as its manifest names it, and a client
     /// should ask again when the manifest is due.
     fn left(&self, object: &Object, now: u64) -> Left {
         match &self.standing {
             None => object.fresh.left(self.policy.class, self.policy.ttl, now),
+            Some(Standing { expected: None, .. }) => object.fresh.left(self.policy.class, self.policy.ttl, now),
             Some(standing) => match standing.manifest.fresh.left(self.policy.class, self.policy.ttl, now) {
                 Left::Expired(_) => Left::For(std::time::Duration::from_secs(1)),
                 left => left,
@@ -81,7 +91,9 @@ impl Client {
                 "remote {name} is a Docker registry: it is served under /v2/{name}/…, not under /api/v1/remote/",
                 name = remote.name
             );
-            return self.refuse(session, None, Problem::new(404, detail).at(&remote.name, &shown)).await;
+            return self
+                .refuse(session, None, Problem::new(404, detail).at(&remote.name, &shown))
+                .await;
         };
         let method = session.req_header().method.clone();
         let path = match path::parse(&raw, query.as_deref()) {
@@ -90,6 +102,11 @@ impl Client {
                 let problem = Problem::new(400, error.to_string()).at(&remote.name, &shown);
                 return self.refuse(session, Some(format), problem).await;
             }
+        };
+        // A local remote holds plain files, whatever package they belong to.
+        let format = match (remote.kind, formats::of(Package::Generic)) {
+            (RemoteType::Local, Some(plain)) => plain,
+            _ => format,
         };
         let path = match format.handle(&remote, &method, path.clone()) {
             Handling::Artifact(path) => path,
@@ -114,13 +131,16 @@ impl Client {
                 }
                 _ => format!("{method} is not allowed on a remote of type `remote`: it serves GET and HEAD"),
             };
-            let problem = Problem::new(405, detail).at(&remote.name, &path.encoded).header(header::ALLOW, "GET, HEAD");
+            let problem = Problem::new(405, detail)
+                .at(&remote.name, &path.encoded)
+                .header(header::ALLOW, "GET, HEAD");
             return self.refuse(session, Some(format), problem).await;
         }
         // Patterns see the path on the other host, not our spelling of where it is.
         let governed = links::split_foreign(&path.decoded).map_or(path.decoded.as_str(), |(_, path)| path);
         let Some(policy) = policy::classify(&remote, format, governed) else {
-            let detail = "no pattern of this remote allows the path; add one to `immutable_patterns` or `mutable_patterns`";
+            let detail =
+                "no pattern of this remote allows the path; add one to `immutable_patterns` or `mutable_patterns`";
             let problem = Problem::new(403, detail).at(&remote.name, &path.encoded);
             return self.refuse(session, Some(format), problem).await;
         };
@@ -129,24 +149,41 @@ impl Client {
             return self.refuse(session, Some(format), problem).await;
         }
         // Several field lines are one list (RFC 9110 section 5.3).
-        let accept: Vec<&str> =
-            session.req_header().headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+        let accept: Vec<&str> = session
+            .req_header()
+            .headers
+            .get_all(header::ACCEPT)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
         let accept = (!accept.is_empty()).then(|| accept.join(", "));
         let Ok(form) = format.negotiate(&path.decoded, accept.as_deref()) else {
             let detail = "none of the forms that `Accept` names can be served";
-            let problem = Problem::new(406, detail).at(&remote.name, &path.encoded).header(header::VARY, "Accept");
+            let problem = Problem::new(406, detail)
+                .at(&remote.name, &path.encoded)
+                .header(header::VARY, "Accept");
             return self.refuse(session, Some(format), problem).await;
         };
         let view = format.has_view(&remote, &path.decoded);
-        let remote_url = match self.remote_url(session, &config, &remote, bound_host) {
-            Some(url) => url,
-            // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
-            None if view.is_none_or(|view| !view.absolute) => String::new(),
-            None => {
-                let detail = "the Host header is missing or not a host name";
-                return self.refuse(session, Some(format), Problem::new(400, detail)).await;
-            }
+        // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
+        let remote_url = match view.filter(|view| view.absolute) {
+            None => String::new(),
+            Some(_) => match self.remote_url(session, &config, &remote, bound_host) {
+                Some(url) => url,
+                None => {
+                    let detail = "the Host header is missing or not a host name";
+                    return self.refuse(session, Some(format), Problem::new(400, detail)).await;
+                }
+            },
         };
+        if view.is_some() && (raw.starts_with(b"/") || raw.windows(2).any(|two| two == b"//")) {
+            // Relative links count the slashes of the path that was asked for.
+            let up = "../".repeat(raw.iter().filter(|byte| **byte == b'/').count());
+            let query = path.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
+            let location = format!("{up}{}{query}", path.encoded);
+            reply::send(session, 301, vec![(header::LOCATION, location)], bytes::Bytes::new()).await?;
+            return Ok(true);
+        }
         let presented_as = format.presented_as(&path.decoded, accept.as_deref());
         let mut key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name);
         let standing = self.standing(&remote, format, &path).await;
@@ -154,7 +191,19 @@ impl Client {
             key = Key::new(&remote.name, &path.encoded, None, &standing.form);
         }
         let head = method == Method::HEAD;
-        let request = Request { standing, presented_as, remote, format, path, policy, form, key, view, remote_url, head };
+        let request = Request {
+            standing,
+            presented_as,
+            remote,
+            format,
+            path,
+            policy,
+            form,
+            key,
+            view,
+            remote_url,
+            head,
+        };
         self.answer(session, ctx, request).await
     }
 
@@ -186,6 +235,7 @@ impl Client {
         let store = self.fills.store;
         let now = now_ms();
         let found = store.open_object(&request.key).await;
+        let mut forced = false;
         let left = |object: &Object| request.left(object, now_ms());
         if let Some(object) = &found {
             if !object.is_complete() {
@@ -197,17 +247,21 @@ impl Client {
                 ctx.cache = "collapsed";
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
-            let asked_to_revalidate = request.remote.client_revalidation
+            forced = request.remote.client_revalidation
                 && request.policy.class == Class::Mutable
                 && wants_fresh(session)
                 && object.fresh.checked_at() + 1000 < now;
-            if left(object).is_fresh() && !asked_to_revalidate || request.remote.offline {
+            if left(object).is_fresh() && !forced || request.remote.offline {
                 let ttl = match left(object) {
                     Left::ForEver => "artifactapi; hit".to_owned(),
                     Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()),
                     Left::Expired(since) => format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()),
                 };
-                let origin = Origin { source: "cache", cache_status: ttl, fresh_from_upstream: false };
+                let origin = Origin {
+                    source: "cache",
+                    cache_status: ttl,
+                    fresh_from_upstream: false,
+                };
                 ctx.cache = "hit";
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
@@ -221,7 +275,14 @@ impl Client {
         if !expired && let Some(answer) = self.fills.remembered(&request.key) {
             ctx.cache = "negative";
             let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-            reply::answer(session, request.format, at, &answer, "artifactapi; hit; detail=negative").await?;
+            reply::answer(
+                session,
+                request.format,
+                at,
+                &answer,
+                ("cache", "artifactapi; hit; detail=negative"),
+            )
+            .await?;
             return Ok(true);
         }
         let url = match self.upstream_url(&request).await {
@@ -231,20 +292,19 @@ impl Client {
                 return self.refuse(session, Some(request.format), problem).await;
             }
         };
-        let wanted = Wanted {
-            remote: Arc::clone(&request.remote),
-            key: request.key.clone(),
-            url,
-            policy: request.standing.as_ref().map_or(request.policy, |_| policy::of_set_member()),
-            accept: request.form.accept,
-            gzip: request.view.is_some(),
-            expected: request.standing.as_ref().and_then(|standing| standing.expected.clone()),
-            set: request.format.is_manifest(&request.path.decoded).then(|| Set {
-                format: request.format,
-                path: request.path.decoded.clone(),
-            }),
-            replaces: None,
-        };
+        let mut wanted = request.wanted(url);
+        wanted.gzip = request.view.is_some();
+        wanted.force = forced;
+        wanted.set =
+            request.format.is_manifest(&request.path.decoded).then(|| Set { format: request.format, path: request.path.decoded.clone() });
+        if let Some(standing) = &request.standing {
+            wanted.expected = standing.expected.clone();
+            // What has a checksum never changes; what belongs to the manifest by its name alone ages as it does.
+            if standing.expected.is_some() {
+                wanted.policy = policy::of_set_member();
+                wanted.manifest = Some(standing.manifest.key.hash);
+            }
+        }
         // A HEAD on what is not stored goes up as one; on a rewritten document its length is only ours to know.
         if request.head && !expired && request.view.is_none() {
             let (outcome, _) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
@@ -256,7 +316,7 @@ impl Client {
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
                     let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-                    reply::answer(session, request.format, at, &answer, "artifactapi; fwd=miss").await?;
+                    reply::answer(session, request.format, at, &answer, ("remote", "artifactapi; fwd=miss")).await?;
                     return Ok(true);
                 }
                 _ => {}
@@ -276,6 +336,14 @@ impl Client {
                             fresh_from_upstream: true,
                         }
                     }
+                    How::Found => {
+                        ctx.cache = "hit";
+                        Origin {
+                            source: "cache",
+                            cache_status: "artifactapi; hit".to_owned(),
+                            fresh_from_upstream: false,
+                        }
+                    }
                     How::Revalidated => {
                         ctx.cache = "revalidated";
                         Origin {
@@ -286,7 +354,8 @@ impl Client {
                     }
                     How::Stale(status) => {
                         ctx.cache = "stale";
-                        let why = status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
+                        let why =
+                            status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
                         Origin {
                             source: "cache",
                             cache_status: format!("artifactapi; fwd=stale; {why}{collapsed}"),
@@ -296,11 +365,20 @@ impl Client {
                 };
                 self.deliver(session, ctx, &request, object, origin).await
             }
+            Outcome::Answer(answer) if answer.status < 400 && request.view.is_some() => {
+                // Passed on as it is, it would lead clients past this proxy.
+                let detail = format!("upstream answered {} where a document was asked for", answer.status);
+                let problem = Problem::new(502, detail).at(&request.remote.name, &request.path.encoded);
+                self.refuse(session, Some(request.format), problem).await
+            }
             Outcome::Answer(answer) => {
                 ctx.cache = forwarded;
                 let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-                let status = format!("artifactapi; fwd={forwarded}; fwd-status={}{collapsed}", answer.status);
-                reply::answer(session, request.format, at, &answer, &status).await?;
+                let status = match &answer.reason {
+                    Some(_) => format!("artifactapi; fwd={forwarded}{collapsed}"),
+                    None => format!("artifactapi; fwd={forwarded}; fwd-status={}{collapsed}", answer.status),
+                };
+                reply::answer(session, request.format, at, &answer, ("remote", &status)).await?;
                 Ok(true)
             }
             Outcome::Direct => {
@@ -371,24 +449,32 @@ impl Client {
 
     /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known.
     async fn read_index(&self, request: &Request, index: &str) {
-        let Ok(path) = path::parse(index.as_bytes(), None) else { return };
+        let Ok(path) = path::parse(index.as_bytes(), None) else {
+            return;
+        };
         let (remote, format) = (&request.remote, request.format);
-        let Some(policy) = policy::classify(remote, format, &path.decoded) else { return };
-        let Ok(form) = format.negotiate(&path.decoded, None) else { return };
-        let Some(view) = format.has_view(remote, &path.decoded) else { return };
+        let Some(policy) = policy::classify(remote, format, &path.decoded) else {
+            return;
+        };
+        let Ok(form) = format.negotiate(&path.decoded, None) else {
+            return;
+        };
+        let Some(view) = format.has_view(remote, &path.decoded) else {
+            return;
+        };
         let key = Key::new(&remote.name, &path.encoded, None, form.name);
         let stored = self.fills.store.open_object(&key).await;
-        let fresh = stored.filter(|object| {
-            !object.is_complete() || object.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh()
-        });
+        let fresh = stored
+            .filter(|object| !object.is_complete() || object.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh());
         let original = match fresh {
             Some(object) => object,
             None if self.fills.remembered(&key).is_some() => return,
             None => {
                 let url = format.upstream_url(remote, &path);
                 let accept = form.accept;
-                let wanted =
-                    Wanted { remote: Arc::clone(remote), key, url, policy, accept, gzip: true, expected: None, set: None, replaces: None };
+                let mut wanted = Wanted::new(Arc::clone(remote), key, url, policy);
+                wanted.accept = accept;
+                wanted.gzip = true;
                 match self.fills.obtain(wanted, Method::GET).await {
                     (Outcome::Object(object, _), _) => object,
                     _ => return,
@@ -420,7 +506,7 @@ impl Client {
         origin: Origin,
     ) -> Result<bool> {
         self.fills.store.count_use(&original);
-        let gzip_accepted = accepts_gzip(session);
+        let gzip_accepted = accepts(session, "gzip") || accepts(session, "x-gzip");
         let encoded = original.head.content_encoding();
         let spec = match request.view {
             Some(view) => Some(Spec {
@@ -436,14 +522,29 @@ impl Client {
             // A coding that the client did not accept is taken off.
             None => encoded
                 .filter(|coding| is_gzip(coding) && !gzip_accepted)
-                .map(|_| Spec { rewriting: None, gzip: false }),
+                .map(|_| Spec {
+                    rewriting: None,
+                    gzip: false,
+                }),
         };
+        if let Some(coding) = encoded.filter(|coding| spec.is_none() && !is_gzip(coding) && !accepts(session, coding)) {
+            let detail = format!("upstream sent this in the coding {coding}, unasked, and the client does not accept it");
+            let problem = Problem::new(502, detail).at(&request.remote.name, &request.path.encoded);
+            return self.refuse(session, Some(request.format), problem).await;
+        }
         let object = match &spec {
             None => Arc::clone(&original),
             Some(spec) => match self.views.open(&original, spec).await {
-                Ok(view) => view,
+                Ok(view) => {
+                    self.fills.store.count_use(&view);
+                    view
+                }
                 Err(error) => {
-                    let status = if matches!(error, ViewError::NoSpace(_)) { 503 } else { 502 };
+                    let status = if matches!(error, ViewError::NoSpace(_)) {
+                        503
+                    } else {
+                        502
+                    };
                     let problem = Problem::new(status, format!("the document cannot be rewritten: {error}"))
                         .at(&request.remote.name, &request.path.encoded);
                     return self.refuse(session, Some(request.format), problem).await;
@@ -453,7 +554,11 @@ impl Client {
         if spec.is_none() && !object.is_complete() && self.is_far_ahead(session, &object) {
             return self.range_of_its_own(session, ctx, request, &object).await;
         }
-        let usable = if serve::needs_whole(session, &object) { object.settled().await } else { serve::has_begun(&object).await };
+        let usable = if serve::needs_whole(session, &object) {
+            object.settled().await
+        } else {
+            serve::has_begun(&object).await
+        };
         if !usable {
             let detail = if spec.is_some() {
                 "upstream's document could not be rewritten: it ended early, or is not what its type says"
@@ -465,7 +570,10 @@ impl Client {
                 .header(header::RETRY_AFTER, "1");
             return self.refuse(session, Some(request.format), problem).await;
         }
-        let vary = match (request.format.varies(&request.path.decoded), spec.is_some() || encoded.is_some()) {
+        let vary = match (
+            request.format.varies(&request.path.decoded),
+            spec.is_some() || encoded.is_some(),
+        ) {
             (true, true) => Some("Accept, Accept-Encoding"),
             (true, false) => Some("Accept"),
             (false, true) => Some("Accept-Encoding"),
@@ -490,10 +598,15 @@ impl Client {
 
     fn is_far_ahead(&self, session: &Session, object: &Object) -> bool {
         let request = session.req_header();
-        let Some(range) = request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else { return false };
-        let (Some(length), Some(start)) = (object.length(), range::single_start(range)) else { return false };
+        let Some(range) = request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else {
+            return false;
+        };
+        let Some(length) = object.length() else { return false };
+        let Ranges::One(start, _) = range::parse(range, length) else { return false };
         request.method == Method::GET
-            && start < length
+            && object.head.ranges
+            && object.head.content_encoding().is_none()
+            && (object.head.etag().is_some() || object.head.last_modified().is_some())
             && start > object.progress().visible + FAR_AHEAD
             && range::if_range_holds(&request.headers, object.etag().as_deref(), object.head.last_modified())
     }
@@ -506,37 +619,47 @@ impl Client {
         request: &Request,
         growing: &Object,
     ) -> Result<bool> {
-        let url = Url::parse(&growing.head.url).unwrap_or_else(|_| request.format.upstream_url(&request.remote, &request.path));
         // The fill may have been redirected to a signed URL, good for once: the question starts where the fill did.
-        let url = self.upstream_url(request).await.unwrap_or(url);
-        let wanted = Wanted {
-            remote: Arc::clone(&request.remote),
-            key: request.key.clone(),
-            url,
-            policy: request.policy,
-            accept: request.form.accept,
-            gzip: false,
-            expected: None,
-            set: None,
-            replaces: None,
+        let url = match self.upstream_url(request).await {
+            Ok(url) => url,
+            Err(problem) => return self.refuse(session, Some(request.format), problem).await,
         };
+        let wanted = request.wanted(url);
         ctx.cache = "partial";
         let mut headers = Vec::new();
         if let Some(range) = session.req_header().headers.get(header::RANGE) {
             headers.push((header::RANGE, range.clone()));
         }
         // Only a part of the very body that is growing may stand beside it.
-        if let Some(etag) = growing.head.etag().filter(|etag| !etag.starts_with("W/")) {
-            headers.push((header::IF_RANGE, crate::headers::value(etag)));
+        let strong = growing.head.etag().filter(|etag| !etag.starts_with("W/"));
+        if let Some(validator) = strong.or(growing.head.last_modified()) {
+            headers.push((header::IF_RANGE, crate::headers::value(validator)));
         }
-        self.pass(session, ctx, &wanted, "artifactapi; fwd=partial", Method::GET, headers).await
+        let ask = Ask {
+            method: Method::GET,
+            accept: wanted.accept,
+            gzip: false,
+            headers,
+            total: growing.length(),
+            conditional: false,
+        };
+        self.pass_with(session, ctx, &wanted, "artifactapi; fwd=partial", ask).await
     }
 
     async fn pass_by(&self, session: &mut Session, ctx: &mut Ctx, wanted: &Wanted, cache_status: &str) -> Result<bool> {
-        let method = session.req_header().method.clone();
-        let range = session.req_header().headers.get(header::RANGE).cloned();
-        let single = range.as_ref().and_then(|value| value.to_str().ok()).is_some_and(|value| !value.contains(','));
-        let headers = range.filter(|_| single).map(|range| (header::RANGE, range)).into_iter().collect();
+        let request = session.req_header();
+        let method = request.method.clone();
+        let single = request
+            .headers
+            .get(header::RANGE)
+            .filter(|value| value.to_str().is_ok_and(|value| !value.contains(',')));
+        let mut headers = Vec::new();
+        if let Some(range) = single {
+            headers.push((header::RANGE, range.clone()));
+            if let Some(if_range) = request.headers.get(header::IF_RANGE) {
+                headers.push((header::IF_RANGE, if_range.clone()));
+            }
+        }
         self.pass(session, ctx, wanted, cache_status, method, headers).await
     }
 
@@ -549,18 +672,33 @@ impl Client {
         method: Method,
         headers: Vec<(http::HeaderName, http::HeaderValue)>,
     ) -> Result<bool> {
-        let place = match self.fills.upstream.place().await {
+        let ask = Ask { method, accept: wanted.accept, gzip: false, headers, total: None, conditional: false };
+        self.pass_with(session, ctx, wanted, cache_status, ask).await
+    }
+
+    async fn pass_with(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        wanted: &Wanted,
+        cache_status: &str,
+        ask: Ask,
+    ) -> Result<bool> {
+        let path = wanted.key.parts().1.to_owned();
+        let place = match self.fills.upstream.place_to_pass().await {
             Ok(place) => place,
             Err(failure) => {
-                let problem = Problem::new(failure.status, failure.reason).header(header::RETRY_AFTER, "5");
+                let problem = Problem::new(failure.status, failure.reason)
+                    .at(&wanted.remote.name, &path)
+                    .header(header::RETRY_AFTER, "5");
                 return self.refuse(session, formats::of(wanted.remote.package), problem).await;
             }
         };
-        let ask = Ask { method, accept: wanted.accept, gzip: false, headers, conditional: false };
-        let exchange =
-            Exchange::new(Arc::clone(&self.fills.upstream), Arc::clone(&wanted.remote), wanted.url.clone(), ask);
+        let upstream = Arc::clone(&self.fills.upstream);
+        let exchange = Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
+            .with_query(wanted.query.clone());
         ctx.source = Some("remote");
-        ctx.pass = Some(PassBy { exchange, cache_status: cache_status.to_owned(), path: shown_path(&wanted.key), _place: place });
+        ctx.pass = Some(PassBy { exchange, cache_status: cache_status.to_owned(), path, _place: place });
         Ok(false)
     }
 
@@ -592,21 +730,23 @@ impl Client {
             ttl: std::time::Duration::ZERO,
             conditional: false,
         };
-        let wanted = Wanted {
-            url: format.upstream_url(&remote, &path),
-            key: Key::new(&remote.name, &path.encoded, path.query.as_deref(), ""),
-            remote,
-            policy,
-            accept: None,
-            gzip: false,
-            expected: None,
-            set: None,
-            replaces: None,
-        };
-        self.pass(session, ctx, &wanted, "artifactapi; fwd=bypass", method, headers).await
+        let url = format.upstream_url(&remote, &path);
+        let key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), "");
+        let mut wanted = Wanted::new(remote, key, url, policy);
+        wanted.query = path.query;
+        if method == Method::POST && session.req_header().headers.contains_key(header::EXPECT) {
+            session.as_downstream_mut().write_continue_response().await?;
+        }
+        self.pass(session, ctx, &wanted, "artifactapi; fwd=bypass", method, headers)
+            .await
     }
 
-    async fn answer_head(&self, session: &mut Session, request: &Request, answer: &crate::fill::Answer) -> Result<bool> {
+    async fn answer_head(
+        &self,
+        session: &mut Session,
+        request: &Request,
+        answer: &crate::fill::Answer,
+    ) -> Result<bool> {
         let mut response = pingora_http::ResponseHeader::build(answer.status, Some(answer.headers.len() + 6))?;
         for (name, value) in &answer.headers {
             response.append_header(name.clone(), value.clone())?;
@@ -620,10 +760,16 @@ impl Client {
         response.insert_header("x-artifact-source", "remote")?;
         response.insert_header("cache-status", "artifactapi; fwd=miss")?;
         response.insert_header(header::CACHE_CONTROL, "no-cache")?;
-        let (etag, modified) = (answer.headers.get(header::ETAG), answer.headers.get(header::LAST_MODIFIED));
+        let (etag, modified) = (
+            answer.headers.get(header::ETAG),
+            answer.headers.get(header::LAST_MODIFIED),
+        );
         let text = |value: Option<&http::HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let condition =
-            range::evaluate(&session.req_header().headers, text(etag).as_deref(), text(modified).as_deref());
+        let condition = range::evaluate(
+            &session.req_header().headers,
+            text(etag).as_deref(),
+            text(modified).as_deref(),
+        );
         match condition {
             range::Condition::NotModified => {
                 response.set_status(304)?;
@@ -648,12 +794,11 @@ fn head_must_be_get(answer: &crate::fill::Answer) -> bool {
 }
 
 fn catalogue_away(error: &CatalogError) -> Problem {
-    Problem::new(503, format!("whether an index names this file cannot be looked up: {error}"))
-        .header(header::RETRY_AFTER, "5")
-}
-
-fn shown_path(key: &Key) -> String {
-    key.parts().1.to_owned()
+    Problem::new(
+        503,
+        format!("whether an index names this file cannot be looked up: {error}"),
+    )
+    .header(header::RETRY_AFTER, "5")
 }
 
 fn is_html(content_type: &str) -> bool {
@@ -664,28 +809,35 @@ fn is_html(content_type: &str) -> bool {
 fn wants_fresh(session: &Session) -> bool {
     let headers = &session.req_header().headers;
     let says = |name: header::HeaderName, words: &[&str]| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|word| words.contains(&word.trim().to_ascii_lowercase().as_str()))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| {
+                value
+                    .split(',')
+                    .any(|word| words.contains(&word.trim().to_ascii_lowercase().as_str()))
+            })
     };
     says(header::CACHE_CONTROL, &["no-cache", "max-age=0"]) || says(header::PRAGMA, &["no-cache"])
 }
 
-/// RFC 9110 section 12.5.3: whether gzip is acceptable and preferred over nothing.
-fn accepts_gzip(session: &Session) -> bool {
+/// RFC 9110 section 12.5.3: whether a coding is acceptable.
+fn accepts(session: &Session, wanted: &str) -> bool {
     let values = session.req_header().headers.get_all(header::ACCEPT_ENCODING);
     let mut any = None;
     for value in values.iter().filter_map(|value| value.to_str().ok()) {
         for item in value.split(',') {
             let mut parts = item.split(';');
-            let coding = parts.next().unwrap_or("").trim().to_ascii_lowercase();
+            let coding = parts.next().unwrap_or("").trim();
             let quality = parts
                 .find_map(|part| part.trim().strip_prefix("q=").map(|q| q.trim().parse::<f32>().unwrap_or(0.0)))
                 .unwrap_or(1.0);
-            match coding.as_str() {
-                "gzip" | "x-gzip" => return quality > 0.0,
-                "*" => any = Some(quality > 0.0),
-                _ => {}
+            if coding.eq_ignore_ascii_case(wanted) {
+                return quality > 0.0;
+            }
+            if coding == "*" {
+                any = Some(quality > 0.0);
             }
         }
     }
@@ -703,7 +855,10 @@ pub fn arrival(session: &Session) -> Arrival<'_> {
     Arrival {
         headers: &request.headers,
         authority,
-        peer: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip()),
+        peer: session
+            .client_addr()
+            .and_then(|address| address.as_inet())
+            .map(|address| address.ip()),
         tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
     }
 }

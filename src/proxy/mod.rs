@@ -2,7 +2,6 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
-pub mod path;
 pub mod public;
 pub mod range;
 pub mod reply;
@@ -103,12 +102,20 @@ impl ProxyHttp for Client {
         let config = self.state.config();
         let host = {
             let arrival = artifact::arrival(session);
-            public::of(&config.settings, &arrival).map(|public| public.host).unwrap_or_default()
+            public::of(&config.settings, &arrival)
+                .map(|public| public.host)
+                .unwrap_or_default()
         };
         let target = wire::origin_form(session.req_header().raw_path()).to_vec();
         match route::route(&config, &host, &target) {
-            Route::Artifact { remote, raw, query, bound_host } => {
-                self.artifact(session, ctx, config, remote, (raw, query), bound_host).await
+            Route::Artifact {
+                remote,
+                raw,
+                query,
+                bound_host,
+            } => {
+                self.artifact(session, ctx, config, remote, (raw, query), bound_host)
+                    .await
             }
             Route::Endpoint(endpoint) => {
                 self.api.answer(session, &config, endpoint).await?;
@@ -141,13 +148,18 @@ impl ProxyHttp for Client {
         pass(ctx)?.exchange.write_request(request)
     }
 
-    async fn upstream_response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+    async fn upstream_response_filter(
+        &self,
+        _: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Ctx,
+    ) -> Result<()> {
         pass(ctx)?.exchange.read_header(response)
     }
 
     async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let pass = pass(ctx)?;
-        let (kept, length) = headers::of_stored(response, pass.exchange.url().path());
+        let (kept, length) = headers::of_stored(response, &pass.path);
         let range = response.headers.get(header::CONTENT_RANGE).cloned();
         let names: Vec<_> = response.headers.keys().cloned().collect();
         for name in names {
@@ -164,6 +176,9 @@ impl ProxyHttp for Client {
         }
         if let Some(range) = range {
             response.insert_header(header::CONTENT_RANGE, range)?;
+        }
+        if matches!(response.status.as_u16(), 200 | 206) {
+            response.insert_header(header::ACCEPT_RANGES, "bytes")?;
         }
         response.insert_header(header::VIA, "1.1 artifactapi")?;
         response.insert_header("x-artifact-source", "remote")?;
@@ -210,7 +225,10 @@ impl ProxyHttp for Client {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        let gone = FailToProxy { error_code: 0, can_reuse_downstream: false };
+        let gone = FailToProxy {
+            error_code: 0,
+            can_reuse_downstream: false,
+        };
         if session.response_written().is_some() || error.esource() == &ErrorSource::Downstream {
             return gone;
         }
@@ -219,13 +237,19 @@ impl ProxyHttp for Client {
         let remote = Arc::clone(&pass.exchange.remote);
         let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
         let sent = reply::problem(session, crate::formats::of(remote.package), problem).await;
-        FailToProxy { error_code: if sent.is_ok() { failure.status } else { 0 }, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: if sent.is_ok() { failure.status } else { 0 },
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Ctx) {
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let status = session
+            .response_written()
+            .map_or(0, |response| response.status.as_u16());
         let remote = ctx.remote.as_deref().unwrap_or("");
-        self.metrics.request(remote, status, ctx.cache, ctx.source, ctx.sent, ctx.started.elapsed());
+        self.metrics
+            .request(remote, status, ctx.cache, ctx.source, ctx.sent, ctx.started.elapsed());
         if let Some(error) = error {
             tracing::debug!(%error, remote, status, "a response ended early");
         }
@@ -241,5 +265,7 @@ impl ProxyHttp for Client {
 }
 
 fn pass(ctx: &mut Ctx) -> Result<&mut PassBy> {
-    ctx.pass.as_mut().ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without a way to upstream"))
+    ctx.pass
+        .as_mut()
+        .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without a way to upstream"))
 }

@@ -29,13 +29,22 @@ pub struct Arrival<'a> {
 /// # Errors
 /// `Err(())`: the host is missing or none.
 pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Result<Public, ()> {
-    let mut scheme = if arrival.tls { "https".to_owned() } else { "http".to_owned() };
+    let mut scheme = if arrival.tls {
+        "https".to_owned()
+    } else {
+        "http".to_owned()
+    };
     let mut host = arrival.authority.unwrap_or_default().to_owned();
     let mut prefix = String::new();
-    if arrival.peer.is_some_and(|peer| is_trusted(&settings.trusted_proxies, peer)) {
+    if arrival
+        .peer
+        .is_some_and(|peer| is_trusted(&settings.trusted_proxies, peer))
+    {
         if let Some(forwarded) = last(arrival.headers, "forwarded") {
             for pair in forwarded.split(';') {
-                let Some((name, value)) = pair.split_once('=') else { continue };
+                let Some((name, value)) = pair.split_once('=') else {
+                    continue;
+                };
                 let value = value.trim().trim_matches('"').to_owned();
                 match name.trim().to_ascii_lowercase().as_str() {
                     "proto" => scheme = value,
@@ -51,30 +60,51 @@ pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Result<Public, ()> {
                 host = forwarded_host;
             }
             if let Some(port) = last(arrival.headers, "x-forwarded-port").filter(|port| port.parse::<u16>().is_ok()) {
-                let default = if scheme.eq_ignore_ascii_case("https") { "443" } else { "80" };
+                let default = if scheme.eq_ignore_ascii_case("https") {
+                    "443"
+                } else {
+                    "80"
+                };
                 let bare = without_port(&host).to_owned();
-                host = if port == default { bare } else { format!("{bare}:{port}") };
+                host = if port == default {
+                    bare
+                } else {
+                    format!("{bare}:{port}")
+                };
             }
         }
         if let Some(given) = last(arrival.headers, "x-forwarded-prefix").filter(|given| is_prefix(given)) {
             prefix = given.trim_end_matches('/').to_owned();
         }
     }
-    let scheme = if scheme.eq_ignore_ascii_case("https") { "https" } else { "http" };
+    let scheme = if scheme.eq_ignore_ascii_case("https") {
+        "https"
+    } else {
+        "http"
+    };
     let valid = is_host(&host);
     let name = without_port(&host).to_ascii_lowercase();
     if let Some(url) = &settings.public_url {
-        return Ok(Public { base: url.as_str().trim_end_matches('/').to_owned(), host: if valid { name } else { String::new() } });
+        return Ok(Public {
+            base: url.as_str().trim_end_matches('/').to_owned(),
+            host: if valid { name } else { String::new() },
+        });
     }
     if !valid {
         return Err(());
     }
-    Ok(Public { base: format!("{scheme}://{host}{prefix}"), host: name })
+    Ok(Public {
+        base: format!("{scheme}://{host}{prefix}"),
+        host: name,
+    })
 }
 
 /// The base URL of a host that is bound to a remote: as asked for, whatever the public URL of the rest is.
 pub fn of_bound_host(settings: &Settings, arrival: &Arrival<'_>) -> Option<String> {
-    let free = Settings { public_url: None, ..settings.clone() };
+    let free = Settings {
+        public_url: None,
+        ..settings.clone()
+    };
     of(&free, arrival).ok().map(|public| public.base)
 }
 
@@ -95,8 +125,15 @@ fn is_host(host: &str) -> bool {
     let rest = &host[name.len()..];
     let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
     let name_fits = match name.strip_prefix('[') {
-        Some(v6) => v6.strip_suffix(']').is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
-        None => !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte)),
+        Some(v6) => v6
+            .strip_suffix(']')
+            .is_some_and(|v6| v6.parse::<std::net::Ipv6Addr>().is_ok()),
+        None => {
+            !name.is_empty()
+                && name
+                    .bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+        }
     };
     port && name_fits && host.len() <= 255
 }
@@ -112,7 +149,9 @@ fn is_prefix(prefix: &str) -> bool {
     prefix.starts_with('/')
         && !prefix.starts_with("//")
         && !prefix.contains("..")
-        && prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
+        && prefix
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte))
 }
 
 #[cfg(test)]

@@ -22,7 +22,9 @@ pub enum Ranges {
 
 /// Reads a `Range` value for a representation of `length` bytes.
 pub fn parse(value: &str, length: u64) -> Ranges {
-    let Some((unit, set)) = value.split_once('=') else { return Ranges::Whole };
+    let Some((unit, set)) = value.split_once('=') else {
+        return Ranges::Whole;
+    };
     if !unit.trim().eq_ignore_ascii_case("bytes") {
         return Ranges::Whole;
     }
@@ -37,15 +39,23 @@ pub fn parse(value: &str, length: u64) -> Ranges {
         if asked > MAX_RANGES {
             return Ranges::Whole;
         }
-        let Some((first, last)) = spec.split_once('-') else { return Ranges::Whole };
+        let Some((first, last)) = spec.split_once('-') else {
+            return Ranges::Whole;
+        };
         let (first, last) = (first.trim(), last.trim());
         let range = if first.is_empty() {
-            let Some(suffix) = digits(last) else { return Ranges::Whole };
+            let Some(suffix) = digits(last) else {
+                return Ranges::Whole;
+            };
             (length.saturating_sub(suffix), length)
         } else {
-            let Some(first) = digits(first) else { return Ranges::Whole };
+            let Some(first) = digits(first) else {
+                return Ranges::Whole;
+            };
             let last = if last.is_empty() { Some(u64::MAX) } else { digits(last) };
-            let Some(last) = last.filter(|last| *last >= first) else { return Ranges::Whole };
+            let Some(last) = last.filter(|last| *last >= first) else {
+                return Ranges::Whole;
+            };
             (first, last.saturating_add(1).min(length))
         };
         if range.0 < range.1 {
@@ -59,8 +69,14 @@ pub fn parse(value: &str, length: u64) -> Ranges {
         [] => Ranges::Unsatisfiable,
         [(start, end)] => Ranges::One(*start, *end),
         several => {
-            let sum = several.iter().fold(0u64, |sum, (start, end)| sum.saturating_add(end - start));
-            if sum > length { Ranges::Whole } else { Ranges::Several(ranges) }
+            let sum = several
+                .iter()
+                .fold(0u64, |sum, (start, end)| sum.saturating_add(end - start));
+            if sum > length {
+                Ranges::Whole
+            } else {
+                Ranges::Several(ranges)
+            }
         }
     }
 }
@@ -117,7 +133,9 @@ pub fn evaluate(request: &HeaderMap, etag: Option<&str>, last_modified: Option<&
 
 /// Whether `Range` counts: no `If-Range`, or one that names what is served by a strong validator (section 13.1.5).
 pub fn if_range_holds(request: &HeaderMap, etag: Option<&str>, last_modified: Option<&str>) -> bool {
-    let Some(value) = request.get(header::IF_RANGE) else { return true };
+    let Some(value) = request.get(header::IF_RANGE) else {
+        return true;
+    };
     let Ok(value) = value.to_str() else { return false };
     let value = value.trim();
     if value.starts_with('"') || value.starts_with("W/") {
@@ -127,7 +145,9 @@ pub fn if_range_holds(request: &HeaderMap, etag: Option<&str>, last_modified: Op
 }
 
 fn date(request: &HeaderMap, name: header::HeaderName) -> Option<SystemTime> {
-    request.get(name).and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok())
+    request
+        .get(name)
+        .and_then(|value| httpdate::parse_http_date(value.to_str().ok()?).ok())
 }
 
 fn matches_etag(request: &HeaderMap, name: header::HeaderName, etag: Option<&str>, strong: bool) -> bool {
@@ -190,7 +210,16 @@ mod tests {
             assert_eq!(parse(value, 100), Ranges::Unsatisfiable, "{value}");
         }
         assert_eq!(parse("bytes=-5", 0), Ranges::Unsatisfiable);
-        for value in ["bytes=5-1", "items=0-1", "bytes", "bytes=", "bytes=a-b", "bytes=1", "bytes=--1", "bytes=+1-2"] {
+        for value in [
+            "bytes=5-1",
+            "items=0-1",
+            "bytes",
+            "bytes=",
+            "bytes=a-b",
+            "bytes=1",
+            "bytes=--1",
+            "bytes=+1-2",
+        ] {
             assert_eq!(parse(value, 100), Ranges::Whole, "{value}");
         }
     }
@@ -205,7 +234,10 @@ mod tests {
     }
 
     fn headers(pairs: &[(header::HeaderName, &str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
+            .collect()
     }
 
     #[test]
@@ -218,7 +250,10 @@ mod tests {
         assert_eq!(inm("*"), Condition::NotModified);
         assert_eq!(inm("\"b\""), Condition::Pass);
         // If-None-Match goes before If-Modified-Since.
-        let both = headers(&[(header::IF_NONE_MATCH, "\"b\""), (header::IF_MODIFIED_SINCE, date.unwrap())]);
+        let both = headers(&[
+            (header::IF_NONE_MATCH, "\"b\""),
+            (header::IF_MODIFIED_SINCE, date.unwrap()),
+        ]);
         assert_eq!(evaluate(&both, Some("\"a\""), date), Condition::Pass);
         let ims = headers(&[(header::IF_MODIFIED_SINCE, date.unwrap())]);
         assert_eq!(evaluate(&ims, None, date), Condition::NotModified);
@@ -234,7 +269,13 @@ mod tests {
 
     #[test]
     fn if_range_is_strong() {
-        let with = |value: &str, etag| if_range_holds(&headers(&[(header::IF_RANGE, value)]), Some(etag), Some("Wed, 01 Jan 2025 00:00:00 GMT"));
+        let with = |value: &str, etag| {
+            if_range_holds(
+                &headers(&[(header::IF_RANGE, value)]),
+                Some(etag),
+                Some("Wed, 01 Jan 2025 00:00:00 GMT"),
+            )
+        };
         assert!(with("\"a\"", "\"a\""));
         assert!(!with("W/\"a\"", "W/\"a\""));
         assert!(!with("\"b\"", "\"a\""));

@@ -22,7 +22,11 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(status: u16, detail: impl Into<String>) -> Self {
-        Problem { status, detail: detail.into(), ..Problem::default() }
+        Problem {
+            status,
+            detail: detail.into(),
+            ..Problem::default()
+        }
     }
 
     pub fn at(mut self, remote: &str, path: &str) -> Self {
@@ -48,7 +52,10 @@ pub async fn problem(session: &mut Session, format: Option<&dyn Format>, problem
             let body = json!({"detail": problem.detail, "remote": problem.remote, "path": problem.path});
             ("application/json", body.to_string())
         });
-    let mut headers = vec![(header::CONTENT_TYPE, content_type.to_owned()), (header::CACHE_CONTROL, "no-store".to_owned())];
+    let mut headers = vec![
+        (header::CONTENT_TYPE, content_type.to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
     headers.extend(problem.headers);
     send(session, problem.status, headers, body.into()).await
 }
@@ -68,8 +75,10 @@ fn described(problem: &Problem) -> String {
 pub async fn json(session: &mut Session, status: u16, value: &serde_json::Value) -> Result<()> {
     let mut body = value.to_string();
     body.push('\n');
-    let headers =
-        vec![(header::CONTENT_TYPE, "application/json".to_owned()), (header::CACHE_CONTROL, "no-store".to_owned())];
+    let headers = vec![
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
     send(session, status, headers, body.into()).await
 }
 
@@ -82,7 +91,10 @@ pub async fn send(session: &mut Session, status: u16, headers: Vec<(HeaderName, 
     for (name, value) in headers {
         response.insert_header(name, crate::headers::value(&value))?;
     }
-    response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    // RFC 9110 section 8.6: a 204 has none.
+    if status != 204 {
+        response.insert_header(header::CONTENT_LENGTH, body.len())?;
+    }
     let header_only = session.req_header().method == Method::HEAD || status == 304 || status == 204 || body.is_empty();
     session.write_response_header(Box::new(response), header_only).await?;
     if !header_only {
@@ -101,13 +113,13 @@ pub async fn answer(
     format: &dyn Format,
     (remote, path): (&str, &str),
     answer: &Answer,
-    cache_status: &str,
+    (source, cache_status): (&str, &str),
 ) -> Result<()> {
     let mut headers: Vec<(HeaderName, String)> =
         vec![(HeaderName::from_static("cache-status"), cache_status.to_owned())];
-    headers.push((HeaderName::from_static("x-artifact-source"), "remote".to_owned()));
-    if let Some(seconds) = answer.retry_after {
-        headers.push((header::RETRY_AFTER, seconds.to_string()));
+    headers.push((HeaderName::from_static("x-artifact-source"), source.to_owned()));
+    if let Some(retry_after) = &answer.retry_after {
+        headers.push((header::RETRY_AFTER, retry_after.clone()));
     }
     if answer.status >= 400 {
         let detail = match &answer.reason {
@@ -128,7 +140,10 @@ pub async fn answer(
 }
 
 fn upstream_said(status: u16) -> String {
-    let reason = http::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("");
+    let reason = http::StatusCode::from_u16(status)
+        .ok()
+        .and_then(|status| status.canonical_reason())
+        .unwrap_or("");
     let hint = match status {
         401 => "; set `username` and `password` on the remote, or correct them",
         403 => "; upstream refuses it to this proxy",

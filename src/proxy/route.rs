@@ -10,10 +10,20 @@ const REMOTE_PREFIX: &str = "/api/v1/remote/";
 #[derive(Debug, Clone)]
 pub enum Route {
     /// An artifact: the raw path below the remote, as received.
-    Artifact { remote: Arc<Remote>, raw: Vec<u8>, query: Option<String>, bound_host: bool },
+    Artifact {
+        remote: Arc<Remote>,
+        raw: Vec<u8>,
+        query: Option<String>,
+        bound_host: bool,
+    },
     /// The Docker registry API.
-    Registry { path: String },
-    UnknownRemote { name: String, path: String },
+    Registry {
+        path: String,
+    },
+    UnknownRemote {
+        name: String,
+        path: String,
+    },
     Endpoint(Endpoint),
     NotFound,
 }
@@ -28,29 +38,55 @@ pub enum Endpoint {
     Config,
     Metrics,
     Flush,
-    Artifacts { query: Option<String> },
-    Artifact { remote: String, raw: Vec<u8>, query: Option<String> },
+    Artifacts {
+        query: Option<String>,
+    },
+    Artifact {
+        remote: String,
+        raw: Vec<u8>,
+        query: Option<String>,
+    },
 }
 
 /// Reads a request target in origin form (the authority already taken off) for `host`.
 pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
-        Some(at) => (&target[..at], Some(String::from_utf8_lossy(&target[at + 1..]).into_owned())),
+        Some(at) => (
+            &target[..at],
+            Some(String::from_utf8_lossy(&target[at + 1..]).into_owned()),
+        ),
         None => (target, None),
     };
     if let Some(remote) = config.hosts.get(host) {
-        return Route::Artifact { remote: Arc::clone(remote), raw: path.to_vec(), query, bound_host: true };
+        return Route::Artifact {
+            remote: Arc::clone(remote),
+            raw: path.to_vec(),
+            query,
+            bound_host: true,
+        };
     }
     if let Some((name, rest)) = below(path, REMOTE_PREFIX) {
         let name = String::from_utf8_lossy(name).into_owned();
         return match config.remotes.get(&name) {
-            Some(remote) => Route::Artifact { remote: Arc::clone(remote), raw: rest.to_vec(), query, bound_host: false },
-            None => Route::UnknownRemote { name, path: String::from_utf8_lossy(rest).into_owned() },
+            Some(remote) => Route::Artifact {
+                remote: Arc::clone(remote),
+                raw: rest.to_vec(),
+                query,
+                bound_host: false,
+            },
+            None => Route::UnknownRemote {
+                name,
+                path: String::from_utf8_lossy(rest).into_owned(),
+            },
         };
     }
     if let Some((remote, raw)) = below(path, "/api/v1/artifacts/") {
         let remote = String::from_utf8_lossy(remote).into_owned();
-        return Route::Endpoint(Endpoint::Artifact { remote, raw: raw.to_vec(), query });
+        return Route::Endpoint(Endpoint::Artifact {
+            remote,
+            raw: raw.to_vec(),
+            query,
+        });
     }
     match path {
         b"/" => Route::Endpoint(Endpoint::Root),
@@ -62,7 +98,9 @@ pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         b"/cache/flush" => Route::Endpoint(Endpoint::Flush),
         b"/api/v1/artifacts" | b"/api/v1/artifacts/" => Route::Endpoint(Endpoint::Artifacts { query }),
         b"/v2" => Route::Registry { path: String::new() },
-        path if path.starts_with(b"/v2/") => Route::Registry { path: String::from_utf8_lossy(&path[4..]).into_owned() },
+        path if path.starts_with(b"/v2/") => Route::Registry {
+            path: String::from_utf8_lossy(&path[4..]).into_owned(),
+        },
         _ => Route::NotFound,
     }
 }

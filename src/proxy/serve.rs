@@ -68,7 +68,10 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         Condition::Pass => {}
     }
     let length = object.length();
-    let ranges = match (request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()), length) {
+    let ranges = match (
+        request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()),
+        length,
+    ) {
         (Some(range), Some(length))
             if request.method == Method::GET
                 && range::if_range_holds(&request.headers, etag.as_deref(), last_modified) =>
@@ -115,7 +118,10 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         write(session, piece, whole == Some(sent)).await?;
     }
     if whole.is_some_and(|whole| sent != whole) {
-        return Err(Error::explain(ErrorType::ReadError, "a stored object is shorter than it says"));
+        return Err(Error::explain(
+            ErrorType::ReadError,
+            "a stored object is shorter than it says",
+        ));
     }
     if whole.is_none() {
         session.write_response_body(None, true).await?;
@@ -124,7 +130,10 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
 }
 
 async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
-    reader.next().await.map_err(|error| Error::because(ErrorType::ReadError, "reading what is served", error))
+    reader
+        .next()
+        .await
+        .map_err(|error| Error::because(ErrorType::ReadError, "reading what is served", error))
 }
 
 async fn write(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()> {
@@ -175,7 +184,12 @@ fn cache_control(dress: &Dress<'_>) -> HeaderValue {
 async fn not_modified(session: &mut Session, mut response: Box<ResponseHeader>) -> Result<u64> {
     response.set_status(304)?;
     // RFC 9110 section 15.4.5: what describes the content is not repeated.
-    for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_DISPOSITION] {
+    for name in [
+        header::CONTENT_TYPE,
+        header::CONTENT_ENCODING,
+        header::CONTENT_LANGUAGE,
+        header::CONTENT_DISPOSITION,
+    ] {
         response.remove_header(&name);
     }
     session.write_response_header(response, true).await?;
@@ -198,8 +212,12 @@ async fn several(
 ) -> Result<u64> {
     let length = object.length().unwrap_or(0);
     let boundary = format!("artifactapi-{:016x}", object.id);
-    let content_type =
-        response.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("").to_owned();
+    let content_type = response
+        .headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("")
+        .to_owned();
     let heads: Vec<String> = ranges
         .iter()
         .enumerate()
@@ -214,7 +232,10 @@ async fn several(
         + ranges.iter().map(|(start, end)| end - start).sum::<u64>()
         + tail.len() as u64;
     response.set_status(206)?;
-    response.insert_header(header::CONTENT_TYPE, format!("multipart/byteranges; boundary={boundary}"))?;
+    response.insert_header(
+        header::CONTENT_TYPE,
+        format!("multipart/byteranges; boundary={boundary}"),
+    )?;
     response.insert_header(header::CONTENT_LENGTH, sum)?;
     session.write_response_header(response, false).await?;
     for (head, (start, end)) in heads.into_iter().zip(ranges) {
@@ -226,7 +247,10 @@ async fn several(
             write(session, piece, false).await?;
         }
         if sent != end - start {
-            return Err(Error::explain(ErrorType::ReadError, "a stored object is shorter than it says"));
+            return Err(Error::explain(
+                ErrorType::ReadError,
+                "a stored object is shorter than it says",
+            ));
         }
     }
     session.write_response_body(Some(tail.into()), true).await?;
@@ -237,14 +261,14 @@ async fn several(
 /// condition while length or validator are not known yet.
 pub fn needs_whole(session: &Session, object: &Object) -> bool {
     let request = session.req_header();
-    let conditional = [
-        header::IF_NONE_MATCH,
-        header::IF_MATCH,
-        header::IF_RANGE,
-    ]
-    .iter()
-    .any(|name| request.headers.contains_key(name));
+    let conditional = [header::IF_NONE_MATCH, header::IF_MATCH, header::IF_RANGE]
+        .iter()
+        .any(|name| request.headers.contains_key(name));
     let length_unknown = object.length().is_none();
+    // RFC 9112 section 6.1: no chunks to HTTP/1.0, and an end that only closes the connection would look like a cut.
+    if length_unknown && request.version == http::Version::HTTP_10 {
+        return true;
+    }
     (length_unknown && (request.method == Method::HEAD || request.headers.contains_key(header::RANGE)))
         || (conditional && object.etag().is_none())
 }

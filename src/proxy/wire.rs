@@ -21,7 +21,10 @@ pub fn check(session: &Session) -> Result<(), &'static str> {
 
 /// Looks at a request's head as it was received.
 fn check_head(raw: &[u8]) -> Result<(), &'static str> {
-    let end = raw.windows(4).position(|four| four == b"\r\n\r\n").map_or(raw.len(), |at| at + 2);
+    let end = raw
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .map_or(raw.len(), |at| at + 2);
     let head = &raw[..end];
     let mut previous = 0;
     for byte in head {
@@ -36,19 +39,26 @@ fn check_head(raw: &[u8]) -> Result<(), &'static str> {
         }
         previous = *byte;
     }
-    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut lines = head
+        .split(|byte| *byte == b'\n')
+        .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let request_line = lines.next().unwrap_or(&[]);
     if request_line.iter().filter(|byte| **byte == b' ').count() != 2 {
         return Err("the request line is not `method target version`");
     }
-    let (mut lengths, mut encodings) = (0, 0);
+    let (mut lengths, mut encodings, mut hosts) = (0, 0, 0);
     for line in lines {
         let name = line.split(|byte| *byte == b':').next().unwrap_or(&[]);
         if name.eq_ignore_ascii_case(b"content-length") {
             lengths += 1;
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             encodings += 1;
+        } else if name.eq_ignore_ascii_case(b"host") {
+            hosts += 1;
         }
+    }
+    if hosts > 1 {
+        return Err("the request has more than one Host header");
     }
     if lengths > 1 {
         return Err("the request has more than one Content-Length");
@@ -94,6 +104,7 @@ mod tests {
             b"POST /a HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"POST /a HTTP/1.1\r\nContent-Length: 1\r\ncontent-length: 1\r\n\r\n",
             b"GET /a HTTP/1.1\r\nX: a\rb\r\n\r\n",
+            b"GET /a HTTP/1.1\r\nHost: a\r\nhost: b\r\n\r\n",
         ] {
             assert!(check_head(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }

@@ -34,7 +34,10 @@ pub fn private_kind(ip: IpAddr) -> Option<&'static str> {
 /// RFC 6052: the well-known prefix holds an IPv4 address in its last 32 bits.
 fn nat64(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let segments = v6.segments();
-    (segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0]).then(|| {
+    let well_known = segments[..6] == [0x64, 0xff9b, 0, 0, 0, 0];
+    // RFC 8215: for local use; its operators choose where the address is, mostly at the end too.
+    let local = segments[..3] == [0x64, 0xff9b, 1];
+    (well_known || local).then(|| {
         let [a, b] = segments[6].to_be_bytes();
         let [c, d] = segments[7].to_be_bytes();
         Ipv4Addr::new(a, b, c, d)
@@ -89,7 +92,11 @@ fn matches_ip(entry: &str, ip: IpAddr, url: &Url) -> bool {
         return address == ip;
     }
     let (name, port) = split_port(entry);
-    port == url.port_or_known_default() && name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|entry| entry == ip)
+    port == url.port_or_known_default()
+        && name
+            .trim_matches(['[', ']'])
+            .parse::<IpAddr>()
+            .is_ok_and(|entry| entry == ip)
 }
 
 fn split_port(entry: &str) -> (&str, Option<u16>) {
@@ -126,10 +133,17 @@ mod tests {
             "::ffff:10.0.0.1",
             "64:ff9b::a00:1",
             "64:ff9b::7f00:1",
+            "64:ff9b:1::a00:1",
         ] {
             assert!(private_kind(text.parse().unwrap()).is_some(), "{text}");
         }
-        for text in ["1.1.1.1", "100.128.0.1", "172.32.0.1", "2606:4700::1111", "64:ff9b::101:101"] {
+        for text in [
+            "1.1.1.1",
+            "100.128.0.1",
+            "172.32.0.1",
+            "2606:4700::1111",
+            "64:ff9b::101:101",
+        ] {
             assert_eq!(private_kind(text.parse().unwrap()), None, "{text}");
         }
     }

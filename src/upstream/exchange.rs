@@ -5,8 +5,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -14,12 +13,12 @@ use http::{HeaderName, Method, header};
 use pingora_core::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
-use tokio::sync::Notify;
 use url::Url;
 
 use super::tunnel::{self, Tunnel};
 use super::{ResolveError, Upstream, address, listed, same_origin};
 use crate::config::Remote;
+use crate::deadline::Deadline;
 
 /// Redirects followed for one question.
 const MAX_REDIRECTS: u8 = 10;
@@ -33,13 +32,17 @@ pub struct Failure {
     /// For the client: 502, 503 or 504.
     pub status: u16,
     pub reason: String,
-    /// Upstream could not be reached or did not answer: a stored copy may be served instead (spec section 3).
+    /// Upstream could not be reached or did not answer: a stored copy may be served instead.
     pub unreachable: bool,
 }
 
 impl Failure {
     fn refused(reason: impl Into<String>) -> Self {
-        Failure { status: 502, reason: reason.into(), unreachable: false }
+        Failure {
+            status: 502,
+            reason: reason.into(),
+            unreachable: false,
+        }
     }
 }
 
@@ -53,63 +56,10 @@ pub struct Ask {
     pub gzip: bool,
     /// Sent as they are: what a passed-by request brings along (`Range`, `Content-Type` of a POST …).
     pub headers: Vec<(HeaderName, http::HeaderValue)>,
+    /// The whole length that a range must be part of.
+    pub total: Option<u64>,
     /// Keep the `If-None-Match` and `If-Modified-Since` that Pingora's cache put in.
     pub conditional: bool,
-}
-
-/// When the current wait for upstream ends; 0 while nothing is waited for. Milliseconds since the exchange began.
-#[derive(Debug)]
-pub struct Deadline {
-    start: Instant,
-    at: AtomicU64,
-    /// Told when the deadline comes nearer, so that whoever sleeps until it need not look every now and then.
-    nearer: Notify,
-}
-
-impl Default for Deadline {
-    fn default() -> Self {
-        Deadline { start: Instant::now(), at: AtomicU64::new(0), nearer: Notify::new() }
-    }
-}
-
-impl Deadline {
-    fn set(&self, wait: Duration) {
-        let at = (self.start.elapsed() + wait).as_millis().max(1) as u64;
-        let before = self.at.swap(at, Relaxed);
-        if before == 0 || at < before {
-            self.nearer.notify_one();
-        }
-    }
-
-    /// Returns when the deadline has passed; `limit` bounds the waiting while there is none.
-    pub async fn passed(&self, limit: Duration) {
-        let without = Instant::now();
-        loop {
-            let wait = match self.left() {
-                Some(left) if left.is_zero() => return,
-                Some(left) => left,
-                None => match limit.checked_sub(without.elapsed()) {
-                    Some(left) => left,
-                    None => return,
-                },
-            };
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = self.nearer.notified() => {}
-            }
-        }
-    }
-
-    pub fn clear(&self) {
-        self.at.store(0, Relaxed);
-    }
-    /// How long until the deadline: `None` if there is none now, zero if it has passed.
-    pub fn left(&self) -> Option<Duration> {
-        match self.at.load(Relaxed) {
-            0 => None,
-            at => Some(Duration::from_millis(at).saturating_sub(self.start.elapsed())),
-        }
-    }
 }
 
 /// The state of one question.
@@ -120,6 +70,8 @@ pub struct Exchange {
     ask: Ask,
     /// Where the question is now.
     url: Url,
+    /// The query of `url` as it was asked, until a redirect leads elsewhere.
+    query: Option<String>,
     redirects: u8,
     addresses: Vec<SocketAddr>,
     tried: usize,
@@ -135,12 +87,19 @@ impl Exchange {
             upstream,
             ask,
             url,
+            query: None,
             redirects: 0,
             addresses: Vec::new(),
             tried: 0,
             deadline: Arc::default(),
             failure: None,
         }
+    }
+
+    /// Sends `query` to the letter.
+    pub fn with_query(mut self, query: Option<String>) -> Self {
+        self.query = query;
+        self
     }
 
     /// Where the answer comes from, after the redirects followed so far.
@@ -165,7 +124,12 @@ impl Exchange {
     pub async fn peer(&mut self) -> Result<Box<HttpPeer>> {
         let timeouts = self.remote.timeouts;
         let tls = self.url.scheme() == "https";
-        let host = self.url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let host = self
+            .url
+            .host_str()
+            .unwrap_or_default()
+            .trim_matches(['[', ']'])
+            .to_owned();
         let port = self.url.port_or_known_default().unwrap_or(if tls { 443 } else { 80 });
         let proxy = self.upstream.proxy_for(&self.remote, &self.url).cloned();
         if self.addresses.is_empty() {
@@ -206,8 +170,17 @@ impl Exchange {
         if let Some(proxy) = proxy {
             if tls {
                 format!("{host}:{port}").hash(&mut group);
-                let authority = if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
-                options.custom_l4 = Some(Arc::new(Tunnel { proxy, address, authority, limit: timeouts.connect }));
+                let authority = if host.contains(':') {
+                    format!("[{host}]:{port}")
+                } else {
+                    format!("{host}:{port}")
+                };
+                options.custom_l4 = Some(Arc::new(Tunnel {
+                    proxy,
+                    address,
+                    authority,
+                    limit: timeouts.connect,
+                }));
             } else {
                 "absolute form".hash(&mut group);
             }
@@ -218,11 +191,24 @@ impl Exchange {
     }
 
     async fn resolve(&mut self, host: &str, what: &str) -> Result<Vec<IpAddr>> {
-        match self.upstream.resolver.addresses(host, self.remote.timeouts.connect).await {
+        match self
+            .upstream
+            .resolver
+            .addresses(host, self.remote.timeouts.connect)
+            .await
+        {
             Ok(found) => Ok(found),
             Err(error) => {
-                let status = if matches!(error, ResolveError::TimedOut { .. }) { 504 } else { 502 };
-                Err(self.fail(Failure { status, reason: format!("{what}: {error}"), unreachable: true }))
+                let status = if matches!(error, ResolveError::TimedOut { .. }) {
+                    504
+                } else {
+                    502
+                };
+                Err(self.fail(Failure {
+                    status,
+                    reason: format!("{what}: {error}"),
+                    unreachable: true,
+                }))
             }
         }
     }
@@ -271,8 +257,15 @@ impl Exchange {
     }
 
     async fn base_is_private(&self) -> bool {
-        let Some(host) = self.remote.base_url.as_ref().and_then(|base| base.host_str()) else { return false };
-        match self.upstream.resolver.addresses(host, self.remote.timeouts.connect).await {
+        let Some(host) = self.remote.base_url.as_ref().and_then(|base| base.host_str()) else {
+            return false;
+        };
+        match self
+            .upstream
+            .resolver
+            .addresses(host, self.remote.timeouts.connect)
+            .await
+        {
             Ok(found) => found.iter().any(|ip| address::private_kind(*ip).is_some()),
             Err(_) => false,
         }
@@ -295,7 +288,7 @@ impl Exchange {
         }
         request.set_method(self.ask.method.clone());
         let mut target = self.url.path().to_owned();
-        if let Some(query) = self.url.query() {
+        if let Some(query) = self.query.as_deref().or(self.url.query()) {
             target.push('?');
             target.push_str(query);
         }
@@ -319,7 +312,12 @@ impl Exchange {
         for (name, value) in &self.ask.headers {
             request.insert_header(name.clone(), value.clone())?;
         }
-        if self.remote.base_url.as_ref().is_some_and(|base| same_origin(base, &self.url)) {
+        if self
+            .remote
+            .base_url
+            .as_ref()
+            .is_some_and(|base| same_origin(base, &self.url))
+        {
             if let Some(credentials) = &self.remote.credentials {
                 let pair = format!("{}:{}", credentials.username, credentials.password.reveal());
                 request.insert_header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(pair)))?;
@@ -345,29 +343,49 @@ impl Exchange {
         self.deadline.set(self.remote.timeouts.idle);
         let followed = matches!(status, 301 | 302 | 303 | 307 | 308);
         if followed && matches!(self.ask.method, Method::GET | Method::HEAD) {
-            let location = response.headers.get(header::LOCATION).map(|value| value.as_bytes().to_vec());
+            let location = response
+                .headers
+                .get(header::LOCATION)
+                .map(|value| value.as_bytes().to_vec());
             let target = self.redirect_target(location).map_err(|failure| self.fail(failure))?;
             self.redirects += 1;
             if self.redirects > MAX_REDIRECTS {
-                return Err(self.fail(Failure::refused(format!("upstream redirected more than {MAX_REDIRECTS} times"))));
+                return Err(self.fail(Failure::refused(format!(
+                    "upstream redirected more than {MAX_REDIRECTS} times"
+                ))));
             }
             tracing::debug!(remote = %self.remote.name, from = %self.url, to = %target, "following a redirect");
             self.url = target;
+            self.query = None;
             self.addresses.clear();
             let mut error = Error::explain(REDIRECT, "following a redirect").into_up();
             error.set_retry(true);
             return Err(error);
         }
+        if status == 407 {
+            return Err(self.fail(Failure {
+                status: 502,
+                reason: "the outbound proxy wants other credentials; correct those in its URL".to_owned(),
+                unreachable: true,
+            }));
+        }
         if status == 304 && !self.ask.conditional {
-            return Err(self.fail(Failure::refused("upstream answered 304 to a request without conditions")));
+            return Err(self.fail(Failure::refused(
+                "upstream answered 304 to a request without conditions",
+            )));
         }
         let asked_range = self.ask.headers.iter().find(|(name, _)| *name == header::RANGE);
         if status == 206 {
             let Some((_, range)) = asked_range else {
                 return Err(self.fail(Failure::refused("upstream answered 206 to a request without a range")));
             };
-            let content_range = response.headers.get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
-            if !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
+            let content_range = response
+                .headers
+                .get(header::CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok());
+            let total = content_range.and_then(|value| value.rsplit_once('/')?.1.trim().parse::<u64>().ok());
+            let other = self.ask.total.is_some() && total != self.ask.total;
+            if other || !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
                 return Err(self.fail(Failure::refused("upstream answered another range than was asked for")));
             }
         }
@@ -378,19 +396,23 @@ impl Exchange {
         let location = location.ok_or_else(|| Failure::refused("upstream redirected without saying where"))?;
         let location = String::from_utf8(location)
             .map_err(|_| Failure::refused("upstream redirected to something that is not a URL"))?;
-        let mut target = self
-            .url
-            .join(location.trim())
-            .map_err(|error| Failure::refused(format!("upstream redirected to something that is not a URL: {error}")))?;
+        let mut target = self.url.join(location.trim()).map_err(|error| {
+            Failure::refused(format!("upstream redirected to something that is not a URL: {error}"))
+        })?;
         target.set_fragment(None);
         match (self.url.scheme(), target.scheme()) {
             (_, "https") | ("http", "http") => {}
             (_, "http") => {
-                let reason = format!("upstream redirected from https to {}, which is not followed", shown(&target));
+                let reason = format!(
+                    "upstream redirected from https to {}, which is not followed",
+                    shown(&target)
+                );
                 return Err(Failure::refused(reason));
             }
             (_, other) => {
-                return Err(Failure::refused(format!("upstream redirected to a {other} URL, which is not followed")));
+                return Err(Failure::refused(format!(
+                    "upstream redirected to a {other} URL, which is not followed"
+                )));
             }
         }
         // User and password in a Location are somebody's mistake or trap, never ours to send.
@@ -448,24 +470,41 @@ impl Exchange {
             ErrorType::ConnectTimedout
             | ErrorType::TLSHandshakeTimedout
             | ErrorType::ReadTimedout
-            | ErrorType::WriteTimedout => {
-                Failure { status: 504, reason: format!("{host} did not answer in time ({what})"), unreachable: true }
-            }
-            ErrorType::HTTPStatus(status) => {
-                Failure { status: *status, reason: format!("{host}: {what}"), unreachable: false }
-            }
-            _ if error.esource() == &ErrorSource::Upstream => {
-                Failure { status: 502, reason: format!("{host} cannot be reached ({what})"), unreachable: true }
-            }
-            _ => Failure { status: 502, reason: format!("asking {host} failed ({what})"), unreachable: false },
+            | ErrorType::WriteTimedout => Failure {
+                status: 504,
+                reason: format!("{host} did not answer in time ({what})"),
+                unreachable: true,
+            },
+            ErrorType::HTTPStatus(status) => Failure {
+                status: *status,
+                reason: format!("{host}: {what}"),
+                unreachable: false,
+            },
+            _ if error.esource() == &ErrorSource::Upstream => Failure {
+                status: 502,
+                reason: format!("{host} cannot be reached ({what})"),
+                unreachable: true,
+            },
+            _ => Failure {
+                status: 502,
+                reason: format!("asking {host} failed ({what})"),
+                unreachable: false,
+            },
         }
     }
 
     /// What a passed deadline means.
     pub fn timed_out(remote: &Remote, url: &Url) -> Failure {
         let host = url.host_str().unwrap_or_default();
-        let reason = format!("{host} did not answer within {} s", remote.timeouts.first_byte.as_secs_f32());
-        Failure { status: 504, reason, unreachable: true }
+        let reason = format!(
+            "{host} did not answer within {} s",
+            remote.timeouts.first_byte.as_secs_f32()
+        );
+        Failure {
+            status: 504,
+            reason,
+            unreachable: true,
+        }
     }
 }
 
@@ -482,29 +521,40 @@ fn describe(error: &Error) -> String {
 }
 
 /// A URL for people: without what may be a secret in its query.
-fn shown(url: &Url) -> String {
-    format!("{}://{}{}", url.scheme(), url.host_str().unwrap_or_default(), url.path())
+pub fn shown(url: &Url) -> String {
+    format!(
+        "{}://{}{}",
+        url.scheme(),
+        url.host_str().unwrap_or_default(),
+        url.path()
+    )
 }
 
 /// Whether `Content-Range: bytes a-b/len` is what `Range: bytes=…` asked for. Several ranges are not asked upstream.
 fn range_matches(asked: &str, got: &str) -> bool {
-    let Some(asked) = asked.strip_prefix("bytes=") else { return false };
-    let Some((got, length)) = got.strip_prefix("bytes ").and_then(|got| got.split_once('/')) else { return false };
-    let Some((got_start, got_end)) = got.split_once('-') else { return false };
+    let Some(asked) = asked.strip_prefix("bytes=") else {
+        return false;
+    };
+    let Some((got, length)) = got.strip_prefix("bytes ").and_then(|got| got.split_once('/')) else {
+        return false;
+    };
+    let Some((got_start, got_end)) = got.split_once('-') else {
+        return false;
+    };
     let (Ok(got_start), Ok(got_end)) = (got_start.trim().parse::<u64>(), got_end.trim().parse::<u64>()) else {
         return false;
     };
     let length = length.trim().parse::<u64>().ok();
     match asked.split_once('-') {
         Some(("", suffix)) => match (suffix.parse::<u64>(), length) {
-            (Ok(suffix), Some(length)) => got_start == length.saturating_sub(suffix) && got_end + 1 == length,
+            (Ok(suffix), Some(length)) => got_start == length.saturating_sub(suffix) && got_end.saturating_add(1) == length,
             _ => false,
         },
         Some((start, end)) => {
             start.parse() == Ok(got_start)
                 && match end.parse::<u64>() {
-                    Ok(end) => got_end <= end && (got_end == end || length.is_some_and(|length| got_end + 1 == length)),
-                    Err(_) => end.is_empty() && length.is_none_or(|length| got_end + 1 == length),
+                    Ok(end) => got_end <= end && (got_end == end || length.is_some_and(|length| got_end.saturating_add(1) == length)),
+                    Err(_) => end.is_empty() && length.is_none_or(|length| got_end.saturating_add(1) == length),
                 }
         }
         None => false,

@@ -7,25 +7,26 @@ mod resolver;
 mod tunnel;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-pub use exchange::{Ask, Deadline, Exchange, Failure};
+pub use exchange::{Ask, Exchange, Failure, shown};
 pub use resolver::{ResolveError, Resolver};
 
 use crate::config::{Config, FileHost, OutboundProxies, ProxyUrl, Remote};
 
 /// How long a fetch may wait for one of the concurrent places before it is given up.
-const QUEUE_LIMIT: Duration = Duration::from_secs(120);
+const QUEUE_LIMIT: Duration = Duration::from_secs(600);
 
 /// What all fetches share.
 #[derive(Debug)]
 pub struct Upstream {
     pub resolver: Resolver,
     outbound: OutboundProxies,
-    places: Arc<Semaphore>,
+    /// For fills, and for what passes by: slow clients of the latter must not keep the former from starting.
+    places: [Arc<Semaphore>; 2],
     user_agent: String,
 }
 
@@ -38,27 +39,39 @@ impl Upstream {
             Some(url) => format!("artifactapi/{version} (+{url})"),
             None => format!("artifactapi/{version} (caching proxy)"),
         };
+        let limit = config.settings.upstream.max_concurrent.clamp(1, Semaphore::MAX_PERMITS);
         Ok(Upstream {
             resolver: Resolver::new(&config.settings.resolver)?,
             outbound: config.settings.outbound.clone(),
-            places: Arc::new(Semaphore::new(config.settings.upstream.max_concurrent.clamp(1, Semaphore::MAX_PERMITS))),
+            places: [Arc::new(Semaphore::new(limit)), Arc::new(Semaphore::new(limit))],
             user_agent,
         })
     }
 
-    /// Waits for one of the concurrent places.
+    /// Waits for one of the concurrent places for fills.
     ///
     /// # Errors
-    /// None became free within two minutes.
+    /// None became free within ten minutes.
     pub async fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let waited = Instant::now();
-        match tokio::time::timeout(QUEUE_LIMIT, Arc::clone(&self.places).acquire_owned()).await {
+        self.wait(&self.places[0]).await
+    }
+
+    /// Waits for one of the concurrent places for what passes by.
+    ///
+    /// # Errors
+    /// None became free within ten minutes.
+    pub async fn place_to_pass(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.wait(&self.places[1]).await
+    }
+
+    async fn wait(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
+        match tokio::time::timeout(QUEUE_LIMIT, Arc::clone(places).acquire_owned()).await {
             Ok(Ok(permit)) => Ok(permit),
             _ => Err(Failure {
                 status: 503,
                 reason: format!(
                     "all upstream connections were busy for {} s; try again, or raise upstream.max_concurrent",
-                    waited.elapsed().as_secs()
+                    QUEUE_LIMIT.as_secs()
                 ),
                 unreachable: false,
             }),
@@ -70,8 +83,16 @@ impl Upstream {
         if let Some(own) = &remote.proxy {
             return Some(own);
         }
-        let proxy = if url.scheme() == "https" { self.outbound.https.as_ref() } else { self.outbound.http.as_ref() }?;
-        let exempt = self.outbound.no_proxy.iter().any(|entry| address::matches_no_proxy(entry, url));
+        let proxy = if url.scheme() == "https" {
+            self.outbound.https.as_ref()
+        } else {
+            self.outbound.http.as_ref()
+        }?;
+        let exempt = self
+            .outbound
+            .no_proxy
+            .iter()
+            .any(|entry| address::matches_no_proxy(entry, url));
         (!exempt).then_some(proxy)
     }
 }
@@ -85,7 +106,12 @@ pub fn same_origin(a: &Url, b: &Url) -> bool {
 pub fn listed(hosts: &[FileHost], url: &Url) -> bool {
     hosts.iter().any(|entry| {
         entry.scheme == url.scheme()
-            && url.host_str().is_some_and(|host| host.eq_ignore_ascii_case(&entry.host))
-            && entry.port.or(if entry.scheme == "https" { Some(443) } else { Some(80) }) == url.port_or_known_default()
+            && url
+                .host_str()
+                .is_some_and(|host| host.eq_ignore_ascii_case(&entry.host))
+            && entry
+                .port
+                .or(if entry.scheme == "https" { Some(443) } else { Some(80) })
+                == url.port_or_known_default()
     })
 }

@@ -40,9 +40,10 @@ impl Resolver {
                 // A machine without /etc/resolv.conf still has its hosts file and literal addresses.
                 Err(error) => {
                     tracing::warn!(%error, "the system's resolver configuration cannot be read: only addresses and the hosts file work");
-                    let config = ResolverConfig::from_name_servers(vec![NameServerConfig::udp_and_tcp(
-                        IpAddr::from([127, 0, 0, 1]),
-                    )]);
+                    let config =
+                        ResolverConfig::from_name_servers(vec![NameServerConfig::udp_and_tcp(IpAddr::from([
+                            127, 0, 0, 1,
+                        ]))]);
                     TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
                 }
             }
@@ -61,7 +62,9 @@ impl Resolver {
         options.cache_size = 4096;
         options.negative_max_ttl = Some(Duration::from_secs(10));
         options.positive_max_ttl = Some(Duration::from_secs(3600));
-        Ok(Resolver { inner: builder.build().map_err(|error| setup(&error))? })
+        Ok(Resolver {
+            inner: builder.build().map_err(|error| setup(&error))?,
+        })
     }
 
     /// All addresses of `host`, a name or a literal (IPv6 with or without brackets).
@@ -73,15 +76,25 @@ impl Resolver {
             return Ok(vec![literal]);
         }
         // A trailing dot: the name is whole, no search domain may be tried.
-        let name = if host.ends_with('.') || !host.contains('.') { host.to_owned() } else { format!("{host}.") };
+        let name = if host.ends_with('.') || !host.contains('.') {
+            host.to_owned()
+        } else {
+            format!("{host}.")
+        };
         let lookup = tokio::time::timeout(limit, self.inner.lookup_ip(name.as_str())).await;
         match lookup {
             Err(_) => Err(ResolveError::TimedOut { host: host.to_owned() }),
-            Ok(Err(error)) => Err(ResolveError::Name { host: host.to_owned(), reason: error.to_string() }),
+            Ok(Err(error)) => Err(ResolveError::Name {
+                host: host.to_owned(),
+                reason: error.to_string(),
+            }),
             Ok(Ok(found)) => {
                 let addresses: Vec<IpAddr> = found.iter().collect();
                 if addresses.is_empty() {
-                    return Err(ResolveError::Name { host: host.to_owned(), reason: "it has no address".to_owned() });
+                    return Err(ResolveError::Name {
+                        host: host.to_owned(),
+                        reason: "it has no address".to_owned(),
+                    });
                 }
                 Ok(addresses)
             }

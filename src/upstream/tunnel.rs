@@ -30,7 +30,10 @@ pub struct Tunnel {
 
 /// The value of `Proxy-Authorization`.
 pub fn authorization(proxy: &ProxyUrl) -> Option<String> {
-    proxy.credentials.as_ref().map(|credentials| format!("Basic {}", STANDARD.encode(credentials.reveal())))
+    proxy
+        .credentials
+        .as_ref()
+        .map(|credentials| format!("Basic {}", STANDARD.encode(credentials.reveal())))
 }
 
 #[async_trait]
@@ -50,8 +53,12 @@ impl L4Connect for Tunnel {
 impl Tunnel {
     async fn open(&self) -> Result<Stream> {
         let broken = |error: std::io::Error| {
-            Error::because(ErrorType::ConnectError, format!("talking to the outbound proxy {:?}", self.proxy), error)
-                .into_up()
+            Error::because(
+                ErrorType::ConnectError,
+                format!("talking to the outbound proxy {:?}", self.proxy),
+                error,
+            )
+            .into_up()
         };
         let mut socket = TcpStream::connect(self.address).await.map_err(broken)?;
         let _ = socket.set_nodelay(true);
@@ -83,7 +90,10 @@ impl Tunnel {
     fn refused(&self, why: &str) -> Box<Error> {
         Error::explain(
             ErrorType::ConnectProxyFailure,
-            format!("the outbound proxy {:?} opened no tunnel to {}: {why}", self.proxy, self.authority),
+            format!(
+                "the outbound proxy {:?} opened no tunnel to {}: {why}",
+                self.proxy, self.authority
+            ),
         )
         .into_up()
     }

@@ -215,6 +215,16 @@ impl Connection {
         self.stream.write_all(bytes).await.expect("written");
     }
 
+    /// Writes these bytes until the other side takes no more.
+    pub async fn send_as_far_as_taken(&mut self, bytes: &[u8]) {
+        let _ = tokio::time::timeout(PATIENCE, self.stream.write_all(bytes)).await;
+    }
+
+    /// Closes the sending side only.
+    pub async fn finish_sending(&mut self) {
+        self.stream.shutdown().await.expect("half closed");
+    }
+
     /// Sends a request; `Host` is added when it is not given, `Content-Length` when there is a body.
     pub async fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) {
         let named = |name: &str| headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));

@@ -15,6 +15,11 @@ pub struct H2Connection {
 
 impl H2Connection {
     pub async fn open(address: SocketAddr) -> Self {
+        Self::open_as(address, &address.to_string()).await
+    }
+
+    /// A connection whose requests are for `authority`.
+    pub async fn open_as(address: SocketAddr, authority: &str) -> Self {
         let stream = TcpStream::connect(address).await.expect("a connection");
         let (send, connection) = h2::client::handshake(stream).await.expect("an HTTP/2 handshake");
         tokio::spawn(async move {
@@ -22,7 +27,7 @@ impl H2Connection {
         });
         Self {
             send,
-            authority: address.to_string(),
+            authority: authority.to_owned(),
         }
     }
 

@@ -628,6 +628,12 @@ impl Upstream {
         Self::listen(Transport::Plain, "127.0.0.1", None).await
     }
 
+    /// Plain HTTP at any address of this machine.
+    pub async fn start_at(address: std::net::Ipv4Addr) -> Self {
+        let listener = std::net::TcpListener::bind((address, 0)).expect("an address of this machine");
+        Self::listen_on(listener, Transport::Plain, &address.to_string(), None).await
+    }
+
     /// HTTPS under the name `localhost`, with HTTP/2 and HTTP/1.1 to choose from.
     pub async fn start_tls() -> Self {
         Self::start_tls_with(&Authority::new(), "localhost", &["h2", "http/1.1"]).await
@@ -640,7 +646,15 @@ impl Upstream {
     }
 
     async fn listen(transport: Transport, name: &str, authority: Option<Authority>) -> Self {
-        let listener = super::listen_low();
+        Self::listen_on(super::listen_low(), transport, name, authority).await
+    }
+
+    async fn listen_on(
+        listener: std::net::TcpListener,
+        transport: Transport,
+        name: &str,
+        authority: Option<Authority>,
+    ) -> Self {
         let address = listener.local_addr().expect("its address");
         let not_found: Handler = Arc::new(|seen| Reply::new(404, format!("nothing at {}\n", seen.path)));
         let upstream = Self {

@@ -18,7 +18,7 @@ const URLS: Place = &[
 fn mark(text: &str) -> String {
     let hex: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
     // Some of them cannot stand unquoted.
-    if hex.len() % 3 == 0 {
+    if hex.len().is_multiple_of(3) {
         format!("./{hex}")
     } else {
         format!("'{hex}\": #,]}}\\")
@@ -66,6 +66,9 @@ fn read(document: &str) -> Option<(Vec<String>, Vec<String>)> {
         let mut node = true;
         match event {
             Event::Scalar(value, style, anchor, tag) => {
+                // The final line breaks of a block scalar are of no interest in a link.
+                let block = matches!(style, ScalarStyle::Literal | ScalarStyle::Folded);
+                let value = if block { value.trim_end_matches('\n') } else { &value };
                 // Nothing at all is a null, which no one rewrites.
                 let nothing = style == ScalarStyle::Plain && value.is_empty();
                 if level == URLS.len() && !nothing {
@@ -136,7 +139,7 @@ fn check(document: &str, at: &[usize]) -> Result<bool, TestCaseError> {
     prop_assert_eq!(&out, &rewrite(document), "pieces of {}", document);
     let (new_shape, new_chosen) =
         read(&out).ok_or_else(|| TestCaseError::fail(format!("no YAML any more:\n{document}\n=>\n{out}")))?;
-    let expected: Vec<String> = chosen.iter().map(|text| mark(text.trim_end_matches('\n'))).collect();
+    let expected: Vec<String> = chosen.iter().map(|text| mark(text)).collect();
     prop_assert_eq!(new_chosen, expected, "\n{}\n=>\n{}", document, &out);
     prop_assert_eq!(new_shape, shape, "\n{}\n=>\n{}", document, &out);
     if chosen.is_empty() {

@@ -1,6 +1,6 @@
 //! A request's path below a remote: decoded, normalised and checked once, before anything else sees it.
 
-use crate::formats::ArtifactPath;
+use super::ArtifactPath;
 
 /// Why a path is refused with 400.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -13,6 +13,8 @@ pub enum PathError {
     Backslash,
     #[error("the path has a `.` or `..` segment")]
     DotSegment,
+    #[error("the query has a character that must be percent-encoded")]
+    Query,
 }
 
 /// RFC 3986 section 3.3: what may stand unencoded in a path, beside the unreserved characters.
@@ -31,6 +33,10 @@ fn is_unreserved(byte: u8) -> bool {
 /// # Errors
 /// Anything that could mean one thing here and another upstream.
 pub fn parse(raw: &[u8], query: Option<&str>) -> Result<ArtifactPath, PathError> {
+    // Verbatim upstream and in the key, so it must be what RFC 3986 calls a query, or nearly.
+    if query.is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')) {
+        return Err(PathError::Query);
+    }
     let mut encoded = String::with_capacity(raw.len());
     let mut decoded: Vec<u8> = Vec::with_capacity(raw.len());
     let mut segments = raw.split(|byte| *byte == b'/').peekable();
@@ -131,7 +137,16 @@ mod tests {
     #[test]
     fn tricks_are_refused() {
         for raw in [
-            "..", "a/../b", "%2e%2e/x", ".%2e/x", "%2E/x", "a/.", "a%2f..%2fb", "..%2fetc", "a/..%2F", "x%2f%2e",
+            "..",
+            "a/../b",
+            "%2e%2e/x",
+            ".%2e/x",
+            "%2E/x",
+            "a/.",
+            "a%2f..%2fb",
+            "..%2fetc",
+            "a/..%2F",
+            "x%2f%2e",
         ] {
             assert_eq!(parse(raw.as_bytes(), None), Err(PathError::DotSegment), "{raw}");
         }
