@@ -19,7 +19,12 @@ pub struct Deadline {
 
 impl Default for Deadline {
     fn default() -> Self {
-        Deadline { start: Instant::now(), at: AtomicU64::new(0), wait: AtomicU64::new(0), nearer: Notify::new() }
+        Deadline {
+            start: Instant::now(),
+            at: AtomicU64::new(0),
+            wait: AtomicU64::new(0),
+            nearer: Notify::new(),
+        }
     }
 }
 
@@ -83,7 +88,12 @@ mod tests {
     use super::*;
 
     fn run(test: impl Future<Output = ()>) {
-        tokio::runtime::Builder::new_current_thread().enable_all().start_paused(false).build().unwrap().block_on(test);
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(false)
+            .build()
+            .unwrap()
+            .block_on(test);
     }
 
     #[test]
@@ -95,7 +105,10 @@ mod tests {
             let watcher = tokio::spawn(async move { watched.passed(Duration::from_secs(600)).await });
             tokio::task::yield_now().await;
             deadline.set(Duration::from_millis(5));
-            tokio::time::timeout(Duration::from_secs(20), watcher).await.unwrap().unwrap();
+            tokio::time::timeout(Duration::from_secs(20), watcher)
+                .await
+                .unwrap()
+                .unwrap();
         });
     }
 

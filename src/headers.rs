@@ -109,13 +109,17 @@ pub fn of_stored(response: &ResponseHeader, path: &str) -> (HeaderMap, Option<u6
     .iter()
     .any(|extension| path.to_ascii_lowercase().ends_with(extension));
     let said = |coding: &str| {
-        kept.get(header::CONTENT_ENCODING).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(coding.as_bytes()))
+        kept.get(header::CONTENT_ENCODING)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(coding.as_bytes()))
     };
     let (identity, mislabelled) = (said("identity"), compressed_file && (said("gzip") || said("x-gzip")));
     if mislabelled || identity {
         kept.remove(header::CONTENT_ENCODING);
     }
-    let length = response.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let length = response
+        .headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.trim().parse().ok());
     // No body is that long, and the largest number of all means "not known yet" elsewhere.
     let length = length.filter(|length: &u64| *length < u64::MAX / 2);
     (kept, length)
@@ -140,7 +144,10 @@ pub fn is_chunked(response: &ResponseHeader) -> bool {
 
 /// Whether upstream says that it answers ranges.
 pub fn has_ranges(response: &ResponseHeader) -> bool {
-    response.headers.get(header::ACCEPT_RANGES).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"bytes"))
+    response
+        .headers
+        .get(header::ACCEPT_RANGES)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"bytes"))
 }
 
 /// `Retry-After`, seconds or a date.
@@ -150,7 +157,10 @@ pub fn retry_after(response: &ResponseHeader) -> Option<String> {
 
 /// As [`retry_after`], from headers that were kept.
 pub fn retry_after_of(headers: &HeaderMap) -> Option<String> {
-    headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned)
+    headers
+        .get(header::RETRY_AFTER)
+        .and_then(|value| value.to_str().ok())
+        .map(str::to_owned)
 }
 
 /// For views: what describes the original's bytes does not survive a rewriting (RFC 9110 section 8).

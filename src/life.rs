@@ -22,13 +22,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
-use crate::cache::{Key, Observer, Store};
+use crate::cache::{Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
-use crate::fill::{Fills, Views};
+use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::Client;
+use crate::proxy::{Client, Hot};
 use crate::upstream::Upstream;
 
 /// After SIGTERM, what is in flight has this long.
@@ -164,7 +164,10 @@ pub fn catch_hangups() -> io::Result<Signals> {
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     // Worth no more than a try: with what there is it runs too.
     let _ = setrlimit(Resource::Nofile, raised);
 }
@@ -305,13 +308,19 @@ impl Listening {
         let upstream = Upstream::new(&state.config()).map_err(|error| StartError::Other(error.to_string()))?;
         let fills = Fills::new(store, Arc::new(upstream), catalog.clone(), Arc::clone(metrics));
         let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
-        let api = Api::new(Arc::clone(state), Arc::clone(&fills), Arc::clone(&views), Arc::clone(metrics));
+        let api = Api::new(
+            Arc::clone(state),
+            Arc::clone(&fills),
+            Arc::clone(&views),
+            Arc::clone(metrics),
+        );
         let client = Client {
             state: Arc::clone(state),
             fills,
             views,
             metrics: Arc::clone(metrics),
             api,
+            hot: Hot::default(),
         };
         let mut proxy = http_proxy(&self.conf, client);
         let mut options = HttpServerOptions::default();
@@ -397,6 +406,15 @@ impl Observer for Witness {
         let (remote, path, form) = key.parts();
         if !remote.is_empty() {
             self.catalog.hits(remote, path, form, hits, unix_now());
+        }
+    }
+
+    fn found(&self, object: &Object) {
+        // The last entries before a crash are lost, and so is all when the file was damaged.
+        if !object.key.parts().0.is_empty()
+            && let Some(event) = record::stored(object, object.fresh.class())
+        {
+            self.catalog.record(event);
         }
     }
 

@@ -108,7 +108,11 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
     for what in &unsupported {
         eprintln!("artifactapi: {what}");
     }
-    for remote in config.remotes.values().filter(|remote| remote.quarantine_days.is_some()) {
+    for remote in config
+        .remotes
+        .values()
+        .filter(|remote| remote.quarantine_days.is_some())
+    {
         tracing::warn!(remote = %remote.name, "quarantine is not part of this version: nothing is held back");
     }
     unsupported.is_empty().then_some(config)
@@ -124,8 +128,10 @@ fn unsupported(config: &Config) -> Vec<String> {
         (settings.tls.is_some(), "`tls`"),
     ];
     let set = asked.iter().filter(|(set, _)| *set);
-    set.map(|(_, what)| format!("{what} is set, and this version does not have it: unset it to use the embedded default"))
-        .collect()
+    set.map(|(_, what)| {
+        format!("{what} is set, and this version does not have it: unset it to use the embedded default")
+    })
+    .collect()
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {

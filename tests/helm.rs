@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::client::Headers;
 use common::packages::{Chart, helm_index};
 use common::server::at;
-use common::{File, Proxy, Reply, Response, Upstream, run, run_for, sha256};
+use common::{File, Proxy, Reply, Response, Upstream, run, run_for};
 
 /// The chart URLs of an index as Helm resolves them, per chart in the order of the index.
 #[track_caller]

@@ -32,7 +32,12 @@ pub struct Api {
 
 impl Api {
     pub fn new(state: Arc<State>, fills: Arc<Fills>, views: Arc<Views>, metrics: Arc<Metrics>) -> Self {
-        Api { state, fills, views, metrics }
+        Api {
+            state,
+            fills,
+            views,
+            metrics,
+        }
     }
 
     /// Answers `endpoint`.
@@ -140,12 +145,15 @@ impl Api {
             }
         };
         // As it is stored: npm's scoped names have two spellings.
-        let handled = formats::of(configured.package).map(|format| format.handle(configured, &Method::GET, path.clone()));
+        let handled =
+            formats::of(configured.package).map(|format| format.handle(configured, &Method::GET, path.clone()));
         let path = match handled {
             Some(Handling::Artifact(path)) => path,
             _ => path,
         };
-        let path = path.query.map_or(path.encoded.clone(), |query| format!("{}?{query}", path.encoded));
+        let path = path
+            .query
+            .map_or(path.encoded.clone(), |query| format!("{}?{query}", path.encoded));
         if let Err(error) = self.fills.catalog.drain().await {
             return reply::problem(session, None, away(&error)).await;
         }

@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags};
 use sha2::{Digest as _, Sha256};
 
-use super::{Finished, Hash, Head, Millis, hex};
 use super::Class;
+use super::{Finished, Hash, Head, Millis, hex};
 
 const MAGIC: &[u8; 8] = b"AAPIOBJ1";
 /// Length of the fixed part.

@@ -37,11 +37,18 @@ pub struct Memory {
 
 impl Memory {
     pub fn new(bytes: u64) -> Self {
-        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(65_536);
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
+            .current
+            .unwrap_or(65_536);
         let bytes = bytes.max(FILE_WEIGHT);
         let file_weight = FILE_WEIGHT.max(bytes / (descriptors / 3).max(1));
-        let items = usize::try_from(bytes / (16 << 10)).unwrap_or(usize::MAX).clamp(64, 1 << 20);
-        Memory { cache: Cache::with_weighter(items, bytes, ByBytes { file_weight }), largest: (bytes / 64).min(1 << 20) }
+        let items = usize::try_from(bytes / (16 << 10))
+            .unwrap_or(usize::MAX)
+            .clamp(64, 1 << 20);
+        Memory {
+            cache: Cache::with_weighter(items, bytes, ByBytes { file_weight }),
+            largest: (bytes / 64).min(1 << 20),
+        }
     }
     pub fn get(&self, hash: &Hash) -> Option<Arc<Object>> {
         self.cache.get(hash)

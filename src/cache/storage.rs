@@ -16,9 +16,9 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use tokio::sync::oneshot;
 
+use super::Class;
 use super::writer::{Expected, Finish, Writer};
 use super::{Head, Key, Millis, Object, Reader, Store};
-use super::Class;
 use crate::deadline::Deadline;
 
 /// What a fill brings along for the storage; it rides in the extensions of key and meta.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::Class;
 use super::disk::{self, Disk, Record};
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
@@ -18,7 +19,6 @@ use super::usage::Usage;
 use super::writer::{Expected, NoSpace, Writer};
 use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
 use crate::config::{CacheSettings, MinFree};
-use super::Class;
 
 /// How often uses are written down and the byte counter is saved.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
@@ -31,6 +31,8 @@ const MAX_USED: usize = 65_536;
 pub trait Observer: Send + Sync {
     /// `key` was used `hits` times since the last call.
     fn used(&self, key: &Key, hits: u64);
+    /// An object was found on disk that was not in memory: whoever keeps a list may not know it.
+    fn found(&self, object: &Object);
     /// The object of `key` is gone because space was short.
     fn evicted(&self, key: &str, bytes: u64);
 }
@@ -153,13 +155,18 @@ impl Store {
         }
         let (store, hash) = (self, key.hash);
         let before = self.version(&hash).load(SeqCst);
-        let (file, record) = tokio::task::spawn_blocking(move || store.disk.load(&hash)).await.ok()??;
+        let (file, record) = tokio::task::spawn_blocking(move || store.disk.load(&hash))
+            .await
+            .ok()??;
         if record.key_text != *key.text {
             return None;
         }
         let object = Arc::new(loaded(key.clone(), file, record));
         let object = self.into_memory_if_small(object).await;
         self.remember(&object, before);
+        if let Some(observer) = self.observer.get() {
+            observer.found(&object);
+        }
         Some(object)
     }
 
@@ -442,7 +449,9 @@ impl Store {
         if let Some(object) = self.memory.get(&hash) {
             return Some(object.id);
         }
-        tokio::task::spawn_blocking(move || self.disk.load(&hash).map(|(_, record)| record.id)).await.ok()?
+        tokio::task::spawn_blocking(move || self.disk.load(&hash).map(|(_, record)| record.id))
+            .await
+            .ok()?
     }
 
     /// The keys of all objects that grow now.
@@ -637,12 +646,16 @@ impl Store {
         }
     }
 
-    fn keep_house(&self) {
+    fn keep_house(&'static self) {
         let mut saved = u64::MAX;
         while !self.closing.load(Relaxed) {
             std::thread::sleep(HOUSEKEEPING);
             self.write_uses();
             let used = self.usage.total();
+            if used > self.settings.disk_bytes {
+                // A crash, or a lower bound than before; what does not help is said by `make_room`.
+                let _ = self.make_room(0);
+            }
             if used != saved {
                 self.usage.save();
                 saved = used;

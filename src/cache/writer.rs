@@ -227,7 +227,10 @@ impl Writer {
             length: self.written,
             sha256,
         };
-        let same = self.previous.take().filter(|previous| previous.finished() == Some(finished));
+        let same = self
+            .previous
+            .take()
+            .filter(|previous| previous.finished() == Some(finished));
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
         self.store.release(std::mem::take(&mut self.reserved));
         let _ = self.object.finished.set(finished);

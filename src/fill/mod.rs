@@ -147,7 +147,11 @@ impl Fills {
     /// Fetches `wanted`, or joins the fetch of it. The second value tells whether it was joined.
     pub async fn obtain(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, bool) {
         // A request under a new configuration does not join what was begun under the old one.
-        let slot = (wanted.key.hash, method == Method::HEAD, Arc::as_ptr(&wanted.remote) as usize);
+        let slot = (
+            wanted.key.hash,
+            method == Method::HEAD,
+            Arc::as_ptr(&wanted.remote) as usize,
+        );
         let (mut outcome, joined) = {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
@@ -214,9 +218,13 @@ impl Fills {
             total: None,
             conditional: method == Method::GET && wanted.policy.conditional && previous.is_some(),
         };
-        let exchange =
-            Exchange::new(Arc::clone(&self.upstream), Arc::clone(&wanted.remote), wanted.url.clone(), ask)
-                .with_query(wanted.query.clone());
+        let exchange = Exchange::new(
+            Arc::clone(&self.upstream),
+            Arc::clone(&wanted.remote),
+            wanted.url.clone(),
+            ask,
+        )
+        .with_query(wanted.query.clone());
         let deadline = Arc::clone(&exchange.deadline);
         let (done, mut ended) = oneshot::channel();
         let (word, mut first_word) = oneshot::channel();
@@ -340,8 +348,11 @@ impl Fills {
                 self.store.remove(previous.key.hash).await;
                 self.catalog.record(record::removed(&previous.key));
             }
-            self.negative
-                .remember(wanted.replaces.as_ref().unwrap_or(&wanted.key), Arc::clone(&answer), wanted.remote.ttl.negative);
+            self.negative.remember(
+                wanted.replaces.as_ref().unwrap_or(&wanted.key),
+                Arc::clone(&answer),
+                wanted.remote.ttl.negative,
+            );
         }
         Outcome::Answer(answer)
     }

@@ -217,14 +217,10 @@ impl Fills {
     ) -> Result<(), String> {
         let old = self.manifests.members(previous, set).await;
         let new = self.manifests.members(arrived, set).await;
-        let signatures = [".asc", ".key"].map(|suffix| format!("{}{suffix}", set.path));
-        for path in new.keys().chain(&signatures) {
-            let (old_member, member) = (old.get(path), new.get(path));
-            if old_member.is_none() && member.is_some() {
-                continue;
-            }
-            let (old_form, _) = form_and_digest(previous, old_member);
-            let (form, expected) = form_and_digest(arrived, member);
+        for (path, member) in new.iter() {
+            let Some(old_member) = old.get(path) else { continue };
+            let (old_form, _) = form_and_digest(previous, Some(old_member));
+            let (form, expected) = form_and_digest(arrived, Some(member));
             if form == old_form {
                 continue;
             }

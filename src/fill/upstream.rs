@@ -282,7 +282,13 @@ impl ProxyHttp for Hooks {
             // Clients get a body of ours: upstream's may be long, or drip.
             let retry_after = headers::retry_after(response);
             let headers = headers::of_answer(response);
-            ticket.say(Word::Answer(Answer { status, headers, body: Bytes::new(), reason: None, retry_after }));
+            ticket.say(Word::Answer(Answer {
+                status,
+                headers,
+                body: Bytes::new(),
+                reason: None,
+                retry_after,
+            }));
             ctx.discarded = Some(0);
         } else {
             ctx.passing = Some((status, headers::of_answer(response), BytesMut::new()));
@@ -303,7 +309,10 @@ impl ProxyHttp for Hooks {
         if let (Some(discarded), Some(piece)) = (&mut ctx.discarded, body.as_ref()) {
             *discarded += piece.len();
             if *discarded > MAX_BODY {
-                return Err(Error::explain(ErrorType::InternalError, "nobody reads this body any more"));
+                return Err(Error::explain(
+                    ErrorType::InternalError,
+                    "nobody reads this body any more",
+                ));
             }
         }
         let mut long = false;

@@ -13,7 +13,9 @@ use quick_cache::sync::Cache;
 use tokio::sync::Mutex;
 use url::Url;
 
-use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown};
+use crate::cache::{
+    FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown,
+};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Class, Format, RewriteError, Rewriter, ViewContext};
@@ -95,7 +97,10 @@ impl Views {
 
     /// Removes the views of an original that is flushed, as far as they are known.
     pub async fn forget(&self, id: u64) {
-        let bases = self.bases.remove(&id).map_or_else(Vec::new, |(_, bases)| bases.lock().clone());
+        let bases = self
+            .bases
+            .remove(&id)
+            .map_or_else(Vec::new, |(_, bases)| bases.lock().clone());
         let absolute = bases.into_iter().map(|base| format!("for {base}"));
         for form in absolute.chain(["relative".to_owned(), "decoded".to_owned()]) {
             for coding in ["gzip", "identity"] {
@@ -233,7 +238,12 @@ impl Views {
 
     /// A view whose original was not kept (it had been there already, or there was no space) could never be found.
     async fn finish(&self, original: &Object, writer: Writer) -> Result<(), MakeError> {
-        if self.store.stored(&original.key).await.is_none_or(|stored| stored.id != original.id) {
+        if self
+            .store
+            .stored(&original.key)
+            .await
+            .is_none_or(|stored| stored.id != original.id)
+        {
             writer.doom();
         }
         match writer.finish().await {

@@ -71,3 +71,13 @@ pub fn of_set_member() -> Policy {
         conditional: false,
     }
 }
+
+/// A service of an ecosystem that is passed through and never stored.
+pub fn of_service() -> Policy {
+    Policy {
+        class: Class::Mutable,
+        basis: Basis::BuiltIn,
+        ttl: Duration::ZERO,
+        conditional: false,
+    }
+}

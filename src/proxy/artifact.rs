@@ -1,5 +1,7 @@
 //! What happens to a request for an artifact: policy, then the object by its key, then a flight.
 
+use std::borrow::Cow;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use http::{Method, header};
@@ -9,43 +11,42 @@ use url::Url;
 
 use super::public::Arrival;
 use super::reply::{self, Problem};
+use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
-use super::range::Ranges;
-use super::{Client, Ctx, PassBy, public, range};
+use super::{Client, Ctx, public, range};
 use crate::cache::{Key, Left, Object, now_ms};
 use crate::catalog::CatalogError;
-use crate::config::{Config, Package, Remote, RemoteType};
+use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Rewriting, Spec, ViewError, is_gzip};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{self, ArtifactPath, Class, Form, Format, Handling, View, links, path};
-use crate::policy::{self, Policy};
-use crate::upstream::{Ask, Exchange, listed};
+use crate::formats::{Class, Format, links, path};
+use crate::policy;
+use crate::upstream::listed;
 
-/// A range that starts this far ahead of what has arrived does not wait for it.
-const FAR_AHEAD: u64 = 8 << 20;
-
-/// A request, understood.
-struct Request {
-    remote: Arc<Remote>,
-    format: &'static dyn Format,
-    path: ArtifactPath,
-    policy: Policy,
-    form: Form,
+/// A request that is being answered.
+pub(super) struct Request {
+    pub(super) resolved: Arc<Resolved>,
+    /// The document's key, or that of a set's file.
     key: Key,
-    view: Option<View>,
-    /// The remote's root as this client knows it.
+    /// The remote's root as this client knows it; empty where no link needs it.
     remote_url: String,
     head: bool,
-    /// See [`Format::presented_as`].
-    presented_as: Option<&'static str>,
     /// Set for a file of a fixed name whose manifest is stored: what that says of it.
     standing: Option<Standing>,
 }
 
+impl Deref for Request {
+    type Target = Resolved;
+
+    fn deref(&self) -> &Resolved {
+        &self.resolved
+    }
+}
+
 impl Request {
     /// It, from `url`.
-    fn wanted(&self, url: Url) -> Wanted {
+    pub(super) fn wanted(&self, url: Url) -> Wanted {
         let mut wanted = Wanted::new(Arc::clone(&self.remote), self.key.clone(), url, self.policy);
         wanted.accept = self.form.accept;
         wanted.query = self.path.query.clone();
@@ -57,7 +58,11 @@ impl Request {
     fn left(&self, object: &Object, now: u64) -> Left {
         match &self.standing {
             None => object.fresh.left(self.policy.class, self.policy.ttl, now),
-            Some(Standing { expected: None, .. }) => object.fresh.left(self.policy.class, self.policy.ttl, now),
+            Some(standing)
+                if standing.expected.is_none() && object.fresh.checked_at() < standing.manifest.fresh.checked_at() =>
+            {
+                Left::Expired(std::time::Duration::ZERO)
+            }
             Some(standing) => match standing.manifest.fresh.left(self.policy.class, self.policy.ttl, now) {
                 Left::Expired(_) => Left::For(std::time::Duration::from_secs(1)),
                 left => left,
@@ -74,160 +79,125 @@ struct Origin {
 }
 
 impl Client {
-    /// Answers a request for `raw` below `remote`. `Ok(false)`: it goes on to upstream by itself, as `ctx.pass` says.
+    /// Answers a request that was found to be for `remote`. `Ok(false)`: it goes on to upstream by itself, as `ctx.pass`
+    /// says.
     pub(super) async fn artifact(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        config: Arc<Config>,
+        config: &Config,
         remote: Arc<Remote>,
-        (raw, query): (Vec<u8>, Option<String>),
-        bound_host: bool,
+        target: Target,
+        hot: Option<HotKey>,
     ) -> Result<bool> {
         ctx.remote = Some(remote.name.clone());
-        let shown = String::from_utf8_lossy(&raw).into_owned();
-        let Some(format) = formats::of(remote.package) else {
-            let detail = format!(
-                "remote {name} is a Docker registry: it is served under /v2/{name}/…, not under /api/v1/remote/",
-                name = remote.name
-            );
-            return self
-                .refuse(session, None, Problem::new(404, detail).at(&remote.name, &shown))
-                .await;
-        };
         let method = session.req_header().method.clone();
-        let path = match path::parse(&raw, query.as_deref()) {
-            Ok(path) => path,
-            Err(error) => {
-                let problem = Problem::new(400, error.to_string()).at(&remote.name, &shown);
-                return self.refuse(session, Some(format), problem).await;
+        let accept = accept(session);
+        match resolve::resolve(&remote, &method, target, accept.as_deref()) {
+            Resolution::Artifact(resolved) => {
+                let resolved = Arc::new(resolved);
+                if let Some(hot) = hot {
+                    self.hot.insert(hot, Arc::clone(&resolved));
+                }
+                self.resolved(session, ctx, config, resolved).await
             }
-        };
-        // A local remote holds plain files, whatever package they belong to.
-        let format = match (remote.kind, formats::of(Package::Generic)) {
-            (RemoteType::Local, Some(plain)) => plain,
-            _ => format,
-        };
-        let path = match format.handle(&remote, &method, path.clone()) {
-            Handling::Artifact(path) => path,
-            Handling::PassThrough => return self.pass_through(session, ctx, remote, format, path).await,
-            Handling::Redirect(location) => {
+            Resolution::PassThrough(format, path) => self.pass_through(session, ctx, remote, format, path).await,
+            Resolution::Redirect(location) => {
                 let headers = vec![
                     (header::LOCATION, location),
                     (header::CACHE_CONTROL, "public, max-age=3600".to_owned()),
                 ];
                 reply::send(session, 301, headers, bytes::Bytes::new()).await?;
-                return Ok(true);
+                Ok(true)
             }
-            Handling::Refused { status, detail } => {
-                let problem = Problem::new(status, detail).at(&remote.name, &path.encoded);
-                return self.refuse(session, Some(format), problem).await;
-            }
-        };
-        if !matches!(method, Method::GET | Method::HEAD) {
-            let detail = match (remote.kind, &method) {
-                (RemoteType::Local, &Method::PUT | &Method::DELETE) => {
-                    "uploads to local remotes are not part of this version".to_owned()
-                }
-                _ => format!("{method} is not allowed on a remote of type `remote`: it serves GET and HEAD"),
-            };
-            let problem = Problem::new(405, detail)
-                .at(&remote.name, &path.encoded)
-                .header(header::ALLOW, "GET, HEAD");
-            return self.refuse(session, Some(format), problem).await;
+            Resolution::Refused(format, problem) => self.refuse(session, format, problem).await,
         }
-        // Patterns see the path on the other host, not our spelling of where it is.
-        let governed = links::split_foreign(&path.decoded).map_or(path.decoded.as_str(), |(_, path)| path);
-        let Some(policy) = policy::classify(&remote, format, governed) else {
-            let detail =
-                "no pattern of this remote allows the path; add one to `immutable_patterns` or `mutable_patterns`";
-            let problem = Problem::new(403, detail).at(&remote.name, &path.encoded);
-            return self.refuse(session, Some(format), problem).await;
-        };
-        if remote.kind == RemoteType::Local {
-            let problem = Problem::new(404, "no such file in this local remote").at(&remote.name, &path.encoded);
-            return self.refuse(session, Some(format), problem).await;
-        }
-        // Several field lines are one list (RFC 9110 section 5.3).
-        let accept: Vec<&str> = session
-            .req_header()
-            .headers
-            .get_all(header::ACCEPT)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .collect();
-        let accept = (!accept.is_empty()).then(|| accept.join(", "));
-        let Ok(form) = format.negotiate(&path.decoded, accept.as_deref()) else {
-            let detail = "none of the forms that `Accept` names can be served";
-            let problem = Problem::new(406, detail)
-                .at(&remote.name, &path.encoded)
-                .header(header::VARY, "Accept");
-            return self.refuse(session, Some(format), problem).await;
-        };
-        let view = format.has_view(&remote, &path.decoded);
+    }
+
+    /// Answers a request whose meaning is known.
+    pub(super) async fn resolved(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        config: &Config,
+        resolved: Arc<Resolved>,
+    ) -> Result<bool> {
         // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
-        let remote_url = match view.filter(|view| view.absolute) {
+        let remote_url = match resolved.view.filter(|view| view.absolute) {
             None => String::new(),
-            Some(_) => match self.remote_url(session, &config, &remote, bound_host) {
+            Some(_) => match self.remote_url(session, config, &resolved) {
                 Some(url) => url,
                 None => {
                     let detail = "the Host header is missing or not a host name";
-                    return self.refuse(session, Some(format), Problem::new(400, detail)).await;
+                    return self
+                        .refuse(session, Some(resolved.format), Problem::new(400, detail))
+                        .await;
                 }
             },
         };
-        if view.is_some() && (raw.starts_with(b"/") || raw.windows(2).any(|two| two == b"//")) {
-            // Relative links count the slashes of the path that was asked for.
-            let up = "../".repeat(raw.iter().filter(|byte| **byte == b'/').count());
-            let query = path.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
-            let location = format!("{up}{}{query}", path.encoded);
-            reply::send(session, 301, vec![(header::LOCATION, location)], bytes::Bytes::new()).await?;
-            return Ok(true);
-        }
-        let presented_as = format.presented_as(&path.decoded, accept.as_deref());
-        let mut key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name);
-        let standing = self.standing(&remote, format, &path).await;
-        if let Some(standing) = &standing {
-            key = Key::new(&remote.name, &path.encoded, None, &standing.form);
-        }
-        let head = method == Method::HEAD;
-        let request = Request {
-            standing,
-            presented_as,
-            remote,
-            format,
-            path,
-            policy,
-            form,
-            key,
-            view,
-            remote_url,
-            head,
+        let standing = match &resolved.manifest {
+            None => None,
+            Some((key, set)) => self.standing(&resolved, key, set).await,
         };
-        self.answer(session, ctx, request).await
+        let key = match &standing {
+            None => resolved.key.clone(),
+            Some(standing) => Key::new(&resolved.remote.name, &resolved.path.encoded, None, &standing.form),
+        };
+        let head = session.req_header().method == Method::HEAD;
+        self.answer(
+            session,
+            ctx,
+            Request {
+                resolved,
+                key,
+                remote_url,
+                head,
+                standing,
+            },
+        )
+        .await
     }
 
-    async fn refuse(&self, session: &mut Session, format: Option<&dyn Format>, problem: Problem) -> Result<bool> {
+    /// What the stored manifest says of a file of a fixed name. Of a signature it says nothing, so that what is stored
+    /// counts only if it came after the manifest was last seen to be upstream's; before another is fetched, so is that.
+    async fn standing(&self, resolved: &Resolved, manifest: &Key, set: &Set) -> Option<Standing> {
+        let (remote, path) = (&resolved.remote, &resolved.path);
+        let standing = self.fills.standing(manifest, set, &path.decoded).await?;
+        if standing.expected.is_some() || remote.offline {
+            return Some(standing);
+        }
+        let key = Key::new(&remote.name, &path.encoded, None, &standing.form);
+        let stored = self.fills.store.open_object(&key).await;
+        if stored.is_some_and(|stored| stored.fresh.checked_at() >= standing.manifest.fresh.checked_at()) {
+            return Some(standing);
+        }
+        let manifest_path = path::of_decoded(&set.path).ok()?;
+        let policy = policy::classify(remote, resolved.format, &set.path)?;
+        let url = resolved.format.upstream_url(remote, &manifest_path);
+        let mut wanted = Wanted::new(Arc::clone(remote), manifest.clone(), url, policy);
+        wanted.set = Some(set.clone());
+        wanted.force = true;
+        self.fills.obtain(wanted, Method::GET).await;
+        self.fills.standing(manifest, set, &path.decoded).await
+    }
+
+    pub(super) async fn refuse(
+        &self,
+        session: &mut Session,
+        format: Option<&dyn Format>,
+        problem: Problem,
+    ) -> Result<bool> {
         reply::problem(session, format, problem).await?;
         Ok(true)
     }
 
-    fn remote_url(&self, session: &Session, config: &Config, remote: &Remote, bound_host: bool) -> Option<String> {
+    fn remote_url(&self, session: &Session, config: &Config, resolved: &Resolved) -> Option<String> {
         let arrival = arrival(session);
-        if bound_host {
+        if resolved.bound_host {
             return public::of_bound_host(&config.settings, &arrival);
         }
         let base = public::of(&config.settings, &arrival).ok()?.base;
-        Some(format!("{base}/api/v1/remote/{}", remote.name))
-    }
-
-    /// What the stored manifest says of a file of a fixed name.
-    async fn standing(&self, remote: &Remote, format: &'static dyn Format, path: &ArtifactPath) -> Option<Standing> {
-        let manifest = format.manifest_of(&path.decoded).filter(|_| path.query.is_none())?;
-        let encoded = path::of_decoded(&manifest).ok()?.encoded;
-        let key = Key::new(&remote.name, &encoded, None, "");
-        let set = Set { format, path: manifest };
-        self.fills.standing(&key, &set, &path.decoded).await
+        Some(format!("{base}/api/v1/remote/{}", resolved.remote.name))
     }
 
     /// Serves what is stored or growing, or has it fetched.
@@ -295,15 +265,16 @@ impl Client {
         let mut wanted = request.wanted(url);
         wanted.gzip = request.view.is_some();
         wanted.force = forced;
-        wanted.set =
-            request.format.is_manifest(&request.path.decoded).then(|| Set { format: request.format, path: request.path.decoded.clone() });
+        wanted.set = request.format.is_manifest(&request.path.decoded).then(|| Set {
+            format: request.format,
+            path: request.path.decoded.clone(),
+        });
         if let Some(standing) = &request.standing {
             wanted.expected = standing.expected.clone();
-            // What has a checksum never changes; what belongs to the manifest by its name alone ages as it does.
-            if standing.expected.is_some() {
-                wanted.policy = policy::of_set_member();
-                wanted.manifest = Some(standing.manifest.key.hash);
-            }
+            wanted.policy = policy::of_set_member();
+            // What belongs to the manifest by its name alone is judged by more than its own age.
+            wanted.force = standing.expected.is_none();
+            wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.hash);
         }
         // A HEAD on what is not stored goes up as one; on a rewritten document its length is only ours to know.
         if request.head && !expired && request.view.is_none() {
@@ -316,7 +287,14 @@ impl Client {
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
                     let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-                    reply::answer(session, request.format, at, &answer, ("remote", "artifactapi; fwd=miss")).await?;
+                    reply::answer(
+                        session,
+                        request.format,
+                        at,
+                        &answer,
+                        ("remote", "artifactapi; fwd=miss"),
+                    )
+                    .await?;
                     return Ok(true);
                 }
                 _ => {}
@@ -397,7 +375,7 @@ impl Client {
     }
 
     /// Where upstream has it; for a path on another host, whether it may be asked there at all.
-    async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
+    pub(super) async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
         let Some([https, http]) = links::candidates(&request.path) else {
             if request.path.decoded.starts_with("-/host/") {
                 return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
@@ -528,7 +506,8 @@ impl Client {
                 }),
         };
         if let Some(coding) = encoded.filter(|coding| spec.is_none() && !is_gzip(coding) && !accepts(session, coding)) {
-            let detail = format!("upstream sent this in the coding {coding}, unasked, and the client does not accept it");
+            let detail =
+                format!("upstream sent this in the coding {coding}, unasked, and the client does not accept it");
             let problem = Problem::new(502, detail).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }
@@ -596,151 +575,6 @@ impl Client {
         Ok(true)
     }
 
-    fn is_far_ahead(&self, session: &Session, object: &Object) -> bool {
-        let request = session.req_header();
-        let Some(range) = request.headers.get(header::RANGE).and_then(|value| value.to_str().ok()) else {
-            return false;
-        };
-        let Some(length) = object.length() else { return false };
-        let Ranges::One(start, _) = range::parse(range, length) else { return false };
-        request.method == Method::GET
-            && object.head.ranges
-            && object.head.content_encoding().is_none()
-            && (object.head.etag().is_some() || object.head.last_modified().is_some())
-            && start > object.progress().visible + FAR_AHEAD
-            && range::if_range_holds(&request.headers, object.etag().as_deref(), object.head.last_modified())
-    }
-
-    /// A range that would have to wait for the fill is fetched as it is, beside it.
-    async fn range_of_its_own(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        request: &Request,
-        growing: &Object,
-    ) -> Result<bool> {
-        // The fill may have been redirected to a signed URL, good for once: the question starts where the fill did.
-        let url = match self.upstream_url(request).await {
-            Ok(url) => url,
-            Err(problem) => return self.refuse(session, Some(request.format), problem).await,
-        };
-        let wanted = request.wanted(url);
-        ctx.cache = "partial";
-        let mut headers = Vec::new();
-        if let Some(range) = session.req_header().headers.get(header::RANGE) {
-            headers.push((header::RANGE, range.clone()));
-        }
-        // Only a part of the very body that is growing may stand beside it.
-        let strong = growing.head.etag().filter(|etag| !etag.starts_with("W/"));
-        if let Some(validator) = strong.or(growing.head.last_modified()) {
-            headers.push((header::IF_RANGE, crate::headers::value(validator)));
-        }
-        let ask = Ask {
-            method: Method::GET,
-            accept: wanted.accept,
-            gzip: false,
-            headers,
-            total: growing.length(),
-            conditional: false,
-        };
-        self.pass_with(session, ctx, &wanted, "artifactapi; fwd=partial", ask).await
-    }
-
-    async fn pass_by(&self, session: &mut Session, ctx: &mut Ctx, wanted: &Wanted, cache_status: &str) -> Result<bool> {
-        let request = session.req_header();
-        let method = request.method.clone();
-        let single = request
-            .headers
-            .get(header::RANGE)
-            .filter(|value| value.to_str().is_ok_and(|value| !value.contains(',')));
-        let mut headers = Vec::new();
-        if let Some(range) = single {
-            headers.push((header::RANGE, range.clone()));
-            if let Some(if_range) = request.headers.get(header::IF_RANGE) {
-                headers.push((header::IF_RANGE, if_range.clone()));
-            }
-        }
-        self.pass(session, ctx, wanted, cache_status, method, headers).await
-    }
-
-    async fn pass(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        wanted: &Wanted,
-        cache_status: &str,
-        method: Method,
-        headers: Vec<(http::HeaderName, http::HeaderValue)>,
-    ) -> Result<bool> {
-        let ask = Ask { method, accept: wanted.accept, gzip: false, headers, total: None, conditional: false };
-        self.pass_with(session, ctx, wanted, cache_status, ask).await
-    }
-
-    async fn pass_with(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        wanted: &Wanted,
-        cache_status: &str,
-        ask: Ask,
-    ) -> Result<bool> {
-        let path = wanted.key.parts().1.to_owned();
-        let place = match self.fills.upstream.place_to_pass().await {
-            Ok(place) => place,
-            Err(failure) => {
-                let problem = Problem::new(failure.status, failure.reason)
-                    .at(&wanted.remote.name, &path)
-                    .header(header::RETRY_AFTER, "5");
-                return self.refuse(session, formats::of(wanted.remote.package), problem).await;
-            }
-        };
-        let upstream = Arc::clone(&self.fills.upstream);
-        let exchange = Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
-            .with_query(wanted.query.clone());
-        ctx.source = Some("remote");
-        ctx.pass = Some(PassBy { exchange, cache_status: cache_status.to_owned(), path, _place: place });
-        Ok(false)
-    }
-
-    /// npm's audit and search and their like: there and back, never stored.
-    async fn pass_through(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        remote: Arc<Remote>,
-        format: &'static dyn Format,
-        path: ArtifactPath,
-    ) -> Result<bool> {
-        if remote.offline {
-            let problem = Problem::new(504, "this remote is offline").at(&remote.name, &path.encoded);
-            return self.refuse(session, Some(format), problem).await;
-        }
-        ctx.cache = "pass";
-        let request = session.req_header();
-        let method = request.method.clone();
-        let mut headers = Vec::new();
-        for name in [header::CONTENT_TYPE, header::CONTENT_ENCODING, header::ACCEPT] {
-            if let Some(value) = request.headers.get(&name) {
-                headers.push((name, value.clone()));
-            }
-        }
-        let policy = Policy {
-            class: Class::Mutable,
-            basis: policy::Basis::BuiltIn,
-            ttl: std::time::Duration::ZERO,
-            conditional: false,
-        };
-        let url = format.upstream_url(&remote, &path);
-        let key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), "");
-        let mut wanted = Wanted::new(remote, key, url, policy);
-        wanted.query = path.query;
-        if method == Method::POST && session.req_header().headers.contains_key(header::EXPECT) {
-            session.as_downstream_mut().write_continue_response().await?;
-        }
-        self.pass(session, ctx, &wanted, "artifactapi; fwd=bypass", method, headers)
-            .await
-    }
-
     async fn answer_head(
         &self,
         session: &mut Session,
@@ -805,6 +639,23 @@ fn is_html(content_type: &str) -> bool {
     content_type.to_ascii_lowercase().starts_with("text/html")
 }
 
+/// `Accept`; several field lines are one list (RFC 9110 section 5.3).
+pub(super) fn accept(session: &Session) -> Option<Cow<'_, str>> {
+    let mut values = session
+        .req_header()
+        .headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    let first = values.next()?;
+    let mut all = Cow::Borrowed(first);
+    for value in values {
+        all.to_mut().push_str(", ");
+        all.to_mut().push_str(value);
+    }
+    Some(all)
+}
+
 /// A client that wants no old answer: `no-cache` or `max-age=0`, or HTTP/1.0's `Pragma`.
 fn wants_fresh(session: &Session) -> bool {
     let headers = &session.req_header().headers;
@@ -831,7 +682,11 @@ fn accepts(session: &Session, wanted: &str) -> bool {
             let mut parts = item.split(';');
             let coding = parts.next().unwrap_or("").trim();
             let quality = parts
-                .find_map(|part| part.trim().strip_prefix("q=").map(|q| q.trim().parse::<f32>().unwrap_or(0.0)))
+                .find_map(|part| {
+                    part.trim()
+                        .strip_prefix("q=")
+                        .map(|q| q.trim().parse::<f32>().unwrap_or(0.0))
+                })
                 .unwrap_or(1.0);
             if coding.eq_ignore_ascii_case(wanted) {
                 return quality > 0.0;

@@ -2,9 +2,11 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
+mod pass;
 pub mod public;
 pub mod range;
 pub mod reply;
+mod resolve;
 pub(crate) mod route;
 mod serve;
 mod wire;
@@ -28,6 +30,8 @@ use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
 use crate::upstream::Exchange;
 use reply::Problem;
+pub use resolve::Hot;
+use resolve::Target;
 use route::Route;
 
 /// An idle connection is kept for the next request this long.
@@ -42,6 +46,7 @@ pub struct Client {
     pub views: Arc<Views>,
     pub metrics: Arc<Metrics>,
     pub api: Api,
+    pub hot: Hot,
 }
 
 /// A request that goes on to upstream by itself.
@@ -106,16 +111,24 @@ impl ProxyHttp for Client {
                 .map(|public| public.host)
                 .unwrap_or_default()
         };
-        let target = wire::origin_form(session.req_header().raw_path()).to_vec();
-        match route::route(&config, &host, &target) {
+        let target = wire::origin_form(session.req_header().raw_path());
+        let hot = match session.req_header().method {
+            Method::GET | Method::HEAD => Hot::key(&config, &host, target, artifact::accept(session).as_deref()),
+            _ => None,
+        };
+        if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
+            ctx.remote = Some(resolved.remote.name.clone());
+            return self.resolved(session, ctx, &config, resolved).await;
+        }
+        match route::route(&config, &host, target) {
             Route::Artifact {
                 remote,
                 raw,
                 query,
                 bound_host,
             } => {
-                self.artifact(session, ctx, config, remote, (raw, query), bound_host)
-                    .await
+                let target = Target { raw, query, bound_host };
+                self.artifact(session, ctx, &config, remote, target, hot).await
             }
             Route::Endpoint(endpoint) => {
                 self.api.answer(session, &config, endpoint).await?;

@@ -136,6 +136,7 @@ pub async fn answer(
         }
     }
     headers.push((header::CACHE_CONTROL, "no-store".to_owned()));
+    headers.push((header::VIA, "1.1 artifactapi".to_owned()));
     send(session, answer.status, headers, answer.body.clone()).await
 }
 

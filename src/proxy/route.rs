@@ -60,7 +60,7 @@ pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
     if let Some(remote) = config.hosts.get(host) {
         return Route::Artifact {
             remote: Arc::clone(remote),
-            raw: path.to_vec(),
+            raw: path.strip_prefix(b"/").unwrap_or(path).to_vec(),
             query,
             bound_host: true,
         };

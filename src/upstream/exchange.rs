@@ -547,13 +547,18 @@ fn range_matches(asked: &str, got: &str) -> bool {
     let length = length.trim().parse::<u64>().ok();
     match asked.split_once('-') {
         Some(("", suffix)) => match (suffix.parse::<u64>(), length) {
-            (Ok(suffix), Some(length)) => got_start == length.saturating_sub(suffix) && got_end.saturating_add(1) == length,
+            (Ok(suffix), Some(length)) => {
+                got_start == length.saturating_sub(suffix) && got_end.saturating_add(1) == length
+            }
             _ => false,
         },
         Some((start, end)) => {
             start.parse() == Ok(got_start)
                 && match end.parse::<u64>() {
-                    Ok(end) => got_end <= end && (got_end == end || length.is_some_and(|length| got_end.saturating_add(1) == length)),
+                    Ok(end) => {
+                        got_end <= end
+                            && (got_end == end || length.is_some_and(|length| got_end.saturating_add(1) == length))
+                    }
                     Err(_) => end.is_empty() && length.is_none_or(|length| got_end.saturating_add(1) == length),
                 }
         }
