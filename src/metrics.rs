@@ -1,7 +1,10 @@
 //! Counters for Prometheus. Label values are bounded: remotes come from the configuration, the rest is a fixed set.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
@@ -25,6 +28,7 @@ pub struct Metrics {
     evicted_bytes: IntCounter,
     gauges: IntGaugeVec,
     generation: IntGauge,
+    hits: ArcSwap<HashMap<String, Arc<(IntCounter, IntCounter)>>>,
 }
 
 impl Default for Metrics {
@@ -105,6 +109,7 @@ impl Metrics {
                     "Counts successful loads of the configuration.",
                 ),
             ),
+            hits: ArcSwap::default(),
             registry,
         }
     }
@@ -118,6 +123,13 @@ impl Metrics {
         sent: u64,
         took: Duration,
     ) {
+        self.seconds.observe(took.as_secs_f64());
+        if let (200, "hit", Some("cache")) = (status, cache, source) {
+            let hits = self.hits(remote);
+            hits.0.inc();
+            hits.1.inc_by(sent);
+            return;
+        }
         let mut buffer = [0; 3];
         self.requests
             .with_label_values(&[remote, digits(status, &mut buffer), cache])
@@ -125,7 +137,23 @@ impl Metrics {
         if let Some(source) = source {
             self.response_bytes.with_label_values(&[remote, source]).inc_by(sent);
         }
-        self.seconds.observe(took.as_secs_f64());
+    }
+
+    /// The counters of plain hits, which are most of all requests: looked up by name once.
+    fn hits(&self, remote: &str) -> Arc<(IntCounter, IntCounter)> {
+        if let Some(hits) = self.hits.load().get(remote) {
+            return Arc::clone(hits);
+        }
+        let hits = Arc::new((
+            self.requests.with_label_values(&[remote, "200", "hit"]),
+            self.response_bytes.with_label_values(&[remote, "cache"]),
+        ));
+        self.hits.rcu(|known| {
+            let mut known = HashMap::clone(known);
+            known.insert(remote.to_owned(), Arc::clone(&hits));
+            known
+        });
+        hits
     }
 
     pub fn flight(&self, joined: bool) {

@@ -13,7 +13,7 @@ use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
-const PIECE: u64 = 64 << 10;
+const PIECE: u64 = 128 << 10;
 
 /// Set when the file system cannot read without waiting (tmpfs): every read then goes to the blocking pool.
 static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
@@ -36,6 +36,20 @@ pub struct Reader {
     /// Exclusive; `u64::MAX` reads to the end.
     end: u64,
     watch: Option<watch::Receiver<Progress>>,
+    /// Read into again once whoever had the piece before has let go of it.
+    buffer: Arc<Buffer>,
+}
+
+#[derive(Debug, Default)]
+struct Buffer(Vec<u8>);
+
+/// The first bytes of a buffer, lent out.
+struct Lent(Arc<Buffer>, usize);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0.0[..self.1]
+    }
 }
 
 impl Reader {
@@ -51,6 +65,7 @@ impl Reader {
             position: 0,
             end: u64::MAX,
             watch,
+            buffer: Arc::default(),
         }
     }
 
@@ -116,7 +131,7 @@ impl Reader {
             }
             Body::File { file, offset } => {
                 let length = (available - self.position).min(PIECE) as usize;
-                read_file(&self.object, file, offset + self.position, length).await?
+                read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await?
             }
         };
         self.position += piece.len() as u64;
@@ -142,17 +157,32 @@ impl Reader {
     }
 }
 
+fn read_now(file: &std::fs::File, buffer: &mut [u8], at: u64) -> Result<usize, rustix::io::Errno> {
+    rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
+}
+
 /// Reads without leaving this thread when the page cache has the bytes (`preadv2` with `RWF_NOWAIT`), on the blocking
 /// pool otherwise.
-async fn read_file(object: &Arc<Object>, file: &std::fs::File, at: u64, length: usize) -> Result<Bytes, ReadError> {
+async fn read_file(
+    object: &Arc<Object>,
+    file: &std::fs::File,
+    at: u64,
+    length: usize,
+    lent: &mut Arc<Buffer>,
+) -> Result<Bytes, ReadError> {
     if !MUST_BLOCK.load(Relaxed) {
-        let mut buffer = vec![0; length];
-        match rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut buffer)], at, ReadWriteFlags::NOWAIT) {
-            Ok(0) => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(got) => {
-                buffer.truncate(got);
-                return Ok(buffer.into());
+        let read = match Arc::get_mut(lent).filter(|buffer| buffer.0.len() >= length) {
+            Some(buffer) => read_now(file, &mut buffer.0[..length], at),
+            None => {
+                let mut buffer = vec![0; length];
+                let read = read_now(file, &mut buffer, at);
+                *lent = Arc::new(Buffer(buffer));
+                read
             }
+        };
+        match read {
+            Ok(0) => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Ok(got) => return Ok(Bytes::from_owner(Lent(Arc::clone(lent), got))),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
                 MUST_BLOCK.store(true, Relaxed);

@@ -74,7 +74,7 @@ impl Request {
 /// How what is served was come by.
 struct Origin {
     source: &'static str,
-    cache_status: String,
+    cache_status: Cow<'static, str>,
     fresh_from_upstream: bool,
 }
 
@@ -211,7 +211,7 @@ impl Client {
             if !object.is_complete() {
                 let origin = Origin {
                     source: "remote",
-                    cache_status: "artifactapi; fwd=miss; stored; collapsed".to_owned(),
+                    cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
                     fresh_from_upstream: true,
                 };
                 ctx.cache = "collapsed";
@@ -223,9 +223,11 @@ impl Client {
                 && object.fresh.checked_at() + 1000 < now;
             if left(object).is_fresh() && !forced || request.remote.offline {
                 let ttl = match left(object) {
-                    Left::ForEver => "artifactapi; hit".to_owned(),
-                    Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()),
-                    Left::Expired(since) => format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()),
+                    Left::ForEver => Cow::Borrowed("artifactapi; hit"),
+                    Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()).into(),
+                    Left::Expired(since) => {
+                        format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()).into()
+                    }
                 };
                 let origin = Origin {
                     source: "cache",
@@ -310,7 +312,8 @@ impl Client {
                         ctx.cache = if joined { "collapsed" } else { forwarded };
                         Origin {
                             source: "remote",
-                            cache_status: format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}"),
+                            cache_status: format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}")
+                                .into(),
                             fresh_from_upstream: true,
                         }
                     }
@@ -318,7 +321,7 @@ impl Client {
                         ctx.cache = "hit";
                         Origin {
                             source: "cache",
-                            cache_status: "artifactapi; hit".to_owned(),
+                            cache_status: Cow::Borrowed("artifactapi; hit"),
                             fresh_from_upstream: false,
                         }
                     }
@@ -326,7 +329,7 @@ impl Client {
                         ctx.cache = "revalidated";
                         Origin {
                             source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; fwd-status=304{collapsed}"),
+                            cache_status: format!("artifactapi; fwd=stale; fwd-status=304{collapsed}").into(),
                             fresh_from_upstream: false,
                         }
                     }
@@ -336,7 +339,7 @@ impl Client {
                             status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
                         Origin {
                             source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; {why}{collapsed}"),
+                            cache_status: format!("artifactapi; fwd=stale; {why}{collapsed}").into(),
                             fresh_from_upstream: false,
                         }
                     }
@@ -566,7 +569,8 @@ impl Client {
             source: origin.source,
             cache_status: origin.cache_status,
             vary,
-            content_type: request.format.content_type(&request.path.decoded),
+            format: request.format,
+            path: &request.path.decoded,
             presented_as: request.presented_as.filter(|_| is_html(original.head.content_type())),
             head_only: request.head,
         };

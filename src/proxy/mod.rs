@@ -36,8 +36,8 @@ use route::Route;
 
 /// An idle connection is kept for the next request this long.
 const KEEP_ALIVE: u64 = 75;
-/// One write of at most 64 KiB: a client that takes less than half a kilobyte a second is gone.
-const WRITE_LIMIT: Duration = Duration::from_secs(120);
+/// One write of at most 256 KiB: a client that takes less than half a kilobyte a second is gone.
+const WRITE_LIMIT: Duration = Duration::from_secs(480);
 
 /// Everything that answering a client needs.
 pub struct Client {

@@ -1,22 +1,26 @@
 //! An object to a client: GET, HEAD, ranges, conditions. The only place that writes artifact responses.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::range::{self, Condition, Ranges};
 use crate::cache::{Left, Object, Reader, State};
-use crate::formats::Class;
+use crate::formats::{Class, Format};
 use crate::headers;
 use crate::policy::{Basis, Policy};
 
 /// The longest piece that is written at once: what the write time-out is measured on.
-const PIECE: usize = 64 << 10;
+const PIECE: usize = 256 << 10;
+
+static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
+static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a response says beside the object's own header.
 pub struct Dress<'a> {
@@ -25,10 +29,11 @@ pub struct Dress<'a> {
     /// Seconds since upstream was last known to have this, for `Age`; none when it comes from there now.
     pub age: Option<u64>,
     pub source: &'static str,
-    pub cache_status: String,
+    pub cache_status: Cow<'static, str>,
     pub vary: Option<&'static str>,
-    /// `Content-Type` where upstream named none.
-    pub content_type: &'a str,
+    /// Says the `Content-Type` of `path` where upstream named none.
+    pub format: &'static dyn Format,
+    pub path: &'a str,
     /// What the client calls the document's type, where that is an alias of upstream's word for it.
     pub presented_as: Option<&'static str>,
     pub head_only: bool,
@@ -43,8 +48,12 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     let head_only = dress.head_only || request.method == Method::HEAD;
     let prepared = prepared(object, dress)?;
     let mut response = Box::new(ResponseHeader::clone(&prepared));
-    response.insert_header("x-artifact-source", dress.source)?;
-    response.insert_header("cache-status", headers::value(&dress.cache_status))?;
+    response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(dress.source))?;
+    let cache_status = match &dress.cache_status {
+        Cow::Borrowed(text) => HeaderValue::from_static(text),
+        Cow::Owned(text) => headers::value(text),
+    };
+    response.insert_header(CACHE_STATUS.clone(), cache_status)?;
     response.insert_header(header::CACHE_CONTROL, cache_control(dress))?;
     if let Some(name) = dress.presented_as {
         response.insert_header(header::CONTENT_TYPE, name)?;
@@ -52,12 +61,9 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     if let Some(age) = dress.age {
         response.insert_header(header::AGE, age)?;
     }
-    let etag = object.etag();
-    if let (Some(etag), None) = (&etag, object.head.etag()) {
-        response.insert_header(header::ETAG, etag.as_str())?;
-    }
+    let etag = prepared.headers.get(header::ETAG).and_then(|value| value.to_str().ok());
     let last_modified = object.head.last_modified();
-    match range::evaluate(&request.headers, etag.as_deref(), last_modified) {
+    match range::evaluate(&request.headers, etag, last_modified) {
         Condition::NotModified => {
             return not_modified(session, response).await;
         }
@@ -73,8 +79,7 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         length,
     ) {
         (Some(range), Some(length))
-            if request.method == Method::GET
-                && range::if_range_holds(&request.headers, etag.as_deref(), last_modified) =>
+            if request.method == Method::GET && range::if_range_holds(&request.headers, etag, last_modified) =>
         {
             range::parse(range, length)
         }
@@ -149,12 +154,16 @@ fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<ResponseHeade
     if let Some(prepared) = object.prepared.get() {
         return Ok(Arc::clone(prepared));
     }
-    let mut response = ResponseHeader::build(200, Some(object.head.headers.len() + 12))?;
+    // Without the map that keeps the spelling of names: it would be copied with every response.
+    let mut response = ResponseHeader::build_no_case(200, Some(object.head.headers.len() + 12))?;
     for (name, value) in &object.head.headers {
         response.append_header(name.clone(), value.clone())?;
     }
     if !object.head.headers.contains_key(header::CONTENT_TYPE) {
-        response.insert_header(header::CONTENT_TYPE, headers::value(dress.content_type))?;
+        response.insert_header(
+            header::CONTENT_TYPE,
+            headers::value(dress.format.content_type(dress.path)),
+        )?;
     }
     response.insert_header(header::ACCEPT_RANGES, "bytes")?;
     response.insert_header(header::VIA, "1.1 artifactapi")?;
@@ -162,7 +171,14 @@ fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<ResponseHeade
     if let Some(vary) = dress.vary {
         response.insert_header(header::VARY, vary)?;
     }
+    if let (Some(etag), None) = (object.etag(), object.head.etag()) {
+        response.insert_header(header::ETAG, etag)?;
+    }
     let response = Arc::new(response);
+    // A digest is only known at the end, and with it the validator.
+    if !object.is_complete() {
+        return Ok(response);
+    }
     Ok(Arc::clone(object.prepared.get_or_init(|| response)))
 }
 
