@@ -215,6 +215,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: 256,
         listener_tasks_per_fd: 1,
+        // What blocks is the disk; more threads than these only wait for it together.
+        max_blocking_threads: Some(32),
         ..ServerConf::default()
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);

@@ -43,14 +43,13 @@ impl Api {
         }
         match self.run_flush(config, &request).await {
             Ok(answer) => {
-                let value = serde_json::to_value(&answer).unwrap_or_default();
                 tracing::info!(
                     matched = answer.matched,
                     bytes = answer.bytes,
                     dry_run = answer.dry_run,
                     "flushed"
                 );
-                reply::json(session, 200, &value).await
+                reply::json(session, 200, &serde_json::to_value(answer).unwrap_or_default()).await
             }
             Err(problem) => reply::problem(session, None, problem).await,
         }

@@ -204,27 +204,36 @@ impl Disk {
         renamed
     }
 
-    /// Opens the object of `hash`. `None`: not stored, or not to be read now. A file that is damaged is removed.
+    /// Opens the object of `hash` and reads what stands in front of its body. `None`: not stored, or not to be read now.
+    /// A file that is damaged is removed.
     pub fn load(&self, hash: &Hash) -> Option<(File, Record)> {
-        let path = self.path(hash);
-        let file = match File::open(&path) {
-            Ok(file) => file,
+        self.read(hash, self.open_file(hash)?)
+    }
+
+    /// The first half of [`Disk::load`]: says quickly that something is not stored.
+    pub fn open_file(&self, hash: &Hash) -> Option<File> {
+        match File::open(self.path(hash)) {
+            Ok(file) => Some(file),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(path = %path.display(), %error, "a stored object cannot be opened");
+                    tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be opened");
                 }
-                return None;
+                None
             }
-        };
+        }
+    }
+
+    /// The second half of [`Disk::load`].
+    pub fn read(&self, hash: &Hash, file: File) -> Option<(File, Record)> {
         match read_record(&file) {
             Ok(record) => Some((file, record)),
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(path = %path.display(), %error, "a damaged object is removed from the cache");
-                let _ = fs::remove_file(&path);
+                tracing::warn!(hash = %hex(hash), %error, "a damaged object is removed from the cache");
+                let _ = fs::remove_file(self.path(hash));
                 None
             }
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a stored object cannot be read");
+                tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be read");
                 None
             }
         }
@@ -294,7 +303,7 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
         return Ok(());
     }
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
-        Err(error) if matches!(error, rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
         other => Ok(other?),
     }
 }

@@ -155,14 +155,16 @@ impl Store {
         }
         let (store, hash) = (self, key.hash);
         let before = self.version(&hash).load(SeqCst);
-        let (file, record) = tokio::task::spawn_blocking(move || store.disk.load(&hash))
+        // On this thread, as nginx does: most names that are not there are known to the system.
+        let file = self.disk.open_file(&hash)?;
+        let (file, record) = tokio::task::spawn_blocking(move || store.disk.read(&hash, file))
             .await
             .ok()??;
         if record.key_text != *key.text {
             return None;
         }
         let object = Arc::new(loaded(key.clone(), file, record));
-        let object = self.into_memory_if_small(object).await;
+        let object = self.in_memory_if_small(object).await;
         self.remember(&object, before);
         if let Some(observer) = self.observer.get() {
             observer.found(&object);
@@ -172,7 +174,7 @@ impl Store {
 
     async fn promote(&'static self, object: Arc<Object>) -> Arc<Object> {
         let before = self.version(&object.key.hash).load(SeqCst);
-        let promoted = self.into_memory_if_small(Arc::clone(&object)).await;
+        let promoted = self.in_memory_if_small(Arc::clone(&object)).await;
         if !Arc::ptr_eq(&promoted, &object) {
             self.remember(&promoted, before);
         }
@@ -193,7 +195,7 @@ impl Store {
     }
 
     /// A copy of `object` whose body is in memory, where it is small enough and can be read.
-    async fn into_memory_if_small(&'static self, object: Arc<Object>) -> Arc<Object> {
+    async fn in_memory_if_small(&'static self, object: Arc<Object>) -> Arc<Object> {
         let Some(finished) = object
             .finished()
             .filter(|finished| finished.length <= self.memory.largest)

@@ -3,6 +3,7 @@
 //! A view is an object like any other. Its key holds the id of its original, so it never expires: another body has
 //! another id, and a re-fetch that brought the same bytes keeps the id and with it the views.
 
+use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
 use std::sync::Arc;
 
@@ -58,6 +59,27 @@ pub struct Spec {
     pub gzip: bool,
 }
 
+/// Original, what is done to it, whether it is gzip-encoded, hash of the base URL.
+type HotKey = (u64, Kind, bool, u64);
+
+/// What is done to an original.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    Decoded,
+    Relative,
+    Absolute,
+}
+
+impl Spec {
+    fn kind(&self) -> Kind {
+        match &self.rewriting {
+            None => Kind::Decoded,
+            Some(rewriting) if rewriting.absolute => Kind::Absolute,
+            Some(_) => Kind::Relative,
+        }
+    }
+}
+
 /// Makes and finds views.
 pub struct Views {
     store: &'static Store,
@@ -65,6 +87,10 @@ pub struct Views {
     metrics: Arc<Metrics>,
     /// One at a time looks a view up and starts it, so that none is made twice.
     starting: Vec<Mutex<()>>,
+    /// Keys made lately, for the hot path: a key is long to write and to hash.
+    keys: Cache<HotKey, Key>,
+    /// Not known outside, so that no `Host` can be made to look like another.
+    hasher: RandomState,
     /// Base URLs seen for an original, oldest first.
     bases: Cache<u64, Arc<parking_lot::Mutex<Vec<String>>>>,
 }
@@ -76,6 +102,8 @@ impl Views {
             catalog,
             metrics,
             starting: (0..64).map(|_| Mutex::new(())).collect(),
+            keys: Cache::new(16_384),
+            hasher: RandomState::new(),
             bases: Cache::new(4096),
         }
     }
@@ -109,12 +137,33 @@ impl Views {
         }
     }
 
+    /// A view of `original` that was opened before.
+    pub async fn known(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
+        let key = self.keys.get(&self.hot_key(original, kind, gzip, remote_url))?;
+        self.store.open_object(&key).await
+    }
+
+    fn hot_key(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> HotKey {
+        let url = if kind == Kind::Absolute {
+            self.hasher.hash_one(remote_url)
+        } else {
+            0
+        };
+        (original.id, kind, gzip, url)
+    }
+
     /// The view of `original`, complete or growing.
     ///
     /// # Errors
     /// There is no space for it, or the original's coding is not known here.
     pub async fn open(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         let key = Self::key(original, spec);
+        let remote_url = spec
+            .rewriting
+            .as_ref()
+            .map_or("", |rewriting| rewriting.remote_url.as_str());
+        self.keys
+            .insert(self.hot_key(original, spec.kind(), spec.gzip, remote_url), key.clone());
         let _turn = self.starting[original.id as usize % self.starting.len()].lock().await;
         if let Some(view) = self.store.open_object(&key).await {
             return Ok(view);
@@ -275,10 +324,10 @@ impl Views {
 
     async fn links(&self, rewriter: &mut dyn Rewriter, spec: &Spec) {
         let foreign = rewriter.take_foreign();
-        if let (false, Some(rewriting)) = (foreign.is_empty(), &spec.rewriting) {
-            if let Err(error) = self.catalog.add_links(&rewriting.remote.name, foreign).await {
-                tracing::warn!(remote = %rewriting.remote.name, %error, "links to other hosts could not be noted");
-            }
+        if let (false, Some(rewriting)) = (foreign.is_empty(), &spec.rewriting)
+            && let Err(error) = self.catalog.add_links(&rewriting.remote.name, foreign).await
+        {
+            tracing::warn!(remote = %rewriting.remote.name, %error, "links to other hosts could not be noted");
         }
     }
 

@@ -118,13 +118,10 @@ pub trait Format: Send + Sync {
         links::under_base(remote, path)
     }
 
-    /// The document of `path` that fits the client's `Accept` best.
-    ///
-    /// # Errors
-    /// `Err(())` where nothing fits: 406.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+    /// The document of `path` that fits the client's `Accept` best; `None` where nothing fits: 406.
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
         let _ = (path, accept);
-        Ok(Form::ONLY)
+        Some(Form::ONLY)
     }
 
     /// The name by which a client that accepts no other knows the type of an HTML document under `path`.

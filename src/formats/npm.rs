@@ -99,16 +99,16 @@ impl Format for Npm {
 
     /// What is as welcome as the other is the abbreviated form where it is asked for by name, else the full one. A
     /// registry refuses nobody for an `Accept`.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
         match document(path) {
             Some(Document::Package) => {}
-            Some(Document::Version) => return Ok(VERSION),
-            None => return Ok(Form::ONLY),
+            Some(Document::Version) => return Some(VERSION),
+            None => return Some(Form::ONLY),
         }
         let header = accept.unwrap_or_default();
         let abbreviated = wish(header, "application/vnd.npm.install-v1+json").filter(|wish| wish.q > 0.0);
         let full = wish(header, "application/json").filter(|wish| wish.q > 0.0);
-        Ok(match (abbreviated, full) {
+        Some(match (abbreviated, full) {
             (Some(short), _) if short.precision < 3 => FULL,
             (Some(_), None) => ABBREVIATED,
             (Some(short), Some(full)) if short.q >= full.q => ABBREVIATED,

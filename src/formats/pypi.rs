@@ -92,15 +92,15 @@ impl Format for Pypi {
 
     /// PEP 691, version and format selection. What is as welcome as the other is JSON where it is asked for by name,
     /// HTML where it is not (`*/*`), and HTML without `Accept`.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Result<Form, ()> {
+    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
         if is_legacy(path) {
-            return Ok(LEGACY);
+            return Some(LEGACY);
         }
         if !is_index(path) {
-            return Ok(Form::ONLY);
+            return Some(Form::ONLY);
         }
         let Some(header) = accept.filter(|header| !header.trim().is_empty()) else {
-            return Ok(HTML);
+            return Some(HTML);
         };
         let best = |types: &[&str]| {
             let wishes = types
@@ -110,10 +110,10 @@ impl Format for Pypi {
             wishes.reduce(|one, other| if other > one { other } else { one })
         };
         match (best(&JSON_TYPES), best(&HTML_TYPES)) {
-            (None, None) => Err(()),
-            (Some(_), None) => Ok(JSON),
-            (None, Some(_)) => Ok(HTML),
-            (Some(json), Some(html)) => Ok(if json > html || (json == html && json.precision == 3) {
+            (None, None) => None,
+            (Some(_), None) => Some(JSON),
+            (None, Some(_)) => Some(HTML),
+            (Some(json), Some(html)) => Some(if json > html || (json == html && json.precision == 3) {
                 JSON
             } else {
                 HTML

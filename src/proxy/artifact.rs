@@ -18,9 +18,9 @@ use crate::cache::{Key, Left, Object, now_ms};
 use crate::catalog::CatalogError;
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
-use crate::fill::view::{Rewriting, Spec, ViewError, is_gzip};
+use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{Class, Format, links, path};
+use crate::formats::{Class, Format, View, links, path};
 use crate::policy;
 use crate::upstream::listed;
 
@@ -196,7 +196,7 @@ impl Client {
         if resolved.bound_host {
             return public::of_bound_host(&config.settings, &arrival);
         }
-        let base = public::of(&config.settings, &arrival).ok()?.base;
+        let base = public::of(&config.settings, &arrival)?.base;
         Some(format!("{base}/api/v1/remote/{}", resolved.remote.name))
     }
 
@@ -437,7 +437,7 @@ impl Client {
         let Some(policy) = policy::classify(remote, format, &path.decoded) else {
             return;
         };
-        let Ok(form) = format.negotiate(&path.decoded, None) else {
+        let Some(form) = format.negotiate(&path.decoded, None) else {
             return;
         };
         let Some(view) = format.has_view(remote, &path.decoded) else {
@@ -477,6 +477,28 @@ impl Client {
         }
     }
 
+    /// What a client gets to see of an original.
+    async fn view(
+        &self,
+        request: &Request,
+        original: &Arc<Object>,
+        kind: Kind,
+        gzip: bool,
+    ) -> std::result::Result<Arc<Object>, ViewError> {
+        let gzip = gzip && kind != Kind::Decoded;
+        if let Some(view) = self.views.known(original, kind, gzip, &request.remote_url).await {
+            return Ok(view);
+        }
+        let rewriting = (kind != Kind::Decoded).then(|| Rewriting {
+            format: request.format,
+            remote: Arc::clone(&request.remote),
+            path: request.path.clone(),
+            remote_url: request.remote_url.clone(),
+            absolute: kind == Kind::Absolute,
+        });
+        self.views.open(original, &Spec { rewriting, gzip }).await
+    }
+
     /// Serves an object, through its view where it has one.
     async fn deliver(
         &self,
@@ -489,34 +511,23 @@ impl Client {
         self.fills.store.count_use(&original);
         let gzip_accepted = accepts(session, "gzip") || accepts(session, "x-gzip");
         let encoded = original.head.content_encoding();
-        let spec = match request.view {
-            Some(view) => Some(Spec {
-                rewriting: Some(Rewriting {
-                    format: request.format,
-                    remote: Arc::clone(&request.remote),
-                    path: request.path.clone(),
-                    remote_url: request.remote_url.clone(),
-                    absolute: view.absolute,
-                }),
-                gzip: gzip_accepted,
-            }),
+        let kind = match request.view {
+            Some(View { absolute: true }) => Some(Kind::Absolute),
+            Some(View { absolute: false }) => Some(Kind::Relative),
             // A coding that the client did not accept is taken off.
             None => encoded
                 .filter(|coding| is_gzip(coding) && !gzip_accepted)
-                .map(|_| Spec {
-                    rewriting: None,
-                    gzip: false,
-                }),
+                .map(|_| Kind::Decoded),
         };
-        if let Some(coding) = encoded.filter(|coding| spec.is_none() && !is_gzip(coding) && !accepts(session, coding)) {
+        if let Some(coding) = encoded.filter(|coding| kind.is_none() && !is_gzip(coding) && !accepts(session, coding)) {
             let detail =
                 format!("upstream sent this in the coding {coding}, unasked, and the client does not accept it");
             let problem = Problem::new(502, detail).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }
-        let object = match &spec {
+        let object = match kind {
             None => Arc::clone(&original),
-            Some(spec) => match self.views.open(&original, spec).await {
+            Some(kind) => match self.view(request, &original, kind, gzip_accepted).await {
                 Ok(view) => {
                     self.fills.store.count_use(&view);
                     view
@@ -533,7 +544,7 @@ impl Client {
                 }
             },
         };
-        if spec.is_none() && !object.is_complete() && self.is_far_ahead(session, &object) {
+        if kind.is_none() && !object.is_complete() && self.is_far_ahead(session, &object) {
             return self.range_of_its_own(session, ctx, request, &object).await;
         }
         let usable = if serve::needs_whole(session, &object) {
@@ -542,7 +553,7 @@ impl Client {
             serve::has_begun(&object).await
         };
         if !usable {
-            let detail = if spec.is_some() {
+            let detail = if kind.is_some() {
                 "upstream's document could not be rewritten: it ended early, or is not what its type says"
             } else {
                 "the transfer from upstream ended early; try again"
@@ -554,7 +565,7 @@ impl Client {
         }
         let vary = match (
             request.format.varies(&request.path.decoded),
-            spec.is_some() || encoded.is_some(),
+            kind.is_some() || encoded.is_some(),
         ) {
             (true, true) => Some("Accept, Accept-Encoding"),
             (true, false) => Some("Accept"),

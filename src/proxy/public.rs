@@ -26,9 +26,8 @@ pub struct Arrival<'a> {
 /// `ARTIFACTAPI_PUBLIC_URL`, else `Forwarded` (RFC 7239) or `X-Forwarded-*` from a trusted proxy, else `Host`. Of a
 /// list the value that the last trusted proxy wrote counts: the last one.
 ///
-/// # Errors
-/// `Err(())`: the host is missing or none.
-pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Result<Public, ()> {
+/// `None`: the host is missing or none.
+pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Option<Public> {
     let mut scheme = if arrival.tls {
         "https".to_owned()
     } else {
@@ -85,15 +84,15 @@ pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Result<Public, ()> {
     let valid = is_host(&host);
     let name = without_port(&host).to_ascii_lowercase();
     if let Some(url) = &settings.public_url {
-        return Ok(Public {
+        return Some(Public {
             base: url.as_str().trim_end_matches('/').to_owned(),
             host: if valid { name } else { String::new() },
         });
     }
     if !valid {
-        return Err(());
+        return None;
     }
-    Ok(Public {
+    Some(Public {
         base: format!("{scheme}://{host}{prefix}"),
         host: name,
     })
@@ -105,7 +104,7 @@ pub fn of_bound_host(settings: &Settings, arrival: &Arrival<'_>) -> Option<Strin
         public_url: None,
         ..settings.clone()
     };
-    of(&free, arrival).ok().map(|public| public.base)
+    of(&free, arrival).map(|public| public.base)
 }
 
 pub fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {

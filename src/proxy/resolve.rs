@@ -117,7 +117,7 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
     if remote.kind == RemoteType::Local {
         return refused(404, "no such file in this local remote");
     }
-    let Ok(form) = format.negotiate(&path.decoded, accept) else {
+    let Some(form) = format.negotiate(&path.decoded, accept) else {
         let problem = Problem::new(406, "none of the forms that `Accept` names can be served")
             .at(&remote.name, &path.encoded)
             .header(header::VARY, "Accept");

@@ -68,7 +68,7 @@ remotes:
     let generic = r#"
 remotes:
   github:
-    base_url: "https://github.com"
+    base_url: "HOST-OF-github"
     type: "remote"
     package: "generic"
     immutable_patterns:
@@ -76,7 +76,7 @@ remotes:
     cache:
       immutable_ttl: 0
   github-archive:
-    base_url: "https://github.com"
+    base_url: "HOST-OF-github"
     type: "remote"
     package: "generic"
     immutable_patterns:
@@ -91,7 +91,7 @@ remotes:
     let trees = r#"
 remotes:
   alpine:
-    base_url: "https://dl-cdn.alpinelinux.org"
+    base_url: "HOST-OF-alpine"
     type: "remote"
     package: "alpine"
     immutable_patterns:
@@ -113,7 +113,7 @@ remotes:
     let docker = r#"
 remotes:
   dockerhub:
-    base_url: "https://registry-1.docker.io"
+    base_url: "HOST-OF-dockerhub"
     type: "remote"
     package: "docker"
     # username / password optional for public images
@@ -121,7 +121,7 @@ remotes:
       immutable_ttl: 0
       mutable_ttl: 300
   ghcr:
-    base_url: "https://ghcr.io"
+    base_url: "HOST-OF-ghcr"
     type: "remote"
     package: "docker"
     username: "your-github-username"
@@ -162,7 +162,7 @@ remotes:
     let rest = r#"
 remotes:
   hashicorp-helm:
-    base_url: "https://helm.releases.hashicorp.com"
+    base_url: "HOST-OF-hashicorp-helm"
     type: "remote"
     package: "helm"
     check_mutable_updates: true
@@ -180,6 +180,11 @@ remotes:
       mutable_ttl: 0
 "#;
     for text in [structure, generic, trees, docker, &pypi, rest] {
+        let names = ["github", "alpine", "dockerhub", "ghcr", "hashicorp-helm"];
+        let text = names.iter().fold(text.to_owned(), |text, name| {
+            text.replace(&format!("HOST-OF-{name}\""), &format!("{}\"", host(name)))
+        });
+        let text = text.as_str();
         assert_eq!(Case::new(text).problems(), Vec::<String>::new(), "{text}");
     }
     assert_eq!(Case::new(&pypi).remote("slow").quarantine_days, Some(3));

@@ -209,7 +209,7 @@ fn negotiation() {
     }
     assert_eq!(
         Npm.negotiate("name/-/name-1.tgz", Some("application/vnd.npm.install-v1+json")),
-        Ok(Form::ONLY)
+        Some(Form::ONLY)
     );
 }
 
