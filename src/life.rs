@@ -214,6 +214,9 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: 256,
+        // A runtime with an event loop of its own for each thread, as nginx has: a fifth more small hits per second than
+        // one that threads share.
+        work_stealing: false,
         listener_tasks_per_fd: 1,
         // What blocks is the disk; more threads than these only wait for it together.
         max_blocking_threads: Some(32),
