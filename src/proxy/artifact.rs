@@ -168,6 +168,9 @@ impl Client {
         }
         let key = Key::new(&remote.name, &path.encoded, None, &standing.form);
         let stored = self.fills.store.open_object(&key).await;
+        if self.fills.remembered(&key).is_some() {
+            return Some(standing);
+        }
         if stored.is_some_and(|stored| stored.fresh.checked_at() >= standing.manifest.fresh.checked_at()) {
             return Some(standing);
         }
