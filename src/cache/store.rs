@@ -128,6 +128,11 @@ impl Store {
         z ^ (z >> 31)
     }
 
+    /// The complete object of `key`, if it is in memory.
+    pub fn in_memory(&self, key: &Key) -> Option<Arc<Object>> {
+        self.memory.get(&key.hash).filter(|object| object.key.text == key.text)
+    }
+
     /// Finds the object of `key`: growing, in memory, or on disk.
     pub async fn open_object(&'static self, key: &Key) -> Option<Arc<Object>> {
         if let Some(object) = self.growing.lock().get(&key.hash) {

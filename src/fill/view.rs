@@ -143,6 +143,12 @@ impl Views {
         self.store.open_object(&key).await
     }
 
+    /// The same, if it is in memory.
+    pub fn in_memory(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
+        let key = self.keys.get(&self.hot_key(original, kind, gzip, remote_url))?;
+        self.store.in_memory(&key)
+    }
+
     fn hot_key(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> HotKey {
         let url = if kind == Kind::Absolute {
             self.hasher.hash_one(remote_url)

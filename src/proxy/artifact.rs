@@ -4,8 +4,10 @@ use std::borrow::Cow;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{Method, header};
 use pingora_error::Result;
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use url::Url;
 
@@ -71,6 +73,13 @@ impl Request {
     }
 }
 
+/// An answer that only has to be written.
+pub(super) struct Hit {
+    pub object: Arc<Object>,
+    pub body: Bytes,
+    pub header: Box<ResponseHeader>,
+}
+
 /// How what is served was come by.
 struct Origin {
     source: &'static str,
@@ -90,7 +99,7 @@ impl Client {
         target: Target,
         hot: Option<HotKey>,
     ) -> Result<bool> {
-        ctx.remote = Some(remote.name.clone());
+        ctx.remote = Some(Arc::clone(&remote));
         let method = session.req_header().method.clone();
         let accept = accept(session);
         match resolve::resolve(&remote, &method, target, accept.as_deref()) {
@@ -107,7 +116,7 @@ impl Client {
                     (header::LOCATION, location),
                     (header::CACHE_CONTROL, "public, max-age=3600".to_owned()),
                 ];
-                reply::send(session, 301, headers, bytes::Bytes::new()).await?;
+                reply::send(session, 301, headers, Bytes::new()).await?;
                 Ok(true)
             }
             Resolution::Refused(format, problem) => self.refuse(session, format, problem).await,
@@ -225,16 +234,9 @@ impl Client {
                 && wants_fresh(session)
                 && object.fresh.checked_at() + 1000 < now;
             if left(object).is_fresh() && !forced || request.remote.offline {
-                let ttl = match left(object) {
-                    Left::ForEver => Cow::Borrowed("artifactapi; hit"),
-                    Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()).into(),
-                    Left::Expired(since) => {
-                        format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()).into()
-                    }
-                };
                 let origin = Origin {
                     source: "cache",
-                    cache_status: ttl,
+                    cache_status: hit_status(left(object)),
                     fresh_from_upstream: false,
                 };
                 ctx.cache = "hit";
@@ -480,6 +482,60 @@ impl Client {
         }
     }
 
+    /// A plain GET of a fresh, small body that is in memory, which most requests are: found and dressed without waiting
+    /// for anything. Everything else takes the long way.
+    pub(super) fn hit_in_memory(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<Hit>> {
+        let request = session.req_header();
+        let plain = request.method == Method::GET
+            && resolved.manifest.is_none()
+            && !resolved.remote.client_revalidation
+            && !serve::has_conditions(&request.headers);
+        let Some(original) = (if plain {
+            self.fills.store.in_memory(&resolved.key)
+        } else {
+            None
+        }) else {
+            return Ok(None);
+        };
+        let now = now_ms();
+        let left = original.fresh.left(resolved.policy.class, resolved.policy.ttl, now);
+        if !left.is_fresh() || resolved.view.is_none() && original.head.content_encoding().is_some() {
+            return Ok(None);
+        }
+        let object = match resolved.view {
+            None => Some(Arc::clone(&original)),
+            Some(View { absolute: false }) => {
+                self.views
+                    .in_memory(&original, Kind::Relative, accepts(session, "gzip"), "")
+            }
+            Some(View { absolute: true }) => self.remote_url(session, config, resolved).and_then(|url| {
+                self.views
+                    .in_memory(&original, Kind::Absolute, accepts(session, "gzip"), &url)
+            }),
+        };
+        let Some((object, body)) = object.and_then(|object| Some((Arc::clone(&object), serve::small_body(&object)?)))
+        else {
+            return Ok(None);
+        };
+        if resolved.view.is_some() {
+            self.fills.store.count_use(&original);
+        }
+        let dress = Dress {
+            policy: resolved.policy,
+            left,
+            age: Some(now.saturating_sub(original.fresh.checked_at()) / 1000),
+            source: "cache",
+            cache_status: hit_status(left),
+            vary: vary(resolved, resolved.view.is_some()),
+            format: resolved.format,
+            path: &resolved.path.decoded,
+            presented_as: resolved.presented_as.filter(|_| is_html(original.head.content_type())),
+            head_only: false,
+        };
+        let header = serve::whole(&object, &dress, body.len())?;
+        Ok(Some(Hit { object, body, header }))
+    }
+
     /// What a client gets to see of an original.
     async fn view(
         &self,
@@ -566,15 +622,7 @@ impl Client {
                 .header(header::RETRY_AFTER, "1");
             return self.refuse(session, Some(request.format), problem).await;
         }
-        let vary = match (
-            request.format.varies(&request.path.decoded),
-            kind.is_some() || encoded.is_some(),
-        ) {
-            (true, true) => Some("Accept, Accept-Encoding"),
-            (true, false) => Some("Accept"),
-            (false, true) => Some("Accept-Encoding"),
-            (false, false) => None,
-        };
+        let vary = vary(request, kind.is_some() || encoded.is_some());
         let now = now_ms();
         let dress = Dress {
             policy: request.policy,
@@ -599,7 +647,7 @@ impl Client {
         request: &Request,
         answer: &crate::fill::Answer,
     ) -> Result<bool> {
-        let mut response = pingora_http::ResponseHeader::build(answer.status, Some(answer.headers.len() + 6))?;
+        let mut response = ResponseHeader::build(answer.status, Some(answer.headers.len() + 6))?;
         for (name, value) in &answer.headers {
             response.append_header(name.clone(), value.clone())?;
         }
@@ -651,6 +699,25 @@ fn catalogue_away(error: &CatalogError) -> Problem {
         format!("whether an index names this file cannot be looked up: {error}"),
     )
     .header(header::RETRY_AFTER, "5")
+}
+
+/// `Cache-Status` of a hit.
+fn hit_status(left: Left) -> Cow<'static, str> {
+    match left {
+        Left::ForEver => Cow::Borrowed("artifactapi; hit"),
+        Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()).into(),
+        Left::Expired(since) => format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()).into(),
+    }
+}
+
+/// What of a request chose between several documents or codings.
+fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
+    match (resolved.format.varies(&resolved.path.decoded), by_coding) {
+        (true, true) => Some("Accept, Accept-Encoding"),
+        (true, false) => Some("Accept"),
+        (false, true) => Some("Accept-Encoding"),
+        (false, false) => None,
+    }
 }
 
 fn is_html(content_type: &str) -> bool {

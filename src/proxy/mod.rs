@@ -24,6 +24,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
+use crate::config::Remote;
 use crate::fill::{Fills, Views};
 use crate::headers;
 use crate::life::{InFlight, State};
@@ -62,7 +63,7 @@ struct PassBy {
 pub struct Ctx {
     started: Instant,
     _in_flight: InFlight,
-    remote: Option<String>,
+    remote: Option<Arc<Remote>>,
     /// For metrics: how the cache came into it.
     cache: &'static str,
     source: Option<&'static str>,
@@ -105,11 +106,13 @@ impl ProxyHttp for Client {
             return Ok(true);
         }
         let config = self.state.config();
-        let host = {
-            let arrival = artifact::arrival(session);
-            public::of(&config.settings, &arrival)
-                .map(|public| public.host)
-                .unwrap_or_default()
+        // Which host was asked for matters only where one is bound to a remote.
+        let host = match config.hosts.is_empty() {
+            true => String::new(),
+            false => {
+                let public = public::of(&config.settings, &artifact::arrival(session));
+                public.map(|public| public.host).unwrap_or_default()
+            }
         };
         let target = wire::origin_form(session.req_header().raw_path());
         let hot = match session.req_header().method {
@@ -117,8 +120,17 @@ impl ProxyHttp for Client {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
-            ctx.remote = Some(resolved.remote.name.clone());
-            return self.resolved(session, ctx, &config, resolved).await;
+            if let Some(artifact::Hit { object, body, header }) = self.hit_in_memory(session, &config, &resolved)? {
+                self.fills.store.count_use(&object);
+                (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
+                ctx.sent = body.len() as u64;
+                session.write_response_header(header, false).await?;
+                session.write_response_body(Some(body), true).await?;
+                return Ok(true);
+            }
+            ctx.remote = Some(Arc::clone(&resolved.remote));
+            // What waits is set up apart, so that what does not stays small.
+            return Box::pin(self.resolved(session, ctx, &config, resolved)).await;
         }
         match route::route(&config, &host, target) {
             Route::Artifact {
@@ -128,10 +140,10 @@ impl ProxyHttp for Client {
                 bound_host,
             } => {
                 let target = Target { raw, query, bound_host };
-                self.artifact(session, ctx, &config, remote, target, hot).await
+                Box::pin(self.artifact(session, ctx, &config, remote, target, hot)).await
             }
             Route::Endpoint(endpoint) => {
-                self.api.answer(session, &config, endpoint).await?;
+                Box::pin(self.api.answer(session, &config, endpoint)).await?;
                 Ok(true)
             }
             Route::Registry { path } => {
@@ -260,7 +272,7 @@ impl ProxyHttp for Client {
         let status = session
             .response_written()
             .map_or(0, |response| response.status.as_u16());
-        let remote = ctx.remote.as_deref().unwrap_or("");
+        let remote = ctx.remote.as_ref().map_or("", |remote| remote.name.as_str());
         self.metrics
             .request(remote, status, ctx.cache, ctx.source, ctx.sent, ctx.started.elapsed());
         if let Some(error) = error {

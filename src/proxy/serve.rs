@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::range::{self, Condition, Ranges};
-use crate::cache::{Left, Object, Reader, State};
+use crate::cache::{Body, Left, Object, Reader, State};
 use crate::formats::{Class, Format};
 use crate::headers;
 use crate::policy::{Basis, Policy};
@@ -39,15 +39,9 @@ pub struct Dress<'a> {
     pub head_only: bool,
 }
 
-/// Sends `object`. Returns the body bytes sent.
-///
-/// # Errors
-/// The client is gone, or a growing object failed: the connection must then break.
-pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
-    let request = session.req_header();
-    let head_only = dress.head_only || request.method == Method::HEAD;
-    let prepared = prepared(object, dress)?;
-    let mut response = Box::new(ResponseHeader::clone(&prepared));
+/// The header of the response, but for what range and framing decide.
+fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseHeader>> {
+    let mut response = Box::new(prepared.clone());
     response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(dress.source))?;
     let cache_status = match &dress.cache_status {
         Cow::Borrowed(text) => HeaderValue::from_static(text),
@@ -59,8 +53,52 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         response.insert_header(header::CONTENT_TYPE, name)?;
     }
     if let Some(age) = dress.age {
-        response.insert_header(header::AGE, age)?;
+        response.insert_header(header::AGE, HeaderValue::from(age))?;
     }
+    Ok(response)
+}
+
+/// The header of a 200 with a whole body of `length` bytes.
+///
+/// # Errors
+/// A header that cannot be built.
+pub fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<Box<ResponseHeader>> {
+    let prepared = prepared(object, dress)?;
+    let mut response = dressed(&prepared, dress)?;
+    response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
+    Ok(response)
+}
+
+/// The body of a complete object, where it is in memory and short enough for one write.
+pub fn small_body(object: &Object) -> Option<Bytes> {
+    match &object.body {
+        Body::Memory(bytes) if object.is_complete() && (1..=PIECE).contains(&bytes.len()) => Some(bytes.clone()),
+        _ => None,
+    }
+}
+
+/// Whether a request asks for less than a whole 200.
+pub fn has_conditions(headers: &HeaderMap) -> bool {
+    [
+        header::RANGE,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_MATCH,
+        header::IF_UNMODIFIED_SINCE,
+    ]
+    .iter()
+    .any(|name| headers.contains_key(name))
+}
+
+/// Sends `object`. Returns the body bytes sent.
+///
+/// # Errors
+/// The client is gone, or a growing object failed: the connection must then break.
+pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+    let request = session.req_header();
+    let head_only = dress.head_only || request.method == Method::HEAD;
+    let prepared = prepared(object, dress)?;
+    let mut response = dressed(&prepared, dress)?;
     let etag = prepared.headers.get(header::ETAG).and_then(|value| value.to_str().ok());
     let last_modified = object.head.last_modified();
     match range::evaluate(&request.headers, etag, last_modified) {
