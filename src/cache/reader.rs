@@ -13,7 +13,7 @@ use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
-const PIECE: u64 = 64 << 10;
+const PIECE: u64 = 128 << 10;
 
 /// Set when the file system cannot read without waiting (tmpfs): every read then goes to the blocking pool.
 static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
