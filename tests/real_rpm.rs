@@ -4,57 +4,15 @@ mod common;
 
 use std::time::Duration;
 
-use common::clients::{Home, Output, program};
+use common::clients::{Home, program};
+use common::rpm::{dnf, tree};
 use common::{Proxy, Upstream, run_for};
-
-/// Builds one package without content of note and a repository around it in `repo`.
-async fn repository(home: &Home, version: &str) {
-    home.write(
-        "hello.spec",
-        &format!(
-            "Name: hello-artifact\nVersion: {version}\nRelease: 1\nSummary: A package for tests\nLicense: Apache-2.0\n\
-             BuildArch: noarch\n%description\nA package for tests.\n%install\nmkdir -p %{{buildroot}}/opt/hello\n\
-             echo {version} > %{{buildroot}}/opt/hello/version\n%files\n/opt/hello/version\n"
-        ),
-    );
-    let mut build = home.command(program("rpmbuild"));
-    build
-        .args(["-bb", "--quiet", "hello.spec"])
-        .arg("--define")
-        .arg(format!("_topdir {}", home.path("rpm").display()));
-    home.run(build).await.ok();
-    let packages = home.work().join("repo/noarch");
-    std::fs::create_dir_all(&packages).unwrap();
-    let name = format!("hello-artifact-{version}-1.noarch.rpm");
-    std::fs::copy(home.path("rpm/RPMS/noarch").join(&name), packages.join(&name)).unwrap();
-    let mut index = home.command(program("createrepo_c"));
-    index.args(["--quiet", "repo"]);
-    home.run(index).await.ok();
-}
-
-async fn install(home: &Home, root: &str, url: &str) -> Output {
-    let mut command = home.command(program("dnf"));
-    command.arg("-y").arg("--installroot").arg(home.work().join(root));
-    command.args([
-        "--releasever",
-        "9",
-        "--setopt=reposdir=/dev/null",
-        "--setopt=retries=1",
-        "--nogpgcheck",
-    ]);
-    command.arg(format!("--setopt=cachedir={}", home.path("tmp").join(root).display()));
-    command.arg(format!("--setopt=logdir={}", home.path("tmp").display()));
-    command
-        .arg(format!("--repofrompath=t,{url}/"))
-        .args(["--repo", "t", "install", "hello-artifact"]);
-    home.run(command).await
-}
 
 #[test]
 fn a_package_installs_and_installs_again_without_upstream() {
     run_for(Duration::from_secs(240), async {
         let home = Home::new();
-        repository(&home, "1.0").await;
+        tree(&home, "1.0", program("createrepo_c"), &[]).await;
         let up = Upstream::start().await;
         up.directory("/el9/", home.work().join("repo"));
         let proxy = Proxy::start(&format!(
@@ -63,10 +21,10 @@ fn a_package_installs_and_installs_again_without_upstream() {
         ))
         .await;
         let url = format!("{}/api/v1/remote/rpms", proxy.base());
-        install(&home, "one", &url).await.ok();
+        dnf(&home, "one", &url).await.ok();
         assert_eq!(home.read("one/opt/hello/version"), "1.0\n");
         up.switch_off().await;
-        install(&home, "two", &url).await.ok();
+        dnf(&home, "two", &url).await.ok();
         assert_eq!(home.read("two/opt/hello/version"), "1.0\n");
         assert_eq!(up.count("GET", "/el9/repodata/repomd.xml"), 1);
     });
@@ -76,7 +34,7 @@ fn a_package_installs_and_installs_again_without_upstream() {
 fn a_new_repository_is_seen_after_the_ttl() {
     run_for(Duration::from_secs(240), async {
         let home = Home::new();
-        repository(&home, "1.0").await;
+        tree(&home, "1.0", program("createrepo_c"), &[]).await;
         let up = Upstream::start().await;
         up.directory("/el9/", home.work().join("repo"));
         let yaml = format!(
@@ -85,10 +43,10 @@ fn a_new_repository_is_seen_after_the_ttl() {
         );
         let proxy = Proxy::start(&yaml).await;
         let url = format!("{}/api/v1/remote/rpms", proxy.base());
-        install(&home, "one", &url).await.ok();
-        repository(&home, "2.0").await;
+        dnf(&home, "one", &url).await.ok();
+        tree(&home, "2.0", program("createrepo_c"), &[]).await;
         tokio::time::sleep(Duration::from_millis(1100)).await;
-        install(&home, "two", &url).await.ok();
+        dnf(&home, "two", &url).await.ok();
         assert_eq!(home.read("two/opt/hello/version"), "2.0\n");
     });
 }

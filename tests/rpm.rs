@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use common::client::{Headers, parts};
-use common::clients::{Home, Output, program, tool};
+use common::clients::{Home, tool};
+use common::rpm::{dnf, tree};
 use common::{File, Pattern, Proxy, Reply, Response, Upstream, eventually, run, run_for, sha256};
 
 const REPOMD: &str = "os/repodata/repomd.xml";
@@ -560,55 +561,16 @@ fn zchunk_reads_several_ranges_at_once() {
 
 // dnf, with the trees that createrepo_c makes
 
-/// Builds `hello-artifact` at `version` and a repository with it alone in `repo`; createrepo_c of the tests' own venv is
-/// new enough for every form.
-async fn tree(home: &Home, version: &str, form: &[&str]) {
-    home.write(
-        "hello.spec",
-        &format!(
-            "Name: hello-artifact\nVersion: {version}\nRelease: 1\nSummary: A package for tests\nLicense: Apache-2.0\n\
-             BuildArch: noarch\n%description\nA package for tests.\n%install\nmkdir -p %{{buildroot}}/opt/hello\n\
-             echo {version} > %{{buildroot}}/opt/hello/version\n%files\n/opt/hello/version\n"
-        ),
-    );
-    let mut build = home.command(program("rpmbuild"));
-    build
-        .args(["-bb", "--quiet", "hello.spec"])
-        .arg("--define")
-        .arg(format!("_topdir {}", home.path("rpm").display()));
-    home.run(build).await.ok();
-    let packages = home.work().join("repo/noarch");
-    std::fs::create_dir_all(&packages).unwrap();
-    let name = format!("hello-artifact-{version}-1.noarch.rpm");
-    std::fs::copy(home.path("rpm/RPMS/noarch").join(&name), packages.join(&name)).unwrap();
-    let mut index = home.command(tool("venv/bin/createrepo_c"));
-    index.arg("--quiet").args(form).arg("repo");
-    home.run(index).await.ok();
-}
-
-async fn dnf(home: &Home, root: &str, url: &str) -> Output {
-    let mut command = home.command(program("dnf"));
-    command.arg("-y").arg("--installroot").arg(home.work().join(root));
-    command.args([
-        "--releasever",
-        "9",
-        "--setopt=reposdir=/dev/null",
-        "--setopt=retries=1",
-        "--nogpgcheck",
-    ]);
-    command.arg(format!("--setopt=cachedir={}", home.path("tmp").join(root).display()));
-    command.arg(format!("--setopt=logdir={}", home.path("tmp").display()));
-    command
-        .arg(format!("--repofrompath=t,{url}/"))
-        .args(["--repo", "t", "install", "hello-artifact"]);
-    home.run(command).await
+/// That of the tests' own venv is new enough for every form.
+fn newest() -> std::path::PathBuf {
+    tool("venv/bin/createrepo_c")
 }
 
 #[test]
 fn dnf_installs_from_a_zstd_tree_and_again_without_upstream() {
     run_for(Duration::from_secs(240), async {
         let home = Home::new();
-        tree(&home, "1.0", &["--general-compress-type=zstd"]).await;
+        tree(&home, "1.0", newest(), &["--general-compress-type=zstd"]).await;
         let up = Upstream::start().await;
         up.directory("/el9/", home.work().join("repo"));
         let proxy = Proxy::start(&format!("rpms:\n  base_url: {}/el9\n  package: rpm\n", up.base())).await;
@@ -631,7 +593,7 @@ fn dnf_never_meets_a_mix_of_fixed_names() {
     run_for(Duration::from_secs(300), async {
         let home = Home::new();
         let form = ["--simple-md-filenames", "--no-database"];
-        tree(&home, "1.0", &form).await;
+        tree(&home, "1.0", newest(), &form).await;
         let (repo, published) = (home.work().join("repo"), home.work().join("published"));
         common::clients::copy_folder(&repo, &published);
         let up = Upstream::start().await;
@@ -643,7 +605,7 @@ fn dnf_never_meets_a_mix_of_fixed_names() {
         .await;
         let url = proxy.url("rpms", "").trim_end_matches('/').to_owned();
         dnf(&home, "one", &url).await.ok();
-        tree(&home, "2.0", &form).await;
+        tree(&home, "2.0", newest(), &form).await;
         // In the middle of the switch: the new packages and repomd.xml are there, the files that it names are not.
         common::clients::copy_folder(&repo.join("noarch"), &published.join("noarch"));
         let of_repomd = |folder: &std::path::Path| folder.join("repodata/repomd.xml");

@@ -12,6 +12,7 @@ pub mod h2client;
 pub mod outbound;
 pub mod packages;
 pub mod pattern;
+pub mod rpm;
 pub mod server;
 pub mod upstream;
 
