@@ -15,7 +15,7 @@ use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
 use pingora_core::services::listening;
-use pingora_proxy::{HttpProxy, http_proxy};
+use pingora_proxy::http_proxy;
 use signal_hook::consts::SIGHUP;
 use signal_hook::iterator::Signals;
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,7 @@ use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Hot};
+use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::upstream::Upstream;
 
 /// After SIGTERM, what is in flight has this long.
@@ -303,7 +303,7 @@ struct Listening {
 }
 
 impl Listening {
-    fn proxy(&self) -> Result<HttpProxy<Client>, StartError> {
+    fn front(&self) -> Result<Front, StartError> {
         let Parts {
             state,
             store,
@@ -319,34 +319,34 @@ impl Listening {
             Arc::clone(&views),
             Arc::clone(metrics),
         );
-        let client = Client {
+        let client = Arc::new(Client {
             state: Arc::clone(state),
             fills,
             views,
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
-        };
-        let mut proxy = http_proxy(&self.conf, client);
+        });
+        let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
         options.h2_idle_timeout = Some(H2_IDLE);
         proxy.server_options = Some(options);
-        Ok(proxy)
+        Ok(Front::new(client, proxy))
     }
 }
 
 #[async_trait]
 impl Service for Listening {
     async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, per_fd: usize) {
-        let proxy = match self.proxy() {
-            Ok(proxy) => proxy,
+        let front = match self.front() {
+            Ok(front) => front,
             Err(error) => {
                 tracing::error!(%error, "cannot start");
                 std::process::exit(1);
             }
         };
-        let mut service = listening::Service::new("listening".to_owned(), proxy);
+        let mut service = listening::Service::new("listening".to_owned(), front);
         let Some(fds) = fds else {
             tracing::error!("cannot start: no table of listening sockets");
             std::process::exit(1);

@@ -197,6 +197,14 @@ pub enum Body {
     },
 }
 
+/// What every response with an object's body begins with.
+#[derive(Debug)]
+pub struct Prepared {
+    pub header: pingora_http::ResponseHeader,
+    /// Its fields as they go over HTTP/1.1, a line each.
+    pub lines: Vec<u8>,
+}
+
 /// One stored body with its header: complete, or growing while upstream sends it.
 #[derive(Debug)]
 pub struct Object {
@@ -213,7 +221,7 @@ pub struct Object {
     /// Present while (and after) it grew in this process.
     growth: Option<watch::Sender<Progress>>,
     /// What the client's side builds from the head, once.
-    pub prepared: OnceLock<Arc<pingora_http::ResponseHeader>>,
+    pub prepared: OnceLock<Arc<Prepared>>,
     /// Uses since the last sweep of the housekeeper.
     uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.

@@ -74,10 +74,9 @@ impl Request {
 }
 
 /// An answer that only has to be written.
-pub(super) struct Hit {
+pub(super) struct Hit<'a> {
     pub object: Arc<Object>,
-    pub body: Bytes,
-    pub header: Box<ResponseHeader>,
+    pub dress: Dress<'a>,
 }
 
 /// How what is served was come by.
@@ -134,7 +133,12 @@ impl Client {
         // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
         let remote_url = match resolved.view.filter(|view| view.absolute) {
             None => String::new(),
-            Some(_) => match self.remote_url(session, config, &resolved) {
+            Some(_) => match public::of_remote(
+                &config.settings,
+                &arrival(session),
+                &resolved.remote.name,
+                resolved.bound_host,
+            ) {
                 Some(url) => url,
                 None => {
                     let detail = "the Host header is missing or not a host name";
@@ -201,15 +205,6 @@ impl Client {
     ) -> Result<bool> {
         reply::problem(session, format, problem).await?;
         Ok(true)
-    }
-
-    fn remote_url(&self, session: &Session, config: &Config, resolved: &Resolved) -> Option<String> {
-        let arrival = arrival(session);
-        if resolved.bound_host {
-            return public::of_bound_host(&config.settings, &arrival);
-        }
-        let base = public::of(&config.settings, &arrival)?.base;
-        Some(format!("{base}/api/v1/remote/{}", resolved.remote.name))
     }
 
     /// Serves what is stored or growing, or has it fetched.
@@ -482,41 +477,31 @@ impl Client {
         }
     }
 
-    /// A plain GET of a fresh, small body that is in memory, which most requests are: found and dressed without waiting
-    /// for anything. Everything else takes the long way.
-    pub(super) fn hit_in_memory(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<Hit>> {
-        let request = session.req_header();
-        let plain = request.method == Method::GET
-            && resolved.manifest.is_none()
-            && !resolved.remote.client_revalidation
-            && !serve::has_conditions(&request.headers);
-        let Some(original) = (if plain {
-            self.fills.store.in_memory(&resolved.key)
-        } else {
-            None
-        }) else {
-            return Ok(None);
-        };
+    /// What a plain GET gets: something fresh, complete and already open, which most requests are for; found and dressed
+    /// without waiting for anything. Everything else takes the long way.
+    pub(super) fn hit<'a>(
+        &self,
+        resolved: &'a Resolved,
+        gzip: bool,
+        remote_url: impl FnOnce() -> Option<String>,
+    ) -> Option<Hit<'a>> {
+        if resolved.manifest.is_some() || resolved.remote.client_revalidation {
+            return None;
+        }
+        let original = self.fills.store.in_memory(&resolved.key)?;
         let now = now_ms();
         let left = original.fresh.left(resolved.policy.class, resolved.policy.ttl, now);
         if !left.is_fresh() || resolved.view.is_none() && original.head.content_encoding().is_some() {
-            return Ok(None);
+            return None;
         }
         let object = match resolved.view {
-            None => Some(Arc::clone(&original)),
-            Some(View { absolute: false }) => {
-                self.views
-                    .in_memory(&original, Kind::Relative, accepts(session, "gzip"), "")
-            }
-            Some(View { absolute: true }) => self.remote_url(session, config, resolved).and_then(|url| {
-                self.views
-                    .in_memory(&original, Kind::Absolute, accepts(session, "gzip"), &url)
-            }),
+            None => Arc::clone(&original),
+            Some(View { absolute: false }) => self.views.in_memory(&original, Kind::Relative, gzip, "")?,
+            Some(View { absolute: true }) => self.views.in_memory(&original, Kind::Absolute, gzip, &remote_url()?)?,
         };
-        let Some((object, body)) = object.and_then(|object| Some((Arc::clone(&object), serve::small_body(&object)?)))
-        else {
-            return Ok(None);
-        };
+        if !object.is_complete() {
+            return None;
+        }
         if resolved.view.is_some() {
             self.fills.store.count_use(&original);
         }
@@ -532,8 +517,7 @@ impl Client {
             presented_as: resolved.presented_as.filter(|_| is_html(original.head.content_type())),
             head_only: false,
         };
-        let header = serve::whole(&object, &dress, body.len())?;
-        Ok(Some(Hit { object, body, header }))
+        Some(Hit { object, dress })
     }
 
     /// What a client gets to see of an original.
@@ -758,11 +742,16 @@ fn wants_fresh(session: &Session) -> bool {
     says(header::CACHE_CONTROL, &["no-cache", "max-age=0"]) || says(header::PRAGMA, &["no-cache"])
 }
 
-/// RFC 9110 section 12.5.3: whether a coding is acceptable.
-fn accepts(session: &Session, wanted: &str) -> bool {
+/// Whether a coding is acceptable to the client.
+pub(super) fn accepts(session: &Session, wanted: &str) -> bool {
     let values = session.req_header().headers.get_all(header::ACCEPT_ENCODING);
+    accepted(values.iter().filter_map(|value| value.to_str().ok()), wanted)
+}
+
+/// RFC 9110 section 12.5.3: whether values of `Accept-Encoding` allow a coding.
+pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) -> bool {
     let mut any = None;
-    for value in values.iter().filter_map(|value| value.to_str().ok()) {
+    for value in values {
         for item in value.split(',') {
             let mut parts = item.split(';');
             let coding = parts.next().unwrap_or("").trim();

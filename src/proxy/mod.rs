@@ -2,6 +2,7 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
+mod front;
 mod pass;
 pub mod public;
 pub mod range;
@@ -11,6 +12,8 @@ pub(crate) mod route;
 mod serve;
 mod wire;
 
+use std::any::Any;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,15 +27,17 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
-use crate::config::Remote;
+use crate::cache::Object;
+use crate::config::{Config, Remote};
 use crate::fill::{Fills, Views};
 use crate::headers;
 use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
 use crate::upstream::Exchange;
+pub use front::Front;
 use reply::Problem;
 pub use resolve::Hot;
-use resolve::Target;
+use resolve::{Resolved, Target};
 use route::Route;
 
 /// An idle connection is kept for the next request this long.
@@ -71,8 +76,19 @@ pub struct Ctx {
     pass: Option<PassBy>,
 }
 
+/// [`Client`] for Pingora, which wants to own it.
+pub struct Hooks(pub Arc<Client>);
+
+impl Deref for Hooks {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.0
+    }
+}
+
 #[async_trait]
-impl ProxyHttp for Client {
+impl ProxyHttp for Hooks {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
@@ -120,7 +136,9 @@ impl ProxyHttp for Client {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
-            if let Some(artifact::Hit { object, body, header }) = self.hit_in_memory(session, &config, &resolved)? {
+            let plain =
+                session.req_header().method == Method::GET && !serve::has_conditions(&session.req_header().headers);
+            if plain && let Some((object, header, body)) = self.small_hit(session, &config, &resolved)? {
                 self.fills.store.count_use(&object);
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
                 ctx.sent = body.len() as u64;
@@ -280,12 +298,42 @@ impl ProxyHttp for Client {
         }
     }
 
+    /// Tells [`Front`] that Pingora may have read the beginning of another request: it does so while it waits for
+    /// upstream.
+    fn persist_connection_context(&self, _: &Session, ctx: &Ctx) -> Option<Box<dyn Any + Send + Sync>> {
+        ctx.pass.is_some().then(|| Box::new(()) as Box<dyn Any + Send + Sync>)
+    }
+
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true
     }
 
     fn suppress_proxy_warn_log(&self, _: &Session, _: &Ctx, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
+    }
+}
+
+impl Client {
+    /// A hit whose body is in memory and goes out in one piece.
+    fn small_hit(
+        &self,
+        session: &Session,
+        config: &Config,
+        resolved: &Resolved,
+    ) -> Result<Option<(Arc<Object>, Box<ResponseHeader>, Bytes)>> {
+        let gzip = resolved.view.is_some() && artifact::accepts(session, "gzip");
+        let remote_url = || {
+            let arrival = artifact::arrival(session);
+            public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)
+        };
+        let Some(hit) = self.hit(resolved, gzip, remote_url) else {
+            return Ok(None);
+        };
+        let Some(body) = serve::small_body(&hit.object) else {
+            return Ok(None);
+        };
+        let header = serve::whole(&hit.object, &hit.dress, body.len())?;
+        Ok(Some((hit.object, header, body)))
     }
 }
 

@@ -107,6 +107,15 @@ pub fn of_bound_host(settings: &Settings, arrival: &Arrival<'_>) -> Option<Strin
     of(&free, arrival).map(|public| public.base)
 }
 
+/// The URL of a remote's root as the client knows it.
+pub fn of_remote(settings: &Settings, arrival: &Arrival<'_>, remote: &str, bound_host: bool) -> Option<String> {
+    if bound_host {
+        return of_bound_host(settings, arrival);
+    }
+    let base = of(settings, arrival)?.base;
+    Some(format!("{base}/api/v1/remote/{remote}"))
+}
+
 pub fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
     trusted.iter().any(|network| network.contains(&peer))

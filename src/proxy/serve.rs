@@ -1,8 +1,9 @@
 //! An object to a client: GET, HEAD, ranges, conditions. The only place that writes artifact responses.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
@@ -11,13 +12,13 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::range::{self, Condition, Ranges};
-use crate::cache::{Body, Left, Object, Reader, State};
+use crate::cache::{Body, Left, Object, Prepared, Reader, State};
 use crate::formats::{Class, Format};
 use crate::headers;
 use crate::policy::{Basis, Policy};
 
 /// The longest piece that is written at once: what the write time-out is measured on.
-const PIECE: usize = 256 << 10;
+pub const PIECE: usize = 256 << 10;
 
 static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
 static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -58,13 +59,55 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
     Ok(response)
 }
 
+/// The same, with all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes [`serve`].
+pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, head: &mut Vec<u8>) -> Option<()> {
+    let length = object.length().filter(|length| *length > 0)?;
+    let prepared = prepared(object, dress).ok()?;
+    if dress.presented_as.is_some() {
+        return None;
+    }
+    head.clear();
+    head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    head.extend_from_slice(&prepared.lines);
+    let mut line = |name: &[u8], value: &[u8]| {
+        for part in [name, value, b"\r\n"] {
+            head.extend_from_slice(part);
+        }
+    };
+    line(b"X-Artifact-Source: ", dress.source.as_bytes());
+    line(b"Cache-Status: ", dress.cache_status.as_bytes());
+    line(b"Cache-Control: ", cache_control(dress).as_bytes());
+    if let Some(age) = dress.age {
+        line(b"Age: ", HeaderValue::from(age).as_bytes());
+    }
+    line(b"Content-Length: ", HeaderValue::from(length).as_bytes());
+    with_date(|date| line(b"Date: ", date.as_bytes()));
+    head.extend_from_slice(b"Connection: keep-alive\r\n\r\n");
+    Some(())
+}
+
+/// Now as `Date` says it, spelled anew once a second.
+fn with_date(write: impl FnOnce(&str)) {
+    thread_local! {
+        static DATE: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    DATE.with_borrow_mut(|(at, date)| {
+        if *at != second {
+            (*at, *date) = (second, httpdate::fmt_http_date(now));
+        }
+        write(date);
+    });
+}
+
 /// The header of a 200 with a whole body of `length` bytes.
 ///
 /// # Errors
 /// A header that cannot be built.
 pub fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<Box<ResponseHeader>> {
     let prepared = prepared(object, dress)?;
-    let mut response = dressed(&prepared, dress)?;
+    let mut response = dressed(&prepared.header, dress)?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
     Ok(response)
 }
@@ -98,8 +141,12 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     let request = session.req_header();
     let head_only = dress.head_only || request.method == Method::HEAD;
     let prepared = prepared(object, dress)?;
-    let mut response = dressed(&prepared, dress)?;
-    let etag = prepared.headers.get(header::ETAG).and_then(|value| value.to_str().ok());
+    let mut response = dressed(&prepared.header, dress)?;
+    let etag = prepared
+        .header
+        .headers
+        .get(header::ETAG)
+        .and_then(|value| value.to_str().ok());
     let last_modified = object.head.last_modified();
     match range::evaluate(&request.headers, etag, last_modified) {
         Condition::NotModified => {
@@ -188,7 +235,7 @@ async fn write(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()
 }
 
 /// The part of the header that is the same for every response, built once for each object.
-fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<ResponseHeader>> {
+fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
     if let Some(prepared) = object.prepared.get() {
         return Ok(Arc::clone(prepared));
     }
@@ -212,7 +259,12 @@ fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<ResponseHeade
     if let (Some(etag), None) = (object.etag(), object.head.etag()) {
         response.insert_header(header::ETAG, etag)?;
     }
-    let response = Arc::new(response);
+    let mut lines = Vec::with_capacity(256);
+    response.header_to_h1_wire(&mut lines);
+    let response = Arc::new(Prepared {
+        header: response,
+        lines,
+    });
     // A digest is only known at the end, and with it the validator.
     if !object.is_complete() {
         return Ok(response);

@@ -20,7 +20,7 @@ pub fn check(session: &Session) -> Result<(), &'static str> {
 }
 
 /// Looks at a request's head as it was received.
-fn check_head(raw: &[u8]) -> Result<(), &'static str> {
+pub(super) fn check_head(raw: &[u8]) -> Result<(), &'static str> {
     let end = raw
         .windows(4)
         .position(|four| four == b"\r\n\r\n")

@@ -1,0 +1,323 @@
+//! The short way: plain hits over HTTP/1.1, read from the connection and answered on it without a session in between.
+//!
+//! It knows one kind of request: a complete head of a GET without a body, a range or a condition, for something that is
+//! stored and fresh. Whatever else arrives is handed to Pingora as it was read, so that each rule of HTTP has one place,
+//! and comes back when it is answered.
+
+use std::cell::LazyCell;
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::{Buf, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use httparse::Status;
+use pingora_core::apps::{HttpServerApp, ServerApp};
+use pingora_core::protocols::http::ServerSession;
+use pingora_core::protocols::l4::stream::Stream as Tcp;
+use pingora_core::protocols::{GetSocketDigest, Stream};
+use pingora_core::server::ShutdownWatch;
+use pingora_proxy::HttpProxy;
+use pingora_timeout::timeout;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::artifact::accepted;
+use super::public::{self, Arrival};
+use super::resolve::{Hot, Resolved};
+use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, serve, wire};
+use crate::cache::{Body, Object, Reader};
+
+/// A head that is longer, or has more fields, goes the long way.
+const LONGEST_HEAD: usize = 16 << 10;
+const MOST_FIELDS: usize = 64;
+/// What is read at once.
+const READ: usize = 4 << 10;
+/// A client that has begun a head has this long for its end.
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
+
+/// What Pingora's listeners hand connections to.
+pub struct Front {
+    client: Arc<Client>,
+    proxy: Arc<HttpProxy<Hooks>>,
+}
+
+impl Front {
+    pub fn new(client: Arc<Client>, proxy: HttpProxy<Hooks>) -> Self {
+        Front {
+            client,
+            proxy: Arc::new(proxy),
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Front {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        if !stream.as_any().is::<Tcp>() {
+            return self.proxy.process_new(stream, shutdown).await;
+        }
+        let mut stream = stream.into_any().downcast::<Tcp>().ok()?;
+        let mut received = BytesMut::with_capacity(READ);
+        let mut head = Vec::with_capacity(512);
+        let mut is_new = true;
+        loop {
+            let request = self.next(&mut stream, &mut received, &mut head).await.ok()?;
+            let length = match request {
+                Request::Hit(hit) if !*shutdown.borrow() => {
+                    self.answer(&mut stream, &head, &hit).await.ok()?;
+                    received.advance(hit.length);
+                    is_new = false;
+                    continue;
+                }
+                Request::Hit(hit) => Some(hit.length),
+                Request::Other(length) => length,
+            };
+            let alone = length == Some(received.len());
+            // Only a new connection can begin with the preface of HTTP/2.
+            let is_http2 = std::mem::take(&mut is_new) && received.starts_with(b"PRI ");
+            stream.rewind(&received);
+            received.clear();
+            if is_http2 {
+                return self.proxy.process_new(stream, shutdown).await;
+            }
+            stream = self.through_pingora(stream, alone, shutdown).await?;
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+/// What a connection brought.
+enum Request {
+    /// Its response's head is written already.
+    Hit(Answer),
+    /// The length of its head, if that is all there and readable.
+    Other(Option<usize>),
+}
+
+struct Answer {
+    /// Of the request's head.
+    length: usize,
+    started: Instant,
+    object: Arc<Object>,
+    resolved: Arc<Resolved>,
+}
+
+impl Front {
+    /// Waits for a request.
+    ///
+    /// # Errors
+    /// The client is gone, or said nothing for too long.
+    async fn next(&self, stream: &mut Tcp, received: &mut BytesMut, head: &mut Vec<u8>) -> io::Result<Request> {
+        loop {
+            let mut limit = Duration::from_secs(KEEP_ALIVE);
+            if !received.is_empty() {
+                match self.read(stream, received, head) {
+                    Some(request) => return Ok(request),
+                    None if received.len() >= LONGEST_HEAD => return Ok(Request::Other(None)),
+                    None => limit = HEAD_LIMIT,
+                }
+            }
+            received.reserve(READ);
+            match timeout(limit, stream.read_buf(received)).await {
+                Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => read?,
+                Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+            };
+        }
+    }
+
+    /// Reads what was received so far; `None`: the head goes on.
+    fn read(&self, stream: &Tcp, received: &[u8], head: &mut Vec<u8>) -> Option<Request> {
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        let length = match request.parse(received) {
+            Ok(Status::Complete(length)) => length,
+            Ok(Status::Partial) => return None,
+            Err(_) => return Some(Request::Other(None)),
+        };
+        let hit = wire::check_head(&received[..length])
+            .ok()
+            .and_then(|()| self.hit(stream, &request, head));
+        Some(match hit {
+            Some((object, resolved, started)) => Request::Hit(Answer {
+                length,
+                started,
+                object,
+                resolved,
+            }),
+            None => Request::Other(Some(length)),
+        })
+    }
+
+    /// Finds what a plain request asks for and writes the head of the response.
+    fn hit(
+        &self,
+        stream: &Tcp,
+        request: &httparse::Request<'_, '_>,
+        head: &mut Vec<u8>,
+    ) -> Option<(Arc<Object>, Arc<Resolved>, Instant)> {
+        let started = Instant::now();
+        let plain = Plain::read(request)?;
+        let client = &self.client;
+        let config = client.state.config();
+        let fields = LazyCell::new(|| plain.headers(request));
+        let arrival = || Arrival {
+            headers: &fields,
+            authority: plain.host,
+            peer: stream
+                .get_socket_digest()
+                .and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip())),
+            tls: false,
+        };
+        let host = match config.hosts.is_empty() {
+            true => String::new(),
+            false => public::of(&config.settings, &arrival())?.host,
+        };
+        let hot = Hot::key(&config, &host, plain.target, plain.accept)?;
+        let resolved = client.hot.get(&hot)?;
+        let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
+        let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
+        serve::write_head(&hit.object, &hit.dress, head)?;
+        Some((hit.object, Arc::clone(&resolved), started))
+    }
+
+    async fn answer(&self, stream: &mut Tcp, head: &[u8], answer: &Answer) -> io::Result<()> {
+        let client = &self.client;
+        let _in_flight = client.state.enter();
+        client.fills.store.count_use(&answer.object);
+        let sent = send(stream, head, &answer.object).await;
+        let remote = answer.resolved.remote.name.as_str();
+        let length = sent.as_ref().map_or(0, |()| answer.object.length().unwrap_or(0));
+        client
+            .metrics
+            .request(remote, 200, "hit", Some("cache"), length, answer.started.elapsed());
+        if let Err(error) = &sent {
+            tracing::debug!(%error, remote, status = 200, "a response ended early");
+        }
+        sent
+    }
+
+    /// Pingora's turn: for one request, if it is `alone`, that is, no byte after it was read. The connection comes back
+    /// if it can be used again.
+    async fn through_pingora(&self, stream: Box<Tcp>, mut alone: bool, shutdown: &ShutdownWatch) -> Option<Box<Tcp>> {
+        let mut session = ServerSession::new_http1(stream);
+        session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE));
+        loop {
+            let (stream, settings) = self.proxy.process_new_http(session, shutdown).await?.consume();
+            let mut settings = settings?;
+            alone &= settings.take_user_context().is_none();
+            if alone {
+                return stream.into_any().downcast().ok();
+            }
+            // The settings may hold the beginning of the next request, and give it to a session only.
+            session = ServerSession::new_http1(stream);
+            settings.apply_to_session(&mut session);
+        }
+    }
+}
+
+async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result<()> {
+    if let Body::Memory(body) = &object.body {
+        write_all(stream, head, body).await?;
+    } else {
+        let mut head = head;
+        let mut reader = Reader::new(Arc::clone(object));
+        while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
+            write_all(stream, head, &piece).await?;
+            head = &[];
+        }
+    }
+    stream.flush().await
+}
+
+/// Writes both, in one system call where the socket takes them.
+async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8]) -> io::Result<()> {
+    let (mut head, mut body) = (head, body);
+    while !head.is_empty() || !body.is_empty() {
+        let piece = &body[..body.len().min(serve::PIECE)];
+        let slices = [IoSlice::new(head), IoSlice::new(piece)];
+        let written = match timeout(WRITE_LIMIT, stream.write_vectored(&slices)).await {
+            Ok(written) => written?,
+            Err(_) => return Err(io::ErrorKind::TimedOut.into()),
+        };
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        let of_head = written.min(head.len());
+        head = &head[of_head..];
+        body = &body[written - of_head..];
+    }
+    Ok(())
+}
+
+/// What is read of a plain request.
+struct Plain<'a> {
+    target: &'a [u8],
+    host: Option<&'a str>,
+    accept: Option<&'a str>,
+    accepts_gzip: bool,
+}
+
+impl<'a> Plain<'a> {
+    /// `None`: the request asks for more than a GET of a whole, or says it in more words than usual.
+    fn read(request: &httparse::Request<'_, 'a>) -> Option<Self> {
+        let target = request.path?;
+        if request.method != Some("GET") || request.version != Some(1) || !target.starts_with('/') {
+            return None;
+        }
+        let mut plain = Plain {
+            target: target.as_bytes(),
+            host: None,
+            accept: None,
+            accepts_gzip: false,
+        };
+        let mut codings = None;
+        for field in request.headers.iter() {
+            let is = |name: &str| field.name.eq_ignore_ascii_case(name);
+            let once = |seen: &mut Option<&'a str>| {
+                let value = std::str::from_utf8(field.value).ok()?;
+                seen.replace(value).is_none().then_some(())
+            };
+            match field.name.len() {
+                4 if is("host") => once(&mut plain.host)?,
+                5 if is("range") => return None,
+                6 if is("accept") => once(&mut plain.accept)?,
+                6 if is("expect") => return None,
+                7 if is("upgrade") => return None,
+                8 if is("if-match") => return None,
+                10 if is("connection") => {
+                    if !field.value.eq_ignore_ascii_case(b"keep-alive") {
+                        return None;
+                    }
+                }
+                13 if is("if-none-match") => return None,
+                14 if is("content-length") => return None,
+                15 if is("accept-encoding") => once(&mut codings)?,
+                17 if is("if-modified-since") || is("transfer-encoding") => return None,
+                19 if is("if-unmodified-since") => return None,
+                _ => {}
+            }
+        }
+        plain.host?;
+        plain.accepts_gzip = codings.is_some_and(|codings| accepted([codings].into_iter(), "gzip"));
+        Some(plain)
+    }
+
+    /// All fields, for who needs more of them.
+    fn headers(&self, request: &httparse::Request<'_, 'a>) -> HeaderMap {
+        let mut headers = HeaderMap::with_capacity(request.headers.len());
+        for field in request.headers.iter() {
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::from_bytes(field.name.as_bytes()),
+                HeaderValue::from_bytes(field.value),
+            ) {
+                headers.append(name, value);
+            }
+        }
+        headers
+    }
+}
