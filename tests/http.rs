@@ -105,6 +105,19 @@ fn what_two_readers_could_understand_differently_is_refused() {
                 format!("GET  {target} HTTP/1.1\r\nHost: a\r\n\r\n"),
                 "",
             ),
+            (
+                "a space in the target",
+                format!("GET {target} y HTTP/1.1\r\nHost: a\r\n\r\n"),
+                "",
+            ),
+            (
+                "a space in the target of a long head",
+                format!(
+                    "GET {target} y HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n",
+                    "x".repeat(20_000)
+                ),
+                "",
+            ),
             ("no version", format!("GET {target}\r\nHost: a\r\n\r\n"), ""),
             (
                 "a version that is none",

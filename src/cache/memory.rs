@@ -1,9 +1,13 @@
 //! The hot tier: small objects whole, larger ones as an open file with its head decoded.
 
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 
 use super::{Body, Hash, Object};
 
@@ -11,6 +15,34 @@ use super::{Body, Hash, Object};
 const OVERHEAD: u64 = 4 << 10;
 /// An open file weighs at least this.
 const FILE_WEIGHT: u64 = 64 << 10;
+
+/// From this length on a copy less is worth a descriptor.
+const WORTH_A_FILE: usize = 32 << 10;
+
+/// `bytes` as they are best held: longer ones in a file in memory, whose pages `sendfile` hands to a socket without
+/// copying them. Mapped, they are ordinary bytes for everybody else.
+pub fn body(bytes: Vec<u8>) -> Body {
+    if bytes.len() >= WORTH_A_FILE {
+        match in_a_file(&bytes) {
+            Ok((mapped, file)) => return Body::Memory(mapped, Some(file)),
+            // Without descriptors to spare it is one copy more.
+            Err(error) => tracing::debug!(%error, "no file in memory"),
+        }
+    }
+    Body::Memory(bytes.into(), None)
+}
+
+fn in_a_file(bytes: &[u8]) -> io::Result<(Bytes, File)> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let mut file = File::from(memfd_create("artifact", flags)?);
+    file.write_all(bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    // SAFETY: the file has no name, so nobody else can open it; nothing writes to it from here on; and the seals keep
+    // its length, so that every mapped page stays there.
+    #[allow(unsafe_code)]
+    let mapped = unsafe { memmap2::Mmap::map(&file)? };
+    Ok((Bytes::from_owner(mapped), file))
+}
 
 #[derive(Debug, Clone)]
 struct ByBytes {
@@ -21,7 +53,8 @@ struct ByBytes {
 impl Weighter<Hash, Arc<Object>> for ByBytes {
     fn weight(&self, _: &Hash, object: &Arc<Object>) -> u64 {
         match &object.body {
-            Body::Memory(bytes) => bytes.len() as u64 + OVERHEAD,
+            Body::Memory(bytes, None) => bytes.len() as u64 + OVERHEAD,
+            Body::Memory(bytes, Some(_)) => self.file_weight.max(bytes.len() as u64 + OVERHEAD),
             Body::File { .. } => self.file_weight,
         }
     }
@@ -64,5 +97,22 @@ impl Memory {
     }
     pub fn len(&self) -> usize {
         self.cache.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bodies_are_held_whole_whatever_their_length() {
+        for length in [1, WORTH_A_FILE - 1, WORTH_A_FILE, WORTH_A_FILE + 1, 1 << 20] {
+            let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+            let Body::Memory(held, file) = body(bytes.clone()) else {
+                panic!("{length} bytes are not in memory");
+            };
+            assert!(held == bytes, "{length} bytes changed");
+            assert_eq!(file.is_some(), length >= WORTH_A_FILE, "{length} bytes");
+        }
     }
 }

@@ -189,12 +189,10 @@ pub struct Progress {
 /// Where the bytes are.
 #[derive(Debug)]
 pub enum Body {
-    Memory(bytes::Bytes),
+    /// With the file in memory that the bytes are mapped from, where they are worth one: see [`memory::body`].
+    Memory(bytes::Bytes, Option<std::fs::File>),
     /// The body starts at `offset` of the file.
-    File {
-        file: std::fs::File,
-        offset: u64,
-    },
+    File { file: std::fs::File, offset: u64 },
 }
 
 /// What every response with an object's body begins with.

@@ -13,7 +13,7 @@ use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
-const PIECE: u64 = 128 << 10;
+const PIECE: u64 = 64 << 10;
 
 /// Set when the file system cannot read without waiting (tmpfs): every read then goes to the blocking pool.
 static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
@@ -122,7 +122,7 @@ impl Reader {
         let available = overflow.map_or(available, |overflow| available.min(overflow.at));
         let piece = match &self.object.body {
             // A body in memory goes out in one piece: it is shared, not copied.
-            Body::Memory(bytes) => {
+            Body::Memory(bytes, _) => {
                 let (from, to) = (self.position as usize, (available as usize).min(bytes.len()));
                 if from >= to {
                     return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));

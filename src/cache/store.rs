@@ -221,7 +221,7 @@ impl Store {
             id: object.id,
             head: object.head.clone(),
             fresh: Arc::clone(&object.fresh),
-            body: Body::Memory(bytes.into()),
+            body: super::memory::body(bytes),
             overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,
@@ -266,7 +266,7 @@ impl Store {
             // What is short enough is shared from memory while it is read, and not kept.
             Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
                 tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
-                (None, Body::Memory(bytes::Bytes::new()), 0)
+                (None, Body::Memory(bytes::Bytes::new(), None), 0)
             }
             Err(why) => return Err(why),
         };

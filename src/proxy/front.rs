@@ -5,9 +5,12 @@
 //! and comes back when it is answered.
 
 use std::cell::LazyCell;
+use std::fs::File;
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
@@ -20,6 +23,7 @@ use pingora_core::protocols::{GetSocketDigest, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
+use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::artifact::accepted;
@@ -28,9 +32,12 @@ use super::resolve::{Hot, Resolved};
 use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, serve, wire};
 use crate::cache::{Body, Object, Reader};
 
-/// A head that is longer, or has more fields, goes the long way.
+/// A head that is longer goes the long way.
 const LONGEST_HEAD: usize = 16 << 10;
-const MOST_FIELDS: usize = 64;
+/// As many as Pingora takes.
+const MOST_FIELDS: usize = 256;
+/// How the preface of HTTP/2 begins (RFC 9113 section 3.4).
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// What is read at once.
 const READ: usize = 4 << 10;
 /// A client that has begun a head has this long for its end.
@@ -72,10 +79,14 @@ impl ServerApp for Front {
                 }
                 Request::Hit(hit) => Some(hit.length),
                 Request::Other(length) => length,
+                Request::Refused(reason) => {
+                    self.refuse(&mut stream, reason).await.ok()?;
+                    return None;
+                }
             };
             let alone = length == Some(received.len());
             // Only a new connection can begin with the preface of HTTP/2.
-            let is_http2 = std::mem::take(&mut is_new) && received.starts_with(b"PRI ");
+            let is_http2 = std::mem::take(&mut is_new) && received.starts_with(HTTP_2);
             stream.rewind(&received);
             received.clear();
             if is_http2 {
@@ -94,8 +105,10 @@ impl ServerApp for Front {
 enum Request {
     /// Its response's head is written already.
     Hit(Answer),
-    /// The length of its head, if that is all there and readable.
+    /// The length of its head, if that is all there.
     Other(Option<usize>),
+    /// Not to be understood, or in more than one way. Pingora would try to mend it.
+    Refused(&'static str),
 }
 
 struct Answer {
@@ -117,7 +130,10 @@ impl Front {
             if !received.is_empty() {
                 match self.read(stream, received, head) {
                     Some(request) => return Ok(request),
-                    None if received.len() >= LONGEST_HEAD => return Ok(Request::Other(None)),
+                    None if received.len() >= LONGEST_HEAD => {
+                        let said = wire::check_head(received);
+                        return Ok(said.map_or_else(Request::Refused, |()| Request::Other(None)));
+                    }
                     None => limit = HEAD_LIMIT,
                 }
             }
@@ -132,17 +148,18 @@ impl Front {
 
     /// Reads what was received so far; `None`: the head goes on.
     fn read(&self, stream: &Tcp, received: &[u8], head: &mut Vec<u8>) -> Option<Request> {
-        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
-        let mut request = httparse::Request::new(&mut fields);
-        let length = match request.parse(received) {
+        let mut fields = [MaybeUninit::uninit(); MOST_FIELDS];
+        let mut request = httparse::Request::new(&mut []);
+        let length = match request.parse_with_uninit_headers(received, &mut fields) {
             Ok(Status::Complete(length)) => length,
             Ok(Status::Partial) => return None,
-            Err(_) => return Some(Request::Other(None)),
+            Err(_) if received.starts_with(HTTP_2) => return Some(Request::Other(None)),
+            Err(error) => return Some(Request::Refused(unreadable(error))),
         };
-        let hit = wire::check_head(&received[..length])
-            .ok()
-            .and_then(|()| self.hit(stream, &request, head));
-        Some(match hit {
+        if let Err(reason) = wire::check_head(&received[..length]) {
+            return Some(Request::Refused(reason));
+        }
+        Some(match self.hit(stream, &request, head) {
             Some((object, resolved, started)) => Request::Hit(Answer {
                 length,
                 started,
@@ -201,6 +218,24 @@ impl Front {
         sent
     }
 
+    async fn refuse(&self, stream: &mut Tcp, reason: &str) -> io::Result<()> {
+        let started = Instant::now();
+        let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
+        let head = format!(
+            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n\
+             Content-Length: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",
+            body.len(),
+            httpdate::fmt_http_date(SystemTime::now()),
+        );
+        write_all(stream, head.as_bytes(), body.as_bytes()).await?;
+        stream.flush().await?;
+        let sent = body.len() as u64;
+        self.client
+            .metrics
+            .request("", 400, "none", None, sent, started.elapsed());
+        stream.shutdown().await
+    }
+
     /// Pingora's turn: for one request, if it is `alone`, that is, no byte after it was read. The connection comes back
     /// if it can be used again.
     async fn through_pingora(&self, stream: Box<Tcp>, mut alone: bool, shutdown: &ShutdownWatch) -> Option<Box<Tcp>> {
@@ -220,8 +255,21 @@ impl Front {
     }
 }
 
+fn unreadable(error: httparse::Error) -> &'static str {
+    match error {
+        httparse::Error::TooManyHeaders => "the request has too many header fields",
+        httparse::Error::Version => "the request's HTTP version is none that is spoken here",
+        httparse::Error::HeaderName | httparse::Error::HeaderValue => "a header field of the request cannot be read",
+        _ => "the request line is not `method target version`",
+    }
+}
+
 async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result<()> {
-    if let Body::Memory(body) = &object.body {
+    if let Body::Memory(body, file) = &object.body {
+        let (head, body) = match file {
+            Some(file) => send_pages(stream, head, body, file),
+            None => (head, &body[..]),
+        };
         write_all(stream, head, body).await?;
     } else {
         let mut head = head;
@@ -232,6 +280,22 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result
         }
     }
     stream.flush().await
+}
+
+/// Lets the socket take a body's pages without a copy, as far as it takes any. Returns what is left to be written; an
+/// error shows again there.
+fn send_pages<'a>(stream: &Tcp, head: &'a [u8], body: &'a [u8], file: &File) -> (&'a [u8], &'a [u8]) {
+    // SAFETY: the stream owns the descriptor and outlives its use here. It holds back nothing that was written before:
+    // every response ends with a flush.
+    #[allow(unsafe_code)]
+    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL).unwrap_or(0);
+    let head = &head[sent..];
+    if !head.is_empty() {
+        return (head, body);
+    }
+    let sent = rustix::fs::sendfile(socket, file, Some(&mut 0), body.len()).unwrap_or(0);
+    (head, &body[sent..])
 }
 
 /// Writes both, in one system call where the socket takes them.
@@ -282,24 +346,23 @@ impl<'a> Plain<'a> {
                 let value = std::str::from_utf8(field.value).ok()?;
                 seen.replace(value).is_none().then_some(())
             };
-            match field.name.len() {
-                4 if is("host") => once(&mut plain.host)?,
-                5 if is("range") => return None,
-                6 if is("accept") => once(&mut plain.accept)?,
-                6 if is("expect") => return None,
-                7 if is("upgrade") => return None,
-                8 if is("if-match") => return None,
-                10 if is("connection") => {
-                    if !field.value.eq_ignore_ascii_case(b"keep-alive") {
-                        return None;
-                    }
-                }
-                13 if is("if-none-match") => return None,
-                14 if is("content-length") => return None,
-                15 if is("accept-encoding") => once(&mut codings)?,
-                17 if is("if-modified-since") || is("transfer-encoding") => return None,
-                19 if is("if-unmodified-since") => return None,
-                _ => {}
+            let refused = match field.name.len() {
+                4 if is("host") => once(&mut plain.host).is_none(),
+                6 if is("accept") => once(&mut plain.accept).is_none(),
+                15 if is("accept-encoding") => once(&mut codings).is_none(),
+                10 if is("connection") => !field.value.eq_ignore_ascii_case(b"keep-alive"),
+                5 => is("range"),
+                6 => is("expect"),
+                7 => is("upgrade"),
+                8 => is("if-match"),
+                13 => is("if-none-match"),
+                14 => is("content-length"),
+                17 => is("if-modified-since") || is("transfer-encoding"),
+                19 => is("if-unmodified-since"),
+                _ => false,
+            };
+            if refused {
+                return None;
             }
         }
         plain.host?;

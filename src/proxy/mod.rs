@@ -138,7 +138,7 @@ impl ProxyHttp for Hooks {
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
             let plain =
                 session.req_header().method == Method::GET && !serve::has_conditions(&session.req_header().headers);
-            if plain && let Some((object, header, body)) = self.small_hit(session, &config, &resolved)? {
+            if plain && let Some(SmallHit { object, header, body }) = self.small_hit(session, &config, &resolved)? {
                 self.fills.store.count_use(&object);
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
                 ctx.sent = body.len() as u64;
@@ -313,14 +313,16 @@ impl ProxyHttp for Hooks {
     }
 }
 
+/// A hit whose body goes out in one piece.
+struct SmallHit {
+    object: Arc<Object>,
+    header: Box<ResponseHeader>,
+    body: Bytes,
+}
+
 impl Client {
     /// A hit whose body is in memory and goes out in one piece.
-    fn small_hit(
-        &self,
-        session: &Session,
-        config: &Config,
-        resolved: &Resolved,
-    ) -> Result<Option<(Arc<Object>, Box<ResponseHeader>, Bytes)>> {
+    fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
         let gzip = resolved.view.is_some() && artifact::accepts(session, "gzip");
         let remote_url = || {
             let arrival = artifact::arrival(session);
@@ -333,7 +335,11 @@ impl Client {
             return Ok(None);
         };
         let header = serve::whole(&hit.object, &hit.dress, body.len())?;
-        Ok(Some((hit.object, header, body)))
+        Ok(Some(SmallHit {
+            object: hit.object,
+            header,
+            body,
+        }))
     }
 }
 

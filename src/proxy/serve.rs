@@ -115,7 +115,7 @@ pub fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<B
 /// The body of a complete object, where it is in memory and short enough for one write.
 pub fn small_body(object: &Object) -> Option<Bytes> {
     match &object.body {
-        Body::Memory(bytes) if object.is_complete() && (1..=PIECE).contains(&bytes.len()) => Some(bytes.clone()),
+        Body::Memory(bytes, _) if object.is_complete() && (1..=PIECE).contains(&bytes.len()) => Some(bytes.clone()),
         _ => None,
     }
 }
