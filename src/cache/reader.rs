@@ -13,7 +13,7 @@ use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
-const PIECE: u64 = 64 << 10;
+const PIECE: u64 = 128 << 10;
 
 /// Set when the file system cannot read without waiting (tmpfs): every read then goes to the blocking pool.
 static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
@@ -38,6 +38,7 @@ pub struct Reader {
     watch: Option<watch::Receiver<Progress>>,
     /// Read into again once whoever had the piece before has let go of it.
     buffer: Arc<Buffer>,
+    piece: u64,
 }
 
 #[derive(Debug, Default)]
@@ -66,7 +67,14 @@ impl Reader {
             end: u64::MAX,
             watch,
             buffer: Arc::default(),
+            piece: PIECE,
         }
+    }
+
+    /// The same, in pieces of at most so many bytes of a file.
+    pub fn in_pieces_of(mut self, bytes: u64) -> Self {
+        self.piece = bytes;
+        self
     }
 
     /// Reads `start..end` only.
@@ -130,7 +138,7 @@ impl Reader {
                 bytes.slice(from..to)
             }
             Body::File { file, offset } => {
-                let length = (available - self.position).min(PIECE) as usize;
+                let length = (available - self.position).min(self.piece) as usize;
                 read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await?
             }
         };

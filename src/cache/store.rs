@@ -130,7 +130,9 @@ impl Store {
 
     /// The complete object of `key`, if it is in memory.
     pub fn in_memory(&self, key: &Key) -> Option<Arc<Object>> {
-        self.memory.get(&key.hash).filter(|object| object.key.text == key.text)
+        self.memory
+            .get(&key.hash)
+            .filter(|object| object.key.text == key.text && !self.belongs_in_memory(object))
     }
 
     /// Finds the object of `key`: growing, in memory, or on disk.
@@ -152,11 +154,11 @@ impl Store {
             if object.key.text != key.text {
                 return None;
             }
-            let promote = match (&object.body, object.finished()) {
-                (Body::File { .. }, Some(finished)) => finished.length <= self.memory.largest,
-                _ => false,
-            };
-            return Some(if promote { self.promote(object).await } else { object });
+            return Some(if self.belongs_in_memory(&object) {
+                self.promote(object).await
+            } else {
+                object
+            });
         }
         let (store, hash) = (self, key.hash);
         let before = self.version(&hash).load(SeqCst);
@@ -175,6 +177,14 @@ impl Store {
             observer.found(&object);
         }
         Some(object)
+    }
+
+    /// Whether the body is in a file and small enough for memory.
+    fn belongs_in_memory(&self, object: &Object) -> bool {
+        match (&object.body, object.finished()) {
+            (Body::File { .. }, Some(finished)) => finished.length <= self.memory.largest,
+            _ => false,
+        }
     }
 
     async fn promote(&'static self, object: Arc<Object>) -> Arc<Object> {

@@ -40,6 +40,8 @@ const MOST_FIELDS: usize = 256;
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n";
 /// What is read at once.
 const READ: usize = 4 << 10;
+/// What is read of a file and written at once: it stays in the processor's cache between the two.
+const PIECE: u64 = 32 << 10;
 /// A client that has begun a head has this long for its end.
 const HEAD_LIMIT: Duration = Duration::from_secs(60);
 
@@ -273,7 +275,7 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result
         write_all(stream, head, body).await?;
     } else {
         let mut head = head;
-        let mut reader = Reader::new(Arc::clone(object));
+        let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
         while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
             write_all(stream, head, &piece).await?;
             head = &[];
