@@ -35,6 +35,8 @@ pub enum Word {
     Growing(Arc<Object>),
     NotModified,
     Answer(Answer),
+    /// It is content with a digest, and comes in a coding: not like this.
+    Coded,
     /// The answer is not stored (why, if that is worth a warning).
     Direct(Option<String>),
     Failed(Failure),
@@ -45,17 +47,43 @@ pub struct Ticket {
     exchange: Exchange,
     spec: Arc<FillSpec>,
     policy: Policy,
+    says: HeaderMap,
     word: Option<oneshot::Sender<Word>>,
 }
 
 impl Ticket {
-    pub fn new(exchange: Exchange, spec: Arc<FillSpec>, policy: Policy, word: oneshot::Sender<Word>) -> Self {
+    pub fn new(
+        exchange: Exchange,
+        spec: Arc<FillSpec>,
+        (policy, says): (Policy, HeaderMap),
+        word: oneshot::Sender<Word>,
+    ) -> Self {
         Ticket {
             exchange,
             spec,
             policy,
+            says,
             word: Some(word),
         }
+    }
+
+    /// The headers to keep of a 200, and the body's length.
+    fn kept(&self, response: &ResponseHeader) -> (HeaderMap, Option<u64>) {
+        let (mut kept, length) = headers::of_stored(response, self.spec.key.parts().1);
+        for (name, value) in &self.says {
+            if name != header::ETAG || !kept.contains_key(name) {
+                kept.insert(name.clone(), value.clone());
+            }
+        }
+        (kept, length)
+    }
+
+    /// Whether content with a digest of its own comes in some coding. (A file of a set has a name that tells.)
+    fn is_coded(&self, response: &ResponseHeader) -> bool {
+        let coding = response.headers.get(header::CONTENT_ENCODING);
+        let coded = coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        let literal = self.spec.expected.is_some() && !self.says.is_empty();
+        coded && literal && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
     }
 
     fn say(&mut self, word: Word) {
@@ -197,6 +225,10 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let ticket = ctx.ticket()?;
         ticket.exchange.read_header(response)?;
+        if ticket.is_coded(response) {
+            ticket.say(Word::Coded);
+            return Err(Error::explain(ErrorType::InternalError, "nobody reads this coding"));
+        }
         match response.status.as_u16() {
             // As a HEAD the subrequest does not read its own body back from the store; error bodies come as they are.
             200 => session.req_header_mut().set_method(Method::HEAD),
@@ -226,7 +258,7 @@ impl ProxyHttp for Hooks {
             return Ok(RespCacheable::Uncacheable(NoCacheReason::OriginNotCache));
         }
         let now = now_ms();
-        let (kept, content_length) = headers::of_stored(response, ticket.spec.key.parts().1);
+        let (kept, content_length) = ticket.kept(response);
         let framed = content_length.is_some()
             || response.version != http::Version::HTTP_11 && response.version != http::Version::HTTP_10
             || headers::is_chunked(response);
@@ -238,6 +270,7 @@ impl ProxyHttp for Hooks {
             // Its end cannot be told from a cut: it may be read, and is not kept.
             unframed: !framed,
             ranges: headers::has_ranges(response),
+            stands_for: None,
         };
         let fill = FillHead {
             spec: Arc::clone(&ticket.spec),
@@ -260,8 +293,7 @@ impl ProxyHttp for Hooks {
         if not_modified {
             ticket.say(Word::NotModified);
         } else if ticket.exchange.ask().method == Method::HEAD {
-            let (kept, length) = headers::of_stored(response, ticket.spec.key.parts().1);
-            let mut kept = kept;
+            let (mut kept, length) = ticket.kept(response);
             if let Some(length) = length {
                 kept.insert(header::CONTENT_LENGTH, length.into());
             }

@@ -11,20 +11,19 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use url::Url;
 
+use super::head::{head_is_enough, head_must_be_get};
 use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
-use super::{Client, Ctx, public, range};
+use super::{Client, Ctx, public};
 use crate::cache::{Key, Left, Object, now_ms};
-use crate::catalog::CatalogError;
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{Class, Format, View, links, path};
+use crate::formats::{Class, Format, View, path};
 use crate::policy;
-use crate::upstream::listed;
 
 /// A request that is being answered.
 pub(super) struct Request {
@@ -32,10 +31,12 @@ pub(super) struct Request {
     /// The document's key, or that of a set's file.
     key: Key,
     /// The remote's root as this client knows it; empty where no link needs it.
-    remote_url: String,
-    head: bool,
+    pub(super) remote_url: String,
+    pub(super) head: bool,
     /// Set for a file of a fixed name whose manifest is stored: what that says of it.
     standing: Option<Standing>,
+    /// Set where the content is served that a name stands for: what the name is known by.
+    pub(super) pointer: Option<Arc<Object>>,
 }
 
 impl Deref for Request {
@@ -50,14 +51,43 @@ impl Request {
     /// It, from `url`.
     pub(super) fn wanted(&self, url: Url) -> Wanted {
         let mut wanted = Wanted::new(Arc::clone(&self.remote), self.key.clone(), url, self.policy);
-        wanted.accept = self.form.accept;
-        wanted.query = self.path.query.clone();
+        wanted.describe(self.format, &self.path, self.form);
         wanted
+    }
+
+    /// A request for what has neither views nor a manifest.
+    pub(super) fn plain(resolved: Arc<Resolved>, head: bool) -> Request {
+        Request {
+            key: resolved.key.clone(),
+            resolved,
+            remote_url: String::new(),
+            head,
+            standing: None,
+            pointer: None,
+        }
+    }
+
+    /// The same request, answered by the content of `key`, to which `pointer` leads.
+    pub(super) fn for_content(&self, key: Key, pointer: Arc<Object>) -> Request {
+        Request {
+            key,
+            pointer: Some(pointer),
+            ..Request::plain(Arc::clone(&self.resolved), self.head)
+        }
+    }
+
+    /// The name that it is asked for by: what upstream refused by another one does not matter.
+    fn asked(&self) -> Key {
+        match self.format.stored_as(&self.path.decoded) {
+            Some(_) => Key::new(&self.remote.name, &self.path.encoded, None, ""),
+            None => self.key.clone(),
+        }
     }
 
     /// What is left of an object's freshness. A file of a set is trusted as long as its manifest names it, and a client
     /// should ask again when the manifest is due.
     fn left(&self, object: &Object, now: u64) -> Left {
+        let object = self.pointer.as_deref().unwrap_or(object);
         match &self.standing {
             None => object.fresh.left(self.policy.class, self.policy.ttl, now),
             Some(standing)
@@ -80,10 +110,45 @@ pub(super) struct Hit<'a> {
 }
 
 /// How what is served was come by.
-struct Origin {
-    source: &'static str,
-    cache_status: Cow<'static, str>,
-    fresh_from_upstream: bool,
+pub(super) struct Origin {
+    pub(super) source: &'static str,
+    pub(super) cache_status: Cow<'static, str>,
+    pub(super) fresh_from_upstream: bool,
+}
+
+impl Origin {
+    /// After a flight.
+    pub(super) fn of(how: &How, expired: bool, joined: bool, ctx: &mut Ctx) -> Origin {
+        let forwarded = if expired { "stale" } else { "miss" };
+        let collapsed = if joined { "; collapsed" } else { "" };
+        let (cache, source, cache_status) = match how {
+            How::Fetched => (
+                if joined { "collapsed" } else { forwarded },
+                "remote",
+                format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}").into(),
+            ),
+            How::Found => ("hit", "cache", Cow::Borrowed("artifactapi; hit")),
+            How::Revalidated(status) => (
+                "revalidated",
+                "cache",
+                format!("artifactapi; fwd=stale; fwd-status={status}{collapsed}").into(),
+            ),
+            How::Stale(status) => {
+                let why = status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
+                (
+                    "stale",
+                    "cache",
+                    format!("artifactapi; fwd=stale; {why}{collapsed}").into(),
+                )
+            }
+        };
+        ctx.cache = cache;
+        Origin {
+            source,
+            cache_status,
+            fresh_from_upstream: *how == How::Fetched,
+        }
+    }
 }
 
 impl Client {
@@ -166,6 +231,7 @@ impl Client {
                 remote_url,
                 head,
                 standing,
+                pointer: None,
             },
         )
         .await
@@ -244,7 +310,7 @@ impl Client {
             return self.refuse(session, Some(request.format), problem).await;
         }
         let expired = found.is_some();
-        if !expired && let Some(answer) = self.fills.remembered(&request.key) {
+        if !expired && let Some(answer) = self.fills.remembered(&request.asked()) {
             ctx.cache = "negative";
             let at = (request.remote.name.as_str(), request.path.encoded.as_str());
             reply::answer(
@@ -280,11 +346,22 @@ impl Client {
         }
         // A HEAD on what is not stored goes up as one; on a rewritten document its length is only ours to know.
         if request.head && !expired && request.view.is_none() {
-            let (outcome, _) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
+            let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
+                Outcome::Object(object, how) if object.head.stands_for.is_some() => {
+                    let origin = Origin::of(&how, false, joined, ctx);
+                    return self.deliver(session, ctx, &request, object, origin).await;
+                }
                 Outcome::Answer(answer) if head_is_enough(&answer) => {
                     ctx.cache = "miss";
-                    return self.answer_head(session, &request, &answer).await;
+                    let origin = Origin {
+                        source: "remote",
+                        cache_status: Cow::Borrowed("artifactapi; fwd=miss"),
+                        fresh_from_upstream: true,
+                    };
+                    return self
+                        .answer_head(session, &request, &answer.headers, "no-cache", &origin)
+                        .await;
                 }
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
@@ -307,43 +384,7 @@ impl Client {
         let collapsed = if joined { "; collapsed" } else { "" };
         match outcome {
             Outcome::Object(object, how) => {
-                let origin = match how {
-                    How::Fetched => {
-                        ctx.cache = if joined { "collapsed" } else { forwarded };
-                        Origin {
-                            source: "remote",
-                            cache_status: format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}")
-                                .into(),
-                            fresh_from_upstream: true,
-                        }
-                    }
-                    How::Found => {
-                        ctx.cache = "hit";
-                        Origin {
-                            source: "cache",
-                            cache_status: Cow::Borrowed("artifactapi; hit"),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                    How::Revalidated => {
-                        ctx.cache = "revalidated";
-                        Origin {
-                            source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; fwd-status=304{collapsed}").into(),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                    How::Stale(status) => {
-                        ctx.cache = "stale";
-                        let why =
-                            status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
-                        Origin {
-                            source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; {why}{collapsed}").into(),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                };
+                let origin = Origin::of(&how, expired, joined, ctx);
                 self.deliver(session, ctx, &request, object, origin).await
             }
             Outcome::Answer(answer) if answer.status < 400 && request.view.is_some() => {
@@ -374,106 +415,6 @@ impl Client {
                 }
                 self.pass_by(session, ctx, &wanted, "artifactapi; fwd=bypass").await
             }
-        }
-    }
-
-    /// Where upstream has it; for a path on another host, whether it may be asked there at all.
-    pub(super) async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
-        let Some([https, http]) = links::candidates(&request.path) else {
-            if request.path.decoded.starts_with("-/host/") {
-                return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
-            }
-            return Ok(request.format.upstream_url(&request.remote, &request.path));
-        };
-        let remote = &request.remote;
-        for url in [&https, &http] {
-            if listed(&remote.file_hosts, url) {
-                return Ok(url.clone());
-            }
-        }
-        let Some(named) = links::naming_candidates(request.format, &request.path) else {
-            return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
-        };
-        if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-            return Ok(url);
-        }
-        // Unknown so far: the index that would name it is asked for once.
-        let below = links::split_foreign(&request.path.encoded).map_or("", |(_, path)| path);
-        if let Some(index) = request.format.index_naming(remote, below) {
-            self.read_index(request, &index).await;
-            if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-                return Ok(url);
-            }
-        }
-        let host = https.host_str().unwrap_or_default().to_owned();
-        let detail = format!(
-            "no index of this remote names this file on {host}; ask for its index first, or list the host in `file_hosts`"
-        );
-        Err(Problem::new(403, detail))
-    }
-
-    async fn named_by_an_index(
-        &self,
-        remote: &Remote,
-        named: &[Url; 2],
-        asked: [&Url; 2],
-    ) -> std::result::Result<Option<Url>, Problem> {
-        for (named, asked) in named.iter().zip(asked) {
-            match self.fills.catalog.has_link(&remote.name, &links::named(named)).await {
-                Ok(true) => return Ok(Some(asked.clone())),
-                Ok(false) => {}
-                Err(error) => return Err(catalogue_away(&error)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known.
-    async fn read_index(&self, request: &Request, index: &str) {
-        let Ok(path) = path::parse(index.as_bytes(), None) else {
-            return;
-        };
-        let (remote, format) = (&request.remote, request.format);
-        let Some(policy) = policy::classify(remote, format, &path.decoded) else {
-            return;
-        };
-        let Some(form) = format.negotiate(&path.decoded, None) else {
-            return;
-        };
-        let Some(view) = format.has_view(remote, &path.decoded) else {
-            return;
-        };
-        let key = Key::new(&remote.name, &path.encoded, None, form.name);
-        let stored = self.fills.store.open_object(&key).await;
-        let fresh = stored
-            .filter(|object| !object.is_complete() || object.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh());
-        let original = match fresh {
-            Some(object) => object,
-            None if self.fills.remembered(&key).is_some() => return,
-            None => {
-                let url = format.upstream_url(remote, &path);
-                let accept = form.accept;
-                let mut wanted = Wanted::new(Arc::clone(remote), key, url, policy);
-                wanted.accept = accept;
-                wanted.gzip = true;
-                match self.fills.obtain(wanted, Method::GET).await {
-                    (Outcome::Object(object, _), _) => object,
-                    _ => return,
-                }
-            }
-        };
-        let spec = Spec {
-            rewriting: Some(Rewriting {
-                format,
-                remote: Arc::clone(remote),
-                path,
-                remote_url: request.remote_url.clone(),
-                absolute: view.absolute,
-            }),
-            gzip: false,
-        };
-        if let Ok(view) = self.views.open(&original, &spec).await {
-            view.settled().await;
         }
     }
 
@@ -543,7 +484,7 @@ impl Client {
     }
 
     /// Serves an object, through its view where it has one.
-    async fn deliver(
+    pub(super) async fn deliver(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
@@ -552,6 +493,9 @@ impl Client {
         origin: Origin,
     ) -> Result<bool> {
         self.fills.store.count_use(&original);
+        if original.head.stands_for.is_some() {
+            return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
+        }
         let gzip_accepted = accepts(session, "gzip") || accepts(session, "x-gzip");
         let encoded = original.head.content_encoding();
         let kind = match request.view {
@@ -624,65 +568,6 @@ impl Client {
         ctx.sent += serve::serve(session, &object, &dress).await?;
         Ok(true)
     }
-
-    async fn answer_head(
-        &self,
-        session: &mut Session,
-        request: &Request,
-        answer: &crate::fill::Answer,
-    ) -> Result<bool> {
-        let mut response = ResponseHeader::build(answer.status, Some(answer.headers.len() + 6))?;
-        for (name, value) in &answer.headers {
-            response.append_header(name.clone(), value.clone())?;
-        }
-        if !answer.headers.contains_key(header::CONTENT_TYPE) {
-            let content_type = request.format.content_type(&request.path.decoded);
-            response.insert_header(header::CONTENT_TYPE, content_type)?;
-        }
-        response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-        response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", "remote")?;
-        response.insert_header("cache-status", "artifactapi; fwd=miss")?;
-        response.insert_header(header::CACHE_CONTROL, "no-cache")?;
-        let (etag, modified) = (
-            answer.headers.get(header::ETAG),
-            answer.headers.get(header::LAST_MODIFIED),
-        );
-        let text = |value: Option<&http::HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let condition = range::evaluate(
-            &session.req_header().headers,
-            text(etag).as_deref(),
-            text(modified).as_deref(),
-        );
-        match condition {
-            range::Condition::NotModified => {
-                response.set_status(304)?;
-                response.remove_header(&header::CONTENT_LENGTH);
-            }
-            range::Condition::Failed => response.set_status(412)?,
-            range::Condition::Pass => {}
-        }
-        session.write_response_header(Box::new(response), true).await?;
-        Ok(true)
-    }
-}
-
-/// Whether upstream's answer to a HEAD tells what a GET's header would.
-fn head_is_enough(answer: &crate::fill::Answer) -> bool {
-    answer.status == 200 && answer.headers.contains_key(header::CONTENT_LENGTH)
-}
-
-/// A signed URL is often good for GET only, and a 200 without a length tells too little: a fill's header answers.
-fn head_must_be_get(answer: &crate::fill::Answer) -> bool {
-    answer.reason.is_none() && matches!(answer.status, 200 | 400 | 403 | 405 | 501)
-}
-
-fn catalogue_away(error: &CatalogError) -> Problem {
-    Problem::new(
-        503,
-        format!("whether an index names this file cannot be looked up: {error}"),
-    )
-    .header(header::RETRY_AFTER, "5")
 }
 
 /// `Cache-Status` of a hit.
@@ -695,7 +580,7 @@ fn hit_status(left: Left) -> Cow<'static, str> {
 }
 
 /// What of a request chose between several documents or codings.
-fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
+pub(super) fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
     match (resolved.format.varies(&resolved.path.decoded), by_coding) {
         (true, true) => Some("Accept, Accept-Encoding"),
         (true, false) => Some("Accept"),

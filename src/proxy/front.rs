@@ -29,7 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::artifact::accepted;
 use super::public::{self, Arrival};
 use super::resolve::{Hot, Resolved};
-use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, serve, wire};
+use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, registry, serve, wire};
 use crate::cache::{Body, Object, Reader};
 
 /// A head that is longer goes the long way.
@@ -198,9 +198,10 @@ impl Front {
         };
         let hot = Hot::key(&config, &host, plain.target, plain.accept)?;
         let resolved = client.hot.get(&hot)?;
+        let lines = registry::lines_of_hits(&resolved, plain.target)?;
         let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
         let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
-        serve::write_head(&hit.object, &hit.dress, head)?;
+        serve::write_head(&hit.object, &hit.dress, lines, head)?;
         Some((hit.object, Arc::clone(&resolved), started))
     }
 

@@ -2,10 +2,15 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
+mod foreign;
 mod front;
+mod head;
 mod pass;
 pub mod public;
 pub mod range;
+mod reference;
+mod referrers;
+mod registry;
 pub mod reply;
 mod resolve;
 pub(crate) mod route;
@@ -19,7 +24,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
+use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -28,7 +34,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
 use crate::cache::Object;
-use crate::config::{Config, Remote};
+use crate::config::{Config, Package, Remote};
 use crate::fill::{Fills, Views};
 use crate::headers;
 use crate::life::{InFlight, State};
@@ -60,6 +66,8 @@ struct PassBy {
     exchange: Exchange,
     cache_status: String,
     path: String,
+    /// Headers that stand there whatever upstream says.
+    says: HeaderMap,
     /// One of the concurrent upstream places, held to the end.
     _place: OwnedSemaphorePermit,
 }
@@ -103,6 +111,11 @@ impl ProxyHttp for Hooks {
         }
     }
 
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        // In place of Pingora's compression, which is never used here.
+        modules.add_module(Box::new(registry::VoiceBuilder));
+    }
+
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
@@ -136,6 +149,9 @@ impl ProxyHttp for Hooks {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
+            if resolved.remote.package == Package::Docker {
+                registry::speak(session);
+            }
             let plain =
                 session.req_header().method == Method::GET && !serve::has_conditions(&session.req_header().headers);
             if plain && let Some(SmallHit { object, header, body }) = self.small_hit(session, &config, &resolved)? {
@@ -157,18 +173,21 @@ impl ProxyHttp for Hooks {
                 query,
                 bound_host,
             } => {
-                let target = Target { raw, query, bound_host };
+                let target = Target {
+                    raw,
+                    query,
+                    bound_host,
+                    registry: false,
+                };
                 Box::pin(self.artifact(session, ctx, &config, remote, target, hot)).await
             }
             Route::Endpoint(endpoint) => {
                 Box::pin(self.api.answer(session, &config, endpoint)).await?;
                 Ok(true)
             }
-            Route::Registry { path } => {
-                let detail = "the Docker registry API is not served by this version";
-                let body = serde_json::json!({"errors": [{"code": "UNSUPPORTED", "message": detail, "detail": path}]});
-                reply::json(session, 404, &body).await?;
-                Ok(true)
+            Route::Registry { raw, query, bound } => {
+                let asked = registry::Asked { raw, query, bound };
+                Box::pin(self.registry(session, ctx, &config, asked, hot)).await
             }
             Route::UnknownRemote { name, path } => {
                 let detail = "there is no such remote; `GET /` lists those there are";
@@ -202,6 +221,8 @@ impl ProxyHttp for Hooks {
 
     async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let pass = pass(ctx)?;
+        let said = crate::formats::of(pass.exchange.remote.package).status_of(response.status.as_u16());
+        response.set_status(said)?;
         let (kept, length) = headers::of_stored(response, &pass.path);
         let range = response.headers.get(header::CONTENT_RANGE).cloned();
         let names: Vec<_> = response.headers.keys().cloned().collect();
@@ -213,6 +234,12 @@ impl ProxyHttp for Hooks {
         }
         for (name, value) in &kept {
             response.append_header(name.clone(), value.clone())?;
+        }
+        for (name, value) in &pass.says {
+            let said = name == header::ETAG && kept.contains_key(name);
+            if !said && matches!(response.status.as_u16(), 200 | 206) {
+                response.insert_header(name.clone(), value.clone())?;
+            }
         }
         if let Some(length) = length {
             response.insert_header(header::CONTENT_LENGTH, length)?;
@@ -279,7 +306,7 @@ impl ProxyHttp for Hooks {
         let failure = pass.exchange.failure(error);
         let remote = Arc::clone(&pass.exchange.remote);
         let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
-        let sent = reply::problem(session, crate::formats::of(remote.package), problem).await;
+        let sent = reply::problem(session, Some(crate::formats::of(remote.package)), problem).await;
         FailToProxy {
             error_code: if sent.is_ok() { failure.status } else { 0 },
             can_reuse_downstream: false,

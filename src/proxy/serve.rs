@@ -59,8 +59,9 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
     Ok(response)
 }
 
-/// The same, with all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes [`serve`].
-pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, head: &mut Vec<u8>) -> Option<()> {
+/// The same, with `lines` and all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes
+/// [`serve`].
+pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
     let length = object.length().filter(|length| *length > 0)?;
     let prepared = prepared(object, dress).ok()?;
     if dress.presented_as.is_some() {
@@ -69,6 +70,7 @@ pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, head: &mut Vec<u8>) -
     head.clear();
     head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     head.extend_from_slice(&prepared.lines);
+    head.extend_from_slice(lines);
     let mut line = |name: &[u8], value: &[u8]| {
         for part in [name, value, b"\r\n"] {
             head.extend_from_slice(part);
