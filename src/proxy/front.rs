@@ -268,37 +268,55 @@ fn unreadable(error: httparse::Error) -> &'static str {
 }
 
 async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result<()> {
-    if let Body::Memory(body, file) = &object.body {
-        let (head, body) = match file {
-            Some(file) => send_pages(stream, head, body, file),
-            None => (head, &body[..]),
-        };
-        write_all(stream, head, body).await?;
-    } else {
-        let mut head = head;
-        let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
-        while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
-            write_all(stream, head, &piece).await?;
-            head = &[];
+    match &object.body {
+        Body::Memory(body, Some(file)) => send_pages(stream, head, body, file).await?,
+        Body::Memory(body, None) => write_all(stream, head, body).await?,
+        Body::File { .. } => {
+            let mut head = head;
+            let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
+            while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
+                write_all(stream, head, &piece).await?;
+                head = &[];
+            }
         }
     }
     stream.flush().await
 }
 
-/// Lets the socket take a body's pages without a copy, as far as it takes any. Returns what is left to be written; an
-/// error shows again there.
-fn send_pages<'a>(stream: &Tcp, head: &'a [u8], body: &'a [u8], file: &File) -> (&'a [u8], &'a [u8]) {
+/// Lets the socket take a body's pages without a copy.
+async fn send_pages(stream: &mut Tcp, mut head: &[u8], body: &[u8], file: &File) -> io::Result<()> {
+    let mut at = 0;
+    loop {
+        take_pages(stream, &mut head, file, &mut at, body.len());
+        let left = body.get(at..).unwrap_or_default();
+        if head.is_empty() && left.is_empty() {
+            return Ok(());
+        }
+        // The socket is full, or has failed. Writing a little in the usual way waits for it, or says how.
+        let little = &left[..left.len().min(PIECE as usize)];
+        write_all(stream, head, little).await?;
+        stream.flush().await?;
+        (head, at) = (&[], at + little.len());
+    }
+}
+
+/// Sends as much as the socket takes at once, and says how much was taken by moving `head` and `at` on. An error shows
+/// again when it is written to in the usual way.
+fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, length: usize) {
     // SAFETY: the stream owns the descriptor and outlives its use here. It holds back nothing that was written before:
-    // every response ends with a flush.
+    // there was a flush.
     #[allow(unsafe_code)]
     let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
-    let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL).unwrap_or(0);
-    let head = &head[sent..];
     if !head.is_empty() {
-        return (head, body);
+        let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL).unwrap_or(0);
+        *head = &head[sent..];
     }
-    let sent = rustix::fs::sendfile(socket, file, Some(&mut 0), body.len()).unwrap_or(0);
-    (head, &body[sent..])
+    while head.is_empty() && *at < length {
+        match rustix::fs::sendfile(socket, file, Some(&mut (*at as u64)), length - *at) {
+            Ok(0) | Err(_) => return,
+            Ok(sent) => *at += sent,
+        }
+    }
 }
 
 /// Writes both, in one system call where the socket takes them.
