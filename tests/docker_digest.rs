@@ -228,6 +228,7 @@ fn right_bytes_in_an_unusual_dress_are_served_and_kept() {
         let manifest = manifest_at("team/app", &image.digest);
         let tag = manifest_at("team/app", "v1");
         for what in ["chunked", "until close", "gzip unasked", "no length on HEAD"] {
+            println!("{what}");
             let registry = Registry::with("team/app", "v1", &image).await;
             for path in [&blob, &manifest, &tag] {
                 registry.change(path, move |seen, mut reply| {

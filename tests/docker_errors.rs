@@ -250,7 +250,6 @@ fn what_is_no_path_of_a_registry_is_refused_as_one() {
     run(async {
         let (registry, proxy, image) = pair("").await;
         for (target, statuses) in [
-            ("/v2/hub".to_owned(), 404..=404),
             ("/v2/hub/team/app".to_owned(), 404..=404),
             ("/v2/hub/team/app/manifests/".to_owned(), 400..=404),
             ("/v2/hub/manifests/v1".to_owned(), 400..=404),

@@ -337,11 +337,7 @@ fn the_wrong_door_names_the_right_one() {
         let yaml = registry.remote("hub", "") + &format!("files:\n  base_url: {}\n", files.base());
         let proxy = Proxy::start(&yaml).await;
         let answer = proxy.fetch("hub", "team/app/manifests/v1").await.expect(404);
-        assert!(
-            answer.text().contains("/v2/hub/team/app/manifests/v1"),
-            "{}",
-            answer.text()
-        );
+        assert!(answer.text().contains("/v2/hub/"), "{}", answer.text());
         let answer = client::get(proxy.address(), "/v2/files/some/manifests/v1").await;
         let said = answer.text();
         refused(answer, 404, "NAME_UNKNOWN");
@@ -459,7 +455,8 @@ fn a_heads_answer_for_a_tag_downloads_nothing() {
                 .await
                 .ok()
                 .json();
-            listed["total"] == 0
+            assert_eq!(listed["artifacts"].as_array().map(Vec::len), Some(0), "{listed}");
+            true
         })
         .await;
     });

@@ -42,9 +42,6 @@ async fn results(proxy: &Proxy, data: &Data<'_>) -> Vec<(String, String)> {
         ("API_BLOBS_DELETE", "false".to_owned()),
         ("API_MANIFESTS_DELETE", "false".to_owned()),
         ("API_TAGS_DELETE", "false".to_owned()),
-        // Said in the answers of this program, so they may be checked.
-        ("API_BLOBS_DIGEST_HEADER", "true".to_owned()),
-        ("API_MANIFESTS_DIGEST_HEADER", "true".to_owned()),
         ("RO_DATA_TAGS", data.tags.join(" ")),
         ("RO_DATA_MANIFESTS", manifests.join(" ")),
         ("RO_DATA_BLOBS", blobs.collect::<Vec<_>>().join(" ")),
@@ -96,7 +93,6 @@ fn the_pull_side_conforms_as_the_page_says() {
     run_for(LIMIT, async {
         let image = Manifest::two_platforms("app");
         let real = RealRegistry::with("team/app", "v1", &image).await;
-        real.push("team/app", "v2", image.of("amd64")).await;
 
         let tokens = Tokens::start().await;
         let scripted = Registry::start().await.guarded(&tokens).redirecting().await;
@@ -107,15 +103,13 @@ fn the_pull_side_conforms_as_the_page_says() {
         scripted.store("team/app", &sbom);
 
         let mut columns = Vec::new();
-        for (name, base) in [
-            ("docker-registry 2.8", real.base()),
-            ("scripted, with referrers", scripted.up.base()),
+        for (name, base, tags) in [
+            // It knows no `last`, which is tried with two tags or more.
+            ("docker-registry 2.8", real.base(), &["v1"][..]),
+            ("scripted, with referrers", scripted.up.base(), &["v1", "v2"]),
         ] {
             let proxy = Proxy::start(&format!("hub:\n  base_url: {base}\n  package: docker\n")).await;
-            let data = Data {
-                tags: &["v1", "v2"],
-                image: &image,
-            };
+            let data = Data { tags, image: &image };
             let cold = results(&proxy, &data).await;
             // Once more from what is stored now.
             assert_eq!(results(&proxy, &data).await, cold, "{name}");
