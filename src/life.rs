@@ -310,7 +310,8 @@ impl Listening {
             catalog,
             metrics,
         } = &self.parts;
-        let upstream = Upstream::new(&state.config()).map_err(|error| StartError::Other(error.to_string()))?;
+        let upstream = Upstream::new(&state.config(), Arc::clone(metrics))
+            .map_err(|error| StartError::Other(error.to_string()))?;
         let fills = Fills::new(store, Arc::new(upstream), catalog.clone(), Arc::clone(metrics));
         let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(

@@ -46,6 +46,9 @@ struct Options {
     /// What rewritten links begin with [variable: ARTIFACTAPI_PUBLIC_URL; default: as the client asked]
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
+    /// Where images without a remote's name come from [variable: ARTIFACTAPI_DOCKER_DEFAULT_REMOTE; default: nowhere]
+    #[arg(long, value_name = "REMOTE")]
+    docker_default_remote: Option<String>,
     /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
     #[arg(long, value_name = "TOKEN")]
     admin_token: Option<String>,
@@ -59,6 +62,7 @@ impl From<Options> for Flags {
             data_dir: options.data_dir,
             conf: options.conf,
             public_url: options.public_url,
+            docker_default_remote: options.docker_default_remote,
             admin_token: options.admin_token.map(Secret::new),
             ..Flags::default()
         }

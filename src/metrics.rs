@@ -21,11 +21,14 @@ pub struct Metrics {
     flights: IntCounter,
     collapsed: IntCounter,
     failed_fills: IntCounter,
+    wrong_digests: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
     upstream_failures: IntCounterVec,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
+    rate_limit: IntGaugeVec,
+    rate_limit_left: IntGaugeVec,
     gauges: IntGaugeVec,
     generation: IntGauge,
     hits: ArcSwap<HashMap<String, Arc<(IntCounter, IntCounter)>>>,
@@ -44,6 +47,7 @@ impl Metrics {
         let vector = |name: &str, help: &str, labels: &[&str]| {
             register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
+        let gauge = |name: &str, help: &str| register(&registry, IntGaugeVec::new(Opts::new(name, help), &["remote"]));
         let seconds = HistogramOpts::new(
             "artifactapi_request_seconds",
             "Time from a request's head to its answer's end.",
@@ -77,6 +81,11 @@ impl Metrics {
                 "artifactapi_fill_failures_total",
                 "Fetches that ended early or with a wrong body.",
             ),
+            wrong_digests: vector(
+                "artifactapi_digest_failures_total",
+                "Bodies from upstream that had another digest than they must have.",
+                &["remote"],
+            ),
             failed_views: counter(
                 "artifactapi_rewrite_failures_total",
                 "Documents that could not be rewritten.",
@@ -95,6 +104,14 @@ impl Metrics {
                 "Objects removed because space was short.",
             ),
             evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
+            rate_limit: gauge(
+                "artifactapi_upstream_ratelimit_limit",
+                "Requests that upstream allows in its period, as it last said.",
+            ),
+            rate_limit_left: gauge(
+                "artifactapi_upstream_ratelimit_remaining",
+                "Requests that upstream still allows in its period, as it last said.",
+            ),
             gauges: register(
                 &registry,
                 IntGaugeVec::new(
@@ -165,6 +182,17 @@ impl Metrics {
     }
     pub fn fill_failed(&self) {
         self.failed_fills.inc();
+    }
+    pub fn wrong_digest(&self, remote: &str) {
+        self.wrong_digests.with_label_values(&[remote]).inc();
+    }
+    /// What upstream says of its limit on requests.
+    pub fn rate_limit(&self, remote: &str, limit: Option<i64>, left: Option<i64>) {
+        for (gauge, value) in [(&self.rate_limit, limit), (&self.rate_limit_left, left)] {
+            if let Some(value) = value {
+                gauge.with_label_values(&[remote]).set(value);
+            }
+        }
     }
     pub fn view_failed(&self) {
         self.failed_views.inc();

@@ -199,14 +199,14 @@ fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
     let Some(configured) = config.remotes.get(remote) else {
         return filter.remote.is_none();
     };
-    let Some(format) = formats::of(configured.package) else {
-        return false;
-    };
+    let format = formats::of(configured.package);
     let bare = path.split('?').next().unwrap_or(path);
     let decoded = formats::links::decode_once(bare);
     let governed = formats::links::split_foreign(&decoded).map_or(decoded.as_str(), |(_, path)| path);
     let class = match policy::classify(configured, format, governed).map(|policy| policy.class) {
         Some(Class::Immutable) => Listed::Immutable,
+        // Stored for all repositories, whichever of them a pattern allows.
+        _ if format.names_content(governed).is_some() => Listed::Immutable,
         _ => Listed::Mutable,
     };
     filter.covers(remote, class, path)

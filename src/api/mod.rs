@@ -144,16 +144,13 @@ impl Api {
                 return reply::problem(session, None, Problem::new(400, error.to_string()).at(remote, &shown)).await;
             }
         };
-        // As it is stored: npm's scoped names have two spellings.
-        let handled =
-            formats::of(configured.package).map(|format| format.handle(configured, &Method::GET, path.clone()));
-        let path = match handled {
-            Some(Handling::Artifact(path)) => path,
+        // As it is stored: npm's scoped names have two spellings, and what a digest names is stored for all repositories.
+        let format = formats::of(configured.package);
+        let path = match format.handle(configured, &Method::GET, path.clone()) {
+            Handling::Artifact(path) => path,
             _ => path,
         };
-        let path = path
-            .query
-            .map_or(path.encoded.clone(), |query| format!("{}?{query}", path.encoded));
+        let path = formats::stored_path(format, &path);
         if let Err(error) = self.fills.catalog.drain().await {
             return reply::problem(session, None, away(&error)).await;
         }

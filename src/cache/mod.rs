@@ -108,6 +108,18 @@ pub struct Head {
     /// Upstream answers ranges of it.
     #[serde(default)]
     pub ranges: bool,
+    /// The object is a name: it has no body, and stands for content that is stored under its digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stands_for: Option<Referent>,
+}
+
+/// The content that a name stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Referent {
+    /// `sha256:…` or `sha512:…`.
+    pub digest: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 impl Head {

@@ -38,6 +38,57 @@ pub enum Expected {
     Sha512([u8; 64]),
 }
 
+impl Expected {
+    /// Of an algorithm and a checksum in lower-case hexadecimal; `None` where it cannot be verified here.
+    pub fn new(algorithm: &str, checksum: &str) -> Option<Expected> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let pairs = checksum.as_bytes().chunks(2);
+        let bytes: Option<Vec<u8>> = pairs
+            .map(|pair| match pair {
+                [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+                _ => None,
+            })
+            .collect();
+        match algorithm {
+            "sha256" => bytes?.try_into().ok().map(Expected::Sha256),
+            "sha512" => bytes?.try_into().ok().map(Expected::Sha512),
+            _ => None,
+        }
+    }
+
+    /// The inverse of its text: `sha256:…`.
+    pub fn parse(digest: &str) -> Option<Expected> {
+        let (algorithm, checksum) = digest.split_once(':')?;
+        Expected::new(algorithm, checksum)
+    }
+
+    /// The SHA-256 of `body`.
+    pub fn sha256(body: &[u8]) -> Expected {
+        Expected::Sha256(Sha256::digest(body).into())
+    }
+
+    /// Whether `body` is what was expected.
+    pub fn is_of(&self, body: &[u8]) -> bool {
+        match self {
+            Expected::Sha256(digest) => Sha256::digest(body).as_slice() == digest,
+            Expected::Sha512(digest) => Sha512::digest(body).as_slice() == digest,
+        }
+    }
+}
+
+impl std::fmt::Display for Expected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Expected::Sha256(digest) => write!(f, "sha256:{}", super::hex(digest)),
+            Expected::Sha512(digest) => write!(f, "sha512:{}", super::hex(digest)),
+        }
+    }
+}
+
 /// How a fill ended.
 #[derive(Debug, Clone)]
 pub enum Finish {
@@ -47,8 +98,10 @@ pub enum Finish {
     Same(Arc<Object>),
     /// Complete, and not kept (it was flushed while it grew).
     Dropped,
-    /// Not complete, or not what it should be: nothing was stored.
+    /// Not complete: nothing was stored.
     Failed(String),
+    /// Complete, and not what it must be: nothing was stored.
+    Wrong(String),
 }
 
 /// One fill. Dropping it unfinished fails the object and its readers.
@@ -201,17 +254,17 @@ impl Writer {
         self.done = true;
         match finish {
             Ok(finish) => finish,
-            Err(reason) => {
+            Err(finish) => {
                 self.fail();
-                tracing::warn!(key = %super::shown(&self.object.key), %reason, "a fill was not admitted");
-                Finish::Failed(reason)
+                finish
             }
         }
     }
 
-    async fn try_finish(&mut self) -> Result<Finish, String> {
+    async fn try_finish(&mut self) -> Result<Finish, Finish> {
         if let Some(length) = self.object.head.content_length.filter(|length| *length != self.written) {
-            return Err(format!("the body ended after {} of {length} bytes", self.written));
+            let reason = format!("the body ended after {} of {length} bytes", self.written);
+            return Err(Finish::Failed(reason));
         }
         let sha256: [u8; 32] = std::mem::take(&mut self.sha256).finalize().into();
         let right = match (&self.expected, self.sha512.take()) {
@@ -221,7 +274,12 @@ impl Writer {
             (None, _) => true,
         };
         if !right {
-            return Err("the body has another digest than it must have".to_owned());
+            let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
+            let reason = format!(
+                "the body must have the digest {wanted}, and its SHA-256 is {}",
+                super::hex(&sha256)
+            );
+            return Err(Finish::Wrong(reason));
         }
         let finished = Finished {
             length: self.written,
@@ -288,5 +346,38 @@ impl Drop for Writer {
         if !self.done {
             self.fail();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Expected;
+
+    #[test]
+    fn digests() {
+        let hex = "ab".repeat(32);
+        assert_eq!(Expected::new("sha256", &hex), Some(Expected::Sha256([0xab; 32])));
+        assert_eq!(
+            Expected::new("sha512", &"cd".repeat(64)),
+            Some(Expected::Sha512([0xcd; 64]))
+        );
+        for (algorithm, checksum) in [
+            ("sha256", "ab".to_owned()),
+            ("sha256", "zz".repeat(32)),
+            ("sha256", "AB".repeat(32)),
+            ("sha256", "+a".repeat(32)),
+            ("sha256", "ab".repeat(64)),
+            ("sha512", hex.clone()),
+            ("sha", "ab".repeat(20)),
+            ("sha256", String::new()),
+        ] {
+            assert_eq!(Expected::new(algorithm, &checksum), None, "{algorithm}:{checksum}");
+        }
+        let text = format!("sha256:{hex}");
+        assert_eq!(Expected::parse(&text).unwrap().to_string(), text);
+        assert_eq!(Expected::parse(&hex), None);
+        let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert!(Expected::parse(empty).unwrap().is_of(b""));
+        assert!(!Expected::parse(empty).unwrap().is_of(b"a"));
     }
 }

@@ -47,6 +47,8 @@ pub struct Flags {
     pub conf: Option<PathBuf>,
     /// `--public-url`
     pub public_url: Option<String>,
+    /// `--docker-default-remote`
+    pub docker_default_remote: Option<String>,
     /// `--admin-token`
     pub admin_token: Option<Secret>,
     /// `--node-url`
@@ -93,6 +95,15 @@ fn finish(settings: Settings, env: &Environment, generation: u64, report: Report
             remotes::Remotes::default()
         }
     };
+    if let Some(name) = &settings.docker_default_remote
+        && remotes
+            .remotes
+            .get(name)
+            .is_none_or(|remote| remote.package != Package::Docker)
+    {
+        let fault = Fault::new(format!("docker.default_remote {name:?} is no remote of package docker"));
+        report.error(fault.hint("name one of remotes.yaml, or leave it out"));
+    }
     let (problems, interpolated) = report.finish();
     let usable = problems.iter().all(|problem| problem.severity != Severity::Error);
     let remotes::Remotes { remotes, hosts } = remotes;

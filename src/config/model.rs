@@ -46,6 +46,8 @@ pub struct Settings {
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
     pub upstream: UpstreamSettings,
+    /// The remote that is asked for images whose name begins with none (`docker.default_remote`).
+    pub docker_default_remote: Option<String>,
     /// Proxies from `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub outbound: OutboundProxies,
     pub admin_token: Option<Secret>,
@@ -233,6 +235,8 @@ pub struct Remote {
     /// Lower case, without port.
     pub hosts: Vec<String>,
     pub file_hosts: Vec<FileHost>,
+    /// docker: further hosts whose token service may see the credentials.
+    pub token_realms: Vec<FileHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,
     pub offline: bool,
@@ -251,11 +255,27 @@ pub struct Remote {
 #[derive(Debug, Clone)]
 pub struct Credentials {
     pub username: String,
-    pub password: Secret,
+    pub password: Password,
+}
+
+/// Where a password comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Password {
+    Fixed(Secret),
+    /// What a program writes, which renews it by itself (`password_command`).
+    Command(PasswordCommand),
+}
+
+/// A program and its arguments; what it writes to its standard output, trimmed, is the password.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct PasswordCommand {
+    pub argv: Vec<String>,
+    /// It is run again after this.
+    pub ttl: Duration,
 }
 
 /// One entry of `file_hosts`: a host that an index of this remote may point to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct FileHost {
     /// `http` or `https`.
     pub scheme: &'static str,

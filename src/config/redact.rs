@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::model::{
-    CacheSettings, Config, FileHost, MinFree, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
+    CacheSettings, Config, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
 };
 use super::values::mask;
 
@@ -47,6 +47,10 @@ fn remote_json(remote: &Remote) -> Value {
         .iter()
         .map(|(name, _)| (name.as_str().to_owned(), json!(HIDDEN)))
         .collect();
+    let command = match remote.credentials.as_ref().map(|credentials| &credentials.password) {
+        Some(Password::Command(command)) => Some(command),
+        _ => None,
+    };
     json!({
         "type": match remote.kind {
             RemoteType::Remote => "remote",
@@ -63,6 +67,9 @@ fn remote_json(remote: &Remote) -> Value {
         "mutable_patterns": patterns(&remote.mutable_patterns),
         "check_mutable_updates": remote.check_mutable_updates,
         "hosts": remote.hosts,
+        "password_command": command.map(|command| vec![command.argv[0].as_str(), HIDDEN]),
+        "password_command_ttl": command.map(|command| seconds(command.ttl)),
+        "token_realms": remote.token_realms.iter().map(file_host).collect::<Vec<_>>(),
         "file_hosts": remote.file_hosts.iter().map(file_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
         "offline": remote.offline,
@@ -118,6 +125,7 @@ fn settings_json(settings: &Settings) -> Value {
             "https_proxy": settings.outbound.https.as_ref().map(proxy),
             "no_proxy": settings.outbound.no_proxy,
         },
+        "docker": {"default_remote": settings.docker_default_remote},
         "admin_token": settings.admin_token.as_ref().map(|_| HIDDEN),
         "database": settings.database.as_ref().map(|database| json!({
             "host": database.host,

@@ -14,7 +14,9 @@ use url::Url;
 
 use super::address;
 use super::environment::Environment;
-use super::model::{Credentials, Package, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls};
+use super::model::{
+    Credentials, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls,
+};
 use super::pattern::Pattern;
 use super::problem::{Context, Fault, Pos, Report};
 use super::section::{Elsewhere, Section, Text};
@@ -27,6 +29,8 @@ const PYPI_INDEX_HOST: &str = "pypi.org";
 /// Where that index keeps its files: a `base_url` on this host has no index of its own.
 const PYPI_FILES_HOST: &str = "files.pythonhosted.org";
 
+/// A password that a program wrote is asked for again after this: Google's tokens live for an hour, Amazon's for twelve.
+const PASSWORD_TTL: Duration = Duration::from_secs(600);
 const MAX_PASSWORD_FILE: u64 = 64 * 1024;
 const MAX_QUARANTINE_DAYS: u32 = 36_500;
 
@@ -38,6 +42,8 @@ const KEYS: &[&str] = &[
     "username",
     "password",
     "password_file",
+    "password_command",
+    "password_command_ttl",
     "headers",
     "immutable_patterns",
     "mutable_patterns",
@@ -45,6 +51,7 @@ const KEYS: &[&str] = &[
     "index_url",
     "hosts",
     "file_hosts",
+    "token_realms",
     "proxy",
     "offline",
     "serve_stale_on",
@@ -224,12 +231,17 @@ impl Reader {
                 names.push(host.clone());
             }
         }
-        let mut file_hosts = Vec::new();
-        for (_, host) in section.list("file_hosts", address::file_host).unwrap_or_default() {
-            if !file_hosts.contains(&host) {
-                file_hosts.push(host);
+        let hosts_of = |key| {
+            let mut distinct = Vec::new();
+            for (_, host) in section.list(key, address::file_host).unwrap_or_default() {
+                if !distinct.contains(&host) {
+                    distinct.push(host);
+                }
             }
-        }
+            distinct
+        };
+        let file_hosts = hosts_of("file_hosts");
+        let token_realms = hosts_of("token_realms");
         let stale = section.integers("serve_stale_on", 400..=599);
         let stale = stale.map(|statuses| statuses.into_iter().filter_map(|s| u16::try_from(s).ok()).collect());
         let default_stale = if package == Package::Docker {
@@ -254,6 +266,7 @@ impl Reader {
             check_mutable_updates: section.boolean("check_mutable_updates").unwrap_or(false),
             hosts: names,
             file_hosts,
+            token_realms,
             proxy: section.parse("proxy", address::proxy_url),
             offline: section.boolean("offline").unwrap_or(false),
             serve_stale_on: stale.unwrap_or(default_stale),
@@ -351,10 +364,13 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
             fault.hint("write the name and the password under their own keys"),
         );
     }
-    let (password_key, file_key) = (section.entry("password"), section.entry("password_file"));
-    if let (Some(_), Some(file)) = (password_key, file_key) {
-        let fault = Fault::new("both `password` and `password_file` are given");
-        cx.error(file.at, fault.hint("remove one of them"));
+    let keys = ["password", "password_file", "password_command"];
+    let mut given = keys.into_iter().filter_map(|key| section.entry(key));
+    let password_key = given.next();
+    for second in given {
+        let first = password_key.map_or("", |entry| entry.key.as_str());
+        let fault = Fault::new(format!("both `{first}` and `{}` are given", second.key));
+        cx.error(second.at, fault.hint("remove one of them"));
     }
     let password = section.text("password").map(|text| check("password", text).value);
     let from_file = section
@@ -366,12 +382,13 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
                 None
             }
         });
-    match (section.entry("username"), password_key.or(file_key)) {
+    let command = password_command(section);
+    match (section.entry("username"), password_key) {
         (Some(username), None) => {
             let fault = Fault::new("`username` without `password`");
             cx.error(
                 username.at,
-                fault.hint("add `password: ${NAME}` or `password_file: PATH`"),
+                fault.hint("add `password: ${NAME}`, `password_file: PATH` or `password_command: [program, argument]`"),
             );
         }
         (None, Some(password)) => {
@@ -383,9 +400,38 @@ fn credentials(section: &Section<'_>) -> Option<Credentials> {
         }
         _ => {}
     }
+    let fixed = password.or(from_file).map(|text| Password::Fixed(Secret::new(text)));
     Some(Credentials {
         username: username?.value,
-        password: Secret::new(password.or(from_file)?),
+        password: fixed.or(command.map(Password::Command))?,
+    })
+}
+
+/// A program that writes the password, for those that expire.
+fn password_command(section: &Section<'_>) -> Option<PasswordCommand> {
+    let ttl = section.timeout("password_command_ttl");
+    let Some(entry) = section.entry("password_command") else {
+        if let Some(entry) = section.entry("password_command_ttl") {
+            let fault = Fault::new("`password_command_ttl` without `password_command`");
+            section.cx.error(entry.at, fault.hint("remove it"));
+        }
+        return None;
+    };
+    let words = section.list("password_command", |word| match word.contains('\0') {
+        true => Err(Fault::new("holds a NUL byte")),
+        false => Ok(word.to_owned()),
+    })?;
+    let argv: Vec<String> = words.into_iter().map(|(_, word)| word).collect();
+    if argv.first().is_none_or(String::is_empty) {
+        let fault = Fault::new("`password_command` names no program");
+        section
+            .cx
+            .error(entry.value.at, fault.hint("write a list: [program, argument, …]"));
+        return None;
+    }
+    Some(PasswordCommand {
+        argv,
+        ttl: ttl.unwrap_or(PASSWORD_TTL),
     })
 }
 
@@ -550,6 +596,15 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
             remote.package.name()
         ));
         cx.error(found.at, fault.hint("remove it; it belongs to `package: npm`"));
+    }
+    if remote.package != Package::Docker
+        && let Some(found) = section.entry("token_realms")
+    {
+        let fault = Fault::new(format!(
+            "`token_realms` means nothing to package {}",
+            remote.package.name()
+        ));
+        cx.error(found.at, fault.hint("remove it; it belongs to `package: docker`"));
     }
     if remote.kind == RemoteType::Local {
         for key in [

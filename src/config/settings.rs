@@ -27,6 +27,7 @@ const KEYS: &[&str] = &[
     "resolver",
     "cache",
     "upstream",
+    "docker",
 ];
 
 const ELSEWHERE: Elsewhere = &[
@@ -38,6 +39,7 @@ const ELSEWHERE: Elsewhere = &[
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
     ("max_concurrent", "under `upstream:`"),
+    ("default_remote", "under `docker:`"),
     ("remotes", "in a file of its own: --remotes or ARTIFACTAPI_REMOTES"),
     (
         "data_dir",
@@ -60,6 +62,7 @@ struct FromFile {
     resolver: Vec<SocketAddr>,
     cache: CacheSettings,
     upstream: UpstreamSettings,
+    docker_default_remote: Option<String>,
 }
 
 impl Default for FromFile {
@@ -86,6 +89,7 @@ impl Default for FromFile {
                 },
                 max_concurrent: 256,
             },
+            docker_default_remote: None,
         }
     }
 }
@@ -116,6 +120,13 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         tls: file.tls,
         cache: file.cache,
         upstream: file.upstream,
+        docker_default_remote: outside
+            .parse(
+                ("--docker-default-remote", flags.docker_default_remote.as_deref()),
+                "ARTIFACTAPI_DOCKER_DEFAULT_REMOTE",
+                |name| Ok(name.to_owned()),
+            )
+            .or(file.docker_default_remote),
         outbound: outside.proxies(),
         admin_token: outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN"),
         database: outside.database(),
@@ -230,6 +241,9 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
         if let Some(number) = upstream.integer("max_concurrent", 1..=1_000_000) {
             result.upstream.max_concurrent = usize::try_from(number).unwrap_or(usize::MAX);
         }
+    }
+    if let Some(docker) = top.section("docker", "docker.", &["default_remote"]) {
+        result.docker_default_remote = docker.text("default_remote").map(|text| text.value);
     }
     result
 }

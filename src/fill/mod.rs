@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod record;
+pub mod reference;
 pub mod set;
 pub mod upstream;
 pub mod view;
@@ -14,7 +15,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{HeaderMap, HeaderName, Method, header};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use url::Url;
@@ -28,12 +29,17 @@ use crate::cache::storage::FillSpec;
 use crate::cache::{Expected, Finish, Hash, Key, Object, Store, freshness_until, now_ms, shown};
 use crate::catalog::Catalog;
 use crate::config::Remote;
+use crate::formats::{ArtifactPath, Form, Format};
+use crate::headers;
 use crate::metrics::Metrics;
 use crate::policy::Policy;
 use crate::upstream::{Ask, Exchange, Failure, Upstream, shown as without_query};
 
 /// Whatever a flight waits for, it does not wait longer than this without any sign of life.
 const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A fetch that others asked for by another name, and were refused, is joined at most so often.
+const MAX_JOINS: usize = 4;
 
 /// What is wanted from upstream.
 #[derive(Debug, Clone)]
@@ -56,6 +62,28 @@ pub struct Wanted {
     pub query: Option<String>,
     /// The manifest that said what to expect: what turns out otherwise makes it due.
     pub manifest: Option<Hash>,
+    /// The name it is asked for by, where several share what is stored: what upstream refuses, it refuses by this name.
+    pub asked: Key,
+    /// The path, of a name that stands for content with a digest: what is got is not the content but where it leads.
+    pub reference: Option<Reference>,
+    /// What upstream's token service has to allow.
+    pub scope: Option<String>,
+    /// Headers to store, whatever upstream says of them; `ETag` only where upstream gives none.
+    pub says: HeaderMap,
+}
+
+/// A name that stands for content with a digest.
+#[derive(Clone)]
+pub struct Reference {
+    pub format: &'static dyn Format,
+    /// Decoded, below the remote.
+    pub path: String,
+}
+
+impl std::fmt::Debug for Reference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.path)
+    }
 }
 
 impl Wanted {
@@ -63,6 +91,7 @@ impl Wanted {
     pub fn new(remote: Arc<Remote>, key: Key, url: Url, policy: Policy) -> Self {
         Wanted {
             remote,
+            asked: key.clone(),
             key,
             url,
             policy,
@@ -74,9 +103,47 @@ impl Wanted {
             force: false,
             query: None,
             manifest: None,
+            reference: None,
+            scope: None,
+            says: HeaderMap::new(),
+        }
+    }
+
+    /// What `path` names, in the form that is asked for: with all that its format knows of it.
+    pub fn of(
+        remote: &Arc<Remote>,
+        format: &'static dyn Format,
+        path: &ArtifactPath,
+        (key, policy, form): (Key, Policy, Form),
+    ) -> Self {
+        let mut wanted = Wanted::new(Arc::clone(remote), key, format.upstream_url(remote, path), policy);
+        wanted.describe(format, path, form);
+        wanted
+    }
+
+    /// Adds what a format knows of `path`.
+    pub fn describe(&mut self, format: &'static dyn Format, path: &ArtifactPath, form: Form) {
+        self.accept = form.accept;
+        self.query = path.query.clone();
+        self.scope = format.token_scope(&path.decoded);
+        self.asked = Key::new(&self.remote.name, &path.encoded, path.query.as_deref(), form.name);
+        if format.is_reference(&path.decoded) {
+            self.reference = Some(Reference {
+                format,
+                path: path.decoded.clone(),
+            });
+        }
+        if let Some(digest) = format.names_content(&path.decoded) {
+            let text = digest.to_string();
+            self.says.insert(CONTENT_DIGEST, headers::value(&text));
+            self.says.insert(header::ETAG, headers::value(&format!("\"{text}\"")));
+            self.expected = Some(digest);
         }
     }
 }
+
+/// distribution-spec, "Pulling manifests": what a registry says of the body that it sends.
+pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 
 /// How an object came to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,8 +152,8 @@ pub enum How {
     Fetched,
     /// Another flight had brought it a moment before.
     Found,
-    /// Upstream said 304.
-    Revalidated,
+    /// Upstream said by this status (304, or 200 to a HEAD) that what is stored is still right.
+    Revalidated(u16),
     /// Upstream is unreachable, or answered one of the statuses that count as that.
     Stale(Option<u16>),
 }
@@ -102,6 +169,7 @@ pub enum Outcome {
 }
 
 struct Flight {
+    asked: Hash,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -146,6 +214,20 @@ impl Fills {
 
     /// Fetches `wanted`, or joins the fetch of it. The second value tells whether it was joined.
     pub async fn obtain(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, bool) {
+        for _ in 0..MAX_JOINS {
+            let (outcome, joined) = self.join(wanted.clone(), method.clone()).await;
+            match (&outcome, joined) {
+                // What is refused by another name may be had by this one.
+                (Outcome::Answer(_), Some(asked)) if asked != wanted.asked.hash => {}
+                _ => return (outcome, joined.is_some()),
+            }
+        }
+        let (outcome, joined) = self.join(wanted, method).await;
+        (outcome, joined.is_some())
+    }
+
+    /// The second value: the name by which it was asked for, if it was joined.
+    async fn join(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, Option<Hash>) {
         // A request under a new configuration does not join what was begun under the old one.
         let slot = (
             wanted.key.hash,
@@ -155,19 +237,20 @@ impl Fills {
         let (mut outcome, joined) = {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
-                Some(flight) => (flight.outcome.subscribe(), true),
+                Some(flight) => (flight.outcome.subscribe(), Some(flight.asked)),
                 None => {
                     let flight = Arc::new(Flight {
+                        asked: wanted.asked.hash,
                         outcome: watch::channel(None).0,
                     });
                     flights.insert(slot, Arc::clone(&flight));
                     let outcome = flight.outcome.subscribe();
                     tokio::spawn(Arc::clone(self).fly(wanted, method, flight, slot));
-                    (outcome, false)
+                    (outcome, None)
                 }
             }
         };
-        self.metrics.flight(joined);
+        self.metrics.flight(joined.is_some());
         let landed = tokio::time::timeout(PATIENCE, outcome.wait_for(Option::is_some)).await;
         let outcome = match landed {
             Ok(Ok(outcome)) => outcome.clone(),
@@ -203,6 +286,9 @@ impl Fills {
                 return landing.publish(Outcome::Object(Arc::clone(stored), How::Found));
             }
         }
+        if let Some(reference) = &wanted.reference {
+            return landing.publish(self.follow(&wanted, reference, &method, previous).await);
+        }
         if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
             return self.fly_set(&wanted, &set, previous, landing).await;
         }
@@ -224,7 +310,8 @@ impl Fills {
             wanted.url.clone(),
             ask,
         )
-        .with_query(wanted.query.clone());
+        .with_query(wanted.query.clone())
+        .with_scope(wanted.scope.clone());
         let deadline = Arc::clone(&exchange.deadline);
         let (done, mut ended) = oneshot::channel();
         let (word, mut first_word) = oneshot::channel();
@@ -240,7 +327,7 @@ impl Fills {
             document: wanted.gzip,
         });
         // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
-        let ticket = Ticket::new(exchange, spec, wanted.policy, word);
+        let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says.clone()), word);
         let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
         let word = tokio::select! {
@@ -293,6 +380,7 @@ impl Fills {
     }
 
     fn ended(&self, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
+        let wrong = matches!(finish, Finish::Wrong(_));
         match finish {
             // What arrives aside is nobody's yet.
             Finish::Admitted(_) if wanted.replaces.is_some() => {}
@@ -303,7 +391,10 @@ impl Fills {
             }
             Finish::Same(object) => self.catalog.record(record::refreshed(&object)),
             Finish::Dropped => {}
-            Finish::Failed(reason) => {
+            Finish::Failed(reason) | Finish::Wrong(reason) => {
+                if wrong {
+                    self.metrics.wrong_digest(&wanted.remote.name);
+                }
                 if let Some(manifest) = wanted.manifest {
                     // Upstream has moved on from it, or is about to.
                     let store = self.store;
@@ -324,7 +415,7 @@ impl Fills {
             })));
         };
         self.refresh(wanted, &previous, now_ms()).await;
-        Outcome::Object(previous, How::Revalidated)
+        Outcome::Object(previous, How::Revalidated(304))
     }
 
     async fn refresh(&self, wanted: &Wanted, object: &Arc<Object>, checked_at: u64) {
@@ -344,15 +435,14 @@ impl Fills {
         let gone = matches!(status, 404 | 410 | 451);
         let answer = Arc::new(answer);
         if gone {
-            if let Some(previous) = &previous {
+            // What others name too is theirs as well.
+            let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces.is_none();
+            if let Some(previous) = previous.as_ref().filter(|_| !shared) {
                 self.store.remove(previous.key.hash).await;
                 self.catalog.record(record::removed(&previous.key));
             }
-            self.negative.remember(
-                wanted.replaces.as_ref().unwrap_or(&wanted.key),
-                Arc::clone(&answer),
-                wanted.remote.ttl.negative,
-            );
+            self.negative
+                .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
         }
         Outcome::Answer(answer)
     }

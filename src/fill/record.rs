@@ -23,14 +23,19 @@ pub fn stored(object: &Object, class: Class) -> Option<Event> {
         .head
         .last_modified()
         .and_then(|date| httpdate::parse_http_date(date).ok());
+    // A name is listed as what it stands for.
+    let (size, digest) = match &object.head.stands_for {
+        Some(referent) => (referent.size, referent.digest.clone()),
+        None => (finished.length, format!("sha256:{}", hex(&finished.sha256))),
+    };
     Some(Event::Stored {
         object: Box::new(Record {
             remote: remote.to_owned(),
             path: path.to_owned(),
             form: form.to_owned(),
             class: listed(class),
-            size: finished.length,
-            digest: format!("sha256:{}", hex(&finished.sha256)),
+            size,
+            digest,
             content_type: object.head.content_type().to_owned(),
             etag: object.head.etag().map(str::to_owned),
             last_modified: object.head.last_modified().map(str::to_owned),

@@ -77,7 +77,7 @@ impl Manifests {
 }
 
 fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Option<Expected>) {
-    let expected = member.and_then(|member| expected(&member.checksum_type, &member.checksum));
+    let expected = member.and_then(|member| Expected::new(&member.checksum_type, &member.checksum));
     let form = match (member, &expected) {
         (Some(member), Some(_)) => format!("is {}", member.checksum),
         _ => format!(
@@ -88,23 +88,6 @@ fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Optio
         ),
     };
     (form, expected)
-}
-
-fn expected(kind: &str, checksum: &str) -> Option<Expected> {
-    let bytes: Option<Vec<u8>> = (0..checksum.len())
-        .step_by(2)
-        .map(|at| {
-            checksum
-                .get(at..at + 2)
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-        })
-        .collect();
-    let bytes = bytes?;
-    match kind {
-        "sha256" => bytes.try_into().ok().map(Expected::Sha256),
-        "sha512" => bytes.try_into().ok().map(Expected::Sha512),
-        _ => None,
-    }
 }
 
 impl Fills {
@@ -265,20 +248,5 @@ async fn switch(store: &'static Store, wanted: &Wanted, arrived: &Object, body: 
     match writer.finish().await {
         Finish::Admitted(object) => Some(object),
         _ => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn checksums() {
-        let hex = "ab".repeat(32);
-        assert_eq!(expected("sha256", &hex), Some(Expected::Sha256([0xab; 32])));
-        assert_eq!(expected("sha512", &"cd".repeat(64)), Some(Expected::Sha512([0xcd; 64])));
-        assert_eq!(expected("sha256", "ab"), None);
-        assert_eq!(expected("sha256", &"zz".repeat(32)), None);
-        assert_eq!(expected("sha", &"ab".repeat(20)), None);
     }
 }

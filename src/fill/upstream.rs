@@ -45,17 +45,35 @@ pub struct Ticket {
     exchange: Exchange,
     spec: Arc<FillSpec>,
     policy: Policy,
+    says: HeaderMap,
     word: Option<oneshot::Sender<Word>>,
 }
 
 impl Ticket {
-    pub fn new(exchange: Exchange, spec: Arc<FillSpec>, policy: Policy, word: oneshot::Sender<Word>) -> Self {
+    pub fn new(
+        exchange: Exchange,
+        spec: Arc<FillSpec>,
+        (policy, says): (Policy, HeaderMap),
+        word: oneshot::Sender<Word>,
+    ) -> Self {
         Ticket {
             exchange,
             spec,
             policy,
+            says,
             word: Some(word),
         }
+    }
+
+    /// The headers to keep of a 200, and the body's length.
+    fn kept(&self, response: &ResponseHeader) -> (HeaderMap, Option<u64>) {
+        let (mut kept, length) = headers::of_stored(response, self.spec.key.parts().1);
+        for (name, value) in &self.says {
+            if name != header::ETAG || !kept.contains_key(name) {
+                kept.insert(name.clone(), value.clone());
+            }
+        }
+        (kept, length)
     }
 
     fn say(&mut self, word: Word) {
@@ -226,7 +244,7 @@ impl ProxyHttp for Hooks {
             return Ok(RespCacheable::Uncacheable(NoCacheReason::OriginNotCache));
         }
         let now = now_ms();
-        let (kept, content_length) = headers::of_stored(response, ticket.spec.key.parts().1);
+        let (kept, content_length) = ticket.kept(response);
         let framed = content_length.is_some()
             || response.version != http::Version::HTTP_11 && response.version != http::Version::HTTP_10
             || headers::is_chunked(response);
@@ -238,6 +256,7 @@ impl ProxyHttp for Hooks {
             // Its end cannot be told from a cut: it may be read, and is not kept.
             unframed: !framed,
             ranges: headers::has_ranges(response),
+            stands_for: None,
         };
         let fill = FillHead {
             spec: Arc::clone(&ticket.spec),
@@ -260,8 +279,7 @@ impl ProxyHttp for Hooks {
         if not_modified {
             ticket.say(Word::NotModified);
         } else if ticket.exchange.ask().method == Method::HEAD {
-            let (kept, length) = headers::of_stored(response, ticket.spec.key.parts().1);
-            let mut kept = kept;
+            let (mut kept, length) = ticket.kept(response);
             if let Some(length) = length {
                 kept.insert(header::CONTENT_LENGTH, length.into());
             }

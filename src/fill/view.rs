@@ -235,6 +235,7 @@ impl Views {
             stored_at: now_ms(),
             unframed: original.head.unframed,
             ranges: true,
+            stands_for: None,
         };
         self.store
             .create(key, head, (Class::Immutable, now_ms(), FOR_EVER), None, None, true)
@@ -302,7 +303,7 @@ impl Views {
             writer.doom();
         }
         match writer.finish().await {
-            Finish::Failed(reason) => Err(MakeError::NotAdmitted(reason)),
+            Finish::Failed(reason) | Finish::Wrong(reason) => Err(MakeError::NotAdmitted(reason)),
             _ => Ok(()),
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod accept;
 mod alpine;
+pub mod docker;
 mod generic;
 mod helm;
 pub mod json;
@@ -15,13 +16,14 @@ pub mod path;
 mod pypi;
 pub mod rpm;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod yaml;
 
 use http::Method;
 use url::Url;
 
 pub use crate::cache::Class;
+use crate::cache::Expected;
 use crate::config::{Package, Remote};
 
 /// A path below a remote, decoded and checked once, when the request was routed.
@@ -178,8 +180,50 @@ pub trait Format: Send + Sync {
         content_type_by_extension(path)
     }
 
-    /// The ecosystem's own form of an error: content type and body. `None`: `{"detail", "remote", "path"}`.
-    fn error_body(&self, status: u16, detail: &str) -> Option<(&'static str, String)> {
+    /// The digest that `path` names its content by: such content never changes, and is verified.
+    fn names_content(&self, path: &str) -> Option<Expected> {
+        let _ = path;
+        None
+    }
+
+    /// The path under which content that is named by its digest is stored: the same for all paths of a remote that name
+    /// this content, so that it is fetched and kept once. Only for what [`Format::names_content`] answers for.
+    fn stored_as(&self, path: &str) -> Option<String> {
+        let _ = path;
+        None
+    }
+
+    /// Whether `path` is a name that stands for content with a digest, another one after a while (a tag).
+    fn is_reference(&self, path: &str) -> bool {
+        let _ = path;
+        false
+    }
+
+    /// The path that names the content with `digest`, next to the reference `path`.
+    fn referent(&self, path: &str, digest: &str) -> Option<String> {
+        let _ = (path, digest);
+        None
+    }
+
+    /// What upstream's token service has to allow for `path`; `None` where an ecosystem has no such thing.
+    fn token_scope(&self, path: &str) -> Option<String> {
+        let _ = path;
+        None
+    }
+
+    /// The status to pass on where upstream answers an error.
+    fn status_of(&self, upstream: u16) -> u16 {
+        upstream
+    }
+
+    /// The ecosystem's own form of an error at `path`: content type and body. `None`: `{"detail", "remote", "path"}`.
+    fn error_body(&self, status: u16, detail: &str, path: Option<&str>) -> Option<(&'static str, String)> {
+        let _ = (status, detail, path);
+        None
+    }
+
+    /// What an error says in `Warning`, for ecosystems whose clients print that.
+    fn warning(&self, status: u16, detail: &str) -> Option<String> {
         let _ = (status, detail);
         None
     }
@@ -203,17 +247,26 @@ pub struct View {
     pub absolute: bool,
 }
 
-/// The format of a package type; `None` for those served by another part of the interface.
-pub fn of(package: Package) -> Option<&'static dyn Format> {
+/// The format of a package type.
+pub fn of(package: Package) -> &'static dyn Format {
     match package {
-        Package::Generic => Some(&generic::Generic),
-        Package::Alpine => Some(&alpine::Alpine),
-        Package::Rpm => Some(&rpm::Rpm),
-        Package::Pypi => Some(&pypi::Pypi),
-        Package::Npm => Some(&npm::Npm),
-        Package::Helm => Some(&helm::Helm),
-        Package::Docker => None,
+        Package::Generic => &generic::Generic,
+        Package::Alpine => &alpine::Alpine,
+        Package::Rpm => &rpm::Rpm,
+        Package::Docker => &docker::Docker,
+        Package::Pypi => &pypi::Pypi,
+        Package::Npm => &npm::Npm,
+        Package::Helm => &helm::Helm,
     }
+}
+
+/// Where what is asked for as `path` is stored: its own path, or the one that it shares.
+pub fn stored_path(format: &dyn Format, path: &ArtifactPath) -> String {
+    let shared = format.stored_as(&path.decoded);
+    shared.unwrap_or_else(|| match &path.query {
+        Some(query) => format!("{}?{query}", path.encoded),
+        None => path.encoded.clone(),
+    })
 }
 
 /// `Content-Type` by file name extension, `application/octet-stream` for the rest.

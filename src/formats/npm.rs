@@ -172,7 +172,7 @@ impl Format for Npm {
     }
 
     /// npm prints the text of `error`.
-    fn error_body(&self, status: u16, detail: &str) -> Option<(&'static str, String)> {
+    fn error_body(&self, status: u16, detail: &str, _path: Option<&str>) -> Option<(&'static str, String)> {
         let text = if status == 404 {
             format!("Not found: {detail}")
         } else {

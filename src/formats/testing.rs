@@ -30,6 +30,7 @@ pub fn remote(package: &str, base_url: &str) -> Remote {
         check_mutable_updates: false,
         hosts: Vec::new(),
         file_hosts: Vec::new(),
+        token_realms: Vec::new(),
         proxy: None,
         offline: false,
         serve_stale_on: Vec::new(),

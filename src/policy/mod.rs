@@ -30,14 +30,22 @@ pub struct Policy {
 /// Classifies `path` (decoded, below the remote). `None`: no pattern allows it, 403.
 ///
 /// The order is the contract: the user's `mutable_patterns`; built-in immutable; built-in mutable;
-/// `immutable_patterns`; and what nothing matched is immutable only where that key is absent.
+/// `immutable_patterns`; and what nothing matched is immutable only where that key is absent. What is named by its digest
+/// is immutable by whichever of them allows it.
 pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Policy> {
     let governing = format.governing_path(path);
     let own_mutable = remote
         .mutable_patterns
         .iter()
         .any(|pattern| pattern.is_match(governing));
-    let (class, basis) = if own_mutable {
+    let (class, basis) = if format.names_content(path).is_some() {
+        let patterns = remote.immutable_patterns.as_ref();
+        let allowed = patterns.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.is_match(governing)));
+        if !allowed && !own_mutable {
+            return None;
+        }
+        (Class::Immutable, Basis::BuiltIn)
+    } else if own_mutable {
         (Class::Mutable, Basis::Pattern)
     } else if let Some(class) = format.builtin_class(governing) {
         (class, Basis::BuiltIn)
@@ -58,8 +66,18 @@ pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Poli
         class,
         basis,
         ttl,
-        conditional: own_mutable && remote.check_mutable_updates,
+        conditional: class == Class::Mutable && own_mutable && remote.check_mutable_updates,
     })
+}
+
+/// Content that is stored under its digest, whatever name led to it.
+pub fn of_content(remote: &Remote) -> Policy {
+    Policy {
+        class: Class::Immutable,
+        basis: Basis::BuiltIn,
+        ttl: remote.ttl.immutable,
+        conditional: false,
+    }
 }
 
 /// A file of a fixed name, stored under its checksum: it never changes, its manifest says how long it is asked for.

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
@@ -33,9 +33,11 @@ pub(super) struct Request {
     key: Key,
     /// The remote's root as this client knows it; empty where no link needs it.
     remote_url: String,
-    head: bool,
+    pub(super) head: bool,
     /// Set for a file of a fixed name whose manifest is stored: what that says of it.
     standing: Option<Standing>,
+    /// Set where the content is served that a name stands for: what the name is known by.
+    pub(super) pointer: Option<Arc<Object>>,
 }
 
 impl Deref for Request {
@@ -50,14 +52,43 @@ impl Request {
     /// It, from `url`.
     pub(super) fn wanted(&self, url: Url) -> Wanted {
         let mut wanted = Wanted::new(Arc::clone(&self.remote), self.key.clone(), url, self.policy);
-        wanted.accept = self.form.accept;
-        wanted.query = self.path.query.clone();
+        wanted.describe(self.format, &self.path, self.form);
         wanted
+    }
+
+    /// A request for what has neither views nor a manifest.
+    pub(super) fn plain(resolved: Arc<Resolved>, head: bool) -> Request {
+        Request {
+            key: resolved.key.clone(),
+            resolved,
+            remote_url: String::new(),
+            head,
+            standing: None,
+            pointer: None,
+        }
+    }
+
+    /// The same request, answered by the content of `key`, to which `pointer` leads.
+    pub(super) fn for_content(&self, key: Key, pointer: Arc<Object>) -> Request {
+        Request {
+            key,
+            pointer: Some(pointer),
+            ..Request::plain(Arc::clone(&self.resolved), self.head)
+        }
+    }
+
+    /// The name that it is asked for by: what upstream refused by another one does not matter.
+    fn asked(&self) -> Key {
+        match self.format.stored_as(&self.path.decoded) {
+            Some(_) => Key::new(&self.remote.name, &self.path.encoded, None, self.form.name),
+            None => self.key.clone(),
+        }
     }
 
     /// What is left of an object's freshness. A file of a set is trusted as long as its manifest names it, and a client
     /// should ask again when the manifest is due.
     fn left(&self, object: &Object, now: u64) -> Left {
+        let object = self.pointer.as_deref().unwrap_or(object);
         match &self.standing {
             None => object.fresh.left(self.policy.class, self.policy.ttl, now),
             Some(standing)
@@ -81,10 +112,45 @@ pub(super) struct Hit {
 }
 
 /// How what is served was come by.
-struct Origin {
-    source: &'static str,
-    cache_status: Cow<'static, str>,
-    fresh_from_upstream: bool,
+pub(super) struct Origin {
+    pub(super) source: &'static str,
+    pub(super) cache_status: Cow<'static, str>,
+    pub(super) fresh_from_upstream: bool,
+}
+
+impl Origin {
+    /// After a flight.
+    pub(super) fn of(how: &How, expired: bool, joined: bool, ctx: &mut Ctx) -> Origin {
+        let forwarded = if expired { "stale" } else { "miss" };
+        let collapsed = if joined { "; collapsed" } else { "" };
+        let (cache, source, cache_status) = match how {
+            How::Fetched => (
+                if joined { "collapsed" } else { forwarded },
+                "remote",
+                format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}").into(),
+            ),
+            How::Found => ("hit", "cache", Cow::Borrowed("artifactapi; hit")),
+            How::Revalidated(status) => (
+                "revalidated",
+                "cache",
+                format!("artifactapi; fwd=stale; fwd-status={status}{collapsed}").into(),
+            ),
+            How::Stale(status) => {
+                let why = status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
+                (
+                    "stale",
+                    "cache",
+                    format!("artifactapi; fwd=stale; {why}{collapsed}").into(),
+                )
+            }
+        };
+        ctx.cache = cache;
+        Origin {
+            source,
+            cache_status,
+            fresh_from_upstream: *how == How::Fetched,
+        }
+    }
 }
 
 impl Client {
@@ -162,6 +228,7 @@ impl Client {
                 remote_url,
                 head,
                 standing,
+                pointer: None,
             },
         )
         .await
@@ -249,7 +316,7 @@ impl Client {
             return self.refuse(session, Some(request.format), problem).await;
         }
         let expired = found.is_some();
-        if !expired && let Some(answer) = self.fills.remembered(&request.key) {
+        if !expired && let Some(answer) = self.fills.remembered(&request.asked()) {
             ctx.cache = "negative";
             let at = (request.remote.name.as_str(), request.path.encoded.as_str());
             reply::answer(
@@ -285,11 +352,22 @@ impl Client {
         }
         // A HEAD on what is not stored goes up as one; on a rewritten document its length is only ours to know.
         if request.head && !expired && request.view.is_none() {
-            let (outcome, _) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
+            let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
+                Outcome::Object(object, how) if object.head.stands_for.is_some() => {
+                    let origin = Origin::of(&how, false, joined, ctx);
+                    return self.deliver(session, ctx, &request, object, origin).await;
+                }
                 Outcome::Answer(answer) if head_is_enough(&answer) => {
                     ctx.cache = "miss";
-                    return self.answer_head(session, &request, &answer).await;
+                    let origin = Origin {
+                        source: "remote",
+                        cache_status: Cow::Borrowed("artifactapi; fwd=miss"),
+                        fresh_from_upstream: true,
+                    };
+                    return self
+                        .answer_head(session, &request, &answer.headers, "no-cache", &origin)
+                        .await;
                 }
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
@@ -312,43 +390,7 @@ impl Client {
         let collapsed = if joined { "; collapsed" } else { "" };
         match outcome {
             Outcome::Object(object, how) => {
-                let origin = match how {
-                    How::Fetched => {
-                        ctx.cache = if joined { "collapsed" } else { forwarded };
-                        Origin {
-                            source: "remote",
-                            cache_status: format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}")
-                                .into(),
-                            fresh_from_upstream: true,
-                        }
-                    }
-                    How::Found => {
-                        ctx.cache = "hit";
-                        Origin {
-                            source: "cache",
-                            cache_status: Cow::Borrowed("artifactapi; hit"),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                    How::Revalidated => {
-                        ctx.cache = "revalidated";
-                        Origin {
-                            source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; fwd-status=304{collapsed}").into(),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                    How::Stale(status) => {
-                        ctx.cache = "stale";
-                        let why =
-                            status.map_or("detail=unreachable".to_owned(), |status| format!("fwd-status={status}"));
-                        Origin {
-                            source: "cache",
-                            cache_status: format!("artifactapi; fwd=stale; {why}{collapsed}").into(),
-                            fresh_from_upstream: false,
-                        }
-                    }
-                };
+                let origin = Origin::of(&how, expired, joined, ctx);
                 self.deliver(session, ctx, &request, object, origin).await
             }
             Outcome::Answer(answer) if answer.status < 400 && request.view.is_some() => {
@@ -559,7 +601,7 @@ impl Client {
     }
 
     /// Serves an object, through its view where it has one.
-    async fn deliver(
+    pub(super) async fn deliver(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
@@ -568,6 +610,9 @@ impl Client {
         origin: Origin,
     ) -> Result<bool> {
         self.fills.store.count_use(&original);
+        if original.head.stands_for.is_some() {
+            return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
+        }
         let gzip_accepted = accepts(session, "gzip") || accepts(session, "x-gzip");
         let encoded = original.head.content_encoding();
         let kind = match request.view {
@@ -641,29 +686,32 @@ impl Client {
         Ok(true)
     }
 
-    async fn answer_head(
+    /// A 200 to a HEAD, from a header alone.
+    pub(super) async fn answer_head(
         &self,
         session: &mut Session,
         request: &Request,
-        answer: &crate::fill::Answer,
+        headers: &HeaderMap,
+        cache_control: &str,
+        origin: &Origin,
     ) -> Result<bool> {
-        let mut response = ResponseHeader::build(answer.status, Some(answer.headers.len() + 6))?;
-        for (name, value) in &answer.headers {
+        let mut response = ResponseHeader::build(200, Some(headers.len() + 8))?;
+        for (name, value) in headers {
             response.append_header(name.clone(), value.clone())?;
         }
-        if !answer.headers.contains_key(header::CONTENT_TYPE) {
+        if !headers.contains_key(header::CONTENT_TYPE) {
             let content_type = request.format.content_type(&request.path.decoded);
             response.insert_header(header::CONTENT_TYPE, content_type)?;
         }
         response.insert_header(header::ACCEPT_RANGES, "bytes")?;
         response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", "remote")?;
-        response.insert_header("cache-status", "artifactapi; fwd=miss")?;
-        response.insert_header(header::CACHE_CONTROL, "no-cache")?;
-        let (etag, modified) = (
-            answer.headers.get(header::ETAG),
-            answer.headers.get(header::LAST_MODIFIED),
-        );
+        response.insert_header("x-artifact-source", origin.source)?;
+        response.insert_header("cache-status", &*origin.cache_status)?;
+        response.insert_header(header::CACHE_CONTROL, cache_control)?;
+        if let Some(vary) = vary(request, false) {
+            response.insert_header(header::VARY, vary)?;
+        }
+        let (etag, modified) = (headers.get(header::ETAG), headers.get(header::LAST_MODIFIED));
         let text = |value: Option<&http::HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let condition = range::evaluate(
             &session.req_header().headers,

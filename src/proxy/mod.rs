@@ -5,6 +5,9 @@ mod artifact;
 mod pass;
 pub mod public;
 pub mod range;
+mod reference;
+mod referrers;
+mod registry;
 pub mod reply;
 mod resolve;
 pub(crate) mod route;
@@ -17,6 +20,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Method, header};
+use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
@@ -24,7 +28,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
-use crate::config::Remote;
+use crate::config::{Package, Remote};
 use crate::fill::{Fills, Views};
 use crate::headers;
 use crate::life::{InFlight, State};
@@ -87,6 +91,11 @@ impl ProxyHttp for Client {
         }
     }
 
+    fn init_downstream_modules(&self, modules: &mut HttpModules) {
+        // In place of Pingora's compression, which is never used here.
+        modules.add_module(Box::new(registry::VoiceBuilder));
+    }
+
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
@@ -120,6 +129,9 @@ impl ProxyHttp for Client {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
+            if resolved.remote.package == Package::Docker {
+                registry::speak(session);
+            }
             if let Some(artifact::Hit { object, body, header }) = self.hit_in_memory(session, &config, &resolved)? {
                 self.fills.store.count_use(&object);
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
@@ -139,18 +151,21 @@ impl ProxyHttp for Client {
                 query,
                 bound_host,
             } => {
-                let target = Target { raw, query, bound_host };
+                let target = Target {
+                    raw,
+                    query,
+                    bound_host,
+                    registry: false,
+                };
                 Box::pin(self.artifact(session, ctx, &config, remote, target, hot)).await
             }
             Route::Endpoint(endpoint) => {
                 Box::pin(self.api.answer(session, &config, endpoint)).await?;
                 Ok(true)
             }
-            Route::Registry { path } => {
-                let detail = "the Docker registry API is not served by this version";
-                let body = serde_json::json!({"errors": [{"code": "UNSUPPORTED", "message": detail, "detail": path}]});
-                reply::json(session, 404, &body).await?;
-                Ok(true)
+            Route::Registry { raw, query, bound } => {
+                let asked = registry::Asked { raw, query, bound };
+                Box::pin(self.registry(session, ctx, &config, asked, hot)).await
             }
             Route::UnknownRemote { name, path } => {
                 let detail = "there is no such remote; `GET /` lists those there are";
@@ -184,6 +199,8 @@ impl ProxyHttp for Client {
 
     async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
         let pass = pass(ctx)?;
+        let said = crate::formats::of(pass.exchange.remote.package).status_of(response.status.as_u16());
+        response.set_status(said)?;
         let (kept, length) = headers::of_stored(response, &pass.path);
         let range = response.headers.get(header::CONTENT_RANGE).cloned();
         let names: Vec<_> = response.headers.keys().cloned().collect();
@@ -261,7 +278,7 @@ impl ProxyHttp for Client {
         let failure = pass.exchange.failure(error);
         let remote = Arc::clone(&pass.exchange.remote);
         let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
-        let sent = reply::problem(session, crate::formats::of(remote.package), problem).await;
+        let sent = reply::problem(session, Some(crate::formats::of(remote.package)), problem).await;
         FailToProxy {
             error_code: if sent.is_ok() { failure.status } else { 0 },
             can_reuse_downstream: false,

@@ -57,9 +57,12 @@ impl Client {
         if let Some(range) = session.req_header().headers.get(header::RANGE) {
             headers.push((header::RANGE, range.clone()));
         }
-        // Only a part of the very body that is growing may stand beside it.
+        // Only a part of the very body that is growing may stand beside it. What a digest names is that body anyway, and
+        // its validator may be one of ours.
         let strong = growing.head.etag().filter(|etag| !etag.starts_with("W/"));
-        if let Some(validator) = strong.or(growing.head.last_modified()) {
+        if wanted.expected.is_none()
+            && let Some(validator) = strong.or(growing.head.last_modified())
+        {
             headers.push((header::IF_RANGE, crate::headers::value(validator)));
         }
         let ask = Ask {
@@ -132,12 +135,15 @@ impl Client {
                 let problem = Problem::new(failure.status, failure.reason)
                     .at(&wanted.remote.name, &path)
                     .header(header::RETRY_AFTER, "5");
-                return self.refuse(session, formats::of(wanted.remote.package), problem).await;
+                return self
+                    .refuse(session, Some(formats::of(wanted.remote.package)), problem)
+                    .await;
             }
         };
         let upstream = Arc::clone(&self.fills.upstream);
         let exchange = Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
-            .with_query(wanted.query.clone());
+            .with_query(wanted.query.clone())
+            .with_scope(wanted.scope.clone());
         ctx.source = Some("remote");
         ctx.pass = Some(PassBy {
             exchange,

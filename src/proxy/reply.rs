@@ -47,7 +47,7 @@ impl Problem {
 /// The client is gone.
 pub async fn problem(session: &mut Session, format: Option<&dyn Format>, problem: Problem) -> Result<()> {
     let (content_type, body) = format
-        .and_then(|format| format.error_body(problem.status, &described(&problem)))
+        .and_then(|format| format.error_body(problem.status, &described(&problem), problem.path.as_deref()))
         .unwrap_or_else(|| {
             let body = json!({"detail": problem.detail, "remote": problem.remote, "path": problem.path});
             ("application/json", body.to_string())
@@ -56,6 +56,9 @@ pub async fn problem(session: &mut Session, format: Option<&dyn Format>, problem
         (header::CONTENT_TYPE, content_type.to_owned()),
         (header::CACHE_CONTROL, "no-store".to_owned()),
     ];
+    if let Some(warning) = format.and_then(|format| format.warning(problem.status, &problem.detail)) {
+        headers.push((header::WARNING, warning));
+    }
     headers.extend(problem.headers);
     send(session, problem.status, headers, body.into()).await
 }
@@ -126,7 +129,7 @@ pub async fn answer(
             Some(reason) => reason.clone(),
             None => upstream_said(answer.status),
         };
-        let mut error = Problem::new(answer.status, detail).at(remote, path);
+        let mut error = Problem::new(format.status_of(answer.status), detail).at(remote, path);
         error.headers = headers;
         return problem(session, Some(format), error).await;
     }

@@ -25,6 +25,8 @@ pub struct Target {
     pub query: Option<String>,
     /// By the name of a host that is bound to the remote.
     pub bound_host: bool,
+    /// By the registry API.
+    pub registry: bool,
 }
 
 /// A request, understood.
@@ -61,13 +63,18 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
     } else {
         remote.package
     };
-    let Some(format) = formats::of(package) else {
-        let detail = format!(
-            "remote {name} is a Docker registry: it is served under /v2/{name}/…, not under /api/v1/remote/",
-            name = remote.name
-        );
+    let format = formats::of(package);
+    if !target.registry && package == Package::Docker {
+        let detail = if target.bound_host {
+            "this is a Docker registry: it is served under /v2/…".to_owned()
+        } else {
+            format!(
+                "remote {name} is a Docker registry: it is served under /v2/{name}/…, not under /api/v1/remote/",
+                name = remote.name
+            )
+        };
         return Resolution::Refused(None, Problem::new(404, detail).at(&remote.name, &shown));
-    };
+    }
     let path = match path::parse(&target.raw, target.query.as_deref()) {
         Ok(path) => path,
         Err(error) => {
@@ -89,10 +96,8 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
         }
     };
     let refused = |status, detail: &str| {
-        Resolution::Refused(
-            Some(format),
-            Problem::new(status, detail).at(&remote.name, &path.encoded),
-        )
+        let problem = Problem::new(status, detail).at(&remote.name, &path.encoded);
+        Resolution::Refused(Some(format), problem)
     };
     if !matches!(*method, Method::GET | Method::HEAD) {
         let detail = match (remote.kind, method) {
@@ -141,8 +146,12 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
                 Set { format, path: manifest },
             ))
         });
+    let key = match format.stored_as(&path.decoded) {
+        Some(shared) => Key::new(&remote.name, &shared, None, ""),
+        None => Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name),
+    };
     Resolution::Artifact(Resolved {
-        key: Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name),
+        key,
         presented_as: format.presented_as(&path.decoded, accept),
         remote: Arc::clone(remote),
         format,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::config::{Config, Remote};
+use crate::config::{Config, Package, Remote};
 
 const REMOTE_PREFIX: &str = "/api/v1/remote/";
 
@@ -16,9 +16,12 @@ pub enum Route {
         query: Option<String>,
         bound_host: bool,
     },
-    /// The Docker registry API.
+    /// The registry API: the raw path below `/v2/`, as received.
     Registry {
-        path: String,
+        raw: Vec<u8>,
+        query: Option<String>,
+        /// The remote that the host is bound to.
+        bound: Option<Arc<Remote>>,
     },
     UnknownRemote {
         name: String,
@@ -57,7 +60,18 @@ pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         ),
         None => (target, None),
     };
-    if let Some(remote) = config.hosts.get(host) {
+    let bound = config.hosts.get(host);
+    if let Some(raw) = path.strip_prefix(b"/v2").filter(|rest| matches!(rest, [] | [b'/', ..])) {
+        // On the host of another package this is a path like any other.
+        if bound.is_none_or(|remote| remote.package == Package::Docker) {
+            return Route::Registry {
+                raw: raw.strip_prefix(b"/").unwrap_or(raw).to_vec(),
+                query,
+                bound: bound.map(Arc::clone),
+            };
+        }
+    }
+    if let Some(remote) = bound {
         return Route::Artifact {
             remote: Arc::clone(remote),
             raw: path.strip_prefix(b"/").unwrap_or(path).to_vec(),
@@ -97,10 +111,6 @@ pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         b"/metrics" => Route::Endpoint(Endpoint::Metrics),
         b"/cache/flush" => Route::Endpoint(Endpoint::Flush),
         b"/api/v1/artifacts" | b"/api/v1/artifacts/" => Route::Endpoint(Endpoint::Artifacts { query }),
-        b"/v2" => Route::Registry { path: String::new() },
-        path if path.starts_with(b"/v2/") => Route::Registry {
-            path: String::from_utf8_lossy(&path[4..]).into_owned(),
-        },
         _ => Route::NotFound,
     }
 }

@@ -7,14 +7,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::{HeaderName, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use pingora_core::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use url::Url;
 
+use super::challenge::{Challenge, challenges};
+use super::token::Grant;
 use super::tunnel::{self, Tunnel};
 use super::{ResolveError, Upstream, address, listed, same_origin};
 use crate::config::Remote;
@@ -24,7 +24,8 @@ use crate::deadline::Deadline;
 const MAX_REDIRECTS: u8 = 10;
 /// Idle upstream connections are kept this long.
 const POOL_IDLE: Duration = Duration::from_secs(60);
-const REDIRECT: ErrorType = ErrorType::Custom("redirect");
+/// Not a failure: the question goes on, at another place or with another authorization.
+const ASK_ON: ErrorType = ErrorType::Custom("asking on");
 
 /// Why upstream gave no answer that can be passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,17 @@ pub struct Ask {
     pub conditional: bool,
 }
 
+/// Who is asking: what goes along to whom.
+#[derive(Debug)]
+enum Authority {
+    /// The remote's credentials and headers, to its own host.
+    Remote,
+    /// What opens this scope, to the remote's own host, once it says what it wants.
+    Scope(String),
+    /// This, to the host of the first URL, which is a token service.
+    TokenService(Url, Option<HeaderValue>),
+}
+
 /// The state of one question.
 #[derive(Debug)]
 pub struct Exchange {
@@ -78,6 +90,19 @@ pub struct Exchange {
     pub deadline: Arc<Deadline>,
     /// Set where the reason is known better than Pingora's error can tell.
     failure: Option<Failure>,
+    authority: Authority,
+    /// `Authorization` for the remote's own host.
+    authorization: Option<HeaderValue>,
+    grant: Option<Grant>,
+    /// What the remote's host wants, before that was seen to.
+    challenges: Option<Vec<Challenge>>,
+}
+
+/// Makes Pingora ask again.
+fn ask_on() -> Box<Error> {
+    let mut error = Error::explain(ASK_ON, "the question goes on").into_up();
+    error.set_retry(true);
+    error
 }
 
 impl Exchange {
@@ -93,7 +118,39 @@ impl Exchange {
             tried: 0,
             deadline: Arc::default(),
             failure: None,
+            authority: Authority::Remote,
+            authorization: None,
+            grant: None,
+            challenges: None,
         }
+    }
+
+    /// To a token service, with these credentials, which no other host will see.
+    pub(super) fn to_token_service(
+        upstream: Arc<Upstream>,
+        remote: Arc<Remote>,
+        url: Url,
+        ask: Ask,
+        credentials: Option<HeaderValue>,
+    ) -> Self {
+        let authority = Authority::TokenService(url.clone(), credentials);
+        let mut exchange = Exchange::new(upstream, remote, url, ask);
+        exchange.authority = authority;
+        exchange
+    }
+
+    /// A registry wants what opens `scope` instead of the remote's credentials.
+    pub fn with_scope(mut self, scope: Option<String>) -> Self {
+        let own = self
+            .remote
+            .headers
+            .iter()
+            .any(|(name, _)| name == header::AUTHORIZATION);
+        // Who configured an Authorization header means it.
+        if let (Some(scope), false) = (scope, own) {
+            self.authority = Authority::Scope(scope);
+        }
+        self
     }
 
     /// Sends `query` to the letter.
@@ -122,6 +179,7 @@ impl Exchange {
     /// # Errors
     /// The name does not resolve, or may not be gone to.
     pub async fn peer(&mut self) -> Result<Box<HttpPeer>> {
+        self.authorize().await?;
         let timeouts = self.remote.timeouts;
         let tls = self.url.scheme() == "https";
         let host = self
@@ -190,6 +248,52 @@ impl Exchange {
         Ok(Box::new(peer))
     }
 
+    fn is_at_remote(&self) -> bool {
+        let base = self.remote.base_url.as_ref();
+        base.is_some_and(|base| same_origin(base, &self.url))
+    }
+
+    /// Sees to it that the remote's own host gets what it wants to see.
+    async fn authorize(&mut self) -> Result<()> {
+        if !self.is_at_remote() {
+            return Ok(());
+        }
+        let had = match &self.authority {
+            Authority::TokenService(..) => return Ok(()),
+            Authority::Remote if self.authorization.is_some() || self.remote.credentials.is_none() => return Ok(()),
+            Authority::Remote => {
+                self.deadline.clear();
+                self.upstream.passwords.basic(&self.remote, false).await
+            }
+            Authority::Scope(scope) => {
+                let (tokens, challenges) = (&self.upstream.tokens, self.challenges.take());
+                // What is waited for bounds itself.
+                self.deadline.clear();
+                // Boxed: a token is got by an exchange too.
+                let grant = match challenges {
+                    None if self.grant.is_some() => return Ok(()),
+                    None => Box::pin(tokens.known(&self.upstream, &self.remote, scope)).await,
+                    Some(challenges) => {
+                        let refused = self.grant.as_ref();
+                        let grant = tokens.grant(&self.upstream, &self.remote, scope, &challenges, refused);
+                        Box::pin(grant).await.map(Some)
+                    }
+                };
+                grant.map(|grant| {
+                    self.grant = grant;
+                    self.grant.as_ref().map(|grant| grant.header.clone())
+                })
+            }
+        };
+        match had {
+            Ok(authorization) => {
+                self.authorization = authorization;
+                Ok(())
+            }
+            Err(failure) => Err(self.fail(failure)),
+        }
+    }
+
     async fn resolve(&mut self, host: &str, what: &str) -> Result<Vec<IpAddr>> {
         match self
             .upstream
@@ -216,7 +320,10 @@ impl Exchange {
     /// Whether the host asked now is one that the configuration names.
     fn is_own_host(&self) -> bool {
         let own = |url: &Option<Url>| url.as_ref().is_some_and(|own| own.host() == self.url.host());
-        own(&self.remote.base_url) || own(&self.remote.index_url) || listed(&self.remote.file_hosts, &self.url)
+        own(&self.remote.base_url)
+            || own(&self.remote.index_url)
+            || listed(&self.remote.file_hosts, &self.url)
+            || listed(&self.remote.token_realms, &self.url)
     }
 
     /// The addresses that may be gone to: all but link-local ones for a configured host, and for a remote whose own host
@@ -312,15 +419,13 @@ impl Exchange {
         for (name, value) in &self.ask.headers {
             request.insert_header(name.clone(), value.clone())?;
         }
-        if self
-            .remote
-            .base_url
-            .as_ref()
-            .is_some_and(|base| same_origin(base, &self.url))
+        if let Authority::TokenService(service, Some(credentials)) = &self.authority
+            && same_origin(service, &self.url)
         {
-            if let Some(credentials) = &self.remote.credentials {
-                let pair = format!("{}:{}", credentials.username, credentials.password.reveal());
-                request.insert_header(header::AUTHORIZATION, format!("Basic {}", STANDARD.encode(pair)))?;
+            request.insert_header(header::AUTHORIZATION, credentials.clone())?;
+        } else if self.is_at_remote() {
+            if let Some(authorization) = &self.authorization {
+                request.insert_header(header::AUTHORIZATION, authorization.clone())?;
             }
             for (name, value) in &self.remote.headers {
                 request.insert_header(name.clone(), value.clone())?;
@@ -341,6 +446,18 @@ impl Exchange {
             return Ok(());
         }
         self.deadline.set(self.remote.timeouts.idle);
+        if self.is_at_remote() {
+            self.note_rate_limit(response);
+            // What was made for this very question and is refused all the same will not be better the next time.
+            let last = self.grant.as_ref().is_some_and(|grant| grant.fresh);
+            if status == 401 && !last && matches!(self.authority, Authority::Scope(_)) {
+                let challenges = challenges(&response.headers);
+                if !challenges.is_empty() {
+                    self.challenges = Some(challenges);
+                    return Err(ask_on());
+                }
+            }
+        }
         let followed = matches!(status, 301 | 302 | 303 | 307 | 308);
         if followed && matches!(self.ask.method, Method::GET | Method::HEAD) {
             let location = response
@@ -358,9 +475,7 @@ impl Exchange {
             self.url = target;
             self.query = None;
             self.addresses.clear();
-            let mut error = Error::explain(REDIRECT, "following a redirect").into_up();
-            error.set_retry(true);
-            return Err(error);
+            return Err(ask_on());
         }
         if status == 407 {
             return Err(self.fail(Failure {
@@ -390,6 +505,16 @@ impl Exchange {
             }
         }
         Ok(())
+    }
+
+    /// Docker Hub's `ratelimit-limit: 100;w=21600` and its like.
+    fn note_rate_limit(&self, response: &ResponseHeader) {
+        let number = |name: &str| {
+            let text = response.headers.get(name)?.to_str().ok()?;
+            text.split(';').next()?.trim().parse::<i64>().ok()
+        };
+        let (limit, left) = (number("ratelimit-limit"), number("ratelimit-remaining"));
+        self.upstream.metrics.rate_limit(&self.remote.name, limit, left);
     }
 
     fn redirect_target(&self, location: Option<Vec<u8>>) -> std::result::Result<Url, Failure> {
@@ -444,7 +569,7 @@ impl Exchange {
 
     /// For `error_while_proxy`: a redirect asks again, and so does a connection from the pool that turned out dead.
     pub fn transfer_failed(&self, mut error: Box<Error>, reused: bool, may_repeat: bool) -> Box<Error> {
-        if error.etype() == &REDIRECT {
+        if error.etype() == &ASK_ON {
             return error;
         }
         if may_repeat {
@@ -466,7 +591,7 @@ impl Exchange {
         }
         let what = describe(error);
         match error.etype() {
-            etype if *etype == REDIRECT => Failure::refused("upstream redirected too often"),
+            etype if *etype == ASK_ON => Failure::refused("upstream redirected, or asked for authorization, too often"),
             ErrorType::ConnectTimedout
             | ErrorType::TLSHandshakeTimedout
             | ErrorType::ReadTimedout

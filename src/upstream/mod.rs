@@ -2,8 +2,11 @@
 //! redirect or a failure means. Nothing here knows of caching.
 
 mod address;
+mod challenge;
 mod exchange;
+mod password;
 mod resolver;
+mod token;
 mod tunnel;
 
 use std::sync::Arc;
@@ -16,24 +19,33 @@ pub use exchange::{Ask, Exchange, Failure, shown};
 pub use resolver::{ResolveError, Resolver};
 
 use crate::config::{Config, FileHost, OutboundProxies, ProxyUrl, Remote};
+use crate::metrics::Metrics;
 
 /// How long a fetch may wait for one of the concurrent places before it is given up.
 const QUEUE_LIMIT: Duration = Duration::from_secs(600);
 
 /// What all fetches share.
-#[derive(Debug)]
 pub struct Upstream {
     pub resolver: Resolver,
     outbound: OutboundProxies,
     /// For fills, and for what passes by: slow clients of the latter must not keep the former from starting.
     places: [Arc<Semaphore>; 2],
     user_agent: String,
+    tokens: token::Tokens,
+    passwords: password::Passwords,
+    metrics: Arc<Metrics>,
+}
+
+impl std::fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Upstream")
+    }
 }
 
 impl Upstream {
     /// # Errors
     /// The system's resolver configuration cannot be used.
-    pub fn new(config: &Config) -> Result<Self, ResolveError> {
+    pub fn new(config: &Config, metrics: Arc<Metrics>) -> Result<Self, ResolveError> {
         let version = env!("CARGO_PKG_VERSION");
         let user_agent = match &config.settings.public_url {
             Some(url) => format!("artifactapi/{version} (+{url})"),
@@ -45,6 +57,9 @@ impl Upstream {
             outbound: config.settings.outbound.clone(),
             places: [Arc::new(Semaphore::new(limit)), Arc::new(Semaphore::new(limit))],
             user_agent,
+            tokens: token::Tokens::default(),
+            passwords: password::Passwords::default(),
+            metrics,
         })
     }
 

@@ -55,7 +55,7 @@ fn values_come_from_the_environment() {
     let remote = case.remote("x");
     let credentials = remote.credentials.as_ref().expect("given");
     assert_eq!(
-        (credentials.username.as_str(), credentials.password.reveal()),
+        (credentials.username.as_str(), password_of(credentials)),
         ("me", "a$b$cgeheim")
     );
     assert_eq!(remote.headers[0].1, "Bearer geheim");
@@ -87,10 +87,7 @@ fn passwords_come_from_files() {
     );
     case.write("secret", "geheim\r\n");
     assert_eq!(
-        case.remote("x")
-            .credentials
-            .as_ref()
-            .map(|c| c.password.reveal().to_owned()),
+        case.remote("x").credentials.as_ref().map(|c| password_of(c).to_owned()),
         Some("geheim".into())
     );
     case.write("secret", "\n");
@@ -274,4 +271,11 @@ fn the_public_python_index_belongs_to_its_files() {
     assert_eq!(generic.index_url, None);
     let simple = one("base_url: https://a\npackage: pypi\nindex_url: https://a/simple");
     finds(&simple, &["5:16: warning: remote \"x\": `index_url` ends in /simple"]);
+}
+
+fn password_of(credentials: &crate::config::Credentials) -> &str {
+    match &credentials.password {
+        crate::config::Password::Fixed(secret) => secret.reveal(),
+        crate::config::Password::Command(command) => panic!("{command:?}"),
+    }
 }

@@ -192,7 +192,7 @@ fn candidates_of_paths() {
         assert_eq!(of(path), None, "{path}");
     }
     let path = request("-/host/f.example/a.whl.metadata").unwrap();
-    let pypi = crate::formats::of(crate::config::Package::Pypi).unwrap();
+    let pypi = crate::formats::of(crate::config::Package::Pypi);
     assert_eq!(
         naming_candidates(pypi, &path).unwrap()[0].as_str(),
         "https://f.example/a.whl"

@@ -298,7 +298,7 @@ fn packages_of_tarballs() {
 
 #[test]
 fn errors() {
-    let body = |status: u16| Npm.error_body(status, "no \"such\" thing").unwrap().1;
+    let body = |status: u16| Npm.error_body(status, "no \"such\" thing", None).unwrap().1;
     assert_eq!(body(404), r#"{"error":"Not found: no \"such\" thing"}"#);
     assert_eq!(body(403), r#"{"error":"no \"such\" thing"}"#);
 }

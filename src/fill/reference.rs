@@ -1,0 +1,273 @@
+//! Names that stand for content with a digest (a registry's tags). A flight for one brings not the content but an object
+//! without a body that says which content it is ([`crate::cache::Referent`]); the content itself is stored under its
+//! digest, where every name that leads to it finds it.
+//!
+//! What is known is asked about by HEAD, which registries do not count as a download. Only where the answer names content
+//! that is not stored, or does not say, the content is fetched by the name, and verified before anything is believed.
+
+use std::io::Read;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use flate2::read::MultiGzDecoder;
+use http::{HeaderMap, Method, header};
+
+use super::view::is_gzip;
+use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted, record};
+use crate::cache::{Expected, Finish, Head, Key, Object, Reader, Referent, freshness_until, now_ms};
+use crate::headers;
+use crate::policy;
+use crate::upstream::Failure;
+
+/// Registries take manifests of 4 MiB (distribution-spec, "Pushing Manifests"), some a little more.
+pub const MAX_CONTENT: usize = 16 << 20;
+
+impl Fills {
+    /// Where `reference` leads, by upstream's word.
+    pub(super) async fn follow(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        reference: &Reference,
+        method: &Method,
+        previous: Option<Arc<Object>>,
+    ) -> Outcome {
+        let (remote, path, form) = wanted.key.parts();
+        // Flights of their own, by other keys: what they bring is nobody's yet.
+        let aside = |what: &str| Wanted {
+            key: Key::new(remote, path, None, &format!("{what} {form}")),
+            replaces: Some(wanted.key.clone()),
+            reference: None,
+            ..wanted.clone()
+        };
+        if previous.is_some() || *method == Method::HEAD {
+            match self.obtain_aside(aside("asking"), Method::HEAD).await {
+                Outcome::Answer(answer) if answer.reason.is_none() && answer.status == 200 => {
+                    let named = referent_of(&answer.headers);
+                    let enough = match &named {
+                        None => false,
+                        Some(_) if *method == Method::HEAD => true,
+                        Some(referent) => self.has_content(wanted, reference, &referent.digest).await,
+                    };
+                    if let (Some(referent), true) = (named, enough) {
+                        let how = match &previous {
+                            Some(_) => How::Revalidated(200),
+                            None => How::Fetched,
+                        };
+                        return self.point(wanted, previous, (referent, &answer.headers), how).await;
+                    }
+                }
+                // Not answered to a HEAD, or not in full.
+                Outcome::Answer(answer)
+                    if answer.reason.is_none() && matches!(answer.status, 400 | 403 | 405 | 501) => {}
+                other => return other,
+            }
+        }
+        let key = aside("arriving").key.hash;
+        let arrived = match self.obtain_aside(aside("arriving"), Method::GET).await {
+            Outcome::Object(object, How::Fetched) => object,
+            other => return other,
+        };
+        let outcome = match self.verified(wanted, &arrived).await {
+            Ok((digest, body)) => {
+                let mut kept = arrived.head.headers.clone();
+                for name in [header::CONTENT_ENCODING, header::TRANSFER_ENCODING] {
+                    kept.remove(name);
+                }
+                let digest = digest.to_string();
+                let referent = Referent {
+                    size: body.len() as u64,
+                    digest: digest.clone(),
+                };
+                kept.insert(CONTENT_DIGEST, headers::value(&digest));
+                if !kept.contains_key(header::ETAG) {
+                    kept.insert(header::ETAG, headers::value(&format!("\"{digest}\"")));
+                }
+                self.keep_content(wanted, reference, &arrived, (&digest, &kept), body)
+                    .await;
+                self.point(wanted, previous, (referent, &kept), How::Fetched).await
+            }
+            Err(failure) => Outcome::Answer(Arc::new(Answer::failure(&failure))),
+        };
+        self.store.remove(key).await;
+        outcome
+    }
+
+    /// A flight within a flight. The type is spelled out because the compiler cannot infer it in a circle.
+    fn obtain_aside(
+        self: &Arc<Self>,
+        wanted: Wanted,
+        method: Method,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send + '_>> {
+        Box::pin(async move { self.obtain(wanted, method).await.0 })
+    }
+
+    /// The body that arrived by a name, whole, decoded, and what its header says of it; and its digest.
+    async fn verified(&self, wanted: &Wanted, arrived: &Arc<Object>) -> Result<(Expected, Vec<u8>), Failure> {
+        let refused = |reason: &str| Failure {
+            status: 502,
+            reason: reason.to_owned(),
+            unreachable: false,
+        };
+        let body = match (
+            arrived.settled().await,
+            Reader::new(Arc::clone(arrived)).collect(MAX_CONTENT).await,
+        ) {
+            (true, Ok(body)) => body,
+            (true, Err(_)) => return Err(refused("upstream's manifest is longer than any registry takes")),
+            (false, _) => return Err(refused("the transfer from upstream ended early; try again")),
+        };
+        let body = match arrived.head.content_encoding() {
+            None => body,
+            // Unasked; a digest is that of the content, not of its coding.
+            Some(coding) if is_gzip(coding) => {
+                let mut decoded = Vec::new();
+                let decoder = MultiGzDecoder::new(body.as_slice());
+                let read = decoder.take(MAX_CONTENT as u64 + 1).read_to_end(&mut decoded);
+                match read {
+                    Ok(length) if length <= MAX_CONTENT => decoded,
+                    _ => {
+                        return Err(refused(
+                            "the coding of upstream's manifest is damaged, or hides too much",
+                        ));
+                    }
+                }
+            }
+            Some(_) => return Err(refused("upstream sent its manifest in a coding that nobody asked for")),
+        };
+        let said = arrived.head.headers.get(CONTENT_DIGEST);
+        let said = said.and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
+        match said {
+            Some(digest) if digest.is_of(&body) => Ok((digest, body)),
+            None => Ok((Expected::sha256(&body), body)),
+            Some(digest) => {
+                self.metrics.wrong_digest(&wanted.remote.name);
+                let reason = format!("upstream's manifest has another digest than {digest}, which its header names");
+                tracing::warn!(remote = %wanted.remote.name, path = %wanted.key.parts().1, %reason, "a manifest was not admitted");
+                Err(refused(&reason))
+            }
+        }
+    }
+
+    /// The key under which the content with `digest` is, or would be, stored.
+    fn content_key(&self, wanted: &Wanted, reference: &Reference, digest: &str) -> Option<Key> {
+        let path = reference.format.referent(&reference.path, digest)?;
+        let stored = reference.format.stored_as(&path)?;
+        Some(Key::new(&wanted.remote.name, &stored, None, ""))
+    }
+
+    async fn has_content(&self, wanted: &Wanted, reference: &Reference, digest: &str) -> bool {
+        match self.content_key(wanted, reference, digest) {
+            Some(key) => self.store.open_object(&key).await.is_some(),
+            None => false,
+        }
+    }
+
+    /// Stores what arrived by a name under its digest. Where it cannot be stored it is fetched again when it is read.
+    async fn keep_content(
+        &self,
+        wanted: &Wanted,
+        reference: &Reference,
+        arrived: &Object,
+        (digest, kept): (&str, &HeaderMap),
+        body: Vec<u8>,
+    ) {
+        let Some(key) = self.content_key(wanted, reference, digest) else {
+            return;
+        };
+        if self.store.open_object(&key).await.is_some() {
+            return;
+        }
+        let policy = policy::of_content(&wanted.remote);
+        let now = now_ms();
+        let freshness = (policy.class, now, freshness_until(policy.class, now, policy.ttl));
+        let head = Head {
+            content_length: Some(body.len() as u64),
+            headers: kept.clone(),
+            ..arrived.head.clone()
+        };
+        let created = self
+            .store
+            .create(key, head, freshness, None, Expected::parse(digest), true);
+        let Ok(mut writer) = created.await else { return };
+        if writer.write(body.into()).await.is_err() {
+            return;
+        }
+        if let Finish::Admitted(object) = writer.finish().await
+            && let Some(event) = record::stored(&object, policy.class)
+        {
+            self.catalog.record(event);
+        }
+    }
+
+    /// Notes that the name stands for `referent` now.
+    async fn point(
+        &self,
+        wanted: &Wanted,
+        previous: Option<Arc<Object>>,
+        (referent, kept): (Referent, &HeaderMap),
+        how: How,
+    ) -> Outcome {
+        let previous = previous.filter(|previous| previous.head.stands_for.as_ref() == Some(&referent));
+        if let Some(previous) = previous {
+            self.refresh(wanted, &previous, now_ms()).await;
+            return Outcome::Object(previous, how);
+        }
+        let mut kept = kept.clone();
+        kept.remove(header::CONTENT_LENGTH);
+        kept.insert(CONTENT_DIGEST, headers::value(&referent.digest));
+        let now = now_ms();
+        let class = wanted.policy.class;
+        let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));
+        let head = Head {
+            url: wanted.url.to_string(),
+            headers: kept,
+            content_length: Some(0),
+            stored_at: now,
+            unframed: false,
+            ranges: false,
+            stands_for: Some(referent),
+        };
+        let writer = match self
+            .store
+            .create(wanted.key.clone(), head, freshness, None, None, true)
+            .await
+        {
+            Ok(writer) => writer,
+            Err(why) => {
+                let failure = Failure {
+                    status: 503,
+                    reason: format!("there is no space to note where this tag leads: {why}"),
+                    unreachable: false,
+                };
+                return Outcome::Answer(Arc::new(Answer::failure(&failure)));
+            }
+        };
+        let pointer = Arc::clone(writer.object());
+        match writer.finish().await {
+            Finish::Admitted(object) => {
+                if let Some(event) = record::stored(&object, class) {
+                    self.catalog.record(event);
+                }
+                Outcome::Object(object, how)
+            }
+            // Not kept, and right all the same.
+            _ => Outcome::Object(pointer, how),
+        }
+    }
+}
+
+/// What the answer to a HEAD says that the name stands for, if it says all of it.
+fn referent_of(headers: &HeaderMap) -> Option<Referent> {
+    let text = |value: Option<&http::HeaderValue>| {
+        value
+            .and_then(|value| value.to_str().ok())
+            .map(str::trim)
+            .map(str::to_owned)
+    };
+    let digest = text(headers.get(CONTENT_DIGEST))?;
+    Expected::parse(&digest)?;
+    headers.get(header::CONTENT_TYPE)?;
+    let size = text(headers.get(header::CONTENT_LENGTH))?.parse().ok()?;
+    // A length of a coded body is not the content's.
+    (!headers.contains_key(header::CONTENT_ENCODING)).then_some(Referent { digest, size })
+}

@@ -1,0 +1,230 @@
+//! What refers to an image: signatures, attestations, SBOMs (distribution-spec, "Listing Referrers"). Upstream's own list
+//! where it has one, else the index that the fallback tag names (distribution-spec, "Unavailable Referrers API"), else a
+//! list of nothing: clients take an error for a broken registry.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderName, Method, header};
+use percent_encoding::percent_decode_str;
+use pingora_error::Result;
+use pingora_proxy::Session;
+use serde_json::{Value, json};
+
+use super::artifact::{Origin, Request, accept};
+use super::reply::{self, Problem};
+use super::resolve::{self, Resolution, Target};
+use super::{Client, Ctx};
+use crate::cache::{Key, Object, Reader, now_ms};
+use crate::config::Remote;
+use crate::fill::reference::MAX_CONTENT;
+use crate::fill::{Answer, How, Outcome, Wanted};
+use crate::formats::{self, docker, path};
+use crate::policy;
+
+static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
+
+/// What was found.
+enum Brought {
+    Object(Arc<Object>, Origin),
+    Answer(Arc<Answer>),
+    /// Neither stored nor to be had.
+    Nothing,
+}
+
+impl Client {
+    pub(super) async fn referrers(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        remote: Arc<Remote>,
+        target: Target,
+    ) -> Result<bool> {
+        ctx.remote = Some(Arc::clone(&remote));
+        let method = session.req_header().method.clone();
+        let accept = accept(session).map(std::borrow::Cow::into_owned);
+        let resolved = match resolve::resolve(&remote, &method, target, accept.as_deref()) {
+            Resolution::Artifact(resolved) => Arc::new(resolved),
+            Resolution::Refused(format, problem) => return self.refuse(session, format, problem).await,
+            Resolution::PassThrough(..) | Resolution::Redirect(_) => {
+                return self
+                    .refuse(session, None, Problem::new(404, "there is no such list"))
+                    .await;
+            }
+        };
+        let request = Request::plain(Arc::clone(&resolved), method == Method::HEAD);
+        let at = (resolved.remote.name.as_str(), resolved.path.encoded.as_str());
+        let wanted = request.wanted(resolved.format.upstream_url(&remote, &resolved.path));
+        match self.bring(ctx, wanted).await {
+            Brought::Object(object, origin) if is_index(&object) => {
+                return self.deliver(session, ctx, &request, object, origin).await;
+            }
+            // Anything that is not this list means that there is none.
+            Brought::Object(..) | Brought::Nothing => {}
+            Brought::Answer(answer) if has_no_api(&answer) => {}
+            Brought::Answer(answer) => {
+                reply::answer(
+                    session,
+                    resolved.format,
+                    at,
+                    &answer,
+                    ("remote", "artifactapi; fwd=miss"),
+                )
+                .await?;
+                return Ok(true);
+            }
+        }
+        let (body, source, status) = match self.fallback(ctx, &remote, &resolved.path.decoded).await {
+            Ok(Some((body, origin))) => (body, origin.source, origin.cache_status.into_owned()),
+            Ok(None) => {
+                let empty = json!({"schemaVersion": 2, "mediaType": docker::INDEX, "manifests": []});
+                (
+                    empty.to_string().into(),
+                    "cache",
+                    "artifactapi; fwd=miss; detail=none".to_owned(),
+                )
+            }
+            Err(answer) => {
+                reply::answer(
+                    session,
+                    resolved.format,
+                    at,
+                    &answer,
+                    ("remote", "artifactapi; fwd=miss"),
+                )
+                .await?;
+                return Ok(true);
+            }
+        };
+        ctx.source = Some(source);
+        let mut headers = vec![
+            (header::CONTENT_TYPE, docker::INDEX.to_owned()),
+            (header::CACHE_CONTROL, "no-cache".to_owned()),
+            (HeaderName::from_static("x-artifact-source"), source.to_owned()),
+            (HeaderName::from_static("cache-status"), status),
+        ];
+        let body = match artifact_type(resolved.path.query.as_deref()) {
+            None => body,
+            Some(wanted) => {
+                headers.push((FILTERS.clone(), "artifactType".to_owned()));
+                filtered(&body, &wanted)
+            }
+        };
+        reply::send(session, 200, headers, body).await?;
+        Ok(true)
+    }
+
+    /// The index that the fallback tag of `path` names. `Ok(None)`: there is none.
+    async fn fallback(
+        &self,
+        ctx: &mut Ctx,
+        remote: &Arc<Remote>,
+        path: &str,
+    ) -> std::result::Result<Option<(Bytes, Origin)>, Arc<Answer>> {
+        let format = formats::of(remote.package);
+        let tag = docker::referrers_tag(path).and_then(|tag| path::of_decoded(&tag).ok());
+        let Some(tag) = tag else { return Ok(None) };
+        let policy = policy::classify(remote, format, &tag.decoded);
+        let form = format.negotiate(&tag.decoded, Some(docker::INDEX));
+        let (Some(policy), Some(form)) = (policy, form) else {
+            return Ok(None);
+        };
+        let key = Key::new(&remote.name, &tag.encoded, None, form.name);
+        let wanted = Wanted::of(remote, format, &tag, (key, policy, form));
+        let (pointer, origin) = match self.bring(ctx, wanted).await {
+            Brought::Object(pointer, origin) => (pointer, origin),
+            Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
+            Brought::Answer(answer) => return Err(answer),
+            Brought::Nothing => return Ok(None),
+        };
+        let content = pointer.head.stands_for.as_ref().and_then(|referent| {
+            let content = format.referent(&tag.decoded, &referent.digest)?;
+            path::of_decoded(&content).ok()
+        });
+        let Some(content) = content else { return Ok(None) };
+        let key = Key::new(&remote.name, &formats::stored_path(format, &content), None, "");
+        let policy = policy::of_content(remote);
+        let wanted = Wanted::of(remote, format, &content, (key, policy, form));
+        let object = match self.bring(ctx, wanted).await {
+            Brought::Object(object, _) if is_index(&object) => object,
+            Brought::Answer(answer) if !has_no_api(&answer) => return Err(answer),
+            _ => return Ok(None),
+        };
+        match Reader::new(object).collect(MAX_CONTENT).await {
+            Ok(body) => Ok(Some((body.into(), origin))),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What is wanted: as it is stored, as upstream refused it a moment ago, or from there.
+    async fn bring(&self, ctx: &mut Ctx, wanted: Wanted) -> Brought {
+        let found = self.fills.store.open_object(&wanted.key).await;
+        if let Some(object) = &found {
+            let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
+            if left.is_fresh() || wanted.remote.offline {
+                self.fills.store.count_use(object);
+                return Brought::Object(Arc::clone(object), Origin::of(&How::Found, false, false, ctx));
+            }
+        } else if let Some(answer) = self.fills.remembered(&wanted.asked) {
+            return Brought::Answer(answer);
+        }
+        if wanted.remote.offline {
+            return Brought::Nothing;
+        }
+        match self.fills.obtain(wanted, Method::GET).await {
+            (Outcome::Object(object, how), joined) => {
+                let origin = Origin::of(&how, found.is_some(), joined, ctx);
+                Brought::Object(object, origin)
+            }
+            (Outcome::Answer(answer), _) => Brought::Answer(answer),
+            (Outcome::Direct, _) => Brought::Nothing,
+        }
+    }
+}
+
+/// Whether upstream's own answer says no more than that it has nothing like this.
+fn has_no_api(answer: &Answer) -> bool {
+    answer.reason.is_none() && !matches!(answer.status, 401 | 403 | 429 | 500..)
+}
+
+fn is_index(object: &Object) -> bool {
+    let media_type = object.head.content_type();
+    let media_type = media_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case(docker::INDEX)
+}
+
+/// `artifactType=` of a query.
+fn artifact_type(query: Option<&str>) -> Option<String> {
+    let value = query?.split('&').find_map(|pair| pair.strip_prefix("artifactType="))?;
+    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
+}
+
+/// The index with those of its manifests that have this type.
+fn filtered(index: &[u8], artifact_type: &str) -> Bytes {
+    let Ok(mut index) = serde_json::from_slice::<Value>(index) else {
+        return Bytes::copy_from_slice(index);
+    };
+    if let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) {
+        manifests.retain(|manifest| manifest.get("artifactType").and_then(Value::as_str) == Some(artifact_type));
+    }
+    index.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_is_filtered_by_type() {
+        let index = br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y+z"},{"digest":"b"}]}"#;
+        let kept: Value = serde_json::from_slice(&filtered(index, "x/y+z")).unwrap();
+        assert_eq!(kept["manifests"], json!([{"digest": "a", "artifactType": "x/y+z"}]));
+        assert_eq!(kept["schemaVersion"], 2);
+        assert_eq!(filtered(b"{", "x"), "{");
+        assert_eq!(
+            artifact_type(Some("n=1&artifactType=x%2Fy%2Bz")).as_deref(),
+            Some("x/y+z")
+        );
+        assert_eq!(artifact_type(Some("n=1")), None);
+    }
+}

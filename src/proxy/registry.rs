@@ -1,0 +1,298 @@
+//! The registry API (`/v2/`, distribution-spec): which remote a request is for, what belongs to none, and what every
+//! answer says.
+//!
+//! A name begins with its remote's. A container host that takes this proxy for a mirror leaves that out: then `?ns=` says
+//! which registry it means, or the configuration does (`docker.default_remote`).
+
+use std::any::Any;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::{HeaderName, HeaderValue, Method, header};
+use percent_encoding::percent_decode_str;
+use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, Module};
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::reply::{self, Problem};
+use super::resolve::{HotKey, Target};
+use super::{Client, Ctx, wire};
+use crate::config::{Config, Package, Remote};
+use crate::formats::{self, ArtifactPath, docker, path};
+
+static API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+static NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");
+
+/// A request below `/v2/`.
+pub(super) struct Asked {
+    pub raw: Vec<u8>,
+    pub query: Option<String>,
+    /// The remote that the host is bound to.
+    pub bound: Option<Arc<Remote>>,
+}
+
+impl Client {
+    /// Answers a request below `/v2/`.
+    pub(super) async fn registry(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        config: &Config,
+        asked: Asked,
+        hot: Option<HotKey>,
+    ) -> Result<bool> {
+        speak(session);
+        let format = Some(formats::of(Package::Docker));
+        let method = session.req_header().method.clone();
+        if !matches!(method, Method::GET | Method::HEAD) {
+            let detail = "nothing can be pushed, changed or deleted through this proxy: use the registry itself";
+            let problem = Problem::new(405, detail).header(header::ALLOW, "GET, HEAD");
+            return self.refuse(session, format, problem).await;
+        }
+        let (query, namespace) = without_namespace(asked.query.as_deref());
+        let path = match path::parse(&asked.raw, query.as_deref()) {
+            Ok(path) => path,
+            Err(error) => return self.refuse(session, format, Problem::new(400, error.to_string())).await,
+        };
+        // distribution-spec, "Determining Support"; of one remote too, for clients that think it a registry of its own.
+        let remote = config.remotes.get(path.encoded.trim_end_matches('/'));
+        if path.encoded.is_empty() || remote.is_some_and(|remote| remote.package == Package::Docker) {
+            reply::json(session, 200, &serde_json::json!({})).await?;
+            return Ok(true);
+        }
+        // Before any remote is looked for: no registry's list is ours to give.
+        if path.encoded == "_catalog" {
+            let detail =
+                "the repositories of remotes are not listed here; what is stored is listed by /api/v1/artifacts";
+            let problem = Problem {
+                path: Some(path.encoded),
+                ..Problem::new(404, detail)
+            };
+            return self.refuse(session, format, problem).await;
+        }
+        let (remote, below) = match choose(config, asked.bound.as_ref(), &path, namespace.as_deref()) {
+            Ok(chosen) => chosen,
+            Err(problem) => return self.refuse(session, format, problem).await,
+        };
+        let target = Target {
+            raw: below.encoded.into_bytes(),
+            query,
+            bound_host: asked.bound.is_some(),
+            registry: true,
+        };
+        if docker::referrers_tag(&below.decoded).is_some() {
+            return self.referrers(session, ctx, remote, target).await;
+        }
+        self.artifact(session, ctx, config, remote, target, hot).await
+    }
+}
+
+/// The remote that a path below `/v2/` is for, and the path below that remote.
+fn choose(
+    config: &Config,
+    bound: Option<&Arc<Remote>>,
+    path: &ArtifactPath,
+    namespace: Option<&str>,
+) -> std::result::Result<(Arc<Remote>, ArtifactPath), Problem> {
+    if let Some(remote) = bound {
+        return Ok((Arc::clone(remote), path.clone()));
+    }
+    let (first, rest) = path.encoded.split_once('/').unwrap_or((&path.encoded, ""));
+    let named = config.remotes.get(first);
+    let below = || ArtifactPath {
+        encoded: rest.to_owned(),
+        decoded: formats::links::decode_once(rest),
+        query: path.query.clone(),
+    };
+    let registry = named.filter(|remote| remote.package == Package::Docker);
+    // `manifests/{tag}` alone has no repository left: the first part was one, then.
+    let has_name = rest.split('/').count() > 2;
+    if let Some(remote) = registry.filter(|_| has_name) {
+        return Ok((Arc::clone(remote), below()));
+    }
+    let unknown = |detail: String| Err(Problem::new(404, detail));
+    if let Some(namespace) = namespace {
+        let mut remotes = config.remotes.values();
+        let called = remotes.find(|remote| remote.package == Package::Docker && docker::is_called(remote, namespace));
+        return match called {
+            Some(remote) => Ok((Arc::clone(remote), path.clone())),
+            None => unknown(format!(
+                "no remote's `base_url` is at the registry {namespace:?}, which `?ns=` names; `GET /` lists the remotes"
+            )),
+        };
+    }
+    let default = config.settings.docker_default_remote.as_ref();
+    if let Some(remote) = default.and_then(|name| config.remotes.get(name)) {
+        return Ok((Arc::clone(remote), path.clone()));
+    }
+    match (registry, named) {
+        (Some(remote), _) => Ok((Arc::clone(remote), below())),
+        (None, Some(_)) => unknown(format!(
+            "remote {first} is no Docker registry: it is served under /api/v1/remote/{first}/…, not under /v2/"
+        )),
+        (None, None) => unknown(format!(
+            "there is no remote {first:?}; `GET /` lists those there are, `docker.default_remote` serves names without one"
+        )),
+    }
+}
+
+/// Takes `ns=` out of a query, which containerd adds for mirrors: it is neither part of a key nor upstream's business.
+fn without_namespace(query: Option<&str>) -> (Option<String>, Option<String>) {
+    let Some(query) = query else { return (None, None) };
+    let mut namespace = None;
+    let mut rest = Vec::new();
+    for pair in query.split('&') {
+        match pair.strip_prefix("ns=") {
+            Some(value) => {
+                let value = percent_decode_str(value).decode_utf8_lossy().into_owned();
+                namespace = namespace.or(Some(value).filter(|value| !value.is_empty()));
+            }
+            None => rest.push(pair),
+        }
+    }
+    let rest = rest.join("&");
+    (Some(rest).filter(|rest| !rest.is_empty()), namespace)
+}
+
+/// From now on this answer is a registry's.
+pub(super) fn speak(session: &mut Session) {
+    let target = wire::origin_form(session.req_header().raw_path());
+    let target = String::from_utf8_lossy(target);
+    let (path, query) = target
+        .split_once('?')
+        .map_or((&*target, None), |(path, query)| (path, Some(query)));
+    let spoken = Spoken {
+        path: path.to_owned(),
+        namespace: without_namespace(query).1,
+    };
+    if let Some(voice) = session.downstream_modules_ctx.get_mut::<Voice>() {
+        voice.0 = Some(spoken);
+    }
+}
+
+/// Makes a [`Voice`] for each request.
+pub(super) struct VoiceBuilder;
+
+impl HttpModuleBuilder for VoiceBuilder {
+    fn init(&self) -> Module {
+        Box::new(Voice(None))
+    }
+}
+
+/// Adds to answers of the registry API, wherever they are written, what all of them say.
+struct Voice(Option<Spoken>);
+
+/// How the request asked.
+struct Spoken {
+    path: String,
+    namespace: Option<String>,
+}
+
+#[async_trait]
+impl HttpModule for Voice {
+    async fn response_header_filter(&mut self, response: &mut ResponseHeader, _: bool) -> Result<()> {
+        let Some(spoken) = self.0.as_ref().filter(|_| response.status.as_u16() >= 200) else {
+            return Ok(());
+        };
+        response.insert_header(API_VERSION.clone(), HeaderValue::from_static("registry/2.0"))?;
+        // distribution-spec, "Registry Proxying".
+        if let Some(namespace) = spoken
+            .namespace
+            .as_ref()
+            .and_then(|name| HeaderValue::from_str(name).ok())
+        {
+            response.insert_header(NAMESPACE.clone(), namespace)?;
+        }
+        if let Some(link) = response.remove_header(&header::LINK)
+            && let Some(link) = link.to_str().ok().and_then(|link| spoken.next_page(link))
+        {
+            response.insert_header(header::LINK, link)?;
+        }
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
+
+impl Spoken {
+    /// distribution-spec, "Content Discovery": the next page is the same list with another query. Its path is the one that
+    /// this client asked for, whatever upstream calls it. Some clients look for no more than a path, so it is spelled out.
+    fn next_page(&self, link: &str) -> Option<HeaderValue> {
+        let next = link
+            .split(',')
+            .find(|link| link.to_ascii_lowercase().contains("next"))?;
+        let (_, target) = next.split_once('<')?;
+        let (target, _) = target.split_once('>')?;
+        let (_, query) = target.split_once('?')?;
+        let namespace = match &self.namespace {
+            Some(namespace) => format!("&ns={namespace}"),
+            None => String::new(),
+        };
+        HeaderValue::from_str(&format!("<{}?{query}{namespace}>; rel=\"next\"", self.path)).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_namespace_is_taken_out_of_the_query() {
+        let split = |query: &str| {
+            let (rest, namespace) = without_namespace(Some(query));
+            (rest.unwrap_or_default(), namespace.unwrap_or_default())
+        };
+        let is = |query: &str, rest: &str, namespace: &str| {
+            assert_eq!(split(query), (rest.to_owned(), namespace.to_owned()), "{query}");
+        };
+        is("ns=registry.example", "", "registry.example");
+        is(
+            "n=5&ns=registry.example%3A5000&last=a",
+            "n=5&last=a",
+            "registry.example:5000",
+        );
+        is("ns=", "", "");
+        is("dns=a&n=1", "dns=a&n=1", "");
+        is("ns=a&ns=b", "", "a");
+        assert_eq!(without_namespace(None), (None, None));
+    }
+
+    #[test]
+    fn the_next_page_is_ours() {
+        let spoken = |namespace: Option<&str>| Spoken {
+            path: "/v2/r/a/tags/list".to_owned(),
+            namespace: namespace.map(str::to_owned),
+        };
+        let page =
+            |link: &str, namespace: Option<&str>| Some(spoken(namespace).next_page(link)?.to_str().unwrap().to_owned());
+        for link in [
+            "</v2/a/tags/list?last=x&n=2>; rel=\"next\"",
+            "<https://registry.example/v2/a/tags/list?last=x&n=2>; rel=next",
+            "<?last=x&n=2>;rel=\"next\"",
+        ] {
+            let next = "</v2/r/a/tags/list?last=x&n=2>; rel=\"next\"";
+            assert_eq!(page(link, None).as_deref(), Some(next), "{link}");
+        }
+        let mirrored = "</v2/r/a/tags/list?n=2&ns=registry.example>; rel=\"next\"";
+        assert_eq!(
+            page("<?n=2>; rel=\"next\"", Some("registry.example")).as_deref(),
+            Some(mirrored)
+        );
+        for link in [
+            "",
+            "<a?b>; rel=\"prev\"",
+            "next",
+            "<no-query>; rel=\"next\"",
+            "<?n=1; rel=\"next\"",
+        ] {
+            assert_eq!(page(link, None), None, "{link}");
+        }
+    }
+}

@@ -1,0 +1,588 @@
+//! Docker registry token authentication (<https://distribution.github.io/distribution/spec/auth/token/>): a registry
+//! answers 401 and names a token service; what that gives is sent along until it is about to expire.
+//!
+//! A token belongs to a remote and a scope, and is asked for once however many fetches wait for it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderValue, Method};
+use pingora_core::connectors::http::Connector;
+use pingora_core::protocols::http::client::HttpSession;
+use pingora_core::upstreams::peer::ALPN;
+use pingora_error::Error;
+use pingora_http::{RequestHeader, ResponseHeader};
+use quick_cache::sync::Cache;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+use url::{Host, Url};
+
+use super::challenge::Challenge;
+use super::{Ask, Exchange, Failure, Upstream, listed, same_origin};
+use crate::config::Remote;
+
+/// Scopes whose tokens are kept.
+const REMEMBERED: usize = 4096;
+/// The lifetime of a token whose service names none.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// A token is not used in the last part of its lifetime, and at most so long before its end.
+const MARGIN: Duration = Duration::from_secs(30);
+/// No service's answer is longer.
+const MAX_ANSWER: usize = 1 << 20;
+/// Addresses and redirects that are tried for one token.
+const MAX_TRIES: usize = 16;
+
+/// What opens a scope of a remote.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// `Authorization`.
+    pub header: HeaderValue,
+    /// It was made for this very question: upstream will not think better of another.
+    pub fresh: bool,
+    id: u64,
+}
+
+/// What is known of one scope.
+#[derive(Debug, Default)]
+struct Known {
+    challenge: Option<Challenge>,
+    grant: Option<Grant>,
+    /// When the grant is to be renewed; `None`: when it is refused.
+    until: Option<Instant>,
+    /// The last try, if it failed: for those who waited for it.
+    failed: Option<(Instant, Failure)>,
+}
+
+/// All tokens.
+pub struct Tokens {
+    known: Cache<String, Arc<Mutex<Known>>>,
+    /// Remote and host of services that were told no credentials, said once.
+    distrusted: Cache<String, ()>,
+    connector: Connector,
+    ids: AtomicU64,
+    hasher: RandomState,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Default for Tokens {
+    fn default() -> Self {
+        Tokens {
+            known: Cache::new(REMEMBERED),
+            distrusted: Cache::new(1024),
+            connector: Connector::new(None),
+            ids: AtomicU64::new(0),
+            hasher: RandomState::new(),
+        }
+    }
+}
+
+impl Tokens {
+    /// Other credentials after a reload are other tokens.
+    fn key(&self, remote: &Remote, scope: &str) -> String {
+        let credentials = remote.credentials.as_ref();
+        let who = credentials.map(|credentials| (&credentials.username, &credentials.password));
+        let base = remote.base_url.as_ref().map(Url::as_str);
+        let print = self.hasher.hash_one((who, base, &remote.token_realms));
+        format!("{} {print:016x} {scope}", remote.name)
+    }
+
+    /// What opened `scope` before, renewed where it is about to expire. `None`: nothing was asked for yet.
+    ///
+    /// # Errors
+    /// The token service failed, or refuses.
+    pub async fn known(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        scope: &str,
+    ) -> Result<Option<Grant>, Failure> {
+        let Some(slot) = self.known.get(&self.key(remote, scope)) else {
+            return Ok(None);
+        };
+        let waiting_since = Instant::now();
+        let mut known = slot.lock().await;
+        if known.is_valid() {
+            return Ok(known.grant.clone());
+        }
+        match known.challenge.clone() {
+            None => Ok(None),
+            Some(challenge) => self
+                .renew(upstream, remote, scope, challenge, &mut known, waiting_since)
+                .await
+                .map(Some),
+        }
+    }
+
+    /// What satisfies one of `challenges`, with which upstream answered a question that `refused` went along with.
+    ///
+    /// # Errors
+    /// The token service failed, or refuses; or upstream wants credentials that the remote does not have.
+    pub async fn grant(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        scope: &str,
+        challenges: &[Challenge],
+        refused: Option<&Grant>,
+    ) -> Result<Grant, Failure> {
+        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
+        let Some(challenge) = of("bearer").or_else(|| of("basic")).cloned() else {
+            return Err(Failure {
+                status: 403,
+                reason: "upstream wants a kind of authentication that is not known here".to_owned(),
+                unreachable: false,
+            });
+        };
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        let Ok(slot) = self.known.get_or_insert_with(&self.key(remote, scope), fresh);
+        let waiting_since = Instant::now();
+        let mut known = slot.lock().await;
+        let another = known
+            .grant
+            .as_ref()
+            .is_some_and(|grant| refused.is_none_or(|refused| refused.id != grant.id));
+        if let (true, true, Some(grant)) = (another, known.is_valid(), &known.grant) {
+            return Ok(grant.clone());
+        }
+        self.renew(upstream, remote, scope, challenge, &mut known, waiting_since)
+            .await
+    }
+
+    async fn renew(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        scope: &str,
+        challenge: Challenge,
+        known: &mut Known,
+        waiting_since: Instant,
+    ) -> Result<Grant, Failure> {
+        if let Some((at, failure)) = &known.failed
+            && *at >= waiting_since
+        {
+            return Err(failure.clone());
+        }
+        let again = known.grant.take().is_some();
+        let made = match challenge.scheme.as_str() {
+            "bearer" => self.token(upstream, remote, scope, &challenge).await,
+            _ => match upstream.passwords.basic(remote, again).await {
+                Ok(Some(header)) => Ok((header, None)),
+                Ok(None) => Err(Failure {
+                    status: 403,
+                    reason: "upstream wants credentials: set `username` and `password` on the remote".to_owned(),
+                    unreachable: false,
+                }),
+                Err(failure) => Err(failure),
+            },
+        };
+        known.challenge = Some(challenge);
+        match made {
+            Ok((header, until)) => {
+                let id = self.ids.fetch_add(1, Relaxed);
+                known.failed = None;
+                known.until = until;
+                known.grant = Some(Grant {
+                    header: header.clone(),
+                    fresh: false,
+                    id,
+                });
+                Ok(Grant {
+                    header,
+                    fresh: true,
+                    id,
+                })
+            }
+            Err(failure) => {
+                known.failed = Some((Instant::now(), failure.clone()));
+                Err(failure)
+            }
+        }
+    }
+
+    /// Asks the token service that a challenge names.
+    async fn token(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        scope: &str,
+        challenge: &Challenge,
+    ) -> Result<(HeaderValue, Option<Instant>), Failure> {
+        let unusable = |reason: &str| Failure {
+            status: 502,
+            reason: format!("upstream wants a token, and {reason}"),
+            unreachable: true,
+        };
+        let realm = challenge.param("realm").unwrap_or_default();
+        let realm = Url::parse(realm).ok().filter(|url| url.has_host());
+        let realm = realm.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let mut url = realm.ok_or_else(|| unusable("names no service that gives one"))?;
+        {
+            let mut query = url.query_pairs_mut();
+            if let Some(service) = challenge.param("service") {
+                query.append_pair("service", service);
+            }
+            let scopes = challenge.param("scope").filter(|scope| !scope.trim().is_empty());
+            for scope in scopes.unwrap_or(scope).split_whitespace() {
+                query.append_pair("scope", scope);
+            }
+        }
+        let trusted = may_see_credentials(remote, &url);
+        if !trusted && remote.credentials.is_some() {
+            self.say_distrusted(remote, &url);
+        }
+        let mut refused = false;
+        loop {
+            let credentials = match trusted {
+                true => upstream.passwords.basic(remote, refused).await?,
+                false => None,
+            };
+            let timeouts = remote.timeouts;
+            let limit = timeouts.connect + timeouts.first_byte + timeouts.idle;
+            let asked = self.ask(upstream, remote, &url, credentials.clone());
+            let (status, body) = match tokio::time::timeout(limit, asked).await {
+                Ok(answer) => answer?,
+                Err(_) => return Err(Exchange::timed_out(remote, &url)),
+            };
+            let host = url.host_str().unwrap_or_default();
+            match status {
+                200 => return read(&body).ok_or_else(|| unusable(&format!("{host} answered without one"))),
+                401 | 403 => {
+                    // A program may have another password by now.
+                    let renewed = upstream.passwords.basic(remote, true).await?;
+                    if trusted && !refused && renewed != credentials {
+                        refused = true;
+                        continue;
+                    }
+                    return Err(Failure {
+                        status: 403,
+                        reason: format!(
+                            "upstream's token service {host} answered {status}: the image is not there, is private, or the remote's credentials are wrong"
+                        ),
+                        unreachable: false,
+                    });
+                }
+                status => {
+                    return Err(Failure {
+                        status: if status == 429 { 503 } else { 502 },
+                        reason: format!("upstream's token service {host} answered {status}"),
+                        unreachable: true,
+                    });
+                }
+            }
+        }
+    }
+
+    fn say_distrusted(&self, remote: &Remote, realm: &Url) {
+        let host = realm.host_str().unwrap_or_default();
+        let key = format!("{} {host}", remote.name);
+        if self.distrusted.get(&key).is_none() {
+            self.distrusted.insert(key, ());
+            tracing::warn!(
+                remote = %remote.name,
+                %host,
+                "the token service is on another domain, or not reached by https: it is asked without the remote's credentials; list it in `token_realms` if it may have them"
+            );
+        }
+    }
+
+    /// One question to a token service, by the same way as any other: its status and its answer.
+    async fn ask(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        url: &Url,
+        credentials: Option<HeaderValue>,
+    ) -> Result<(u16, Vec<u8>), Failure> {
+        let ask = Ask {
+            method: Method::GET,
+            accept: Some("application/json"),
+            gzip: false,
+            headers: Vec::new(),
+            total: None,
+            conditional: false,
+        };
+        let mut exchange =
+            Exchange::to_token_service(Arc::clone(upstream), Arc::clone(remote), url.clone(), ask, credentials);
+        for _ in 0..MAX_TRIES {
+            match self.try_once(&mut exchange).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) if error.retry() => {}
+                Err(error) => return Err(exchange.failure(&error)),
+            }
+        }
+        Err(Failure {
+            status: 502,
+            reason: "upstream's token service cannot be reached".to_owned(),
+            unreachable: true,
+        })
+    }
+
+    async fn try_once(&self, exchange: &mut Exchange) -> Result<(u16, Vec<u8>), Box<Error>> {
+        let mut peer = exchange.peer().await?;
+        // Tokens are few: a connection each is simple, and none is left over.
+        peer.options.alpn = ALPN::H1;
+        let connected = self.connector.get_http_session(&*peer).await;
+        let (mut session, _): (HttpSession, bool) =
+            connected.map_err(|error| exchange.connect_failed(upstreams(error)))?;
+        session.set_read_timeout(peer.options.read_timeout);
+        session.set_write_timeout(peer.options.write_timeout);
+        let mut request = RequestHeader::build(Method::GET, b"/", None)?;
+        exchange.write_request(&mut request)?;
+        let failed = |mut error: Box<Error>| {
+            error.set_retry(false);
+            upstreams(error)
+        };
+        session.write_request_header(Box::new(request)).await.map_err(failed)?;
+        session.finish_request_body().await.map_err(failed)?;
+        let mut response: ResponseHeader = loop {
+            session.read_response_header().await.map_err(failed)?;
+            match session.response_header() {
+                Some(response) if response.status.as_u16() >= 200 => break response.clone(),
+                _ => {}
+            }
+        };
+        exchange.read_header(&mut response)?;
+        let mut body = Vec::new();
+        while let Some(piece) = session.read_response_body().await.map_err(failed)? {
+            body.extend_from_slice(&piece);
+            if body.len() > MAX_ANSWER {
+                break;
+            }
+        }
+        session.shutdown().await;
+        Ok((response.status.as_u16(), body))
+    }
+}
+
+/// An error of a connection to upstream is upstream's, whoever reads it.
+fn upstreams(mut error: Box<Error>) -> Box<Error> {
+    error.as_up();
+    error
+}
+
+impl Known {
+    fn is_valid(&self) -> bool {
+        self.grant.is_some() && self.until.is_none_or(|until| Instant::now() < until)
+    }
+}
+
+/// Whether a token service may see the remote's credentials: one on the registry's own host as it is configured, one that
+/// shares the registry's registrable domain (by the public suffix list), or one that `token_realms` lists; and but for the
+/// first over https or on this machine only.
+fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
+    let Some(base) = &remote.base_url else { return false };
+    if same_origin(base, realm) {
+        return true;
+    }
+    let safe = realm.scheme() == "https" || is_loopback(realm);
+    safe && (same_domain(base, realm) || listed(&remote.token_realms, realm))
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(Host::Ipv4(v4)) => v4.is_loopback(),
+        Some(Host::Ipv6(v6)) => v6.is_loopback(),
+        None => false,
+    }
+}
+
+fn same_domain(a: &Url, b: &Url) -> bool {
+    if a.host() == b.host() {
+        return true;
+    }
+    match (a.host(), b.host()) {
+        (Some(Host::Domain(a)), Some(Host::Domain(b))) => {
+            let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+            let domain = |name: &str| psl::domain_str(name.trim_end_matches('.')).map(str::to_owned);
+            matches!((domain(&a), domain(&b)), (Some(a), Some(b)) if a == b)
+        }
+        _ => false,
+    }
+}
+
+/// Token and moment of renewal from a service's answer.
+fn read(body: &[u8]) -> Option<(HeaderValue, Option<Instant>)> {
+    #[derive(Deserialize)]
+    struct Answer {
+        token: Option<String>,
+        access_token: Option<String>,
+        expires_in: Option<f64>,
+        issued_at: Option<String>,
+    }
+    let answer: Answer = serde_json::from_slice(body).ok()?;
+    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
+    let token = some(answer.token).or(some(answer.access_token))?;
+    let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
+    header.set_sensitive(true);
+    let named = answer.expires_in.filter(|seconds| *seconds > 0.0);
+    let lifetime = named.map_or(LIFETIME, |seconds| Duration::from_secs_f64(seconds.min(1e8)));
+    // A service may hand out a token that it made a while ago. Clocks that differ by more than its life say nothing.
+    let issued = answer.issued_at.as_deref().and_then(rfc3339);
+    let age = issued.and_then(|issued| SystemTime::now().duration_since(issued).ok());
+    let left = lifetime - age.filter(|age| *age < lifetime).unwrap_or_default();
+    let until = Instant::now().checked_add(left - MARGIN.min(left / 6))?;
+    Some((header, Some(until)))
+}
+
+/// A time as in RFC 3339 section 5.6.
+fn rfc3339(text: &str) -> Option<SystemTime> {
+    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<u64>().ok();
+    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
+    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
+    let rest = text
+        .get(19..)?
+        .trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    // Days since 1970, from the civil date (the year begins in March, so that the leap day is its last).
+    let shifted = if month > 2 { year } else { year - 1 };
+    let month_from_march = (month + 9) % 12;
+    let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + (153 * month_from_march + 2) / 5 + day - 1;
+    let seconds = (days.checked_sub(719_468)? * 86_400) + hour * 3600 + minute * 60 + second;
+    let offset = match rest {
+        "Z" | "z" => 0,
+        offset => {
+            let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+            let offset_seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            match offset.as_bytes().first()? {
+                b'+' => offset_seconds,
+                b'-' => -offset_seconds,
+                _ => return None,
+            }
+        }
+    };
+    let seconds = i64::try_from(seconds).ok()?.checked_sub(offset)?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::formats::testing::remote;
+
+    #[test]
+    fn credentials_go_where_the_registry_is() {
+        let may = |base: &str, realm: &str, listed: &[&str]| {
+            let mut remote = remote("docker", base);
+            let hosts = listed.iter().map(|host| crate::config::FileHost {
+                scheme: "https",
+                host: (*host).to_owned(),
+                port: None,
+            });
+            remote.token_realms = hosts.collect();
+            may_see_credentials(&remote, &Url::parse(realm).unwrap())
+        };
+        assert!(may(
+            "https://registry.example.com/",
+            "https://auth.example.com/token",
+            &[]
+        ));
+        assert!(may("https://a.example.co.uk/", "https://b.example.co.uk/token", &[]));
+        assert!(may(
+            "https://registry.example.com/",
+            "https://registry.example.com:8443/t",
+            &[]
+        ));
+        assert!(may(
+            "http://registry.example.com/",
+            "http://registry.example.com/t",
+            &[]
+        ));
+        assert!(may("http://127.0.0.1:5000/", "http://127.0.0.1:5001/t", &[]));
+        assert!(may("http://localhost:5000/", "http://localhost:5001/t", &[]));
+        assert!(may(
+            "https://registry.example.com/",
+            "https://tokens.example.org/t",
+            &["tokens.example.org"]
+        ));
+        for (base, realm) in [
+            ("https://registry.example.com/", "https://auth.example.org/token"),
+            ("https://registry.example.com/", "http://auth.example.com/token"),
+            ("https://registry.example.com/", "http://registry.example.com/token"),
+            ("https://a.co.uk/", "https://b.co.uk/token"),
+            ("https://a.github.io/", "https://b.github.io/token"),
+            ("https://example.com/", "https://example.com.evil.org/token"),
+            ("https://registry/", "https://auth/token"),
+            ("http://127.0.0.1:5000/", "http://localhost:5001/t"),
+            ("https://10.0.0.1/", "https://10.0.0.2/t"),
+        ] {
+            assert!(!may(base, realm, &[]), "{base} {realm}");
+        }
+        assert!(!may(
+            "https://registry.example.com/",
+            "http://tokens.example.org/t",
+            &["tokens.example.org"]
+        ));
+    }
+
+    #[test]
+    fn answers_of_token_services() {
+        let until = |body: &str| {
+            let (header, until) = read(body.as_bytes())?;
+            let left = until?.saturating_duration_since(Instant::now()).as_secs();
+            Some((header.to_str().unwrap().to_owned(), left))
+        };
+        let near = |body: &str, token: &str, seconds: u64| {
+            let (header, left) = until(body).unwrap();
+            assert_eq!(header, format!("Bearer {token}"), "{body}");
+            assert!(left.abs_diff(seconds) < 2, "{body}: {left}");
+        };
+        near(r#"{"token": "a"}"#, "a", 50);
+        near(r#"{"access_token": "b", "expires_in": 300}"#, "b", 270);
+        near(r#"{"token": "", "access_token": "b", "expires_in": 0}"#, "b", 50);
+        near(
+            r#"{"token": "a", "expires_in": 60, "issued_at": "2009-11-10T23:00:00Z"}"#,
+            "a",
+            50,
+        );
+        let a_minute_ago = SystemTime::now() - Duration::from_secs(60);
+        let issued = crate::catalog::rfc3339(
+            i64::try_from(a_minute_ago.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()).unwrap(),
+        );
+        near(
+            &format!(r#"{{"token": "a", "expires_in": 300, "issued_at": "{issued}"}}"#),
+            "a",
+            210,
+        );
+        for bad in ["", "{}", r#"{"token": 1}"#, r#"{"token": "a\nb"}"#, "<html>"] {
+            assert_eq!(until(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        let seconds = |text: &str| Some(rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs());
+        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(seconds("2024-02-29T12:30:01.25Z"), Some(1_709_209_801));
+        assert_eq!(seconds("2024-02-29T12:30:01+01:30"), Some(1_709_204_401));
+        assert_eq!(seconds("2024-03-01T00:00:00-00:30"), Some(1_709_253_000));
+        for bad in [
+            "",
+            "2024",
+            "2024-13-01T00:00:00Z",
+            "2024-02-29T12:30:01",
+            "2024-02-29T12:30:01é",
+            "0000-01-01T00:00:00Z",
+        ] {
+            assert_eq!(seconds(bad), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_time_panics(text in any::<String>(), numbers in "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}[-+Z0-9:é]{0,6}") {
+            let _ = (rfc3339(&text), rfc3339(&numbers));
+        }
+    }
+}
