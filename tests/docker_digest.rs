@@ -219,7 +219,7 @@ fn both_algorithms_name_what_is_served() {
 }
 
 #[test]
-fn right_bytes_in_an_unusual_dress_are_served_and_kept() {
+fn right_bytes_in_an_unusual_dress_are_served() {
     run(async {
         let layer = Blob::new("text that compresses ".repeat(20_000));
         let image = Manifest::of_blobs("app", vec![layer.clone()]);
@@ -257,7 +257,10 @@ fn right_bytes_in_an_unusual_dress_are_served_and_kept() {
                     let answer = answer.ok();
                     assert!(answer.body == bytes, "{what}, {round}: other bytes for {target}");
                     assert_eq!(answer.header("content-encoding"), None, "{what}, {round}: {target}");
-                    until_cached(&proxy, &target).await;
+                    // What only the end of the connection ends is not kept, whoever sends it.
+                    if what != "until close" {
+                        until_cached(&proxy, &target).await;
+                    }
                 }
             }
             assert_eq!(mismatches(&proxy).await, 0.0, "{what}");

@@ -289,7 +289,7 @@ fn trouble_with_the_token_service_is_upstreams_trouble() {
             let registry = guarded(&tokens, &image).await;
             let proxy = Proxy::settings()
                 .remotes(&registry.remote("hub", ""))
-                .conf("upstream: {first_byte_timeout: 500ms}\n")
+                .conf("upstream: {connect_timeout: 1s, first_byte_timeout: 500ms}\n")
                 .start()
                 .await;
             for target in [
