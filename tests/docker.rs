@@ -572,6 +572,7 @@ fn a_mirror_is_asked_without_a_remote_in_the_path() {
         for target in [
             "/v2/hub/a/b/manifests/1".to_owned(),
             "/v2/hub/a/b/manifests/1?ns=elsewhere.test".to_owned(),
+            "/v2/hub/v2/a/b/manifests/1?ns=elsewhere.test".to_owned(),
             format!("/v2/a/b/manifests/1?ns={}", up.authority()),
         ] {
             get(&proxy, &target).await.is("cache", "{}");
@@ -591,5 +592,111 @@ fn a_mirror_is_asked_without_a_remote_in_the_path() {
             .await
             .expect(404);
         assert_eq!((up.total(), other.total()), (1, 1));
+    });
+}
+
+#[test]
+fn a_correct_body_in_a_coding_is_not_refused() {
+    run(async {
+        let up = Upstream::start().await;
+        let (plain, packed) = (
+            "content ".repeat(1000),
+            common::packages::gzip("content ".repeat(1000).as_bytes()),
+        );
+        let path = |body: &[u8]| format!("/v2/a/blobs/{}", digest(body));
+        // What it is anyway, named as a coding; a real coding; a wrong body in one.
+        for body in [packed.as_slice(), plain.as_bytes(), b"wrong"] {
+            up.reply(
+                &path(body),
+                Reply::ok(packed.clone()).header("Content-Encoding", "gzip"),
+            );
+        }
+        up.reply(
+            "/v2/a/manifests/1",
+            Reply::ok(packed.clone())
+                .content_type(MANIFEST)
+                .header("Content-Encoding", "gzip")
+                .header("Docker-Content-Digest", digest(&plain)),
+        );
+        let proxy = registry(&up, "").await;
+        let accept = [("Accept-Encoding", "zstd, gzip")];
+        for source in ["remote", "cache"] {
+            for body in [packed.as_slice(), plain.as_bytes()] {
+                let answer = proxy
+                    .request("GET", &path(body).replacen("/v2", "/v2/hub", 1), &accept, b"")
+                    .await;
+                assert_eq!(answer.is(source, body).header("content-encoding"), None);
+            }
+        }
+        get(&proxy, &path(b"wrong").replacen("/v2", "/v2/hub", 1))
+            .await
+            .expect(502);
+        let tag = get(&proxy, "/v2/hub/a/manifests/1").await.is("remote", &plain);
+        assert_eq!(
+            (tag.header("content-encoding"), tag.must("docker-content-digest")),
+            (None, &*digest(&plain))
+        );
+    });
+}
+
+#[test]
+fn a_token_service_that_is_away_is_an_upstream_that_is_away() {
+    run(async {
+        let guarded = Guarded::start().await;
+        guarded.serve(
+            "/v2/a/b/manifests/1",
+            manifest("{}", MANIFEST).header("ratelimit-remaining", "76;w=21600"),
+        );
+        let proxy = registry(&guarded.registry, "  cache: {mutable_ttl: 0}\n").await;
+        get(&proxy, "/v2/hub/a/b/manifests/1").await.is("remote", "{}");
+        let left = proxy
+            .metric("artifactapi_upstream_ratelimit_remaining", &["remote=\"hub\""])
+            .await;
+        assert_eq!(left, 76.0);
+        *guarded.current.lock().unwrap() = "another".to_owned();
+        guarded.tokens.switch_off().await;
+        let stale = get(&proxy, "/v2/hub/a/b/manifests/1").await.is("cache", "{}");
+        assert!(stale.must("cache-status").contains("fwd=stale"));
+        guarded.serve("/v2/a/b/manifests/3", manifest("{}", MANIFEST));
+        let nothing = get(&proxy, "/v2/hub/a/b/manifests/3").await.expect(502);
+        assert_eq!(code(&nothing), "UNAVAILABLE");
+    });
+}
+
+#[test]
+fn a_range_far_ahead_of_a_layers_fill_goes_by_itself_with_the_token() {
+    run(async {
+        let guarded = Guarded::start().await;
+        let layer = "0123456789abcdef".repeat(1 << 20);
+        let gate = Gate::new();
+        let path = format!("/v2/a/b/blobs/{}", digest(&layer));
+        guarded.serve(&path, Reply::redirect(307, guarded.storage.url("/layer")));
+        let slow = gate.clone();
+        let file = common::File::new(layer.clone().into_bytes()).etag("\"storage\"");
+        guarded
+            .storage
+            .on("/layer", move |seen: &Seen| match seen.header("range") {
+                Some(_) => file.reply(seen),
+                None => file.clone().shaped(|reply| reply.pause_at(1 << 20, &slow)).reply(seen),
+            });
+        let proxy = registry(&guarded.registry, "").await;
+        let target = format!("/v2/hub{}", path.strip_prefix("/v2").unwrap());
+        let mut first = proxy.connect().await;
+        first.send("GET", &target, &[], b"").await;
+        first.read_head("GET").await;
+        let range = [("Range", "bytes=15728640-15728655")];
+        let far = proxy.request("GET", &target, &range, b"").await.expect(206);
+        assert_eq!(far.text(), "0123456789abcdef");
+        assert_eq!(far.must("docker-content-digest"), digest(&layer));
+        gate.open();
+        assert_eq!(first.read_body().await.len(), layer.len());
+        assert_eq!(guarded.made.load(SeqCst), 1);
+        assert!(
+            guarded
+                .storage
+                .log()
+                .iter()
+                .all(|seen| seen.header("authorization").is_none())
+        );
     });
 }

@@ -73,9 +73,42 @@ impl Expected {
 
     /// Whether `body` is what was expected.
     pub fn is_of(&self, body: &[u8]) -> bool {
+        let mut verifier = self.verifier();
+        verifier.update(body);
+        verifier.finds_right(self)
+    }
+}
+
+impl Expected {
+    /// For a body that comes in pieces.
+    pub fn verifier(&self) -> Verifier {
         match self {
-            Expected::Sha256(digest) => Sha256::digest(body).as_slice() == digest,
-            Expected::Sha512(digest) => Sha512::digest(body).as_slice() == digest,
+            Expected::Sha256(_) => Verifier::Sha256(Sha256::new()),
+            Expected::Sha512(_) => Verifier::Sha512(Sha512::new()),
+        }
+    }
+}
+
+/// Digests a body by the algorithm of what is expected of it.
+pub enum Verifier {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Verifier {
+    pub fn update(&mut self, piece: &[u8]) {
+        match self {
+            Verifier::Sha256(digest) => digest.update(piece),
+            Verifier::Sha512(digest) => digest.update(piece),
+        }
+    }
+
+    /// Whether the body was what was expected.
+    pub fn finds_right(self, expected: &Expected) -> bool {
+        match (self, expected) {
+            (Verifier::Sha256(digest), Expected::Sha256(expected)) => digest.finalize().as_slice() == expected,
+            (Verifier::Sha512(digest), Expected::Sha512(expected)) => digest.finalize().as_slice() == expected,
+            _ => false,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! not stored and each must ask for himself. The flight itself goes on until the body is complete, whoever leaves.
 
 mod answer;
+mod coded;
 pub mod record;
 pub mod reference;
 pub mod set;
@@ -126,7 +127,9 @@ impl Wanted {
         self.accept = form.accept;
         self.query = path.query.clone();
         self.scope = format.token_scope(&path.decoded);
-        self.asked = Key::new(&self.remote.name, &path.encoded, path.query.as_deref(), form.name);
+        if format.stored_as(&path.decoded).is_some() {
+            self.asked = Key::new(&self.remote.name, &path.encoded, None, "");
+        }
         if format.is_reference(&path.decoded) {
             self.reference = Some(Reference {
                 format,
@@ -354,6 +357,11 @@ impl Fills {
             Word::Answer(answer) => {
                 task.let_go();
                 return landing.publish(self.after_answer(&wanted, previous, answer).await);
+            }
+            Word::Coded => {
+                drop(task);
+                drop(place);
+                return landing.publish(self.fetch_coded(&wanted).await);
             }
             Word::Direct(why) => {
                 if let Some(why) = why {

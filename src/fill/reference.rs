@@ -93,7 +93,7 @@ impl Fills {
     }
 
     /// A flight within a flight. The type is spelled out because the compiler cannot infer it in a circle.
-    fn obtain_aside(
+    pub(super) fn obtain_aside(
         self: &Arc<Self>,
         wanted: Wanted,
         method: Method,

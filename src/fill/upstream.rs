@@ -35,6 +35,8 @@ pub enum Word {
     Growing(Arc<Object>),
     NotModified,
     Answer(Answer),
+    /// It is content with a digest, and comes in a coding: not like this.
+    Coded,
     /// The answer is not stored (why, if that is worth a warning).
     Direct(Option<String>),
     Failed(Failure),
@@ -74,6 +76,14 @@ impl Ticket {
             }
         }
         (kept, length)
+    }
+
+    /// Whether content with a digest of its own comes in some coding. (A file of a set has a name that tells.)
+    fn is_coded(&self, response: &ResponseHeader) -> bool {
+        let coding = response.headers.get(header::CONTENT_ENCODING);
+        let coded = coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        let literal = self.spec.expected.is_some() && !self.says.is_empty();
+        coded && literal && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
     }
 
     fn say(&mut self, word: Word) {
@@ -215,6 +225,10 @@ impl ProxyHttp for Hooks {
     ) -> Result<()> {
         let ticket = ctx.ticket()?;
         ticket.exchange.read_header(response)?;
+        if ticket.is_coded(response) {
+            ticket.say(Word::Coded);
+            return Err(Error::explain(ErrorType::InternalError, "nobody reads this coding"));
+        }
         match response.status.as_u16() {
             // As a HEAD the subrequest does not read its own body back from the store; error bodies come as they are.
             200 => session.req_header_mut().set_method(Method::HEAD),

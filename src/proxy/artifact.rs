@@ -5,26 +5,25 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{Method, header};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use url::Url;
 
+use super::head::{head_is_enough, head_must_be_get};
 use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
-use super::{Client, Ctx, public, range};
+use super::{Client, Ctx, public};
 use crate::cache::{Key, Left, Object, now_ms};
-use crate::catalog::CatalogError;
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{Class, Format, View, links, path};
+use crate::formats::{Class, Format, View, path};
 use crate::policy;
-use crate::upstream::listed;
 
 /// A request that is being answered.
 pub(super) struct Request {
@@ -32,7 +31,7 @@ pub(super) struct Request {
     /// The document's key, or that of a set's file.
     key: Key,
     /// The remote's root as this client knows it; empty where no link needs it.
-    remote_url: String,
+    pub(super) remote_url: String,
     pub(super) head: bool,
     /// Set for a file of a fixed name whose manifest is stored: what that says of it.
     standing: Option<Standing>,
@@ -80,7 +79,7 @@ impl Request {
     /// The name that it is asked for by: what upstream refused by another one does not matter.
     fn asked(&self) -> Key {
         match self.format.stored_as(&self.path.decoded) {
-            Some(_) => Key::new(&self.remote.name, &self.path.encoded, None, self.form.name),
+            Some(_) => Key::new(&self.remote.name, &self.path.encoded, None, ""),
             None => self.key.clone(),
         }
     }
@@ -424,106 +423,6 @@ impl Client {
         }
     }
 
-    /// Where upstream has it; for a path on another host, whether it may be asked there at all.
-    pub(super) async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
-        let Some([https, http]) = links::candidates(&request.path) else {
-            if request.path.decoded.starts_with("-/host/") {
-                return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
-            }
-            return Ok(request.format.upstream_url(&request.remote, &request.path));
-        };
-        let remote = &request.remote;
-        for url in [&https, &http] {
-            if listed(&remote.file_hosts, url) {
-                return Ok(url.clone());
-            }
-        }
-        let Some(named) = links::naming_candidates(request.format, &request.path) else {
-            return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
-        };
-        if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-            return Ok(url);
-        }
-        // Unknown so far: the index that would name it is asked for once.
-        let below = links::split_foreign(&request.path.encoded).map_or("", |(_, path)| path);
-        if let Some(index) = request.format.index_naming(remote, below) {
-            self.read_index(request, &index).await;
-            if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-                return Ok(url);
-            }
-        }
-        let host = https.host_str().unwrap_or_default().to_owned();
-        let detail = format!(
-            "no index of this remote names this file on {host}; ask for its index first, or list the host in `file_hosts`"
-        );
-        Err(Problem::new(403, detail))
-    }
-
-    async fn named_by_an_index(
-        &self,
-        remote: &Remote,
-        named: &[Url; 2],
-        asked: [&Url; 2],
-    ) -> std::result::Result<Option<Url>, Problem> {
-        for (named, asked) in named.iter().zip(asked) {
-            match self.fills.catalog.has_link(&remote.name, &links::named(named)).await {
-                Ok(true) => return Ok(Some(asked.clone())),
-                Ok(false) => {}
-                Err(error) => return Err(catalogue_away(&error)),
-            }
-        }
-        Ok(None)
-    }
-
-    /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known.
-    async fn read_index(&self, request: &Request, index: &str) {
-        let Ok(path) = path::parse(index.as_bytes(), None) else {
-            return;
-        };
-        let (remote, format) = (&request.remote, request.format);
-        let Some(policy) = policy::classify(remote, format, &path.decoded) else {
-            return;
-        };
-        let Some(form) = format.negotiate(&path.decoded, None) else {
-            return;
-        };
-        let Some(view) = format.has_view(remote, &path.decoded) else {
-            return;
-        };
-        let key = Key::new(&remote.name, &path.encoded, None, form.name);
-        let stored = self.fills.store.open_object(&key).await;
-        let fresh = stored
-            .filter(|object| !object.is_complete() || object.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh());
-        let original = match fresh {
-            Some(object) => object,
-            None if self.fills.remembered(&key).is_some() => return,
-            None => {
-                let url = format.upstream_url(remote, &path);
-                let accept = form.accept;
-                let mut wanted = Wanted::new(Arc::clone(remote), key, url, policy);
-                wanted.accept = accept;
-                wanted.gzip = true;
-                match self.fills.obtain(wanted, Method::GET).await {
-                    (Outcome::Object(object, _), _) => object,
-                    _ => return,
-                }
-            }
-        };
-        let spec = Spec {
-            rewriting: Some(Rewriting {
-                format,
-                remote: Arc::clone(remote),
-                path,
-                remote_url: request.remote_url.clone(),
-                absolute: view.absolute,
-            }),
-            gzip: false,
-        };
-        if let Ok(view) = self.views.open(&original, &spec).await {
-            view.settled().await;
-        }
-    }
-
     /// A plain GET of a fresh, small body that is in memory, which most requests are: found and dressed without waiting
     /// for anything. Everything else takes the long way.
     pub(super) fn hit_in_memory(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<Hit>> {
@@ -685,68 +584,6 @@ impl Client {
         ctx.sent += serve::serve(session, &object, &dress).await?;
         Ok(true)
     }
-
-    /// A 200 to a HEAD, from a header alone.
-    pub(super) async fn answer_head(
-        &self,
-        session: &mut Session,
-        request: &Request,
-        headers: &HeaderMap,
-        cache_control: &str,
-        origin: &Origin,
-    ) -> Result<bool> {
-        let mut response = ResponseHeader::build(200, Some(headers.len() + 8))?;
-        for (name, value) in headers {
-            response.append_header(name.clone(), value.clone())?;
-        }
-        if !headers.contains_key(header::CONTENT_TYPE) {
-            let content_type = request.format.content_type(&request.path.decoded);
-            response.insert_header(header::CONTENT_TYPE, content_type)?;
-        }
-        response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-        response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", origin.source)?;
-        response.insert_header("cache-status", &*origin.cache_status)?;
-        response.insert_header(header::CACHE_CONTROL, cache_control)?;
-        if let Some(vary) = vary(request, false) {
-            response.insert_header(header::VARY, vary)?;
-        }
-        let (etag, modified) = (headers.get(header::ETAG), headers.get(header::LAST_MODIFIED));
-        let text = |value: Option<&http::HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
-        let condition = range::evaluate(
-            &session.req_header().headers,
-            text(etag).as_deref(),
-            text(modified).as_deref(),
-        );
-        match condition {
-            range::Condition::NotModified => {
-                response.set_status(304)?;
-                response.remove_header(&header::CONTENT_LENGTH);
-            }
-            range::Condition::Failed => response.set_status(412)?,
-            range::Condition::Pass => {}
-        }
-        session.write_response_header(Box::new(response), true).await?;
-        Ok(true)
-    }
-}
-
-/// Whether upstream's answer to a HEAD tells what a GET's header would.
-fn head_is_enough(answer: &crate::fill::Answer) -> bool {
-    answer.status == 200 && answer.headers.contains_key(header::CONTENT_LENGTH)
-}
-
-/// A signed URL is often good for GET only, and a 200 without a length tells too little: a fill's header answers.
-fn head_must_be_get(answer: &crate::fill::Answer) -> bool {
-    answer.reason.is_none() && matches!(answer.status, 200 | 400 | 403 | 405 | 501)
-}
-
-fn catalogue_away(error: &CatalogError) -> Problem {
-    Problem::new(
-        503,
-        format!("whether an index names this file cannot be looked up: {error}"),
-    )
-    .header(header::RETRY_AFTER, "5")
 }
 
 /// `Cache-Status` of a hit.
@@ -759,7 +596,7 @@ fn hit_status(left: Left) -> Cow<'static, str> {
 }
 
 /// What of a request chose between several documents or codings.
-fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
+pub(super) fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
     match (resolved.format.varies(&resolved.path.decoded), by_coding) {
         (true, true) => Some("Accept, Accept-Encoding"),
         (true, false) => Some("Accept"),

@@ -2,6 +2,8 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
+mod foreign;
+mod head;
 mod pass;
 pub mod public;
 pub mod range;
@@ -19,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -59,6 +61,8 @@ struct PassBy {
     exchange: Exchange,
     cache_status: String,
     path: String,
+    /// Headers that stand there whatever upstream says.
+    says: HeaderMap,
     /// One of the concurrent upstream places, held to the end.
     _place: OwnedSemaphorePermit,
 }
@@ -212,6 +216,12 @@ impl ProxyHttp for Client {
         }
         for (name, value) in &kept {
             response.append_header(name.clone(), value.clone())?;
+        }
+        for (name, value) in &pass.says {
+            let said = name == header::ETAG && kept.contains_key(name);
+            if !said && matches!(response.status.as_u16(), 200 | 206) {
+                response.insert_header(name.clone(), value.clone())?;
+            }
         }
         if let Some(length) = length {
             response.insert_header(header::CONTENT_LENGTH, length)?;

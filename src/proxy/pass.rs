@@ -149,6 +149,7 @@ impl Client {
             exchange,
             cache_status: cache_status.to_owned(),
             path,
+            says: wanted.says.clone(),
             _place: place,
         });
         Ok(false)

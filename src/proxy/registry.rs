@@ -99,6 +99,8 @@ fn choose(
         return Ok((Arc::clone(remote), path.clone()));
     }
     let (first, rest) = path.encoded.split_once('/').unwrap_or((&path.encoded, ""));
+    // containerd, told of `http://this/v2/{remote}` without `override_path`, adds what it thinks is missing.
+    let rest = rest.strip_prefix("v2/").filter(|_| namespace.is_some()).unwrap_or(rest);
     let named = config.remotes.get(first);
     let below = || ArtifactPath {
         encoded: rest.to_owned(),

@@ -5,6 +5,7 @@ mod address;
 mod challenge;
 mod exchange;
 mod password;
+mod range;
 mod resolver;
 mod token;
 mod tunnel;

@@ -279,3 +279,64 @@ fn password_of(credentials: &crate::config::Credentials) -> &str {
         crate::config::Password::Command(command) => panic!("{command:?}"),
     }
 }
+
+#[test]
+fn a_password_may_come_from_a_program() {
+    let docker = |keys: &str| generic(&format!("package: docker\n{keys}"));
+    let case =
+        docker("username: AWS\npassword_command: [aws, ecr, get-login-password]\ntoken_realms: [auth.example.org]");
+    let remote = case.remote("x");
+    match &remote.credentials.as_ref().expect("given").password {
+        crate::config::Password::Command(command) => {
+            assert_eq!(command.argv, ["aws", "ecr", "get-login-password"]);
+            assert_eq!(command.ttl, Duration::from_secs(600));
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(remote.token_realms[0].host, "auth.example.org");
+    let shown = case.config().to_redacted_json()["remotes"]["x"].clone();
+    assert_eq!(shown["password_command"], serde_json::json!(["aws", "***"]));
+    let shown = shown.to_string();
+    assert!(!shown.contains("get-login-password"), "{shown}");
+    for (keys, expected) in [
+        ("password_command: [a]", "`password_command` without `username`"),
+        (
+            "username: u\npassword_command: []",
+            "`password_command` names no program",
+        ),
+        ("username: u\npassword_command: a", "`password_command` must be a list"),
+        (
+            "username: u\npassword: p\npassword_command: [a]",
+            "both `password` and `password_command` are given",
+        ),
+        (
+            "password_command_ttl: 5",
+            "`password_command_ttl` without `password_command`",
+        ),
+    ] {
+        finds(&docker(keys), &[expected]);
+    }
+    finds(
+        &generic("token_realms: [a.example]"),
+        &["`token_realms` means nothing to package generic"],
+    );
+}
+
+#[test]
+fn the_default_remote_is_a_registry() {
+    let remotes =
+        "remotes:\n  hub: {package: docker, base_url: https://r.example}\n  files: {base_url: https://f.example}\n";
+    let case = || Case::new(remotes);
+    let conf = case().conf("docker: {default_remote: hub}").config();
+    assert_eq!(conf.settings.docker_default_remote.as_deref(), Some("hub"));
+    let from_env = case().env("ARTIFACTAPI_DOCKER_DEFAULT_REMOTE", "hub").config();
+    assert_eq!(from_env.settings.docker_default_remote.as_deref(), Some("hub"));
+    for name in ["files", "none"] {
+        let case = case().conf(&format!("docker: {{default_remote: {name}}}"));
+        finds(&case, &["is no remote of package docker"]);
+    }
+    finds(
+        &case().conf("default_remote: hub"),
+        &["`default_remote` belongs under `docker:`"],
+    );
+}

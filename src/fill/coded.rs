@@ -1,0 +1,137 @@
+//! Content with a digest that upstream sends in a coding that nobody asked for. The digest is that of the content; but
+//! many a server names as coding what is the content's own format (a layer is a gzip file). Which of the two it is only the
+//! digest tells, so nothing is shown before the end.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use flate2::write::MultiGzDecoder;
+use http::{HeaderMap, Method, header};
+
+use super::view::is_gzip;
+use super::{Answer, Fills, How, Outcome, Wanted, record};
+use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
+use crate::upstream::Failure;
+
+/// A decoder's output is handed on in pieces of about this.
+const PIECE: usize = 64 << 10;
+
+impl Fills {
+    /// Fetches `wanted` aside, as it comes, and keeps what has the right digest: the bytes, or what they decode to.
+    pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted) -> Outcome {
+        let (remote, path, _) = wanted.key.parts();
+        let aside = Wanted {
+            key: Key::new(remote, path, None, "coded"),
+            replaces: Some(wanted.key.clone()),
+            expected: None,
+            says: HeaderMap::new(),
+            ..wanted.clone()
+        };
+        let hash = aside.key.hash;
+        let arrived = match self.obtain_aside(aside, Method::GET).await {
+            Outcome::Object(object, How::Fetched) => object,
+            other => return other,
+        };
+        let kept = self.keep_right(wanted, &arrived).await;
+        self.store.remove(hash).await;
+        match kept {
+            Ok(object) => Outcome::Object(object, How::Fetched),
+            Err(reason) => {
+                tracing::warn!(key = %crate::cache::shown(&wanted.key), %reason, "a transfer from upstream failed");
+                self.metrics.fill_failed();
+                let failure = Failure {
+                    status: 502,
+                    reason,
+                    unreachable: false,
+                };
+                Outcome::Answer(Arc::new(Answer::failure(&failure)))
+            }
+        }
+    }
+
+    async fn keep_right(&self, wanted: &Wanted, arrived: &Arc<Object>) -> Result<Arc<Object>, String> {
+        let Some(expected) = &wanted.expected else {
+            return Err("a digest is wanted and none is known".to_owned());
+        };
+        if !arrived.settled().await {
+            return Err("the transfer from upstream ended early; try again".to_owned());
+        }
+        let broken = |error: &dyn std::fmt::Display| format!("what upstream sent could not be read: {error}");
+        let mut verifier = expected.verifier();
+        let mut reader = Reader::new(Arc::clone(arrived));
+        while let Some(piece) = reader.next().await.map_err(|error| broken(&error))? {
+            verifier.update(&piece);
+            tokio::task::yield_now().await;
+        }
+        let as_it_came = verifier.finds_right(expected);
+        let gzip = arrived.head.content_encoding().is_some_and(is_gzip);
+        if !as_it_came && !gzip {
+            self.metrics.wrong_digest(&wanted.remote.name);
+            return Err(format!("upstream's content has another digest than {expected}"));
+        }
+        let mut headers = arrived.head.headers.clone();
+        headers.remove(header::CONTENT_ENCODING);
+        for (name, value) in &wanted.says {
+            headers.insert(name.clone(), value.clone());
+        }
+        let head = Head {
+            headers,
+            content_length: arrived.length().filter(|_| as_it_came),
+            ranges: false,
+            ..arrived.head.clone()
+        };
+        let (class, now) = (wanted.policy.class, now_ms());
+        let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));
+        let writer = self
+            .store
+            .create(wanted.key.clone(), head, freshness, None, Some(expected.clone()), true)
+            .await;
+        let mut writer = writer.map_err(|error| error.to_string())?;
+        let object = Arc::clone(writer.object());
+        copy(arrived, &mut writer, !as_it_came).await?;
+        match writer.finish().await {
+            Finish::Admitted(object) => {
+                if let Some(event) = record::stored(&object, class) {
+                    self.catalog.record(event);
+                }
+                Ok(object)
+            }
+            Finish::Same(object) => Ok(object),
+            // Whole and right, only not kept.
+            Finish::Dropped => Ok(object),
+            Finish::Wrong(reason) => {
+                self.metrics.wrong_digest(&wanted.remote.name);
+                Err(reason)
+            }
+            Finish::Failed(reason) => Err(reason),
+        }
+    }
+}
+
+async fn copy(from: &Arc<Object>, to: &mut Writer, decoded: bool) -> Result<(), String> {
+    let mut decoder = decoded.then(|| MultiGzDecoder::new(Vec::new()));
+    let mut reader = Reader::new(Arc::clone(from));
+    let damaged = |error: std::io::Error| format!("upstream's coding is damaged: {error}");
+    let written = |error: std::io::Error| format!("the content could not be kept: {error}");
+    while let Some(piece) = reader.next().await.map_err(|error| error.to_string())? {
+        let Some(decoder) = &mut decoder else {
+            to.write(piece).await.map_err(written)?;
+            continue;
+        };
+        // In small steps: a bomb's next kilobytes can be megabytes. What it may come to is the disk's bound.
+        for step in piece.chunks(1 << 10) {
+            decoder.write_all(step).map_err(damaged)?;
+            if decoder.get_ref().len() >= PIECE {
+                to.write(std::mem::take(decoder.get_mut()).into())
+                    .await
+                    .map_err(written)?;
+            }
+        }
+        tokio::task::yield_now().await;
+    }
+    if let Some(decoder) = decoder {
+        let rest = decoder.finish().map_err(damaged)?;
+        to.write(rest.into()).await.map_err(written)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Where upstream has what is asked for, when that is on another host: only where an index named it, or the configuration
+//! lists the host.
+
+use std::sync::Arc;
+
+use http::{Method, header};
+use url::Url;
+
+use super::Client;
+use super::artifact::Request;
+use super::reply::Problem;
+use crate::cache::{Key, now_ms};
+use crate::catalog::CatalogError;
+use crate::config::Remote;
+use crate::fill::view::{Rewriting, Spec};
+use crate::fill::{Outcome, Wanted};
+use crate::formats::{links, path};
+use crate::policy;
+use crate::upstream::listed;
+
+impl Client {
+    /// Where upstream has it; for a path on another host, whether it may be asked there at all.
+    pub(super) async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
+        let Some([https, http]) = links::candidates(&request.path) else {
+            if request.path.decoded.starts_with("-/host/") {
+                return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
+            }
+            return Ok(request.format.upstream_url(&request.remote, &request.path));
+        };
+        let remote = &request.remote;
+        for url in [&https, &http] {
+            if listed(&remote.file_hosts, url) {
+                return Ok(url.clone());
+            }
+        }
+        let Some(named) = links::naming_candidates(request.format, &request.path) else {
+            return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
+        };
+        if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
+            return Ok(url);
+        }
+        // Unknown so far: the index that would name it is asked for once.
+        let below = links::split_foreign(&request.path.encoded).map_or("", |(_, path)| path);
+        if let Some(index) = request.format.index_naming(remote, below) {
+            self.read_index(request, &index).await;
+            if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
+                return Ok(url);
+            }
+        }
+        let host = https.host_str().unwrap_or_default().to_owned();
+        let detail = format!(
+            "no index of this remote names this file on {host}; ask for its index first, or list the host in `file_hosts`"
+        );
+        Err(Problem::new(403, detail))
+    }
+
+    async fn named_by_an_index(
+        &self,
+        remote: &Remote,
+        named: &[Url; 2],
+        asked: [&Url; 2],
+    ) -> std::result::Result<Option<Url>, Problem> {
+        for (named, asked) in named.iter().zip(asked) {
+            match self.fills.catalog.has_link(&remote.name, &links::named(named)).await {
+                Ok(true) => return Ok(Some(asked.clone())),
+                Ok(false) => {}
+                Err(error) => return Err(catalogue_away(&error)),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known.
+    async fn read_index(&self, request: &Request, index: &str) {
+        let Ok(path) = path::parse(index.as_bytes(), None) else {
+            return;
+        };
+        let (remote, format) = (&request.remote, request.format);
+        let Some(policy) = policy::classify(remote, format, &path.decoded) else {
+            return;
+        };
+        let Some(form) = format.negotiate(&path.decoded, None) else {
+            return;
+        };
+        let Some(view) = format.has_view(remote, &path.decoded) else {
+            return;
+        };
+        let key = Key::new(&remote.name, &path.encoded, None, form.name);
+        let stored = self.fills.store.open_object(&key).await;
+        let fresh = stored
+            .filter(|object| !object.is_complete() || object.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh());
+        let original = match fresh {
+            Some(object) => object,
+            None if self.fills.remembered(&key).is_some() => return,
+            None => {
+                let url = format.upstream_url(remote, &path);
+                let accept = form.accept;
+                let mut wanted = Wanted::new(Arc::clone(remote), key, url, policy);
+                wanted.accept = accept;
+                wanted.gzip = true;
+                match self.fills.obtain(wanted, Method::GET).await {
+                    (Outcome::Object(object, _), _) => object,
+                    _ => return,
+                }
+            }
+        };
+        let spec = Spec {
+            rewriting: Some(Rewriting {
+                format,
+                remote: Arc::clone(remote),
+                path,
+                remote_url: request.remote_url.clone(),
+                absolute: view.absolute,
+            }),
+            gzip: false,
+        };
+        if let Ok(view) = self.views.open(&original, &spec).await {
+            view.settled().await;
+        }
+    }
+}
+
+fn catalogue_away(error: &CatalogError) -> Problem {
+    Problem::new(
+        503,
+        format!("whether an index names this file cannot be looked up: {error}"),
+    )
+    .header(header::RETRY_AFTER, "5")
+}
