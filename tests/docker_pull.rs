@@ -455,8 +455,9 @@ fn a_heads_answer_for_a_tag_downloads_nothing() {
                 .await
                 .ok()
                 .json();
-            assert_eq!(listed["artifacts"].as_array().map(Vec::len), Some(0), "{listed}");
-            true
+            let rows = listed["artifacts"].as_array().expect("rows");
+            // Where the tag leads may be noted; the content is not here.
+            rows.iter().all(|row| row["path"] == "team/app/manifests/v1")
         })
         .await;
     });
