@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::clients::{Home, Output, program, tool};
+use common::clients::{Home, Output, program, readme_block, tool};
 use common::image::*;
 use common::oci::RealRegistry;
 use common::packages::Chart;
@@ -132,12 +132,11 @@ fn skopeo_lists_tags_and_pulls_by_digest() {
     });
 }
 
-/// A mirror entry as README shows it: images of one registry come by way of the proxy.
+/// The entry that README shows, for a registry of this name.
 fn registries_conf(home: &Home, proxy: &Proxy, name: &str) -> std::path::PathBuf {
-    let text = format!(
-        "unqualified-search-registries = []\n[[registry]]\nprefix = \"{name}\"\nlocation = \"{}/hub\"\ninsecure = true\n",
-        proxy.address()
-    );
+    let text = readme_block("[[registry]]", proxy.address(), ("dockerhub", "hub"));
+    let own = text.lines().find_map(|line| line.strip_prefix("prefix = "));
+    let text = text.replace(own.expect("a prefix"), &format!("\"{name}\""));
     home.write("registries.conf", &text)
 }
 
