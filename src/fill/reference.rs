@@ -134,9 +134,8 @@ impl Fills {
             }
             Some(_) => return Err(refused("upstream sent its manifest in a coding that nobody asked for")),
         };
-        // Whatever its type says: a manifest is a JSON object, and a page that asks to log in is none.
-        if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(refused("upstream's answer is not a manifest"));
+        if arrived.head.content_type().starts_with("text/html") {
+            return Err(refused("upstream sent a page, not a manifest"));
         }
         let said = arrived.head.headers.get(CONTENT_DIGEST);
         let said = said.and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
