@@ -4,6 +4,7 @@ mod common;
 
 use std::time::Duration;
 
+use common::clients::readme_block;
 use common::image::*;
 use common::oci::{Containerd, RealRegistry};
 use common::registry::{Registry, blob_at};
@@ -11,16 +12,26 @@ use common::{Proxy, run_for};
 
 const LIMIT: Duration = Duration::from_secs(180);
 
-/// `hosts.toml` with this proxy as the only place, so that nothing is fetched past it.
-///
-/// containerd 1.6 does not take a file without a `host` table, so the proxy stands in both.
-fn only(url: &str, override_path: bool) -> String {
-    let path = if override_path { "override_path = true\n" } else { "" };
-    let end = if override_path { "  override_path = true\n" } else { "" };
-    format!(
-        "server = \"{url}\"\ncapabilities = [\"pull\", \"resolve\"]\n{path}[host.\"{url}\"]\n  \
-         capabilities = [\"pull\", \"resolve\"]\n{end}"
-    )
+/// `hosts.toml` as README shows it for one registry: the remote is in the path, and there is no way past the proxy.
+fn for_one(proxy: &Proxy) -> String {
+    let part = "server = \"http://127.0.0.1:8000/v2/dockerhub\"\n";
+    readme_block(part, proxy.address(), ("dockerhub", "hub"))
+}
+
+/// `hosts.toml` as README shows it for all registries.
+fn for_all(proxy: &Proxy) -> String {
+    let part = "server = \"http://127.0.0.1:8000\"\n";
+    readme_block(part, proxy.address(), ("dockerhub", "hub"))
+}
+
+/// Fails when somebody else than the proxy asked the registry for anything.
+#[track_caller]
+fn only_by_way_of_the_proxy(registry: &Registry) {
+    assert!(registry.up.total() > 0);
+    for seen in registry.up.log() {
+        let agent = seen.header("user-agent").unwrap_or_default();
+        assert!(agent.starts_with("artifactapi/"), "{agent} asked for {}", seen.path);
+    }
 }
 
 async fn stored(proxy: &Proxy, repository: &str, image: &Manifest) {
@@ -37,8 +48,7 @@ fn by_a_path_that_names_the_remote_and_again_without_upstream() {
         let proxy = Proxy::start(&format!("hub:\n  base_url: {}\n  package: docker\n", registry.base())).await;
         for round in ["first", "second"] {
             let containerd = Containerd::start().await;
-            // With override_path the URL is the whole prefix, `/v2/` and the remote included.
-            containerd.hosts("registry.test", &only(&format!("{}/v2/hub", proxy.base()), true));
+            containerd.hosts("registry.test", &for_one(&proxy));
             let pulled = containerd.pull("registry.test/team/app:v1", &[]).await.ok();
             assert!(pulled.text().contains(&image.digest), "{round}: {}", pulled.text());
             let got = containerd.content(&image.digest).await;
@@ -69,30 +79,17 @@ fn by_ns_without_a_remote_in_the_path() {
             Manifest::image("first", "amd64", 1),
             Manifest::image("second", "amd64", 1),
         );
-        let one = RealRegistry::with("team/app", "v1", &first).await;
-        let two = RealRegistry::with("team/app", "v1", &second).await;
-        let proxy = Proxy::start(&format!(
-            "one:\n  base_url: {}\n  package: docker\ntwo:\n  base_url: {}\n  package: docker\n",
-            one.base(),
-            two.base()
-        ))
-        .await;
+        // Both could be reached by containerd itself.
+        let one = Registry::with("team/app", "v1", &first).await;
+        let two = Registry::with("team/app", "v1", &second).await;
+        let proxy = Proxy::start(&(one.remote("one", "") + &two.remote("two", ""))).await;
         let containerd = Containerd::start().await;
+        containerd.hosts("_default", &for_all(&proxy));
         for (registry, image) in [(&one, &first), (&two, &second)] {
-            let name = registry.address().to_string();
-            containerd.hosts(&name, &only(&proxy.base(), false));
-            containerd.pull(&format!("{name}/team/app:v1"), &[]).await.ok();
+            let name = format!("{}/team/app:v1", registry.up.authority());
+            containerd.pull(&name, &[]).await.ok();
             assert_eq!(containerd.content(&image.digest).await.as_bytes(), image.bytes);
-            stored(
-                &proxy,
-                "one/team/app",
-                &Manifest {
-                    blobs: Vec::new(),
-                    ..image.clone()
-                },
-            )
-            .await;
-            assert_eq!(proxy.metric("artifactapi_fill_failures_total", &[]).await, 0.0);
+            only_by_way_of_the_proxy(registry);
         }
     });
 }
@@ -119,14 +116,10 @@ fn what_the_proxy_refuses_or_lacks_is_not_fetched_past_it() {
         let proxy = Proxy::start(&registry.remote("hub", "immutable_patterns: ['^allowed/']")).await;
         let containerd = Containerd::start().await;
         let name = registry.up.authority();
-        containerd.hosts(&name, &only(&format!("{}/v2/hub", proxy.base()), true));
+        containerd.hosts(&name, &for_one(&proxy));
         let refused = containerd.pull(&format!("{name}/team/app:v1"), &[]).await.fails();
         assert!(refused.text().contains("403"), "{}", refused.text());
         containerd.pull(&format!("{name}/team/none:v1"), &[]).await.fails();
-        for seen in registry.up.log() {
-            let agent = seen.header("user-agent").unwrap_or_default();
-            assert!(agent.starts_with("artifactapi/"), "{agent} asked for {}", seen.path);
-        }
-        assert!(registry.up.total() > 0);
+        only_by_way_of_the_proxy(&registry);
     });
 }
