@@ -511,7 +511,7 @@ mod tests {
             ("https://registry.example.com/", "http://auth.example.com/token"),
             ("https://registry.example.com/", "http://registry.example.com/token"),
             ("https://a.co.uk/", "https://b.co.uk/token"),
-            ("https://a.github.io/", "https://b.github.io/token"),
+            ("https://a.herokuapp.com/", "https://b.herokuapp.com/token"),
             ("https://example.com/", "https://example.com.evil.org/token"),
             ("https://registry/", "https://auth/token"),
             ("http://127.0.0.1:5000/", "http://localhost:5001/t"),
