@@ -134,6 +134,9 @@ impl Fills {
             }
             Some(_) => return Err(refused("upstream sent its manifest in a coding that nobody asked for")),
         };
+        if arrived.head.content_type().starts_with("text/html") {
+            return Err(refused("upstream sent a page, not a manifest"));
+        }
         let said = arrived.head.headers.get(CONTENT_DIGEST);
         let said = said.and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
         match said {

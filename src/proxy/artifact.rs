@@ -343,12 +343,13 @@ impl Client {
             wanted.force = standing.expected.is_none();
             wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.hash);
         }
-        // A HEAD on what is not stored goes up as one; on a rewritten document its length is only ours to know.
-        if request.head && !expired && request.view.is_none() {
+        // A HEAD on what is not stored goes up as one, on a tag always: where it leads is all that is wanted. On a rewritten
+        // document its length is only ours to know.
+        if request.head && request.view.is_none() && (!expired || wanted.reference.is_some()) {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
                 Outcome::Object(object, how) if object.head.stands_for.is_some() => {
-                    let origin = Origin::of(&how, false, joined, ctx);
+                    let origin = Origin::of(&how, expired, joined, ctx);
                     return self.deliver(session, ctx, &request, object, origin).await;
                 }
                 Outcome::Answer(answer) if head_is_enough(&answer) => {

@@ -243,8 +243,8 @@ impl Tokens {
                 true => upstream.passwords.basic(remote, refused).await?,
                 false => None,
             };
-            let timeouts = remote.timeouts;
-            let limit = timeouts.connect + timeouts.first_byte + timeouts.idle;
+            // A token is small: its first byte and its last come together.
+            let limit = remote.timeouts.connect + remote.timeouts.first_byte;
             let asked = self.ask(upstream, remote, &url, credentials.clone());
             let (status, body) = match tokio::time::timeout(limit, asked).await {
                 Ok(answer) => answer?,

@@ -74,6 +74,20 @@ impl Output {
     }
 }
 
+/// The code block of README that contains `part`, with the address and the remote of a test in place of its own.
+#[track_caller]
+pub fn readme_block(part: &str, address: std::net::SocketAddr, remote: (&str, &str)) -> String {
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+    let text = std::fs::read_to_string(readme).expect("README.md");
+    let mut blocks = text.split("```").skip(1).step_by(2);
+    let block = blocks.find(|block| block.contains(part));
+    let block = block.unwrap_or_else(|| panic!("README shows no {part}"));
+    let block = block.split_once('\n').map_or(block, |(_, block)| block);
+    block
+        .replace("127.0.0.1:8000", &address.to_string())
+        .replace(remote.0, remote.1)
+}
+
 /// A folder for one client: its home, and where it works.
 pub struct Home {
     folder: tempfile::TempDir,

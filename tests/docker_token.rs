@@ -1,0 +1,542 @@
+//! Tokens and credentials of registries: what is asked, how often, of whom, and who learns what.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::client::Headers;
+use common::image::*;
+use common::outbound::OutboundProxy;
+use common::pull::*;
+use common::registry::*;
+use common::upstream::Authority;
+use common::{Proxy, Reply, Upstream, client, eventually, run};
+use serde_json::json;
+use tokio::task::JoinSet;
+
+async fn guarded(tokens: &Tokens, image: &Manifest) -> Registry {
+    let registry = Registry::start().await.guarded(tokens);
+    registry.push("team/app", "v1", image);
+    registry
+}
+
+fn image() -> Manifest {
+    Manifest::image("app", "amd64", 2)
+}
+
+const CREDENTIALS: &str = "username: robot\npassword: 's3cr:et'";
+
+#[test]
+fn an_anonymous_token_is_asked_for_once_and_used_for_everything() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+        assert_eq!(tokens.scopes(), ["repository:team/app:pull"]);
+        let asked = &tokens.asked()[0];
+        assert_eq!(asked.method, "GET");
+        assert_eq!(asked.header("authorization"), None);
+        assert!(
+            query(asked).contains(&("service".into(), "registry.test".into())),
+            "{}",
+            asked.path
+        );
+        // At most the first request came without the token.
+        let bare = registry
+            .up
+            .log()
+            .iter()
+            .filter(|seen| seen.header("authorization").is_none())
+            .count();
+        assert!(bare <= 1, "{bare} requests without the token");
+        assert!(!proxy.log_contains("token-1"), "the token is in the log");
+        let answer = get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        assert_eq!(answer.header("www-authenticate"), None);
+    });
+}
+
+#[test]
+fn each_repository_has_a_token_of_its_own() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = guarded(&tokens, &image).await;
+        registry.push("team/other", "v1", &image);
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        for _ in 0..2 {
+            pull(&proxy, "hub/team/app", "v1", &image).await;
+            pull(&proxy, "hub/team/other", "v1", &image).await;
+        }
+        let mut scopes = tokens.scopes();
+        scopes.sort();
+        assert_eq!(scopes, ["repository:team/app:pull", "repository:team/other:pull"]);
+    });
+}
+
+#[test]
+fn the_remotes_credentials_go_to_the_realm_and_never_to_the_registry() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await.to("robot", "s3cr:et"), image());
+        let registry = Registry::start().await.guarded(&tokens).redirecting().await;
+        registry.push("team/app", "v1", &image);
+        let proxy = Proxy::start(&registry.remote("hub", CREDENTIALS)).await;
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+        assert_eq!(tokens.count(), 1);
+        assert_eq!(
+            tokens.asked()[0].header("authorization"),
+            Some(basic("robot", "s3cr:et").as_str())
+        );
+        for seen in registry.up.log() {
+            let said = seen.header("authorization").unwrap_or("Bearer ");
+            assert!(said.starts_with("Bearer "), "{} {}: {said}", seen.method, seen.path);
+        }
+        for seen in registry.storage().log() {
+            assert_eq!(seen.header("authorization"), None, "{}", seen.path);
+        }
+    });
+}
+
+#[test]
+fn a_registry_that_knows_basic_only_gets_the_remotes_credentials() {
+    run(async {
+        let image = image();
+        let registry = Registry::start().await.basic("robot", "s3cr:et").redirecting().await;
+        registry.push("team/app", "v1", &image);
+        let yaml = registry.remote("hub", CREDENTIALS) + &registry.remote("anonymous", "");
+        let proxy = Proxy::start(&yaml).await;
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+        assert!(registry.storage().total() > 0);
+        for seen in registry.storage().log() {
+            assert_eq!(seen.header("authorization"), None, "{}", seen.path);
+        }
+        let answer = get_manifest(&proxy, "anonymous/team/app", "v1").await;
+        assert_eq!(answer.header("www-authenticate"), None);
+        refused(answer, 403, "DENIED");
+    });
+}
+
+#[test]
+fn one_token_is_asked_for_however_many_pulls_wait() {
+    run(async {
+        let layers = (0..40).map(|number| Blob::new(format!("layer {number}"))).collect();
+        let image = Manifest::of_blobs("many", layers);
+        // Slow enough that all wait before the first is done.
+        let tokens = Tokens::start().await.slow(Duration::from_millis(500));
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Arc::new(Proxy::start(&registry.remote("hub", "")).await);
+        let mut pulls = JoinSet::new();
+        for blob in image.blobs.clone() {
+            let proxy = proxy.clone();
+            pulls.spawn(async move {
+                let answer = get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+                assert!(answer.body == blob.bytes());
+            });
+        }
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        while let Some(done) = pulls.join_next().await {
+            done.unwrap();
+        }
+        assert_eq!(tokens.count(), 1, "{:?}", tokens.scopes());
+    });
+}
+
+#[test]
+fn a_refused_token_is_renewed_once() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "cache: {mutable_ttl: 0}")).await;
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        assert_eq!(tokens.count(), 1);
+        tokens.revoke();
+        let blob = &image.blobs[1];
+        let answer = get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+        assert!(answer.body == blob.bytes());
+        assert_eq!(tokens.count(), 2);
+        // The tag's revalidation goes on with the new one.
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        assert_eq!(tokens.count(), 2);
+    });
+}
+
+#[test]
+fn a_refusal_that_a_fresh_token_does_not_cure_is_denied_after_one_renewal() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        let path = blob_at("team/app", &image.blobs[1].digest);
+        let realm = tokens.realm();
+        let challenge = format!("Bearer realm=\"{realm}\",service=\"s\",scope=\"repository:team/app:pull\"");
+        registry.instead(&path, error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge));
+        let answer = get_blob(&proxy, "hub/team/app", &image.blobs[1].digest).await;
+        assert_eq!(answer.header("www-authenticate"), None);
+        refused(answer, 403, "DENIED");
+        assert!(tokens.count() <= 2, "{} tokens", tokens.count());
+        assert!(
+            registry.count("*", &path) <= 2,
+            "{} requests",
+            registry.count("*", &path)
+        );
+    });
+}
+
+#[test]
+fn a_token_that_has_expired_is_replaced() {
+    run(async {
+        let tokens = Tokens::start()
+            .await
+            .saying(json!({"expires_in": 1}))
+            .good_for(Duration::from_secs(1));
+        let image = image();
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "cache: {mutable_ttl: 0}")).await;
+        // Every request is answered, before and after the tokens end.
+        eventually(Duration::from_secs(10), "a third token", async || {
+            get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+            tokens.count() >= 3
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_token_without_a_time_is_kept_for_more_than_a_moment() {
+    run(async {
+        for extra in [
+            json!({}),
+            json!({"expires_in": 300}),
+            json!({"expires_in": 300, "issued_at": "2024-01-02"}),
+        ] {
+            let (tokens, image) = (Tokens::start().await.saying(extra.clone()), image());
+            let registry = guarded(&tokens, &image).await;
+            let proxy = Proxy::start(&registry.remote("hub", "cache: {mutable_ttl: 0}")).await;
+            for _ in 0..20 {
+                get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+            }
+            assert_eq!(tokens.count(), 1, "{extra}");
+        }
+    });
+}
+
+#[test]
+fn challenges_and_answers_are_read_in_every_form() {
+    run(async {
+        for (number, (challenge, name)) in [
+            ("scope=\"{scope}\",service=\"registry.test\",realm=\"{realm}\"", "token"),
+            (
+                "realm=\"{realm}\", service=registry.test, scope=\"{scope}\"",
+                "access_token",
+            ),
+            (
+                "realm=\"{realm}?a=1&b=2\",scope=\"{scope}\",error=\"invalid, \\\"token\\\"\"",
+                "token",
+            ),
+            (
+                "Realm=\"{realm}\" , SERVICE=\"registry.test\" , Scope=\"{scope}\"",
+                "access_token",
+            ),
+            ("realm=\"{realm}\",service=\"a b&c=d\",scope=\"{scope}\"", "token"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let (tokens, image) = (Tokens::start().await.named(name), image());
+            let challenge = challenge.replace("{realm}", &tokens.realm());
+            let registry = Registry::start().await.challenging(&tokens, &challenge);
+            registry.push("team/app", "v1", &image);
+            let proxy = Proxy::start(&registry.remote("hub", "")).await;
+            pull(&proxy, "hub/team/app", "v1", &image).await;
+            let asked = &tokens.asked()[0];
+            assert_eq!(tokens.scopes(), ["repository:team/app:pull"], "{challenge}");
+            if number == 2 {
+                let sent = query(asked);
+                assert!(
+                    sent.contains(&("b".into(), "2".into())),
+                    "the realm's own query is lost: {sent:?}"
+                );
+            }
+            if number == 4 {
+                assert!(
+                    query(asked).contains(&("service".into(), "a b&c=d".into())),
+                    "{}",
+                    asked.path
+                );
+            }
+        }
+    });
+}
+
+#[test]
+fn trouble_with_the_token_service_is_upstreams_trouble() {
+    run(async {
+        let image = image();
+        let troubles = [
+            ("error", Reply::new(500, "oops")),
+            ("unavailable", Reply::new(503, "later").header("Retry-After", "3")),
+            ("garbage", Reply::ok("<html>login</html>")),
+            ("no token", Reply::ok("{\"token\": \"\"}")),
+            ("reset", Reply::reset()),
+            ("silence", Reply::silence()),
+            ("loop", Reply::redirect(302, "/token")),
+        ];
+        for (what, reply) in troubles {
+            println!("{what}");
+            let tokens = Tokens::start().await;
+            tokens.up.reply("/token", reply);
+            let registry = guarded(&tokens, &image).await;
+            let proxy = Proxy::settings()
+                .remotes(&registry.remote("hub", ""))
+                .conf("upstream: {connect_timeout: 1s, first_byte_timeout: 500ms}\n")
+                .start()
+                .await;
+            for target in [
+                manifest_at("hub/team/app", "v1"),
+                blob_at("hub/team/app", &image.blobs[1].digest),
+            ] {
+                let answer = client::get(proxy.address(), &target).await;
+                assert!(matches!(answer.status, 502..=504), "{what}: {}", answer.status);
+                assert!(
+                    answer.json()["errors"][0]["message"].is_string(),
+                    "{what}: {}",
+                    answer.text()
+                );
+                assert_eq!(answer.header("www-authenticate"), None);
+            }
+        }
+    });
+}
+
+#[test]
+fn refused_credentials_are_denied_not_unknown() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await.to("robot", "right"), image());
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "username: robot\npassword: n0t-the-one")).await;
+        let answer = get_manifest(&proxy, "hub/team/app", "v1").await;
+        assert_eq!(answer.header("www-authenticate"), None);
+        assert!(!answer.text().contains("n0t-the-one"), "the password is in the answer");
+        refused(answer, 403, "DENIED");
+    });
+}
+
+#[test]
+fn credentials_go_to_a_realm_on_another_host_only_when_it_is_listed() {
+    run(async {
+        for expected in [false, true] {
+            // `127.0.0.1` and `localhost` are two hosts.
+            let (tokens, image) = (Tokens::start().await, image());
+            let base = format!("http://localhost:{}", tokens.up.port());
+            let (realm, keys) = (format!("{base}/token"), format!("token_realms: ['{base}']"));
+            let keys = if expected { keys.as_str() } else { "" };
+            let challenge = format!("realm=\"{realm}\",service=\"s\",scope=\"{{scope}}\"");
+            let registry = Registry::start().await.challenging(&tokens, &challenge);
+            registry.push("team/app", "v1", &image);
+            let keys = format!("{CREDENTIALS}\n{keys}");
+            let proxy = Proxy::start(&registry.remote("hub", &keys)).await;
+            get_manifest(&proxy, "hub/team/app", "v1").await;
+            let asked = tokens.asked();
+            assert!(!asked.is_empty() || !expected, "nobody asked for a token");
+            for seen in asked {
+                assert_eq!(seen.header("authorization").is_some(), expected, "{keys}");
+            }
+            for seen in registry.up.log() {
+                let said = seen.header("authorization").unwrap_or_default();
+                assert!(!said.starts_with("Basic"), "{said}");
+            }
+        }
+    });
+}
+
+#[test]
+fn credentials_go_to_a_realm_of_the_same_domain_over_https_only() {
+    run(async {
+        for (realm, expected) in [
+            ("https://auth.registry.test", true),
+            ("https://auth.elsewhere.test", false),
+            ("https://registry.test.elsewhere.test", false),
+            ("http://auth.registry.test", false),
+        ] {
+            let (authority, image) = (Authority::new(), image());
+            let host = realm.split_once("://").unwrap().1;
+            let service = if realm.starts_with("https") {
+                Upstream::start_tls_with(&authority, host, &["http/1.1"]).await
+            } else {
+                Upstream::start().await
+            };
+            let tokens = Tokens::on(service);
+            let up = Upstream::start_tls_with(&authority, "hub.registry.test", &["http/1.1"]).await;
+            let challenge = format!("realm=\"{realm}/token\",service=\"s\",scope=\"{{scope}}\"");
+            let registry = Registry::on(up).challenging(&tokens, &challenge);
+            registry.push("team/app", "v1", &image);
+            let outbound = OutboundProxy::start().await;
+            outbound
+                .place("hub.registry.test:443", registry.up.address())
+                .place(&format!("{host}:443"), tokens.up.address())
+                .place(&format!("{host}:80"), tokens.up.address());
+            let proxy = Proxy::settings()
+                .remotes(&format!(
+                    "hub:\n  base_url: https://hub.registry.test\n  package: docker\n  username: robot\n  \
+                     password: 's3cr:et'\n  proxy: {}\n",
+                    outbound.url()
+                ))
+                .env("SSL_CERT_FILE", authority.path().to_str().unwrap())
+                .start()
+                .await;
+            let answer = get_manifest(&proxy, "hub/team/app", "v1").await;
+            if expected {
+                assert!(answer.ok().body == image.bytes);
+                assert_eq!(tokens.count(), 1);
+            }
+            for seen in tokens.up.log() {
+                assert_eq!(seen.header("authorization").is_some(), expected, "{realm}");
+            }
+            let clear = outbound.log();
+            assert!(
+                clear.iter().all(|asked| asked.header("authorization").is_none()),
+                "{realm}: {clear:?}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_redirect_of_the_realm_does_not_take_the_credentials_along() {
+    run(async {
+        let (tokens, image, other) = (Tokens::start().await, image(), Upstream::start().await);
+        let place = format!("http://localhost:{}/token", other.port());
+        tokens.up.reply("/token", Reply::redirect(307, place));
+        other.reply("/token", Reply::ok("{\"token\": \"stolen\"}"));
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", CREDENTIALS)).await;
+        let answer = get_manifest(&proxy, "hub/team/app", "v1").await;
+        assert_ne!(answer.status, 401);
+        assert!(tokens.count() >= 1);
+        for seen in other.log() {
+            assert_eq!(seen.header("authorization"), None);
+        }
+    });
+}
+
+#[test]
+fn a_realm_at_a_link_local_address_is_not_asked() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        for realm in [
+            "http://169.254.169.254/latest",
+            "http://[fe80::1]/token",
+            "file:///etc/passwd",
+            "nonsense",
+        ] {
+            let challenge = format!("realm=\"{realm}\",service=\"s\",scope=\"{{scope}}\"");
+            let registry = Registry::start().await.challenging(&tokens, &challenge);
+            registry.push("team/app", "v1", &image);
+            let proxy = Proxy::start(&registry.remote("hub", CREDENTIALS)).await;
+            let started = std::time::Instant::now();
+            let answer = get_manifest(&proxy, "hub/team/app", "v1").await;
+            assert!(matches!(answer.status, 502 | 403), "{realm}: {}", answer.text());
+            // It was refused, and not tried until a time-out.
+            assert!(
+                started.elapsed() < Duration::from_secs(4),
+                "{realm}: {:?}",
+                started.elapsed()
+            );
+        }
+    });
+}
+
+#[test]
+fn a_clients_credentials_go_nowhere() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = Registry::start().await.guarded(&tokens).redirecting().await;
+        registry.push("team/app", "v1", &image);
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        let targets = [
+            ("GET", manifest_at("hub/team/app", "v1")),
+            ("HEAD", manifest_at("hub/team/app", "v1")),
+            ("GET", manifest_at("hub/team/app", &image.digest)),
+            ("GET", blob_at("hub/team/app", &image.blobs[1].digest)),
+            ("HEAD", blob_at("hub/team/app", &image.blobs[2].digest)),
+            ("GET", "/v2/hub/team/app/tags/list".to_owned()),
+            ("GET", "/v2/".to_owned()),
+        ];
+        for said in ["Basic c2VjcmV0OnNlY3JldA==", "Bearer c2VjcmV0OnNlY3JldA=="] {
+            for (method, target) in &targets {
+                let headers = [
+                    ("Authorization", said),
+                    ("Cookie", "c2VjcmV0OnNlY3JldA=="),
+                    ("X-Registry-Auth", "c2VjcmV0OnNlY3JldA=="),
+                ];
+                proxy.request(method, target, &headers, b"").await.ok();
+            }
+        }
+        for log in [registry.up.log(), tokens.up.log(), registry.storage().log()] {
+            assert!(!log.is_empty());
+            for seen in log {
+                let told = seen.headers.iter().any(|(_, value)| value.contains("c2VjcmV0"));
+                assert!(!told, "{seen:?}");
+            }
+        }
+    });
+}
+
+// Passwords that renew themselves
+
+#[test]
+fn a_password_may_be_what_a_program_says_and_is_asked_for_again() {
+    run(async {
+        let image = image();
+        let registry = Registry::start().await.basic("AWS", "pass-0ne");
+        registry.push("team/app", "v1", &image);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "pass-0ne\n").unwrap();
+        let keys = format!(
+            "username: AWS\npassword_command: [/bin/cat, '{}']\npassword_command_ttl: 1s\ncache: {{mutable_ttl: 0}}",
+            file.display()
+        );
+        let proxy = Proxy::start(&registry.remote("hub", &keys)).await;
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+        // As such registries do: the old one ends, the program says another.
+        std::fs::write(&file, "pass-tw0\n").unwrap();
+        let registry = registry.basic("AWS", "pass-tw0");
+        let before = registry.up.total();
+        eventually(Duration::from_secs(10), "the new password is used", async || {
+            let answer = head_manifest(&proxy, "hub/team/app", "v1").await;
+            assert!(matches!(answer.status, 200 | 403), "{}", answer.status);
+            let second = basic("AWS", "pass-tw0");
+            let log = registry.up.log();
+            log[before..]
+                .iter()
+                .any(|seen| seen.header("authorization") == Some(&second))
+        })
+        .await;
+        head_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        let config = client::get(proxy.address(), "/config").await.ok().text();
+        for secret in ["pass-0ne", "pass-tw0"] {
+            assert!(!config.contains(secret) && !proxy.log_contains(secret));
+        }
+    });
+}
+
+#[test]
+fn a_program_that_says_no_password_is_trouble_and_not_a_refusal() {
+    run(async {
+        let image = image();
+        for program in ["[/bin/false]", "[/bin/true]", "[/nonexistent/program]"] {
+            let registry = Registry::start().await.basic("AWS", "pass-0ne");
+            registry.push("team/app", "v1", &image);
+            let keys = format!("username: AWS\npassword_command: {program}");
+            let proxy = Proxy::start(&registry.remote("hub", &keys)).await;
+            let answer = get_manifest(&proxy, "hub/team/app", "v1").await.expect(502);
+            let message = answer.json()["errors"][0]["message"]
+                .as_str()
+                .unwrap_or_default()
+                .to_owned();
+            assert!(message.contains("password_command"), "{program}: {message}");
+        }
+    });
+}
