@@ -67,6 +67,8 @@ const NEVER: &[&str] = &[
     "content-range",
     "x-artifact-source",
     "x-request-id",
+    "docker-distribution-api-version",
+    "oci-namespace",
 ];
 
 fn is_kept(name: &HeaderName, connection: &[String]) -> bool {

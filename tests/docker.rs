@@ -150,7 +150,7 @@ fn an_image_is_pulled_through_the_token_flow_and_kept() {
         let tag = get(&proxy, "/api/v1/artifacts/hub/a/b/manifests/1").await.ok().json();
         assert_eq!(
             (tag["digest"].as_str(), tag["size"].as_u64()),
-            (Some(digest(body).as_str()), Some(19))
+            (Some(digest(body).as_str()), Some(0))
         );
     });
 }

@@ -23,10 +23,10 @@ pub fn stored(object: &Object, class: Class) -> Option<Event> {
         .head
         .last_modified()
         .and_then(|date| httpdate::parse_http_date(date).ok());
-    // A name is listed as what it stands for.
-    let (size, digest) = match &object.head.stands_for {
-        Some(referent) => (referent.size, referent.digest.clone()),
-        None => (finished.length, format!("sha256:{}", hex(&finished.sha256))),
+    // A name is listed with what it stands for, whose bytes are listed by themselves.
+    let digest = match &object.head.stands_for {
+        Some(referent) => referent.digest.clone(),
+        None => format!("sha256:{}", hex(&finished.sha256)),
     };
     Some(Event::Stored {
         object: Box::new(Record {
@@ -34,7 +34,7 @@ pub fn stored(object: &Object, class: Class) -> Option<Event> {
             path: path.to_owned(),
             form: form.to_owned(),
             class: listed(class),
-            size,
+            size: finished.length,
             digest,
             content_type: object.head.content_type().to_owned(),
             etag: object.head.etag().map(str::to_owned),

@@ -116,15 +116,16 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// After a flight.
-    pub(super) fn of(how: &How, expired: bool, joined: bool, ctx: &mut Ctx) -> Origin {
+    /// After a flight that brought `object`.
+    pub(super) fn of(object: &Object, how: &How, expired: bool, joined: bool, ctx: &mut Ctx) -> Origin {
+        let stored = if object.head.unframed { "" } else { "; stored" };
         let forwarded = if expired { "stale" } else { "miss" };
         let collapsed = if joined { "; collapsed" } else { "" };
         let (cache, source, cache_status) = match how {
             How::Fetched => (
                 if joined { "collapsed" } else { forwarded },
                 "remote",
-                format!("artifactapi; fwd={forwarded}; fwd-status=200; stored{collapsed}").into(),
+                format!("artifactapi; fwd={forwarded}; fwd-status=200{stored}{collapsed}").into(),
             ),
             How::Found => ("hit", "cache", Cow::Borrowed("artifactapi; hit")),
             How::Revalidated(status) => (
@@ -349,7 +350,7 @@ impl Client {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
                 Outcome::Object(object, how) if object.head.stands_for.is_some() => {
-                    let origin = Origin::of(&how, expired, joined, ctx);
+                    let origin = Origin::of(&object, &how, expired, joined, ctx);
                     return self.deliver(session, ctx, &request, object, origin).await;
                 }
                 Outcome::Answer(answer) if head_is_enough(&answer) => {
@@ -384,7 +385,7 @@ impl Client {
         let collapsed = if joined { "; collapsed" } else { "" };
         match outcome {
             Outcome::Object(object, how) => {
-                let origin = Origin::of(&how, expired, joined, ctx);
+                let origin = Origin::of(&object, &how, expired, joined, ctx);
                 self.deliver(session, ctx, &request, object, origin).await
             }
             Outcome::Answer(answer) if answer.status < 400 && request.view.is_some() => {

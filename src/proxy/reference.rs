@@ -70,7 +70,7 @@ impl Client {
             (Outcome::Object(object, how), joined) => {
                 let fetched = how == How::Fetched;
                 let origin = match fetched {
-                    true => Origin::of(&how, false, joined, ctx),
+                    true => Origin::of(&object, &how, false, joined, ctx),
                     false => origin,
                 };
                 self.deliver(session, ctx, &content, object, origin).await

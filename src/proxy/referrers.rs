@@ -163,7 +163,7 @@ impl Client {
             let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
             if left.is_fresh() || wanted.remote.offline {
                 self.fills.store.count_use(object);
-                return Brought::Object(Arc::clone(object), Origin::of(&How::Found, false, false, ctx));
+                return Brought::Object(Arc::clone(object), Origin::of(object, &How::Found, false, false, ctx));
             }
         } else if let Some(answer) = self.fills.remembered(&wanted.asked) {
             return Brought::Answer(answer);
@@ -173,7 +173,7 @@ impl Client {
         }
         match self.fills.obtain(wanted, Method::GET).await {
             (Outcome::Object(object, how), joined) => {
-                let origin = Origin::of(&how, found.is_some(), joined, ctx);
+                let origin = Origin::of(&object, &how, found.is_some(), joined, ctx);
                 Brought::Object(object, origin)
             }
             (Outcome::Answer(answer), _) => Brought::Answer(answer),

@@ -131,7 +131,7 @@ fn choose(
     match (registry, named) {
         (Some(remote), _) => Ok((Arc::clone(remote), below())),
         (None, Some(_)) => unknown(format!(
-            "remote {first} is no Docker registry: it is served under /api/v1/remote/{first}/…, not under /v2/"
+            "remote {first} is no Docker registry: ask for /api/v1/remote/{first}/{rest}"
         )),
         (None, None) => unknown(format!(
             "there is no remote {first:?}; `GET /` lists those there are, `docker.default_remote` serves names without one"

@@ -69,8 +69,9 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
             "this is a Docker registry: it is served under /v2/…".to_owned()
         } else {
             format!(
-                "remote {name} is a Docker registry: it is served under /v2/{name}/…, not under /api/v1/remote/",
-                name = remote.name
+                "remote {name} is a Docker registry: ask for /v2/{name}/{below}",
+                name = remote.name,
+                below = shown.strip_prefix("v2/").unwrap_or(&shown),
             )
         };
         return Resolution::Refused(None, Problem::new(404, detail).at(&remote.name, &shown));
