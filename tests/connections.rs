@@ -208,6 +208,7 @@ fn a_hit_says_the_same_whichever_way_it_is_answered() {
     run(async {
         let (up, proxy) = pair().await;
         let file = File::new(Pattern::new(3, 50_000))
+            .header("Link", "<x>; rel=next")
             .etag("\"e\"")
             .header("X-Theirs", "1")
             .content_type("text/plain");
@@ -266,5 +267,61 @@ fn a_server_that_stops_says_so_on_connections_in_use() {
         gate.open();
         slow.response("GET").await.is("remote", "slow");
         assert!(proxy.ended(Duration::from_secs(20)).await.success());
+    });
+}
+
+#[test]
+fn a_request_behind_a_chunked_body_is_not_lost() {
+    run(async {
+        let (up, proxy) = pair().await;
+        up.reply("/x", Reply::ok("x"));
+        proxy.until_cached("files", "x").await;
+        let next = get(&at("files", "x"));
+        let mut connection = proxy.connect().await;
+        for cut in [1, 20, next.len()] {
+            let flush = "PUT /cache/flush HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+            connection.write_raw(flush.as_bytes()).await;
+            // Read with the rest of the body, whichever way the segments come.
+            let body = "{\"remote\": \"npm\"}";
+            let (first, rest) = next.split_at(cut);
+            let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n{first}", body.len());
+            connection.write_raw(chunks.as_bytes()).await;
+            connection.response("PUT").await.ok();
+            connection.write_raw(rest.as_bytes()).await;
+            connection.response("GET").await.is("cache", "x");
+        }
+    });
+}
+
+#[test]
+fn the_preface_of_http_2_may_come_in_any_pieces() {
+    run(async {
+        let (_up, proxy) = pair().await;
+        let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        for cut in 1..preface.len() {
+            let mut connection = proxy.connect().await;
+            let (first, rest) = preface.split_at(cut);
+            connection.write_raw(first).await;
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            connection.write_raw(rest).await;
+            // An empty SETTINGS frame (RFC 9113 section 6.5), to which one of the server's own is the answer.
+            connection.write_raw(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+            let mut frame = [0; 4];
+            assert!(connection.read_exact_raw(&mut frame).await, "cut at {cut}");
+            assert_eq!(frame[3], 4, "cut at {cut}");
+        }
+    });
+}
+
+#[test]
+fn a_host_with_a_users_name_is_refused_for_hits_too() {
+    run(async {
+        let (up, proxy) = pair().await;
+        up.reply("/x", Reply::ok("x"));
+        proxy.until_cached("files", "x").await;
+        let mut connection = proxy.connect().await;
+        let request = format!("GET {} HTTP/1.1\r\nHost: user@a\r\n\r\n", at("files", "x"));
+        connection.write_raw(request.as_bytes()).await;
+        assert_eq!(connection.response("GET").await.status, 400);
     });
 }

@@ -314,3 +314,31 @@ fn a_registry_that_names_another_digest_than_it_sends_is_not_believed() {
         assert!(matches!(answer.status, 404 | 502), "{}", answer.text());
     });
 }
+
+#[test]
+fn what_is_too_large_to_be_kept_is_verified_as_it_passes_by() {
+    run(async {
+        // Longer than the disk may hold, so that it passes by.
+        let layer = Blob::new(Pattern::new(4, 20_000_000));
+        let long = Blob::sha512(Pattern::new(5, 20_000_000));
+        let registry = Registry::with("team/app", "v1", &Manifest::of_blobs("app", vec![layer.clone()])).await;
+        registry.blob("team/app", &long);
+        let proxy = Proxy::settings()
+            .remotes(&registry.remote("hub", NO_MEMORY))
+            .conf("cache: {disk_bytes: 5MB, disk_min_free: 0%, memory_bytes: 1MB}\n")
+            .start()
+            .await;
+        for (number, blob) in [&layer, &long].into_iter().enumerate() {
+            let path = blob_at("team/app", &blob.digest);
+            let answer = get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+            assert!(answer.body == blob.bytes());
+            assert_eq!(answer.must("docker-content-digest"), blob.digest);
+            registry.change(&path, corrupt);
+            not_whole(&get_blob(&proxy, "hub/team/app", &blob.digest).await, &blob.digest);
+            assert_eq!(mismatches(&proxy).await, (number + 1) as f64);
+            registry.normal(&path);
+            let answer = get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+            assert!(answer.body == blob.bytes());
+        }
+    });
+}

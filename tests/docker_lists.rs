@@ -305,3 +305,27 @@ fn a_signature_under_its_tag_is_any_other_content() {
         );
     });
 }
+
+#[test]
+fn what_refers_to_an_image_is_never_nothing_only_because_it_cannot_be_told() {
+    run(async {
+        let all = referred();
+        let registry = Registry::with("team/app", "v1", &all.image).await.without_referrers();
+        registry.store("team/app", &all.sbom).store("team/app", &all.signature);
+        let fallback = all.image.digest.replace(':', "-");
+        registry.push("team/app", &fallback, &fallback_index(&[&all.sbom, &all.signature]));
+        let yaml = registry.remote("hub", "cache: {mutable_ttl: 0, negative_ttl: 0}")
+            + &registry.remote("away", "offline: true");
+        let proxy = Proxy::start(&yaml).await;
+        let path = format!("/v2/away/team/app/referrers/{}", all.image.digest);
+        refused(client::get(proxy.address(), &path).await, 504, "UNAVAILABLE");
+        let answer = referrers(&proxy, &all.image.digest, "").await.ok();
+        assert_eq!(digests(&answer), sorted(&[&all.sbom, &all.signature]));
+        // What the fallback tag said is still here when the registry is not.
+        registry.switch_off().await;
+        let answer = referrers(&proxy, &all.image.digest, "").await.ok();
+        assert_eq!(digests(&answer), sorted(&[&all.sbom, &all.signature]));
+        let answer = referrers(&proxy, &unknown_digest(), "").await;
+        assert_eq!(answer.status, 502, "{}", answer.text());
+    });
+}

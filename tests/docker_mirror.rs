@@ -275,3 +275,24 @@ fn official_images_may_be_named_without_library_on_the_hub_only() {
         }
     });
 }
+
+#[test]
+fn an_organisation_may_be_called_as_a_remote_is() {
+    run(async {
+        let (theirs, other) = (
+            Manifest::image("theirs", "amd64", 1),
+            Manifest::image("other", "arm64", 1),
+        );
+        let hub = Registry::with("quay/app", "v1", &theirs).await;
+        let quay = Registry::with("app", "v1", &other).await;
+        let proxy = Proxy::start(&(hub.remote("hub", "") + &quay.remote("quay", ""))).await;
+        let target = |ns: &str| format!("{}?ns={ns}", manifest_at("quay/app", "v1"));
+        // The organisation `quay` of the first registry, the repository `app` of the remote `quay`.
+        let answer = ask(&proxy, &target(&hub.up.authority()), &[]).await.ok();
+        assert!(answer.body == theirs.bytes);
+        let answer = ask(&proxy, &target(&quay.up.authority()), &[]).await.ok();
+        assert!(answer.body == other.bytes);
+        let answer = ask(&proxy, &manifest_at("quay/app", "v1"), &[]).await.ok();
+        assert!(answer.body == other.bytes);
+    });
+}

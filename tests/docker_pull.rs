@@ -337,7 +337,11 @@ fn the_wrong_door_names_the_right_one() {
         let yaml = registry.remote("hub", "") + &format!("files:\n  base_url: {}\n", files.base());
         let proxy = Proxy::start(&yaml).await;
         let answer = proxy.fetch("hub", "team/app/manifests/v1").await.expect(404);
-        assert!(answer.text().contains("/v2/hub/team/app/manifests/v1"), "{}", answer.text());
+        assert!(
+            answer.text().contains("/v2/hub/team/app/manifests/v1"),
+            "{}",
+            answer.text()
+        );
         let answer = client::get(proxy.address(), "/v2/files/some/manifests/v1").await;
         let said = answer.text();
         refused(answer, 404, "NAME_UNKNOWN");
@@ -450,17 +454,21 @@ fn a_heads_answer_for_a_tag_downloads_nothing() {
             .map(|seen| seen.method.clone())
             .collect::<Vec<_>>();
         assert!(methods.iter().all(|method| method == "HEAD"), "{methods:?}");
-        eventually(std::time::Duration::from_secs(5), "only where the tag leads is listed", async || {
-            let listed = client::get(proxy.address(), "/api/v1/artifacts?remote=hub")
-                .await
-                .ok()
-                .json();
-            let rows = listed["artifacts"].as_array().expect("rows");
-            // Where the tag leads is noted, the content is not here.
-            rows.iter().any(|row| row["path"] == "team/app/manifests/v1")
-                && rows.iter().all(|row| row["path"] == "team/app/manifests/v1")
-                && listed["bytes"] == 0
-        })
+        eventually(
+            std::time::Duration::from_secs(5),
+            "only where the tag leads is listed",
+            async || {
+                let listed = client::get(proxy.address(), "/api/v1/artifacts?remote=hub")
+                    .await
+                    .ok()
+                    .json();
+                let rows = listed["artifacts"].as_array().expect("rows");
+                // Where the tag leads is noted, the content is not here.
+                rows.iter().any(|row| row["path"] == "team/app/manifests/v1")
+                    && rows.iter().all(|row| row["path"] == "team/app/manifests/v1")
+                    && listed["bytes"] == 0
+            },
+        )
         .await;
     });
 }

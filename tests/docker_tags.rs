@@ -391,3 +391,61 @@ fn what_is_left_of_the_pull_limit_is_a_gauge() {
         assert_eq!(gauge().await, [0.0]);
     });
 }
+
+#[test]
+fn a_tag_that_moved_while_its_content_went_is_found_again() {
+    run(async {
+        let (old, new) = (Manifest::image("old", "amd64", 1), Manifest::image("new", "amd64", 1));
+        let (registry, proxy) = pair(&old, "cache: {mutable_ttl: 3600}").await;
+        as_clients(&proxy, &[ACCEPT_ALL]).await;
+        until_cached(&proxy, &manifest_at("hub/team/app", "v1")).await;
+        // The content is flushed, where it leads is not; and upstream has collected it.
+        let body = serde_json::json!({"remote": "hub", "prefix": "manifests/"}).to_string();
+        proxy.request("PUT", "/cache/flush", &[], body.as_bytes()).await.ok();
+        registry.push("team/app", "v1", &new);
+        registry.instead(
+            &manifest_at("team/app", &old.digest),
+            common::registry::error(404, "MANIFEST_UNKNOWN"),
+        );
+        let answer = get_manifest_as(&proxy, "hub/team/app", "v1", ACCEPT_ALL).await.ok();
+        assert!(answer.body == new.bytes);
+        assert_eq!(answer.must("docker-content-digest"), new.digest);
+    });
+}
+
+#[test]
+fn a_head_tells_the_validator_that_a_get_tells() {
+    run(async {
+        let image = Manifest::image("app", "amd64", 1);
+        let (registry, proxy) = pair(&image, "cache: {mutable_ttl: 300}").await;
+        for reference in ["v1", image.digest.as_str()] {
+            registry.change(&manifest_at("team/app", reference), |_, mut reply| {
+                let named = |name: &str| {
+                    name.eq_ignore_ascii_case("etag") || name.eq_ignore_ascii_case("docker-content-digest")
+                };
+                // By tag the digest is needed; by digest a storage host says neither.
+                reply.headers.retain(|(name, _)| !named(name));
+                reply
+            });
+        }
+        let tag = image.digest.clone();
+        registry.change(&manifest_at("team/app", "v1"), move |_, mut reply| {
+            reply.headers.retain(|(name, _)| !name.eq_ignore_ascii_case("etag"));
+            reply.header("Docker-Content-Digest", tag.clone())
+        });
+        for reference in ["v1", image.digest.as_str()] {
+            let target = manifest_at("hub/team/app", reference);
+            let head = proxy
+                .request("HEAD", &target, &[("Accept", ACCEPT_ALL)], b"")
+                .await
+                .ok();
+            let whole = get_manifest_as(&proxy, "hub/team/app", reference, ACCEPT_ALL)
+                .await
+                .ok();
+            for name in ["etag", "docker-content-digest"] {
+                assert_eq!(head.must(name), whole.must(name), "{reference}");
+            }
+            assert_eq!(head.must("docker-content-digest"), image.digest);
+        }
+    });
+}

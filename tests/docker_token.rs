@@ -11,7 +11,7 @@ use common::outbound::OutboundProxy;
 use common::pull::*;
 use common::registry::*;
 use common::upstream::Authority;
-use common::{Proxy, Reply, Upstream, client, eventually, run};
+use common::{Proxy, Reply, Upstream, client, eventually, run, server};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -221,6 +221,134 @@ fn a_token_without_a_time_is_kept_for_more_than_a_moment() {
     });
 }
 
+/// An image of so many small layers: each can be asked for once, so that the registry has to answer.
+fn many_layers(count: usize) -> Manifest {
+    let layers = (0..count).map(|number| Blob::new(format!("layer {number}"))).collect();
+    Manifest::of_blobs("many", layers)
+}
+
+#[test]
+fn a_challenge_that_was_a_mistake_is_forgotten() {
+    run(async {
+        let image = image();
+        let registry = Registry::with("team/app", "v1", &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        // As a balancer answers before the registry is up.
+        let path = manifest_at("team/app", "v1");
+        let challenge = "Basic realm=\"balancer\"";
+        registry.instead(&path, error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge));
+        refused(get_manifest(&proxy, "hub/team/app", "v1").await, 403, "DENIED");
+        registry.normal(&path);
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+    });
+}
+
+#[test]
+fn a_token_service_that_moved_is_found_again() {
+    run(async {
+        let image = many_layers(60);
+        let short = || async {
+            let tokens = Tokens::start().await.saying(json!({"expires_in": 1}));
+            tokens.good_for(Duration::from_secs(1))
+        };
+        let (old, new) = (short().await, short().await);
+        let registry = guarded(&old, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        let mut layers = image.blobs.iter();
+        let mut ask = async || {
+            let digest = &layers.next().expect("a layer that is not here yet").digest;
+            get_blob(&proxy, "hub/team/app", digest).await
+        };
+        ask().await.ok();
+        old.up.reply("/token", Reply::new(500, "moved"));
+        let registry = registry.guarded(&new);
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let mut failures = 0;
+        while ask().await.status != 200 {
+            failures += 1;
+            assert!(failures < 3, "it is not found");
+        }
+        assert_eq!(new.count(), 1);
+        drop(registry);
+    });
+}
+
+#[test]
+fn those_who_waited_for_a_token_in_vain_do_not_ask_again() {
+    run(async {
+        let image = many_layers(30);
+        let tokens = Tokens::start().await.saying(json!({"expires_in": 1}));
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Arc::new(Proxy::start(&registry.remote("hub", "")).await);
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let trouble = Reply::new(500, "oops").delay(Duration::from_millis(1500));
+        tokens.up.reply("/token", trouble);
+        let before = registry.up.total();
+        let mut pulls = JoinSet::new();
+        for blob in image.blobs[1..].to_vec() {
+            let proxy = proxy.clone();
+            pulls.spawn(async move { get_blob(&proxy, "hub/team/app", &blob.digest).await.status });
+        }
+        while let Some(status) = pulls.join_next().await {
+            assert_eq!(status.unwrap(), 502);
+        }
+        assert_eq!(tokens.count(), 2, "{:?}", tokens.scopes());
+        assert_eq!(registry.up.total(), before, "they went on without a token");
+    });
+}
+
+#[test]
+fn a_token_is_used_to_its_end_when_it_cannot_be_renewed_early() {
+    run(async {
+        let image = many_layers(400);
+        let life = Duration::from_secs(9);
+        let tokens = Tokens::start().await.saying(json!({"expires_in": 9})).good_for(life);
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        tokens.up.reply("/token", Reply::new(503, "later"));
+        tokio::time::sleep(life * 2 / 3).await;
+        let mut layers = image.blobs.iter();
+        let mut ask = async || {
+            let digest = &layers.next().expect("a layer that is not here yet").digest;
+            get_blob(&proxy, "hub/team/app", digest).await
+        };
+        while tokens.count() < 2 {
+            ask().await.ok();
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+        // Nor is the service asked again while there is no need.
+        ask().await.ok();
+        ask().await.ok();
+        assert_eq!(tokens.count(), 2);
+        tokio::time::sleep(life / 3).await;
+        ask().await.expect(502);
+        // Once it is back, so are the images.
+        let back = tokens.slow(Duration::ZERO);
+        ask().await.ok();
+        assert!(back.count() >= 4);
+    });
+}
+
+#[test]
+fn signed_urls_are_not_logged() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, image());
+        let registry = Registry::start().await.guarded(&tokens).redirecting().await;
+        registry.push("team/app", "v1", &image);
+        let proxy = Proxy::settings()
+            .remotes(&registry.remote("hub", ""))
+            .env("ARTIFACTAPI_LOG", "artifactapi=debug")
+            .start()
+            .await;
+        pull(&proxy, "hub/team/app", "v1", &image).await;
+        proxy.wait_for_log("following a redirect").await;
+        assert!(proxy.log_contains("/bucket/"), "{}", proxy.log());
+        assert!(!proxy.log_contains("X-Signature"), "{}", proxy.log());
+    });
+}
+
 #[test]
 fn challenges_and_answers_are_read_in_every_form() {
     run(async {
@@ -403,6 +531,31 @@ fn credentials_go_to_a_realm_of_the_same_domain_over_https_only() {
 }
 
 #[test]
+fn a_realm_that_would_never_see_the_credentials_is_a_mistake() {
+    let check = |realm: &str| {
+        server::check(&format!(
+            "remotes:\n  hub:\n    base_url: https://registry.test\n    package: docker\n    token_realms: ['{realm}']\n"
+        ))
+    };
+    for realm in ["http://auth.registry.test", "http://10.0.0.1:5001", "http://[fd00::1]"] {
+        let ended = check(realm);
+        assert_eq!(ended.code, Some(1), "{realm}: {}", ended.text());
+        assert!(ended.text().contains("over https only"), "{realm}: {}", ended.text());
+        assert!(ended.text().contains("hint: write "), "{realm}: {}", ended.text());
+    }
+    for realm in [
+        "auth.registry.test",
+        "https://10.0.0.1",
+        "http://localhost:5001",
+        "http://127.0.0.2:5001",
+        "http://[::1]",
+    ] {
+        let ended = check(realm);
+        assert_eq!(ended.code, Some(0), "{realm}: {}", ended.text());
+    }
+}
+
+#[test]
 fn a_redirect_of_the_realm_does_not_take_the_credentials_along() {
     run(async {
         let (tokens, image, other) = (Tokens::start().await, image(), Upstream::start().await);
@@ -538,5 +691,85 @@ fn a_program_that_says_no_password_is_trouble_and_not_a_refusal() {
                 .to_owned();
             assert!(message.contains("password_command"), "{program}: {message}");
         }
+    });
+}
+
+/// A program that says this password, and its runs are the lines of the file.
+fn counted(runs: &std::path::Path, password: &str) -> String {
+    let runs = runs.display();
+    format!("username: AWS\npassword_command: [/bin/sh, -c, 'echo run >> {runs}; echo {password}']\n")
+}
+
+fn runs(file: &std::path::Path) -> usize {
+    std::fs::read_to_string(file).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn a_program_is_run_again_in_time_for_a_registry_that_hides_the_end_of_a_password() {
+    run(async {
+        let image = image();
+        let registry = Registry::start().await.basic("AWS", "pass-0ne");
+        registry.push("team/app", "v1", &image);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("password");
+        std::fs::write(&file, "pass-0ne\n").unwrap();
+        let keys = format!(
+            "username: AWS\npassword_command: [/bin/cat, '{}']\npassword_command_ttl: 1s\ncache: {{mutable_ttl: 0}}",
+            file.display()
+        );
+        let proxy = Proxy::start(&registry.remote("hub", &keys)).await;
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+        // Such a registry answers what is no challenge.
+        let second = basic("AWS", "pass-tw0");
+        let registry = registry.basic("AWS", "pass-tw0");
+        registry.change(&manifest_at("team/app", "v1"), move |seen, reply| {
+            match seen.header("authorization") {
+                Some(said) if said != second => error(403, "DENIED"),
+                _ => reply,
+            }
+        });
+        std::fs::write(&file, "pass-tw0\n").unwrap();
+        eventually(Duration::from_secs(10), "the new password is used", async || {
+            head_manifest(&proxy, "hub/team/app", "v1").await.status == 200
+        })
+        .await;
+    });
+}
+
+#[test]
+fn a_password_serves_all_repositories_until_its_time_is_over() {
+    run(async {
+        let image = image();
+        let registry = Registry::start().await.basic("AWS", "pass-0ne");
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("runs");
+        let proxy = Proxy::start(&registry.remote("hub", &counted(&file, "pass-0ne"))).await;
+        for repository in ["team/one", "team/two", "team/three"] {
+            registry.push(repository, "v1", &image);
+            get_manifest(&proxy, &format!("hub/{repository}"), "v1").await.ok();
+        }
+        // What is refused all the same has been said a moment ago.
+        let path = manifest_at("team/one", "v2");
+        let challenge = "Basic realm=\"registry\"";
+        registry.instead(&path, error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge));
+        refused(get_manifest(&proxy, "hub/team/one", "v2").await, 403, "DENIED");
+        assert_eq!(runs(&file), 1);
+    });
+}
+
+#[test]
+fn a_program_is_not_run_for_a_service_that_may_not_see_its_password() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await.to("AWS", "pass-0ne"), image());
+        let realm = format!("http://localhost:{}/token", tokens.up.port());
+        let challenge = format!("realm=\"{realm}\",service=\"s\",scope=\"{{scope}}\"");
+        let registry = Registry::start().await.challenging(&tokens, &challenge);
+        registry.push("team/app", "v1", &image);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("runs");
+        let proxy = Proxy::start(&registry.remote("hub", &counted(&file, "pass-0ne"))).await;
+        refused(get_manifest(&proxy, "hub/team/app", "v1").await, 403, "DENIED");
+        assert_eq!(tokens.count(), 1);
+        assert_eq!(runs(&file), 0);
     });
 }

@@ -13,6 +13,8 @@ use super::{Body, Hash, Object};
 
 /// What an entry costs beside its body: head, prepared response, map slots, and for a file its descriptor.
 const OVERHEAD: u64 = 4 << 10;
+/// Each is a mapping too, and a process may have 65,530 of those (`vm.max_map_count`).
+const MOST_FILES: u64 = 16_384;
 /// An open file weighs at least this.
 const FILE_WEIGHT: u64 = 64 << 10;
 
@@ -36,11 +38,14 @@ fn in_a_file(bytes: &[u8]) -> io::Result<(Bytes, File)> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let mut file = File::from(memfd_create("artifact", flags)?);
     file.write_all(bytes)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    // SAFETY: the file has no name, so nobody else can open it; nothing writes to it from here on; and the seals keep
-    // its length, so that every mapped page stays there.
+    fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    // SAFETY: the seals keep its bytes and its length for good. (A write seal allows private mappings only, on kernels
+    // before 6.7.)
     #[allow(unsafe_code)]
-    let mapped = unsafe { memmap2::Mmap::map(&file)? };
+    let mapped = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
     Ok((Bytes::from_owner(mapped), file))
 }
 
@@ -74,7 +79,8 @@ impl Memory {
             .current
             .unwrap_or(65_536);
         let bytes = bytes.max(FILE_WEIGHT);
-        let file_weight = FILE_WEIGHT.max(bytes / (descriptors / 3).max(1));
+        let files = (descriptors / 3).clamp(1, MOST_FILES);
+        let file_weight = FILE_WEIGHT.max(bytes / files);
         let items = usize::try_from(bytes / (16 << 10))
             .unwrap_or(usize::MAX)
             .clamp(64, 1 << 20);

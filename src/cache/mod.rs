@@ -25,7 +25,7 @@ use tokio::sync::watch;
 pub use freshness::{Class, FOR_EVER, Freshness, Left, until as freshness_until};
 pub use reader::{ReadError, Reader};
 pub use store::{Observer, Store, StoreStats, shown};
-pub use writer::{Expected, Finish, NoSpace, Writer};
+pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.
 pub type Millis = u64;

@@ -88,6 +88,27 @@ pub(super) fn file_host(text: &str) -> Result<FileHost, Fault> {
     })
 }
 
+/// As [`file_host`], but by https only where it is not on this machine: no other would ever see the credentials.
+pub(super) fn token_realm(text: &str) -> Result<FileHost, Fault> {
+    let realm = file_host(text)?;
+    let local = Host::parse(&realm.host).is_ok_and(|host| is_loopback(&host));
+    if realm.scheme == "https" || local {
+        return Ok(realm);
+    }
+    let port = realm.port.map(|port| format!(":{port}")).unwrap_or_default();
+    Err(Fault::new("credentials go to a token service over https only")
+        .hint(format!("write https://{}{port}", realm.host)))
+}
+
+/// Whether a host is this machine, by its name.
+pub fn is_loopback<S: AsRef<str>>(host: &Host<S>) -> bool {
+    match host {
+        Host::Domain(name) => name.as_ref().eq_ignore_ascii_case("localhost"),
+        Host::Ipv4(v4) => v4.is_loopback(),
+        Host::Ipv6(v6) => v6.is_loopback(),
+    }
+}
+
 fn host_and_port(text: &str) -> Result<(String, Option<u16>), Fault> {
     const HINT: &str = "write a host name without path, user or wildcard, such as files.example.com";
     if text.contains(|c: char| c.is_whitespace() || c.is_control() || "/\\@?#*%".contains(c)) {
@@ -248,6 +269,24 @@ mod tests {
         assert_eq!(file("https://a:443/"), Some(("https", "a".into(), None)));
         for bad in ["", "ftp://a", "a/b", "https://", "a:", "a:0", "a:x"] {
             assert!(file_host(bad).is_err(), "{bad}");
+        }
+        for good in [
+            "a",
+            "https://10.0.0.1",
+            "http://localhost:1",
+            "http://127.1.2.3",
+            "http://[::1]:80",
+        ] {
+            assert_eq!(token_realm(good), file_host(good), "{good}");
+        }
+        for bad in [
+            "http://a",
+            "http://10.0.0.1:1",
+            "http://[fd00::1]",
+            "http://localhost.a",
+            "a/b",
+        ] {
+            assert!(token_realm(bad).is_err(), "{bad}");
         }
     }
 

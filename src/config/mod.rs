@@ -23,6 +23,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+pub use address::is_loopback;
 pub use environment::Environment;
 pub use model::*;
 pub use pattern::Pattern;

@@ -235,7 +235,7 @@ pub struct Remote {
     /// Lower case, without port.
     pub hosts: Vec<String>,
     pub file_hosts: Vec<FileHost>,
-    /// docker: further hosts whose token service may see the credentials.
+    /// docker: further hosts whose token service may see the credentials; https, or on this machine.
     pub token_realms: Vec<FileHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,

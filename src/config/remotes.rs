@@ -15,7 +15,7 @@ use url::Url;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    Credentials, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls,
+    Credentials, FileHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls,
 };
 use super::pattern::Pattern;
 use super::problem::{Context, Fault, Pos, Report};
@@ -231,17 +231,17 @@ impl Reader {
                 names.push(host.clone());
             }
         }
-        let hosts_of = |key| {
+        let hosts_of = |key, read: fn(&str) -> Result<FileHost, Fault>| {
             let mut distinct = Vec::new();
-            for (_, host) in section.list(key, address::file_host).unwrap_or_default() {
+            for (_, host) in section.list(key, read).unwrap_or_default() {
                 if !distinct.contains(&host) {
                     distinct.push(host);
                 }
             }
             distinct
         };
-        let file_hosts = hosts_of("file_hosts");
-        let token_realms = hosts_of("token_realms");
+        let file_hosts = hosts_of("file_hosts", address::file_host);
+        let token_realms = hosts_of("token_realms", address::token_realm);
         let stale = section.integers("serve_stale_on", 400..=599);
         let stale = stale.map(|statuses| statuses.into_iter().filter_map(|s| u16::try_from(s).ok()).collect());
         let default_stale = if package == Package::Docker {

@@ -89,6 +89,9 @@ impl Fills {
         let mut writer = writer.map_err(|error| error.to_string())?;
         let object = Arc::clone(writer.object());
         copy(arrived, &mut writer, !as_it_came).await?;
+        if !arrived.is_kept() {
+            writer.doom();
+        }
         match writer.finish().await {
             Finish::Admitted(object) => {
                 if let Some(event) = record::stored(&object, class) {

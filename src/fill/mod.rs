@@ -225,8 +225,12 @@ impl Fills {
                 _ => return (outcome, joined.is_some()),
             }
         }
-        let (outcome, joined) = self.join(wanted, method).await;
-        (outcome, joined.is_some())
+        let failure = Failure {
+            status: 503,
+            reason: "others are asking upstream for the same by other names; try again".to_owned(),
+            unreachable: false,
+        };
+        (Outcome::Answer(Arc::new(Answer::failure(&failure))), false)
     }
 
     /// The second value: the name by which it was asked for, if it was joined.

@@ -14,7 +14,7 @@ use http::{HeaderMap, Method, header};
 
 use super::view::is_gzip;
 use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted, record};
-use crate::cache::{Expected, Finish, Head, Key, Object, Reader, Referent, freshness_until, now_ms};
+use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
 use crate::upstream::Failure;
@@ -31,6 +31,7 @@ impl Fills {
         method: &Method,
         previous: Option<Arc<Object>>,
     ) -> Outcome {
+        let began = now_ms();
         let (remote, path, form) = wanted.key.parts();
         // Flights of their own, by other keys: what they bring is nobody's yet.
         let aside = |what: &str| Wanted {
@@ -53,7 +54,9 @@ impl Fills {
                             Some(_) => How::Revalidated(200),
                             None => How::Fetched,
                         };
-                        return self.point(wanted, previous, (referent, &answer.headers), how).await;
+                        return self
+                            .point(wanted, previous, (referent, &answer.headers), how, (false, began))
+                            .await;
                     }
                 }
                 // Not answered to a HEAD, or not in full.
@@ -82,9 +85,11 @@ impl Fills {
                 if !kept.contains_key(header::ETAG) {
                     kept.insert(header::ETAG, headers::value(&format!("\"{digest}\"")));
                 }
+                let is_flushed = !arrived.is_kept();
                 self.keep_content(wanted, reference, &arrived, (&digest, &kept), body)
                     .await;
-                self.point(wanted, previous, (referent, &kept), How::Fetched).await
+                self.point(wanted, previous, (referent, &kept), How::Fetched, (is_flushed, began))
+                    .await
             }
             Err(failure) => Outcome::Answer(Arc::new(Answer::failure(&failure))),
         };
@@ -192,6 +197,9 @@ impl Fills {
             .store
             .create(key, head, freshness, None, Expected::parse(digest), true);
         let Ok(mut writer) = created.await else { return };
+        if !arrived.is_kept() {
+            writer.doom();
+        }
         if writer.write(body.into()).await.is_err() {
             return;
         }
@@ -209,7 +217,15 @@ impl Fills {
         previous: Option<Arc<Object>>,
         (referent, kept): (Referent, &HeaderMap),
         how: How,
+        (is_flushed, began): (bool, Millis),
     ) -> Outcome {
+        // A HEAD and a GET for one name may be under way at once, and the later to end may have begun earlier.
+        if let Some(newer) = self.store.stored(&wanted.key).await
+            && newer.fresh.checked_at() > began
+            && newer.head.stands_for.is_some()
+        {
+            return Outcome::Object(newer, how);
+        }
         let previous = previous.filter(|previous| previous.head.stands_for.as_ref() == Some(&referent));
         if let Some(previous) = previous {
             self.refresh(wanted, &previous, now_ms()).await;
@@ -218,6 +234,9 @@ impl Fills {
         let mut kept = kept.clone();
         kept.remove(header::CONTENT_LENGTH);
         kept.insert(CONTENT_DIGEST, headers::value(&referent.digest));
+        if !kept.contains_key(header::ETAG) {
+            kept.insert(header::ETAG, headers::value(&format!("\"{}\"", referent.digest)));
+        }
         let now = now_ms();
         let class = wanted.policy.class;
         let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));
@@ -246,6 +265,9 @@ impl Fills {
             }
         };
         let pointer = Arc::clone(writer.object());
+        if is_flushed {
+            writer.doom();
+        }
         match writer.finish().await {
             Finish::Admitted(object) => {
                 if let Some(event) = record::stored(&object, class) {

@@ -360,9 +360,13 @@ impl Client {
                         cache_status: Cow::Borrowed("artifactapi; fwd=miss"),
                         fresh_from_upstream: true,
                     };
-                    return self
-                        .answer_head(session, &request, &answer.headers, "no-cache", &origin)
-                        .await;
+                    let mut headers = answer.headers.clone();
+                    for (name, value) in &wanted.says {
+                        if name != header::ETAG || !headers.contains_key(name) {
+                            headers.insert(name.clone(), value.clone());
+                        }
+                    }
+                    return self.answer_head(session, &request, &headers, "no-cache", &origin).await;
                 }
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
@@ -556,7 +560,10 @@ impl Client {
         let dress = Dress {
             policy: request.policy,
             left: request.left(&original, now),
-            age: (!origin.fresh_from_upstream).then(|| now.saturating_sub(original.fresh.checked_at()) / 1000),
+            age: (!origin.fresh_from_upstream).then(|| {
+                let asked_for = request.pointer.as_deref().unwrap_or(&original);
+                now.saturating_sub(asked_for.fresh.checked_at()) / 1000
+            }),
             source: origin.source,
             cache_status: origin.cache_status,
             vary,

@@ -127,6 +127,7 @@ impl Front {
     /// # Errors
     /// The client is gone, or said nothing for too long.
     async fn next(&self, stream: &mut Tcp, received: &mut BytesMut, head: &mut Vec<u8>) -> io::Result<Request> {
+        let mut begun: Option<Instant> = None;
         loop {
             let mut limit = Duration::from_secs(KEEP_ALIVE);
             if !received.is_empty() {
@@ -136,7 +137,7 @@ impl Front {
                         let said = wire::check_head(received);
                         return Ok(said.map_or_else(Request::Refused, |()| Request::Other(None)));
                     }
-                    None => limit = HEAD_LIMIT,
+                    None => limit = HEAD_LIMIT.saturating_sub(begun.get_or_insert_with(Instant::now).elapsed()),
                 }
             }
             received.reserve(READ);
@@ -156,6 +157,7 @@ impl Front {
             Ok(Status::Complete(length)) => length,
             Ok(Status::Partial) => return None,
             Err(_) if received.starts_with(HTTP_2) => return Some(Request::Other(None)),
+            Err(_) if HTTP_2.starts_with(received) => return None,
             Err(error) => return Some(Request::Refused(unreadable(error))),
         };
         if let Err(reason) = wire::check_head(&received[..length]) {
@@ -231,7 +233,7 @@ impl Front {
             httpdate::fmt_http_date(SystemTime::now()),
         );
         write_all(stream, head.as_bytes(), body.as_bytes()).await?;
-        stream.flush().await?;
+        flush(stream).await?;
         let sent = body.len() as u64;
         self.client
             .metrics
@@ -280,7 +282,15 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result
             }
         }
     }
-    stream.flush().await
+    flush(stream).await
+}
+
+/// Sends what is still in the stream's buffer.
+async fn flush(stream: &mut Tcp) -> io::Result<()> {
+    match timeout(WRITE_LIMIT, stream.flush()).await {
+        Ok(flushed) => flushed,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 /// Lets the socket take a body's pages without a copy.
@@ -295,7 +305,7 @@ async fn send_pages(stream: &mut Tcp, mut head: &[u8], body: &[u8], file: &File)
         // The socket is full, or has failed. Writing a little in the usual way waits for it, or says how.
         let little = &left[..left.len().min(PIECE as usize)];
         write_all(stream, head, little).await?;
-        stream.flush().await?;
+        flush(stream).await?;
         (head, at) = (&[], at + little.len());
     }
 }
@@ -386,7 +396,8 @@ impl<'a> Plain<'a> {
                 return None;
             }
         }
-        plain.host?;
+        // Pingora refuses one with a user's name in it.
+        plain.host.filter(|host| !host.contains('@'))?;
         plain.accepts_gzip = codings.is_some_and(|codings| accepted([codings].into_iter(), "gzip"));
         Some(plain)
     }

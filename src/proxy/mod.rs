@@ -33,7 +33,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
-use crate::cache::Object;
+use crate::cache::{Expected, Object, Verifier};
 use crate::config::{Config, Package, Remote};
 use crate::fill::{Fills, Views};
 use crate::headers;
@@ -68,8 +68,47 @@ struct PassBy {
     path: String,
     /// Headers that stand there whatever upstream says.
     says: HeaderMap,
+    /// For a whole body that a digest names.
+    check: Option<Check>,
     /// One of the concurrent upstream places, held to the end.
     _place: OwnedSemaphorePermit,
+}
+
+/// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
+struct Check {
+    expected: Expected,
+    verifier: Verifier,
+    held: Option<Bytes>,
+}
+
+impl Check {
+    fn new(expected: Expected) -> Self {
+        Check {
+            verifier: expected.verifier(),
+            expected,
+            held: None,
+        }
+    }
+
+    /// What may be sent on, having got `piece`; `None`: the body was another.
+    fn take(&mut self, piece: Option<Bytes>, end: bool) -> Option<Option<Bytes>> {
+        let mut free = None;
+        if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
+            self.verifier.update(&piece);
+            free = self.held.replace(piece);
+        }
+        if !end {
+            return Some(free);
+        }
+        let verifier = std::mem::replace(&mut self.verifier, self.expected.verifier());
+        if !verifier.finds_right(&self.expected) {
+            return None;
+        }
+        Some(match (free, self.held.take()) {
+            (Some(free), Some(held)) => Some([free, held].concat().into()),
+            (free, held) => free.or(held),
+        })
+    }
 }
 
 /// What is remembered of one request.
@@ -235,6 +274,10 @@ impl ProxyHttp for Hooks {
         for (name, value) in &kept {
             response.append_header(name.clone(), value.clone())?;
         }
+        // A part, or a coding of it, has no digest that could be compared.
+        if response.status != 200 || kept.contains_key(header::CONTENT_ENCODING) {
+            pass.check = None;
+        }
         for (name, value) in &pass.says {
             let said = name == header::ETAG && kept.contains_key(name);
             if !said && matches!(response.status.as_u16(), 200 | 206) {
@@ -264,10 +307,19 @@ impl ProxyHttp for Hooks {
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        ctx.sent += body.as_ref().map_or(0, |body| body.len() as u64);
-        if let Some(pass) = &ctx.pass {
+        if let Some(pass) = &mut ctx.pass {
             pass.exchange.body_piece(end);
+            if let Some(check) = &mut pass.check {
+                let Some(free) = check.take(body.take(), end) else {
+                    let (remote, expected) = (&pass.exchange.remote.name, &check.expected);
+                    self.metrics.wrong_digest(remote);
+                    tracing::warn!(%remote, path = %pass.path, %expected, "content that passed by has another digest");
+                    return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
+                };
+                *body = free;
+            }
         }
+        ctx.sent += body.as_ref().map_or(0, |body| body.len() as u64);
         Ok(None)
     }
 
@@ -326,9 +378,11 @@ impl ProxyHttp for Hooks {
     }
 
     /// Tells [`Front`] that Pingora may have read the beginning of another request: it does so while it waits for
-    /// upstream.
-    fn persist_connection_context(&self, _: &Session, ctx: &Ctx) -> Option<Box<dyn Any + Send + Sync>> {
-        ctx.pass.is_some().then(|| Box::new(()) as Box<dyn Any + Send + Sync>)
+    /// upstream, and when it reads a body.
+    fn persist_connection_context(&self, session: &Session, ctx: &Ctx) -> Option<Box<dyn Any + Send + Sync>> {
+        let headers = &session.req_header().headers;
+        let has_body = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
+        (has_body || ctx.pass.is_some()).then(|| Box::new(()) as Box<dyn Any + Send + Sync>)
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {

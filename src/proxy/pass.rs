@@ -9,7 +9,7 @@ use pingora_proxy::Session;
 use super::artifact::Request;
 use super::range::{self, Ranges};
 use super::reply::Problem;
-use super::{Client, Ctx, PassBy};
+use super::{Check, Client, Ctx, PassBy};
 use crate::cache::{Key, Object};
 use crate::config::Remote;
 use crate::fill::Wanted;
@@ -141,6 +141,8 @@ impl Client {
             }
         };
         let upstream = Arc::clone(&self.fills.upstream);
+        let is_whole = ask.method == Method::GET && !ask.headers.iter().any(|(name, _)| name == header::RANGE);
+        let check = wanted.expected.clone().filter(|_| is_whole).map(Check::new);
         let exchange = Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
             .with_query(wanted.query.clone())
             .with_scope(wanted.scope.clone());
@@ -150,6 +152,7 @@ impl Client {
             cache_status: cache_status.to_owned(),
             path,
             says: wanted.says.clone(),
+            check,
             _place: place,
         });
         Ok(false)

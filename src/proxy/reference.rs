@@ -76,6 +76,18 @@ impl Client {
                 self.deliver(session, ctx, &content, object, origin).await
             }
             (Outcome::Answer(answer), _) => {
+                let gone = matches!(answer.status, 404 | 410);
+                if gone && !origin.fresh_from_upstream && self.fills.store.expire(request.key.hash).await {
+                    // The name may have moved on, and upstream has let go of what it stood for.
+                    let url = request.format.upstream_url(&request.remote, &request.path);
+                    let (outcome, joined) = self.fills.obtain(request.wanted(url), Method::GET).await;
+                    if let Outcome::Object(moved, how) = outcome
+                        && how == How::Fetched
+                    {
+                        let origin = Origin::of(&moved, &how, true, joined, ctx);
+                        return Box::pin(self.deliver_referent(session, ctx, request, moved, origin)).await;
+                    }
+                }
                 ctx.cache = "miss";
                 let source = ("remote", "artifactapi; fwd=miss");
                 reply::answer(session, request.format, at, &answer, source).await?;

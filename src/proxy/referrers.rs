@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::artifact::{Origin, Request, accept};
 use super::reply::{self, Problem};
-use super::resolve::{self, Resolution, Target};
+use super::resolve::{self, Resolution, Resolved, Target};
 use super::{Client, Ctx};
 use crate::cache::{Key, Object, Reader, now_ms};
 use crate::config::Remote;
@@ -28,8 +28,10 @@ static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 enum Brought {
     Object(Arc<Object>, Origin),
     Answer(Arc<Answer>),
-    /// Neither stored nor to be had.
-    Nothing,
+    /// Not stored, and upstream is not asked.
+    Offline,
+    /// It cannot be stored, so that nobody here can read it.
+    Unstorable,
 }
 
 impl Client {
@@ -53,28 +55,24 @@ impl Client {
             }
         };
         let request = Request::plain(Arc::clone(&resolved), method == Method::HEAD);
-        let at = (resolved.remote.name.as_str(), resolved.path.encoded.as_str());
+        let mut instead = None;
         let wanted = request.wanted(resolved.format.upstream_url(&remote, &resolved.path));
         match self.bring(ctx, wanted).await {
             Brought::Object(object, origin) if is_index(&object) => {
                 return self.deliver(session, ctx, &request, object, origin).await;
             }
             // Anything that is not this list means that there is none.
-            Brought::Object(..) | Brought::Nothing => {}
+            Brought::Object(..) => {}
             Brought::Answer(answer) if has_no_api(&answer) => {}
-            Brought::Answer(answer) => {
-                reply::answer(
-                    session,
-                    resolved.format,
-                    at,
-                    &answer,
-                    ("remote", "artifactapi; fwd=miss"),
-                )
-                .await?;
-                return Ok(true);
-            }
+            // What an unreachable upstream had before may be stored as the fallback.
+            unknown => instead = Some(unknown),
         }
-        let (body, source, status) = match self.fallback(ctx, &remote, &resolved.path.decoded).await {
+        let fallback = self.fallback(ctx, &remote, &resolved.path.decoded).await;
+        let fallback = match (fallback, instead) {
+            (Ok(None) | Err(_), Some(unknown)) => Err(unknown),
+            (fallback, _) => fallback,
+        };
+        let (body, source, status) = match fallback {
             Ok(Some((body, origin))) => (body, origin.source, origin.cache_status.into_owned()),
             Ok(None) => {
                 let empty = json!({"schemaVersion": 2, "mediaType": docker::INDEX, "manifests": []});
@@ -84,17 +82,7 @@ impl Client {
                     "artifactapi; fwd=miss; detail=none".to_owned(),
                 )
             }
-            Err(answer) => {
-                reply::answer(
-                    session,
-                    resolved.format,
-                    at,
-                    &answer,
-                    ("remote", "artifactapi; fwd=miss"),
-                )
-                .await?;
-                return Ok(true);
-            }
+            Err(unknown) => return self.unknown(session, &resolved, unknown).await,
         };
         ctx.source = Some(source);
         let mut headers = vec![
@@ -114,13 +102,35 @@ impl Client {
         Ok(true)
     }
 
+    /// Whether anything refers to it cannot be told: an error, never an empty list.
+    async fn unknown(&self, session: &mut Session, resolved: &Resolved, why: Brought) -> Result<bool> {
+        let at = (resolved.remote.name.as_str(), resolved.path.encoded.as_str());
+        let problem = match why {
+            Brought::Answer(answer) => {
+                let source = ("remote", "artifactapi; fwd=miss");
+                reply::answer(session, resolved.format, at, &answer, source).await?;
+                return Ok(true);
+            }
+            Brought::Offline => {
+                let detail = "this remote is offline and the list is not stored; remove `offline: true` to fetch it";
+                Problem::new(504, detail)
+            }
+            Brought::Object(..) | Brought::Unstorable => {
+                let detail = "upstream's list of referrers cannot be stored, and so not be read; try again";
+                Problem::new(503, detail).header(header::RETRY_AFTER, "5")
+            }
+        };
+        self.refuse(session, Some(resolved.format), problem.at(at.0, at.1))
+            .await
+    }
+
     /// The index that the fallback tag of `path` names. `Ok(None)`: there is none.
     async fn fallback(
         &self,
         ctx: &mut Ctx,
         remote: &Arc<Remote>,
         path: &str,
-    ) -> std::result::Result<Option<(Bytes, Origin)>, Arc<Answer>> {
+    ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
         let format = formats::of(remote.package);
         let tag = docker::referrers_tag(path).and_then(|tag| path::of_decoded(&tag).ok());
         let Some(tag) = tag else { return Ok(None) };
@@ -134,8 +144,7 @@ impl Client {
         let (pointer, origin) = match self.bring(ctx, wanted).await {
             Brought::Object(pointer, origin) => (pointer, origin),
             Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
-            Brought::Answer(answer) => return Err(answer),
-            Brought::Nothing => return Ok(None),
+            unknown => return Err(unknown),
         };
         let content = pointer.head.stands_for.as_ref().and_then(|referent| {
             let content = format.referent(&tag.decoded, &referent.digest)?;
@@ -147,12 +156,13 @@ impl Client {
         let wanted = Wanted::of(remote, format, &content, (key, policy, form));
         let object = match self.bring(ctx, wanted).await {
             Brought::Object(object, _) if is_index(&object) => object,
-            Brought::Answer(answer) if !has_no_api(&answer) => return Err(answer),
-            _ => return Ok(None),
+            Brought::Object(..) => return Ok(None),
+            Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
+            unknown => return Err(unknown),
         };
         match Reader::new(object).collect(MAX_CONTENT).await {
             Ok(body) => Ok(Some((body.into(), origin))),
-            Err(_) => Ok(None),
+            Err(_) => Err(Brought::Unstorable),
         }
     }
 
@@ -169,7 +179,7 @@ impl Client {
             return Brought::Answer(answer);
         }
         if wanted.remote.offline {
-            return Brought::Nothing;
+            return Brought::Offline;
         }
         match self.fills.obtain(wanted, Method::GET).await {
             (Outcome::Object(object, how), joined) => {
@@ -177,7 +187,7 @@ impl Client {
                 Brought::Object(object, origin)
             }
             (Outcome::Answer(answer), _) => Brought::Answer(answer),
-            (Outcome::Direct, _) => Brought::Nothing,
+            (Outcome::Direct, _) => Brought::Unstorable,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::{HeaderName, HeaderValue, Method, header};
-use percent_encoding::percent_decode_str;
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, Module};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
@@ -107,6 +107,13 @@ fn choose(
         decoded: formats::links::decode_once(rest),
         query: path.query.clone(),
     };
+    let mut registries = config
+        .remotes
+        .values()
+        .filter(|remote| remote.package == Package::Docker);
+    let called = namespace.and_then(|namespace| registries.find(|remote| docker::is_called(remote, namespace)));
+    // An organisation of that registry may be called as one of our remotes is.
+    let named = named.filter(|named| called.is_none_or(|called| Arc::ptr_eq(called, named)));
     let registry = named.filter(|remote| remote.package == Package::Docker);
     // `manifests/{tag}` alone has no repository left: the first part was one, then.
     let has_name = rest.split('/').count() > 2;
@@ -115,8 +122,6 @@ fn choose(
     }
     let unknown = |detail: String| Err(Problem::new(404, detail));
     if let Some(namespace) = namespace {
-        let mut remotes = config.remotes.values();
-        let called = remotes.find(|remote| remote.package == Package::Docker && docker::is_called(remote, namespace));
         return match called {
             Some(remote) => Ok((Arc::clone(remote), path.clone())),
             None => unknown(format!(
@@ -215,10 +220,13 @@ impl HttpModule for Voice {
         {
             response.insert_header(NAMESPACE.clone(), namespace)?;
         }
-        if let Some(link) = response.remove_header(&header::LINK)
-            && let Some(link) = link.to_str().ok().and_then(|link| spoken.next_page(link))
-        {
-            response.insert_header(header::LINK, link)?;
+        let links = response.headers.get_all(header::LINK).iter();
+        let next = links
+            .filter_map(|links| links.to_str().ok())
+            .find_map(|links| spoken.next_page(links));
+        response.remove_header(&header::LINK);
+        if let Some(next) = next {
+            response.insert_header(header::LINK, next)?;
         }
         Ok(())
     }
@@ -235,15 +243,19 @@ impl HttpModule for Voice {
 impl Spoken {
     /// distribution-spec, "Content Discovery": the next page is the same list with another query. Its path is the one that
     /// this client asked for, whatever upstream calls it. Some clients look for no more than a path, so it is spelled out.
-    fn next_page(&self, link: &str) -> Option<HeaderValue> {
-        let next = link
-            .split(',')
-            .find(|link| link.to_ascii_lowercase().contains("next"))?;
-        let (_, target) = next.split_once('<')?;
-        let (target, _) = target.split_once('>')?;
+    fn next_page(&self, links: &str) -> Option<HeaderValue> {
+        let target = links.split('<').skip(1).find_map(|link| {
+            let (target, params) = link.split_once('>')?;
+            let is_next = params.split([';', ',']).any(|param| {
+                let (name, value) = param.split_once('=').unwrap_or_default();
+                let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
+                name.trim().eq_ignore_ascii_case("rel") && relations.any(|one| one.eq_ignore_ascii_case("next"))
+            });
+            is_next.then_some(target)
+        })?;
         let (_, query) = target.split_once('?')?;
         let namespace = match &self.namespace {
-            Some(namespace) => format!("&ns={namespace}"),
+            Some(namespace) => format!("&ns={}", utf8_percent_encode(namespace, NON_ALPHANUMERIC)),
             None => String::new(),
         };
         HeaderValue::from_str(&format!("<{}?{query}{namespace}>; rel=\"next\"", self.path)).ok()
@@ -287,11 +299,12 @@ mod tests {
             "</v2/a/tags/list?last=x&n=2>; rel=\"next\"",
             "<https://registry.example/v2/a/tags/list?last=x&n=2>; rel=next",
             "<?last=x&n=2>;rel=\"next\"",
+            "<?last=nextcloud,old>; rel=\"prev\", <?last=x&n=2>; title=a; rel=\"last next\"",
         ] {
             let next = "</v2/r/a/tags/list?last=x&n=2>; rel=\"next\"";
             assert_eq!(page(link, None).as_deref(), Some(next), "{link}");
         }
-        let mirrored = "</v2/r/a/tags/list?n=2&ns=registry.example>; rel=\"next\"";
+        let mirrored = "</v2/r/a/tags/list?n=2&ns=registry%2Eexample>; rel=\"next\"";
         assert_eq!(
             page("<?n=2>; rel=\"next\"", Some("registry.example")).as_deref(),
             Some(mirrored)

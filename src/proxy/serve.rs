@@ -64,7 +64,8 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
 pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
     let length = object.length().filter(|length| *length > 0)?;
     let prepared = prepared(object, dress).ok()?;
-    if dress.presented_as.is_some() {
+    // Links may have to be told otherwise.
+    if dress.presented_as.is_some() || prepared.header.headers.contains_key(header::LINK) {
         return None;
     }
     head.clear();

@@ -264,7 +264,8 @@ impl Exchange {
             Authority::Remote if self.authorization.is_some() || self.remote.credentials.is_none() => return Ok(()),
             Authority::Remote => {
                 self.deadline.clear();
-                self.upstream.passwords.basic(&self.remote, false).await
+                let basic = self.upstream.passwords.basic(&self.remote, false).await;
+                basic.map(|basic| basic.map(|basic| basic.header))
             }
             Authority::Scope(scope) => {
                 let (tokens, challenges) = (&self.upstream.tokens, self.challenges.take());
@@ -472,7 +473,7 @@ impl Exchange {
                     "upstream redirected more than {MAX_REDIRECTS} times"
                 ))));
             }
-            tracing::debug!(remote = %self.remote.name, from = %self.url, to = %target, "following a redirect");
+            tracing::debug!(remote = %self.remote.name, from = %shown(&self.url), to = %shown(&target), "following a redirect");
             self.url = target;
             self.query = None;
             self.addresses.clear();

@@ -20,8 +20,9 @@ use tokio::sync::Mutex;
 use url::{Host, Url};
 
 use super::challenge::Challenge;
+use super::password::Basic;
 use super::{Ask, Exchange, Failure, Upstream, listed, same_origin};
-use crate::config::Remote;
+use crate::config::{Remote, is_loopback};
 
 /// Scopes whose tokens are kept.
 const REMEMBERED: usize = 4096;
@@ -47,12 +48,21 @@ pub struct Grant {
 /// What is known of one scope.
 #[derive(Debug, Default)]
 struct Known {
+    /// What upstream wanted to see, if it could be satisfied last: whoever fails asks upstream anew what that is, since it
+    /// may have changed, or have been somebody else's answer.
     challenge: Option<Challenge>,
     grant: Option<Grant>,
-    /// When the grant is to be renewed; `None`: when it is refused.
-    until: Option<Instant>,
+    /// How long the grant is good; `None`: until it is refused.
+    life: Option<Life>,
     /// The last try, if it failed: for those who waited for it.
     failed: Option<(Instant, Failure)>,
+}
+
+/// The two moments of what is renewed while it is still good.
+#[derive(Debug, Clone, Copy)]
+struct Life {
+    renew: Instant,
+    end: Instant,
 }
 
 /// All tokens.
@@ -108,15 +118,16 @@ impl Tokens {
         };
         let waiting_since = Instant::now();
         let mut known = slot.lock().await;
-        if known.is_valid() {
-            return Ok(known.grant.clone());
+        if let Some(grant) = known.fresh() {
+            return Ok(Some(grant));
         }
-        match known.challenge.clone() {
-            None => Ok(None),
-            Some(challenge) => self
-                .renew(upstream, remote, scope, challenge, &mut known, waiting_since)
-                .await
-                .map(Some),
+        if let Some(challenge) = known.challenge.clone() {
+            let renewed = self.renew(upstream, remote, scope, challenge, false, &mut known);
+            return renewed.await.map(Some);
+        }
+        match (known.usable(), known.failure_since(waiting_since)) {
+            (None, Some(failure)) => Err(failure),
+            (usable, _) => Ok(usable),
         }
     }
 
@@ -144,50 +155,65 @@ impl Tokens {
         let Ok(slot) = self.known.get_or_insert_with(&self.key(remote, scope), fresh);
         let waiting_since = Instant::now();
         let mut known = slot.lock().await;
-        let another = known
-            .grant
-            .as_ref()
-            .is_some_and(|grant| refused.is_none_or(|refused| refused.id != grant.id));
-        if let (true, true, Some(grant)) = (another, known.is_valid(), &known.grant) {
-            return Ok(grant.clone());
+        let newer = |known: &Grant| refused.is_none_or(|refused| refused.id != known.id);
+        if known.grant.as_ref().is_some_and(newer) {
+            if let Some(grant) = known.fresh() {
+                return Ok(grant);
+            }
+        } else {
+            // Whether there will be another or not, this one is good for nobody.
+            known.grant = None;
         }
-        self.renew(upstream, remote, scope, challenge, &mut known, waiting_since)
+        if let Some(failure) = known.failure_since(waiting_since) {
+            return known.usable().ok_or(failure);
+        }
+        let refused = refused.is_some() && known.grant.is_none();
+        self.renew(upstream, remote, scope, challenge, refused, &mut known)
             .await
     }
 
+    /// Another grant than the one that is known, which stays until the other is there, and to its end if none comes.
+    /// `refused`: upstream has refused what the remote's password gave.
     async fn renew(
         &self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: Challenge,
+        refused: bool,
         known: &mut Known,
-        waiting_since: Instant,
     ) -> Result<Grant, Failure> {
-        if let Some((at, failure)) = &known.failed
-            && *at >= waiting_since
-        {
-            return Err(failure.clone());
-        }
-        let again = known.grant.take().is_some();
-        let made = match challenge.scheme.as_str() {
-            "bearer" => self.token(upstream, remote, scope, &challenge).await,
-            _ => match upstream.passwords.basic(remote, again).await {
-                Ok(Some(header)) => Ok((header, None)),
-                Ok(None) => Err(Failure {
-                    status: 403,
-                    reason: "upstream wants credentials: set `username` and `password` on the remote".to_owned(),
-                    unreachable: false,
-                }),
-                Err(failure) => Err(failure),
-            },
+        let making = async {
+            match challenge.scheme.as_str() {
+                "bearer" => self.token(upstream, remote, scope, &challenge).await,
+                _ => match upstream.passwords.basic(remote, refused).await? {
+                    Some(Basic { header, until }) => Ok((header, until.map(|end| Life { renew: end, end }))),
+                    None => Err(Failure {
+                        status: 403,
+                        reason: "upstream wants credentials: set `username` and `password` on the remote".to_owned(),
+                        unreachable: false,
+                    }),
+                },
+            }
         };
-        known.challenge = Some(challenge);
+        let made = match known.left() {
+            // What is still good must not come to its end while another is waited for.
+            Some(left) => match tokio::time::timeout(left / 2, making).await {
+                Ok(made) => made,
+                Err(_) => Err(Failure {
+                    status: 504,
+                    reason: "upstream's token service did not answer in time".to_owned(),
+                    unreachable: true,
+                }),
+            },
+            None => making.await,
+        };
         match made {
-            Ok((header, until)) => {
+            Ok((header, life)) => {
                 let id = self.ids.fetch_add(1, Relaxed);
+                known.challenge = Some(challenge);
                 known.failed = None;
-                known.until = until;
+                known.life = life;
                 known.grant = Some(Grant {
                     header: header.clone(),
                     fresh: false,
@@ -200,8 +226,17 @@ impl Tokens {
                 })
             }
             Err(failure) => {
+                known.challenge = None;
                 known.failed = Some((Instant::now(), failure.clone()));
-                Err(failure)
+                let usable = known.usable();
+                if usable.is_some() {
+                    tracing::warn!(
+                        remote = %remote.name,
+                        why = %failure.reason,
+                        "a token could not be renewed: the last one is used to its end"
+                    );
+                }
+                usable.ok_or(failure)
             }
         }
     }
@@ -213,7 +248,7 @@ impl Tokens {
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
-    ) -> Result<(HeaderValue, Option<Instant>), Failure> {
+    ) -> Result<(HeaderValue, Option<Life>), Failure> {
         let unusable = |reason: &str| Failure {
             status: 502,
             reason: format!("upstream wants a token, and {reason}"),
@@ -237,12 +272,13 @@ impl Tokens {
         if !trusted && remote.credentials.is_some() {
             self.say_distrusted(remote, &url);
         }
+        let header = |basic: Option<Basic>| basic.map(|basic| basic.header);
+        let mut credentials = match trusted {
+            true => header(upstream.passwords.basic(remote, false).await?),
+            false => None,
+        };
         let mut refused = false;
         loop {
-            let credentials = match trusted {
-                true => upstream.passwords.basic(remote, refused).await?,
-                false => None,
-            };
             // A token is small: its first byte and its last come together.
             let limit = remote.timeouts.connect + remote.timeouts.first_byte;
             let asked = self.ask(upstream, remote, &url, credentials.clone());
@@ -252,13 +288,20 @@ impl Tokens {
             };
             let host = url.host_str().unwrap_or_default();
             match status {
-                200 => return read(&body).ok_or_else(|| unusable(&format!("{host} answered without one"))),
+                200 => {
+                    let (header, life) =
+                        read(&body).ok_or_else(|| unusable(&format!("{host} answered without one")))?;
+                    return Ok((header, Some(life)));
+                }
                 401 | 403 => {
-                    // A program may have another password by now.
-                    let renewed = upstream.passwords.basic(remote, true).await?;
-                    if trusted && !refused && renewed != credentials {
+                    if trusted && !refused {
                         refused = true;
-                        continue;
+                        // A program may have another password by now.
+                        let renewed = header(upstream.passwords.basic(remote, true).await?);
+                        if renewed != credentials {
+                            credentials = renewed;
+                            continue;
+                        }
                     }
                     return Err(Failure {
                         status: 403,
@@ -368,8 +411,27 @@ fn upstreams(mut error: Box<Error>) -> Box<Error> {
 }
 
 impl Known {
-    fn is_valid(&self) -> bool {
-        self.grant.is_some() && self.until.is_none_or(|until| Instant::now() < until)
+    /// The grant, unless it is time to renew it.
+    fn fresh(&self) -> Option<Grant> {
+        let fresh = self.life.is_none_or(|life| Instant::now() < life.renew);
+        self.grant.clone().filter(|_| fresh)
+    }
+
+    /// The grant, unless it has come to its end.
+    fn usable(&self) -> Option<Grant> {
+        let usable = self.life.is_none_or(|life| Instant::now() < life.end);
+        self.grant.clone().filter(|_| usable)
+    }
+
+    /// How long the grant is still good, if it is.
+    fn left(&self) -> Option<Duration> {
+        let life = self.grant.as_ref().and(self.life)?;
+        life.end.checked_duration_since(Instant::now())
+    }
+
+    fn failure_since(&self, moment: Instant) -> Option<Failure> {
+        let (at, failure) = self.failed.as_ref()?;
+        (*at >= moment).then(|| failure.clone())
     }
 }
 
@@ -381,17 +443,8 @@ fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
     if same_origin(base, realm) {
         return true;
     }
-    let safe = realm.scheme() == "https" || is_loopback(realm);
+    let safe = realm.scheme() == "https" || realm.host().is_some_and(|host| is_loopback(&host));
     safe && (same_domain(base, realm) || listed(&remote.token_realms, realm))
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-        Some(Host::Ipv4(v4)) => v4.is_loopback(),
-        Some(Host::Ipv6(v6)) => v6.is_loopback(),
-        None => false,
-    }
 }
 
 fn same_domain(a: &Url, b: &Url) -> bool {
@@ -408,8 +461,8 @@ fn same_domain(a: &Url, b: &Url) -> bool {
     }
 }
 
-/// Token and moment of renewal from a service's answer.
-fn read(body: &[u8]) -> Option<(HeaderValue, Option<Instant>)> {
+/// The token of a service's answer, and how long it is good.
+fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
     #[derive(Deserialize)]
     struct Answer {
         token: Option<String>,
@@ -428,8 +481,9 @@ fn read(body: &[u8]) -> Option<(HeaderValue, Option<Instant>)> {
     let issued = answer.issued_at.as_deref().and_then(rfc3339);
     let age = issued.and_then(|issued| SystemTime::now().duration_since(issued).ok());
     let left = lifetime - age.filter(|age| *age < lifetime).unwrap_or_default();
-    let until = Instant::now().checked_add(left - MARGIN.min(left / 6))?;
-    Some((header, Some(until)))
+    let end = Instant::now().checked_add(left)?;
+    let renew = end - MARGIN.min(left / 6);
+    Some((header, Life { renew, end }))
 }
 
 /// A time as in RFC 3339 section 5.6.
@@ -529,8 +583,9 @@ mod tests {
     #[test]
     fn answers_of_token_services() {
         let until = |body: &str| {
-            let (header, until) = read(body.as_bytes())?;
-            let left = until?.saturating_duration_since(Instant::now()).as_secs();
+            let (header, life) = read(body.as_bytes())?;
+            assert!(life.renew < life.end, "{body}");
+            let left = life.renew.saturating_duration_since(Instant::now()).as_secs();
             Some((header.to_str().unwrap().to_owned(), left))
         };
         let near = |body: &str, token: &str, seconds: u64| {
