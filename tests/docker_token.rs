@@ -286,7 +286,7 @@ fn those_who_waited_for_a_token_in_vain_do_not_ask_again() {
         tokens.up.reply("/token", trouble);
         let before = registry.up.total();
         let mut pulls = JoinSet::new();
-        for blob in image.blobs[1..].to_vec() {
+        for blob in image.blobs[1..].iter().cloned() {
             let proxy = proxy.clone();
             pulls.spawn(async move { get_blob(&proxy, "hub/team/app", &blob.digest).await.status });
         }
