@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -18,13 +19,13 @@ const MOST_FILES: u64 = 16_384;
 /// An open file weighs at least this.
 const FILE_WEIGHT: u64 = 64 << 10;
 
-/// From this length on a copy less is worth a descriptor.
-const WORTH_A_FILE: usize = 32 << 10;
+/// Of these lengths a copy less is worth a descriptor; longer bodies are sent faster by copying (docs/performance.md).
+const WORTH_A_FILE: RangeInclusive<usize> = 32 << 10..=256 << 10;
 
-/// `bytes` as they are best held: longer ones in a file in memory, whose pages `sendfile` hands to a socket without
+/// `bytes` as they are best held: those of middle length in a file in memory, whose pages `sendfile` hands to a socket without
 /// copying them. Mapped, they are ordinary bytes for everybody else.
 pub fn body(bytes: Vec<u8>) -> Body {
-    if bytes.len() >= WORTH_A_FILE {
+    if WORTH_A_FILE.contains(&bytes.len()) {
         match in_a_file(&bytes) {
             Ok((mapped, file)) => return Body::Memory(mapped, Some(file)),
             // Without descriptors to spare it is one copy more.
@@ -112,13 +113,13 @@ mod tests {
 
     #[test]
     fn bodies_are_held_whole_whatever_their_length() {
-        for length in [1, WORTH_A_FILE - 1, WORTH_A_FILE, WORTH_A_FILE + 1, 1 << 20] {
+        for length in [1, 32_767, 32_768, 100_000, 256 << 10, (256 << 10) + 1, 1 << 20] {
             let bytes: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
             let Body::Memory(held, file) = body(bytes.clone()) else {
                 panic!("{length} bytes are not in memory");
             };
             assert!(held == bytes, "{length} bytes changed");
-            assert_eq!(file.is_some(), length >= WORTH_A_FILE, "{length} bytes");
+            assert_eq!(file.is_some(), WORTH_A_FILE.contains(&length), "{length} bytes");
         }
     }
 }

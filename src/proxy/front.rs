@@ -19,7 +19,7 @@ use httparse::Status;
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::stream::Stream as Tcp;
-use pingora_core::protocols::{GetSocketDigest, Stream};
+use pingora_core::protocols::{GetSocketDigest, SocketDigest, Stream};
 use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
@@ -29,6 +29,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::artifact::accepted;
 use super::public::{self, Arrival};
 use super::resolve::{Hot, Resolved};
+use super::threads::Threads;
 use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, registry, serve, wire};
 use crate::cache::{Body, Object, Reader};
 
@@ -49,6 +50,7 @@ const HEAD_LIMIT: Duration = Duration::from_secs(60);
 pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
+    threads: Threads,
 }
 
 impl Front {
@@ -56,6 +58,7 @@ impl Front {
         Front {
             client,
             proxy: Arc::new(proxy),
+            threads: Threads::default(),
         }
     }
 }
@@ -66,7 +69,32 @@ impl ServerApp for Front {
         if !stream.as_any().is::<Tcp>() {
             return self.proxy.process_new(stream, shutdown).await;
         }
-        let mut stream = stream.into_any().downcast::<Tcp>().ok()?;
+        let stream = *stream.into_any().downcast::<Tcp>().ok()?;
+        match self.threads.place() {
+            (place, None) => {
+                let _place = place;
+                self.connection(stream, shutdown).await
+            }
+            (place, Some(elsewhere)) => {
+                let (front, shutdown) = (Arc::clone(self), shutdown.clone());
+                elsewhere.spawn(async move {
+                    let _place = place;
+                    front.connection(stream, &shutdown).await
+                });
+                None
+            }
+        }
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
+impl Front {
+    /// Serves a connection to its end.
+    async fn connection(&self, stream: Tcp, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let mut stream = here(stream).ok()?;
         let mut received = BytesMut::with_capacity(READ);
         let mut head = Vec::with_capacity(512);
         let mut is_new = true;
@@ -97,9 +125,26 @@ impl ServerApp for Front {
             stream = self.through_pingora(stream, alone, shutdown).await?;
         }
     }
+}
 
-    async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
+/// The connection, its readiness told by this thread's event loop. Pingora accepts on one thread and serves on any, and
+/// every event would have to come by way of the first.
+fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
+    let socket = socket_of(&stream).try_clone_to_owned()?;
+    drop(stream);
+    let descriptor = socket.as_raw_fd();
+    let stream = tokio::net::TcpStream::from_std(std::net::TcpStream::from(socket))?;
+    let mut stream = Tcp::from(stream);
+    stream.set_socket_digest(SocketDigest::from_raw_fd(descriptor));
+    Ok(Box::new(stream))
+}
+
+/// The socket below a stream, for what the stream itself cannot do.
+fn socket_of(stream: &Tcp) -> BorrowedFd<'_> {
+    // SAFETY: the stream owns the descriptor and is borrowed for as long as it is used.
+    #[allow(unsafe_code)]
+    unsafe {
+        BorrowedFd::borrow_raw(stream.as_raw_fd())
     }
 }
 
@@ -313,10 +358,8 @@ async fn send_pages(stream: &mut Tcp, mut head: &[u8], body: &[u8], file: &File)
 /// Sends as much as the socket takes at once, and says how much was taken by moving `head` and `at` on. An error shows
 /// again when it is written to in the usual way.
 fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, length: usize) {
-    // SAFETY: the stream owns the descriptor and outlives its use here. It holds back nothing that was written before:
-    // there was a flush.
-    #[allow(unsafe_code)]
-    let socket = unsafe { BorrowedFd::borrow_raw(stream.as_raw_fd()) };
+    // The stream holds back nothing that was written before: there was a flush.
+    let socket = socket_of(stream);
     if !head.is_empty() {
         let sent = rustix::net::send(socket, head, SendFlags::MORE | SendFlags::NOSIGNAL).unwrap_or(0);
         *head = &head[sent..];

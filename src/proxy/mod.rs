@@ -15,6 +15,7 @@ pub mod reply;
 mod resolve;
 pub(crate) mod route;
 mod serve;
+mod threads;
 mod wire;
 
 use std::any::Any;
