@@ -3,6 +3,7 @@
 //! The folder list is the architecture; `docs/architecture.md` tells it on one page.
 
 pub mod api;
+pub mod breaker;
 pub mod cache;
 pub mod catalog;
 pub mod config;

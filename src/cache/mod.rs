@@ -68,6 +68,13 @@ impl Key {
         }
     }
 
+    /// Whether it is part of what other nodes share: not of a view, which each node writes for itself, and not of what
+    /// only waits to be verified (its form begins with `~`).
+    pub fn is_shared(&self) -> bool {
+        let (remote, _, form) = self.parts();
+        !remote.is_empty() && !form.starts_with('~')
+    }
+
     /// Remote, path with query, form.
     pub fn parts(&self) -> (&str, &str, &str) {
         let mut parts = self.text.splitn(3, '\0');

@@ -21,7 +21,7 @@ impl Fills {
     pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted) -> Outcome {
         let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
-            key: Key::new(remote, path, None, "coded"),
+            key: Key::new(remote, path, None, "~coded"),
             replaces: Some(wanted.key.clone()),
             expected: None,
             says: HeaderMap::new(),

@@ -35,7 +35,7 @@ impl Fills {
         let (remote, path, form) = wanted.key.parts();
         // Flights of their own, by other keys: what they bring is nobody's yet.
         let aside = |what: &str| Wanted {
-            key: Key::new(remote, path, None, &format!("{what} {form}")),
+            key: Key::new(remote, path, None, &format!("~{what} {form}")),
             replaces: Some(wanted.key.clone()),
             reference: None,
             ..wanted.clone()

@@ -122,7 +122,7 @@ impl Fills {
     ) {
         let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
-            key: Key::new(remote, path, None, "arriving"),
+            key: Key::new(remote, path, None, "~arriving"),
             replaces: Some(wanted.key.clone()),
             set: None,
             ..wanted.clone()

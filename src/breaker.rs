@@ -1,0 +1,199 @@
+//! A circuit breaker for what stands behind the proxy (S3, Redis, PostgreSQL): once it failed nobody asks it any more, so
+//! that nobody waits for it, until a probe finds that it answers again.
+//!
+//! One failure opens it. What may take long and fail for reasons of its own (an upload) reports only failures to reach the
+//! service.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+/// Between two probes of what does not answer.
+const PROBE_PAUSE: Duration = Duration::from_millis(500);
+/// A probe may take longer than a request waits; what is this slow is as good as away.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a call brought nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Away {
+    /// It was not asked, because it did not answer before.
+    #[error("{0} does not answer and is not asked until it does")]
+    Open(&'static str),
+    #[error("{0} did not answer within {1:?}")]
+    TimedOut(&'static str, Duration),
+    #[error("{0}: {1}")]
+    Failed(&'static str, String),
+}
+
+/// How a dependency fares, for `/health` and `/metrics`.
+#[derive(Debug, Clone)]
+pub struct Standing {
+    pub name: &'static str,
+    pub healthy: bool,
+    /// Why it is not, and since when.
+    pub error: Option<(String, Duration)>,
+    pub calls: u64,
+    pub failures: u64,
+    /// Calls that were not made because it was known to be away.
+    pub skipped: u64,
+    /// Time spent in calls that were answered.
+    pub answered: Duration,
+}
+
+/// One dependency's breaker.
+#[derive(Debug)]
+pub struct Breaker {
+    name: &'static str,
+    open: AtomicBool,
+    trouble: Mutex<Option<(String, Instant)>>,
+    opened: Notify,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    skipped: AtomicU64,
+    answered_micros: AtomicU64,
+}
+
+impl Breaker {
+    /// A closed breaker; `name` is that of the dependency in `/health` and `/metrics`.
+    pub fn new(name: &'static str) -> Arc<Breaker> {
+        Arc::new(Breaker {
+            name,
+            open: AtomicBool::new(false),
+            trouble: Mutex::new(None),
+            opened: Notify::new(),
+            calls: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            skipped: AtomicU64::new(0),
+            answered_micros: AtomicU64::new(0),
+        })
+    }
+
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Whether it may be asked.
+    pub fn is_closed(&self) -> bool {
+        !self.open.load(Relaxed)
+    }
+
+    /// Makes `call` unless the breaker is open, and opens it when that fails or takes longer than `limit`.
+    ///
+    /// # Errors
+    /// The dependency is away. An answer that merely is not the wished one is for `T` to tell.
+    pub async fn call<T, E: Display>(
+        &self,
+        limit: Duration,
+        call: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, Away> {
+        if !self.is_closed() {
+            self.skipped.fetch_add(1, Relaxed);
+            return Err(Away::Open(self.name));
+        }
+        self.calls.fetch_add(1, Relaxed);
+        let began = Instant::now();
+        let away = match tokio::time::timeout(limit, call).await {
+            Ok(Ok(value)) => {
+                let taken = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.answered_micros.fetch_add(taken, Relaxed);
+                return Ok(value);
+            }
+            Ok(Err(error)) => Away::Failed(self.name, error.to_string()),
+            Err(_) => Away::TimedOut(self.name, limit),
+        };
+        self.fail(away.to_string());
+        Err(away)
+    }
+
+    /// Opens it: the dependency was found to be away by other means than a [`Breaker::call`].
+    pub fn fail(&self, why: String) {
+        self.failures.fetch_add(1, Relaxed);
+        let mut trouble = self.trouble.lock();
+        if !self.open.swap(true, Relaxed) {
+            tracing::warn!(dependency = self.name, %why, "a dependency is away; downloads go on without it");
+            *trouble = Some((why, Instant::now()));
+            self.opened.notify_one();
+        }
+    }
+
+    /// Closes it: the dependency was found to answer.
+    pub fn close(&self) {
+        let mut trouble = self.trouble.lock();
+        if self.open.swap(false, Relaxed) {
+            tracing::info!(dependency = self.name, "a dependency answers again");
+            *trouble = None;
+        }
+    }
+
+    /// Closes the breaker whenever it is open and `probe` succeeds. Runs for ever, in a task of its own, once.
+    pub async fn keep_probing<F, E>(&self, mut probe: impl FnMut() -> F)
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        loop {
+            while self.is_closed() {
+                self.opened.notified().await;
+            }
+            tokio::time::sleep(PROBE_PAUSE).await;
+            if let Ok(Ok(())) = tokio::time::timeout(PROBE_LIMIT, probe()).await {
+                self.close();
+            }
+        }
+    }
+
+    pub fn standing(&self) -> Standing {
+        let trouble = self.trouble.lock().clone();
+        Standing {
+            name: self.name,
+            healthy: self.is_closed(),
+            error: trouble.map(|(why, since)| (why, since.elapsed())),
+            calls: self.calls.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+            skipped: self.skipped.load(Relaxed),
+            answered: Duration::from_micros(self.answered_micros.load(Relaxed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn opens_at_the_first_failure_and_closes_when_a_probe_succeeds() {
+        let breaker = Breaker::new("thing");
+        let limit = Duration::from_millis(50);
+        assert_eq!(breaker.call(limit, async { Ok::<_, String>(7) }).await, Ok(7));
+        let hung = breaker.call(limit, std::future::pending::<Result<u8, String>>()).await;
+        assert_eq!(hung, Err(Away::TimedOut("thing", limit)));
+        let asked = breaker.call(limit, async { Ok::<_, String>(7) }).await;
+        assert_eq!(asked, Err(Away::Open("thing")));
+        let standing = breaker.standing();
+        assert!(!standing.healthy && standing.error.is_some());
+        assert_eq!((standing.calls, standing.failures, standing.skipped), (2, 1, 1));
+
+        let mut probes = 0;
+        let probing = breaker.keep_probing(|| {
+            probes += 1;
+            let answers = probes == 3;
+            async move { if answers { Ok(()) } else { Err("not yet") } }
+        });
+        let closed = async {
+            while !breaker.is_closed() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            () = probing => unreachable!("it runs for ever"),
+            () = closed => {}
+        }
+        assert_eq!(probes, 3);
+        assert!(breaker.standing().error.is_none());
+        assert_eq!(breaker.call(limit, async { Ok::<_, String>(7) }).await, Ok(7));
+    }
+}
