@@ -16,7 +16,7 @@ use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
 use super::{Client, Ctx, public};
-use crate::cache::{Key, Left, Object, now_ms};
+use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
@@ -128,6 +128,7 @@ impl Origin {
                 format!("artifactapi; fwd={forwarded}; fwd-status=200{stored}{collapsed}").into(),
             ),
             How::Found => ("hit", "cache", Cow::Borrowed("artifactapi; hit")),
+            How::Restored => ("hit", "cache", Cow::Borrowed("artifactapi; hit; detail=shared")),
             How::Revalidated(status) => (
                 "revalidated",
                 "cache",
@@ -282,12 +283,19 @@ impl Client {
         let left = |object: &Object| request.left(object, now_ms());
         if let Some(object) = &found {
             if !object.is_complete() {
-                let origin = Origin {
-                    source: "remote",
-                    cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
-                    fresh_from_upstream: true,
+                let origin = match object.origin() {
+                    CameFrom::Bucket => Origin {
+                        source: "cache",
+                        cache_status: Cow::Borrowed("artifactapi; hit; detail=shared"),
+                        fresh_from_upstream: false,
+                    },
+                    CameFrom::Upstream | CameFrom::Node => Origin {
+                        source: "remote",
+                        cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
+                        fresh_from_upstream: true,
+                    },
                 };
-                ctx.cache = "collapsed";
+                ctx.cache = if origin.fresh_from_upstream { "collapsed" } else { "hit" };
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
             forced = request.remote.client_revalidation
@@ -349,7 +357,7 @@ impl Client {
         if request.head && request.view.is_none() && (!expired || wanted.reference.is_some()) {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
-                Outcome::Object(object, how) if object.head.stands_for.is_some() => {
+                Outcome::Object(object, how) => {
                     let origin = Origin::of(&object, &how, expired, joined, ctx);
                     return self.deliver(session, ctx, &request, object, origin).await;
                 }
