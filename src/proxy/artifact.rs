@@ -352,6 +352,16 @@ impl Client {
             wanted.force = standing.expected.is_none();
             wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.hash);
         }
+        if !request.head
+            && !expired
+            && request.view.is_none()
+            && session.req_header().headers.contains_key(header::RANGE)
+            && let Some(object) = self.fills.elsewhere(&wanted).await
+            && self.is_part(session, &object)
+        {
+            let origin = Origin::of(&object, &How::Restored, expired, false, ctx);
+            return self.deliver(session, ctx, &request, object, origin).await;
+        }
         // A HEAD on what is not stored goes up as one, on a tag always: where it leads is all that is wanted. On a rewritten
         // document its length is only ours to know.
         if request.head && request.view.is_none() && (!expired || wanted.reference.is_some()) {
