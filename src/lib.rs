@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod breaker;
+pub mod bucket;
 pub mod cache;
 pub mod catalog;
 pub mod config;

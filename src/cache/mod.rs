@@ -22,9 +22,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub use evict::parse_hash;
 pub use freshness::{Class, FOR_EVER, Freshness, Left, until as freshness_until};
 pub use reader::{ReadError, Reader};
-pub use store::{Observer, Store, StoreStats, shown};
+pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.

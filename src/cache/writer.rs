@@ -152,6 +152,8 @@ pub struct Writer {
     offset: u64,
     written: u64,
     reserved: u64,
+    /// The bucket has it already.
+    backed_up: bool,
     done: bool,
 }
 
@@ -177,8 +179,15 @@ impl Writer {
             offset,
             written: 0,
             reserved,
+            backed_up: false,
             done: false,
         }
+    }
+
+    /// What is written is in the bucket already.
+    pub(super) fn of_backed_up(mut self) -> Self {
+        self.backed_up = true;
+        self
     }
 
     /// The object that grows.
@@ -347,7 +356,10 @@ impl Writer {
             return None;
         }
         let mut file = self.file.take()?;
-        match self.store.admit(&self.object, &mut file, finished, self.offset).await {
+        let admitted = self
+            .store
+            .admit(&self.object, &mut file, finished, self.offset, self.backed_up);
+        match admitted.await {
             Ok(true) => Some(Finish::Admitted(Arc::clone(&self.object))),
             Ok(false) => None,
             Err(why) => {
