@@ -10,6 +10,7 @@ pub mod catalog;
 pub mod config;
 pub mod deadline;
 pub mod fill;
+pub mod fleet;
 pub mod formats;
 pub mod headers;
 pub mod life;

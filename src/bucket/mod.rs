@@ -75,18 +75,26 @@ pub struct Copy {
     object: String,
 }
 
+impl Copy {
+    /// As [`crate::cache::Object::identity`].
+    pub fn identity(&self) -> u64 {
+        crate::cache::identity(&self.finished, self.head.stands_for.as_ref())
+    }
+}
+
 /// The bytes of a body as they come. An error is final.
 pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
 /// What the fleet knows, so that a node that was paused overwrites nothing.
 #[async_trait]
 pub trait Fence: Send + Sync {
-    /// Whether the fleet knows another body than `id` as the current one of `key`: then it is not uploaded (any more).
-    async fn is_outdated(&self, key: &Key, id: u64) -> bool;
+    /// Whether the fleet knows other content than that of `identity` ([`crate::cache::identity`]) as the current one of
+    /// `key`: then it is not uploaded (any more).
+    async fn is_outdated(&self, key: &Key, identity: u64) -> bool;
     /// An upload turned out to be outdated when it had ended: whoever has the current body must upload it again.
     async fn overwrote(&self, key: &Key);
     /// The object is in the bucket.
-    async fn uploaded(&self, key: &Key, id: u64);
+    async fn uploaded(&self, key: &Key, identity: u64);
 }
 
 /// For a node that shares its bucket with nobody.

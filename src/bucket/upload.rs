@@ -192,13 +192,13 @@ impl Bucket {
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
             blocking(move || Ok(store.mark_backed_up(&hash, id))).await?;
-            let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.id)).await;
+            let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())
     }
 
     async fn is_outdated(&self, stored: &Stored, fence: &dyn Fence) -> bool {
-        let asked = tokio::time::timeout(FENCE, fence.is_outdated(&stored.key, stored.id));
+        let asked = tokio::time::timeout(FENCE, fence.is_outdated(&stored.key, stored.identity()));
         asked.await.unwrap_or(false)
     }
 

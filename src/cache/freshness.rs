@@ -15,12 +15,23 @@ pub enum Class {
 /// `fresh_until` of what never expires.
 pub const FOR_EVER: Millis = u64::MAX;
 
+/// What is mutable and was verified before this may have changed without this node being told.
+static DISTRUSTED_BEFORE: AtomicU64 = AtomicU64::new(0);
+
+/// News of the other nodes were missed: nothing mutable that was verified before `at` is fresh any more, until it is
+/// verified again.
+pub fn distrust(at: Millis) {
+    DISTRUSTED_BEFORE.fetch_max(at, Relaxed);
+}
+
 /// When an object was last known to be upstream's current one, and until when that is trusted.
 #[derive(Debug)]
 pub struct Freshness {
     checked_at: AtomicU64,
     fresh_until: AtomicU64,
     class: AtomicU8,
+    /// When upstream or the other nodes last agreed with it.
+    verified_at: AtomicU64,
 }
 
 /// What is left of an object's freshness.
@@ -53,6 +64,7 @@ impl Freshness {
             checked_at: AtomicU64::new(checked_at),
             fresh_until: AtomicU64::new(fresh_until),
             class: AtomicU8::new(code(class)),
+            verified_at: AtomicU64::new(checked_at),
         }
     }
 
@@ -64,7 +76,9 @@ impl Freshness {
         } else {
             until(class, self.checked_at.load(Relaxed), ttl)
         };
-        if fresh_until == FOR_EVER {
+        if class == Class::Mutable && self.verified_at.load(Relaxed) < DISTRUSTED_BEFORE.load(Relaxed) {
+            Left::Expired(Duration::from_millis(now.saturating_sub(fresh_until)))
+        } else if fresh_until == FOR_EVER {
             Left::ForEver
         } else if fresh_until > now {
             Left::For(Duration::from_millis(fresh_until - now))
@@ -77,6 +91,12 @@ impl Freshness {
         self.checked_at.store(checked_at, Relaxed);
         self.fresh_until.store(fresh_until, Relaxed);
         self.class.store(code(class), Relaxed);
+        self.verify(super::now_ms());
+    }
+
+    /// Upstream or the other nodes agreed with it at `at`.
+    pub fn verify(&self, at: Millis) {
+        self.verified_at.fetch_max(at, Relaxed);
     }
 
     /// Makes it expired now, whatever it was: the body stays for revalidation.

@@ -61,7 +61,7 @@ impl Weighter<Hash, Arc<Object>> for ByBytes {
         match &object.body {
             Body::Memory(bytes, None) => bytes.len() as u64 + OVERHEAD,
             Body::Memory(bytes, Some(_)) => self.file_weight.max(bytes.len() as u64 + OVERHEAD),
-            Body::File { .. } => self.file_weight,
+            Body::File { .. } | Body::Elsewhere(_) => self.file_weight,
         }
     }
 }
@@ -98,6 +98,10 @@ impl Memory {
     }
     pub fn remove(&self, hash: &Hash) {
         self.cache.remove(hash);
+    }
+    /// Drops what is not to be kept.
+    pub fn retain(&self, keep: impl Fn(&Object) -> bool) {
+        self.cache.retain(|_, object| keep(object));
     }
     pub fn weight(&self) -> u64 {
         self.cache.weight()

@@ -12,20 +12,26 @@ mod overflow;
 mod reader;
 pub mod storage;
 mod store;
+mod sweep;
 mod usage;
 mod writer;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::stream::BoxStream;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 pub use evict::parse_hash;
-pub use freshness::{Class, FOR_EVER, Freshness, Left, until as freshness_until};
+pub use freshness::{Class, FOR_EVER, Freshness, Left, distrust, until as freshness_until};
 pub use reader::{ReadError, Reader};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
+pub use sweep::Sweep;
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.
@@ -189,6 +195,17 @@ pub struct Finished {
     pub sha256: [u8; 32],
 }
 
+/// Names content by its digest: see [`Object::identity`].
+pub fn identity(finished: &Finished, stands_for: Option<&Referent>) -> u64 {
+    let digest: [u8; 32] = match stands_for {
+        Some(referent) => Sha256::digest(referent.digest.as_bytes()).into(),
+        None => finished.sha256,
+    };
+    let mut word = [0; 8];
+    word.copy_from_slice(&digest[..8]);
+    u64::from_be_bytes(word)
+}
+
 /// How far a growing object has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -213,6 +230,29 @@ pub enum Body {
     Memory(bytes::Bytes, Option<std::fs::File>),
     /// The body starts at `offset` of the file.
     File { file: std::fs::File, offset: u64 },
+    /// On no tier of this node: it is read where it is, and only what is asked for.
+    Elsewhere(Arc<dyn Elsewhere>),
+}
+
+/// A complete body that another keeps.
+#[async_trait]
+pub trait Elsewhere: std::fmt::Debug + Send + Sync {
+    /// The bytes `start..end`.
+    ///
+    /// # Errors
+    /// Whoever keeps it is away, or has another body by now.
+    async fn read(&self, start: u64, end: u64) -> std::io::Result<BoxStream<'static, std::io::Result<Bytes>>>;
+}
+
+/// Where the bytes of an object came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// From the remote, or made here of what did.
+    Upstream,
+    /// From another node while it fetched it: it is that node's to put into the bucket.
+    Node,
+    /// From the bucket.
+    Bucket,
 }
 
 /// What every response with an object's body begins with.
@@ -233,6 +273,7 @@ pub struct Object {
     /// Shared by all copies of the same body.
     pub fresh: Arc<Freshness>,
     pub body: Body,
+    pub origin: Origin,
     /// What could not be written to disk, from some offset on.
     overflow: OnceLock<overflow::Overflow>,
     finished: OnceLock<Finished>,
@@ -302,6 +343,37 @@ impl Object {
     /// Whether it will be stored, as far as can be told now.
     pub fn is_kept(&self) -> bool {
         !self.doomed.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    /// Names the content for all nodes: equal bytes (of a name: what it stands for) have the same, wherever they were
+    /// fetched. `None` while it grows.
+    pub fn identity(&self) -> Option<u64> {
+        let finished = self.finished()?;
+        Some(identity(&finished, self.head.stands_for.as_ref()))
+    }
+
+    /// A complete object whose body stays where it is.
+    pub fn elsewhere(
+        key: Key,
+        head: Head,
+        finished: Finished,
+        (class, checked_at, fresh_until): (Class, Millis, Millis),
+        body: Arc<dyn Elsewhere>,
+    ) -> Arc<Object> {
+        Arc::new(Object {
+            key,
+            id: 0,
+            head,
+            fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
+            body: Body::Elsewhere(body),
+            origin: Origin::Bucket,
+            overflow: OnceLock::new(),
+            finished: finished.into(),
+            growth: None,
+            prepared: OnceLock::new(),
+            uses: Arc::default(),
+            doomed: std::sync::atomic::AtomicBool::new(false),
+        })
     }
 
     /// The strong validator that clients see: upstream's own, else the body's digest once it is known.

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
+use parking_lot::Mutex;
 use rustix::io::ReadWriteFlags;
 use tokio::sync::watch;
 
@@ -39,6 +42,17 @@ pub struct Reader {
     /// Read into again once whoever had the piece before has let go of it.
     buffer: Arc<Buffer>,
     piece: u64,
+    /// What is being read of a body that is elsewhere.
+    stream: Option<Incoming>,
+}
+
+/// A stream that its reader alone polls; the lock is never waited for, and makes a reader `Sync`.
+struct Incoming(Mutex<BoxStream<'static, io::Result<Bytes>>>);
+
+impl std::fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Incoming")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,6 +82,7 @@ impl Reader {
             watch,
             buffer: Arc::default(),
             piece: PIECE,
+            stream: None,
         }
     }
 
@@ -85,6 +100,7 @@ impl Reader {
     }
 
     pub fn seek(&mut self, start: u64, end: u64) {
+        self.stream = None;
         self.position = start;
         self.end = end;
     }
@@ -140,6 +156,19 @@ impl Reader {
             Body::File { file, offset } => {
                 let length = (available - self.position).min(self.piece) as usize;
                 read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await?
+            }
+            Body::Elsewhere(body) => {
+                let stream = match &mut self.stream {
+                    Some(stream) => stream,
+                    None => {
+                        let stream = body.read(self.position, available).await?;
+                        self.stream.insert(Incoming(Mutex::new(stream)))
+                    },
+                };
+                match stream.0.get_mut().next().await {
+                    Some(piece) => piece?,
+                    None => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
+                }
             }
         };
         self.position += piece.len() as u64;

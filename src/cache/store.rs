@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ord
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -15,9 +16,10 @@ use super::Class;
 use super::disk::{self, Disk, Record};
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
+use super::sweep::Sweep;
 use super::usage::Usage;
 use super::writer::{Expected, NoSpace, Writer};
-use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Progress, State, evict};
+use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Progress, State, evict};
 use crate::config::{CacheSettings, MinFree};
 
 /// How often uses are written down and the byte counter is saved.
@@ -73,18 +75,27 @@ pub struct Stored {
     pub offset: u64,
 }
 
+impl Stored {
+    /// As [`Object::identity`].
+    pub fn identity(&self) -> u64 {
+        super::identity(&self.finished, self.head.stands_for.as_ref())
+    }
+}
+
 /// Memory and disk tier.
 pub struct Store {
-    disk: Disk,
-    memory: Memory,
-    growing: Mutex<HashMap<Hash, Arc<Object>>>,
+    pub(super) disk: Disk,
+    pub(super) memory: Memory,
+    pub(super) growing: Mutex<HashMap<Hash, Arc<Object>>>,
     settings: CacheSettings,
     /// Bytes on disk, growing files included.
-    usage: Usage,
+    pub(super) usage: Usage,
     used: Mutex<Vec<(Key, Arc<AtomicU64>)>>,
     /// Change with every change of what is stored, by the first byte of the hash.
     versions: [AtomicU32; 256],
     evicting: Mutex<()>,
+    /// What is being swept out: see [`Store::sweep`].
+    pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Since when the file system's free space keeps things from being stored.
     starved: Mutex<Option<(Instant, String)>>,
     seed: AtomicU64,
@@ -138,6 +149,7 @@ impl Store {
             used: Mutex::default(),
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
+            sweeps: ArcSwap::default(),
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
@@ -245,10 +257,10 @@ impl Store {
         let before = self.version(&hash).load(SeqCst);
         // On this thread, as nginx does: most names that are not there are known to the system.
         let file = self.disk.open_file(&hash)?;
-        let (file, record) = tokio::task::spawn_blocking(move || store.disk.read(&hash, file))
+        let (file, mut record) = tokio::task::spawn_blocking(move || store.disk.read(&hash, file))
             .await
             .ok()??;
-        if record.key_text != *key.text {
+        if record.key_text != *key.text || !self.survives_sweeps(&hash, &mut record) {
             return None;
         }
         let object = Arc::new(loaded(key.clone(), file, record));
@@ -278,7 +290,7 @@ impl Store {
     }
 
     /// Counts changes of what is stored near `hash`.
-    fn version(&self, hash: &Hash) -> &AtomicU32 {
+    pub(super) fn version(&self, hash: &Hash) -> &AtomicU32 {
         &self.versions[usize::from(hash[0])]
     }
 
@@ -313,6 +325,7 @@ impl Store {
             head: object.head.clone(),
             fresh: Arc::clone(&object.fresh),
             body: super::memory::body(bytes),
+            origin: object.origin,
             overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,
@@ -343,45 +356,40 @@ impl Store {
         &'static self,
         key: Key,
         head: Head,
-        (class, checked_at, fresh_until): (Class, Millis, Millis),
+        freshness: (Class, Millis, Millis),
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
         document: bool,
     ) -> Result<Writer, NoSpace> {
-        let fresh = (class, checked_at, fresh_until);
-        let id = self.random();
-        self.begin(key, head, fresh, id, previous, expected, document).await
+        let particulars = (freshness, Origin::Upstream);
+        self.start(key, head, particulars, previous, expected, document).await
     }
 
-    /// Starts the copy of an object that another node, or the bucket, has under this `id`. `backed_up`: the bucket has it,
-    /// so it is not uploaded.
+    /// [`Store::create`], for what the bucket or another node has.
     ///
     /// # Errors
     /// As [`Store::create`].
-    pub async fn create_copy(
+    pub async fn restore(
         &'static self,
         key: Key,
         head: Head,
-        fresh: (Class, Millis, Millis),
-        id: u64,
+        particulars: ((Class, Millis, Millis), Origin),
+        previous: Option<Arc<Object>>,
         expected: Option<Expected>,
-        backed_up: bool,
     ) -> Result<Writer, NoSpace> {
-        let writer = self.begin(key, head, fresh, id, None, expected, false).await?;
-        Ok(if backed_up { writer.of_backed_up() } else { writer })
+        self.start(key, head, particulars, previous, expected, true).await
     }
 
-    #[allow(clippy::too_many_arguments)]
-    async fn begin(
+    async fn start(
         &'static self,
         key: Key,
         head: Head,
-        (class, checked_at, fresh_until): (Class, Millis, Millis),
-        id: u64,
+        ((class, checked_at, fresh_until), origin): ((Class, Millis, Millis), Origin),
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
         document: bool,
     ) -> Result<Writer, NoSpace> {
+        let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
         let offset = encoded.len() as u64;
         let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
@@ -409,6 +417,7 @@ impl Store {
             head,
             fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
             body,
+            origin,
             overflow,
             finished: OnceLock::new(),
             growth: Some(growth),
@@ -449,9 +458,10 @@ impl Store {
         file: &mut disk::Unnamed,
         finished: Finished,
         offset: u64,
-        backed_up: bool,
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
+        // What came from there, or from the node that puts it there.
+        let backed_up = object.origin != Origin::Upstream;
         let preamble = disk::encode(
             &object.key.text,
             object.id,
@@ -548,22 +558,46 @@ impl Store {
         if let Some(growing) = self.growing(&hash) {
             growing.fresh.expire(now);
         }
-        let expired = tokio::task::spawn_blocking(move || {
-            let Some((_, record)) = self.disk.load(&hash) else {
-                return false;
-            };
+        tokio::task::spawn_blocking(move || self.expire_stored(&hash, now))
+            .await
+            .unwrap_or(false)
+    }
+
+    /// [`Store::expire`] of what is complete, on this thread.
+    pub fn expire_stored(&self, hash: &Hash, now: Millis) -> bool {
+        let expired = self.disk.load(hash).is_some_and(|(_, record)| {
             let until = now.min(record.fresh_until);
             self.disk
-                .refresh(&hash, record.id, record.class, record.checked_at, until)
+                .refresh(hash, record.id, record.class, record.checked_at, until)
                 .unwrap_or(false)
-        })
-        .await
-        .unwrap_or(false);
-        self.version(&hash).fetch_add(1, SeqCst);
-        if let Some(hot) = self.memory.get(&hash) {
+        });
+        self.version(hash).fetch_add(1, SeqCst);
+        if let Some(hot) = self.memory.get(hash) {
             hot.fresh.expire(now);
         }
         expired
+    }
+
+    /// Another node's word on what is under `hash`: the content of `identity` is upstream's current one. What is stored
+    /// here and is that is fresh as it says, anything else is expired.
+    pub fn adopt(&self, hash: &Hash, identity: u64, (class, checked_at, until): (Class, Millis, Millis)) {
+        let Some((_, record)) = self.disk.load(hash) else {
+            return;
+        };
+        let same = super::identity(&record.finished, record.head.stands_for.as_ref()) == identity;
+        if !same {
+            self.expire_stored(hash, super::now_ms());
+            return;
+        }
+        if checked_at >= record.checked_at {
+            let _ = self.disk.refresh(hash, record.id, class, checked_at, until);
+        }
+        self.version(hash).fetch_add(1, SeqCst);
+        if let Some(hot) = self.memory.get(hash).filter(|hot| hot.id == record.id)
+            && checked_at >= hot.fresh.checked_at()
+        {
+            hot.fresh.set(class, checked_at, until);
+        }
     }
 
     /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
@@ -571,20 +605,26 @@ impl Store {
         if let Some(growing) = self.growing.lock().remove(&hash) {
             growing.doomed.store(true, SeqCst);
         }
-        let freed = tokio::task::spawn_blocking(move || self.disk.remove(&hash)).await;
-        self.version(&hash).fetch_add(1, SeqCst);
-        self.memory.remove(&hash);
-        self.is_removed(&hash);
+        tokio::task::spawn_blocking(move || self.remove_stored(&hash))
+            .await
+            .unwrap_or(0)
+    }
+
+    /// [`Store::remove`] of what is complete, on this thread.
+    pub fn remove_stored(&self, hash: &Hash) -> u64 {
+        let freed = self.disk.remove(hash);
+        self.version(hash).fetch_add(1, SeqCst);
+        self.memory.remove(hash);
+        self.is_removed(hash);
         match freed {
-            Ok(Ok(bytes)) => {
-                self.usage.removed(&hash, bytes);
+            Ok(bytes) => {
+                self.usage.removed(hash, bytes);
                 bytes
             }
-            Ok(Err(error)) => {
-                tracing::warn!(%error, hash = %super::hex(&hash), "an object could not be removed");
+            Err(error) => {
+                tracing::warn!(%error, hash = %super::hex(hash), "an object could not be removed");
                 0
             }
-            Err(_) => 0,
         }
     }
 
@@ -647,7 +687,7 @@ impl Store {
         .await
     }
 
-    async fn walk(
+    pub(super) async fn walk(
         &'static self,
         matches: impl Fn(&str) -> bool + Send + 'static,
         act: impl Fn(&Store, Hash, &Record) -> Option<u64> + Send + 'static,
@@ -862,6 +902,7 @@ fn loaded(key: Key, file: fs::File, record: Record) -> Object {
             file,
             offset: record.offset,
         },
+        origin: Origin::Upstream,
         overflow: OnceLock::new(),
         finished: record.finished.into(),
         growth: None,

@@ -152,8 +152,6 @@ pub struct Writer {
     offset: u64,
     written: u64,
     reserved: u64,
-    /// The bucket has it already.
-    backed_up: bool,
     done: bool,
 }
 
@@ -179,15 +177,8 @@ impl Writer {
             offset,
             written: 0,
             reserved,
-            backed_up: false,
             done: false,
         }
-    }
-
-    /// What is written is in the bucket already.
-    pub(super) fn of_backed_up(mut self) -> Self {
-        self.backed_up = true;
-        self
     }
 
     /// The object that grows.
@@ -356,10 +347,7 @@ impl Writer {
             return None;
         }
         let mut file = self.file.take()?;
-        let admitted = self
-            .store
-            .admit(&self.object, &mut file, finished, self.offset, self.backed_up);
-        match admitted.await {
+        match self.store.admit(&self.object, &mut file, finished, self.offset).await {
             Ok(true) => Some(Finish::Admitted(Arc::clone(&self.object))),
             Ok(false) => None,
             Err(why) => {

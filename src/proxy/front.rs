@@ -318,7 +318,7 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result
     match &object.body {
         Body::Memory(body, Some(file)) => send_pages(stream, head, body, file).await?,
         Body::Memory(body, None) => write_all(stream, head, body).await?,
-        Body::File { .. } => {
+        Body::File { .. } | Body::Elsewhere(_) => {
             let mut head = head;
             let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
             while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
