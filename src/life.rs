@@ -431,8 +431,11 @@ impl Observer for Witness {
         }
     }
 
-    fn evicted(&self, key: &str, bytes: u64) {
+    fn evicted(&self, key: &str, bytes: u64, backed_up: bool) {
         self.metrics.evicted(bytes);
+        if backed_up {
+            return;
+        }
         let mut parts = key.splitn(3, '\0');
         if let (Some(remote), Some(path), Some(form)) = (parts.next(), parts.next(), parts.next())
             && !remote.is_empty()

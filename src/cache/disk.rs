@@ -21,6 +21,7 @@ const MAGIC: &[u8; 8] = b"AAPIOBJ1";
 /// Length of the fixed part.
 const PREAMBLE: usize = 128;
 const OFFSET_FRESHNESS: u64 = 72;
+const OFFSET_BACKED_UP: usize = 96;
 /// One read gets the preamble and, nearly always, the head.
 const FIRST_READ: usize = 4096;
 /// Heads are bounded: Pingora accepts 1 MB of header, a stored one is cleaned and smaller.
@@ -38,6 +39,8 @@ pub struct Record {
     pub fresh_until: Millis,
     /// Where the body starts.
     pub offset: u64,
+    /// It is known to be in the bucket too.
+    pub backed_up: bool,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -262,6 +265,17 @@ impl Disk {
         Ok(true)
     }
 
+    /// Notes that the object of `hash` is in the bucket too, if it still is the one with `id`.
+    pub fn mark_backed_up(&self, hash: &Hash, id: u64) -> io::Result<()> {
+        let file = OpenOptions::new().read(true).write(true).open(self.path(hash))?;
+        let mut preamble = [0; PREAMBLE];
+        file.read_exact_at(&mut preamble, 0)?;
+        if &preamble[0..8] == MAGIC && number(&preamble, 24) == id {
+            file.write_all_at(&[1], OFFSET_BACKED_UP as u64)?;
+        }
+        Ok(())
+    }
+
     /// Removes the object of `hash`; the bytes that this freed, 0 if it was not there.
     pub fn remove(&self, hash: &Hash) -> io::Result<u64> {
         let path = self.path(hash);
@@ -308,13 +322,15 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     }
 }
 
-/// Preamble and head as they are stored; the body follows. `finished` is zero while the object grows.
+/// Preamble and head as they are stored; the body follows. `finished` is zero while the object grows, `backed_up` says
+/// that it is in the bucket too.
 pub fn encode(
     key_text: &str,
     id: u64,
     head: &Head,
     finished: Option<Finished>,
     (class, checked_at, fresh_until): (Class, Millis, Millis),
+    backed_up: bool,
 ) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(&StoredHead {
         key: key_text.to_owned(),
@@ -339,6 +355,7 @@ pub fn encode(
     bytes.extend_from_slice(&head_check(&json));
     bytes.extend_from_slice(&freshness_bytes(class, checked_at, fresh_until));
     bytes.resize(PREAMBLE, 0);
+    bytes[OFFSET_BACKED_UP] = u8::from(backed_up);
     bytes.extend_from_slice(&json);
     Ok(bytes)
 }
@@ -410,6 +427,7 @@ fn read_record(file: &File) -> io::Result<Record> {
         checked_at: number(&first, 72),
         fresh_until: number(&first, 80),
         offset,
+        backed_up: first[OFFSET_BACKED_UP] == 1,
     })
 }
 

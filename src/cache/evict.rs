@@ -21,8 +21,9 @@ pub struct Candidate {
 }
 
 /// The objects that should go first, oldest first: from a random folder on until [`SAMPLE`] were seen, the whole of a
-/// store that has fewer. Objects are spread over the folders by hash, so a run of folders is a random sample.
-pub fn victims(root: &Path, random: u16) -> Vec<Candidate> {
+/// store that has fewer. Objects are spread over the folders by hash, so a run of folders is a random sample. What is
+/// `spared` does not count.
+pub fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<Candidate> {
     let mut seen = Vec::new();
     let [first, second] = random.to_be_bytes();
     let mut outer = names(root);
@@ -44,7 +45,7 @@ pub fn victims(root: &Path, random: u16) -> Vec<Candidate> {
                 _ => &inner[..],
             };
             for name in part {
-                files(&folder.join(name), &mut seen);
+                files(&folder.join(name), &spared, &mut seen);
                 if seen.len() >= SAMPLE {
                     break 'walk true;
                 }
@@ -101,12 +102,15 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-fn files(folder: &Path, seen: &mut Vec<Candidate>) {
+fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidate>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
         let Some(hash) = entry.file_name().to_str().and_then(parse_hash) else {
             continue;
         };
+        if spared(&hash) {
+            continue;
+        }
         let Ok(meta) = entry.metadata() else { continue };
         let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
         seen.push(Candidate {
@@ -118,7 +122,8 @@ fn files(folder: &Path, seen: &mut Vec<Candidate>) {
     }
 }
 
-fn parse_hash(name: &str) -> Option<Hash> {
+/// The hash that [`super::hex`] wrote so.
+pub fn parse_hash(name: &str) -> Option<Hash> {
     if name.len() != 32 || !name.is_ascii() {
         return None;
     }
@@ -151,10 +156,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 40);
         for random in [0u16, 1, 0x00ff, 0x7f80, 0xffff, 0x1234] {
-            let seen = victims(dir.path(), random);
+            let seen = victims(dir.path(), random, |_| false);
             assert_eq!(seen.len(), 40, "start {random:04x}");
             assert_eq!(seen.iter().map(|c| c.hash).collect::<HashSet<_>>().len(), 40);
             assert!(seen.is_sorted_by_key(|c| c.used));
+            let spared = seen[0].hash;
+            let rest = victims(dir.path(), random, |hash| *hash == spared);
+            assert!(rest.len() == 39 && rest.iter().all(|candidate| candidate.hash != spared));
         }
     }
 
@@ -163,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 300);
         for random in [0u16, 0x8000, 0xfffe] {
-            assert_eq!(victims(dir.path(), random).len(), BATCH);
+            assert_eq!(victims(dir.path(), random, |_| false).len(), BATCH);
         }
         let mut count = 0;
         each_hash(dir.path(), |_| count += 1);

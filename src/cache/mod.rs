@@ -27,9 +27,10 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+pub use evict::parse_hash;
 pub use freshness::{Class, FOR_EVER, Freshness, Left, distrust, until as freshness_until};
 pub use reader::{ReadError, Reader};
-pub use store::{Observer, Store, StoreStats, shown};
+pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use sweep::Sweep;
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 

@@ -35,8 +35,51 @@ pub trait Observer: Send + Sync {
     fn used(&self, key: &Key, hits: u64);
     /// An object was found on disk that was not in memory: whoever keeps a list may not know it.
     fn found(&self, object: &Object);
-    /// The object of `key` is gone because space was short.
-    fn evicted(&self, key: &str, bytes: u64);
+    /// The object of `key` is gone from here because space was short; `backed_up` says that the bucket has it.
+    fn evicted(&self, key: &str, bytes: u64, backed_up: bool);
+}
+
+/// Sees to it that what is stored here, and is not a view, comes to be in the bucket too. Everything may block shortly.
+pub trait Backup: Send + Sync {
+    /// An object of `hash` is about to get its name. [`Backup::admitted`] follows, however that goes.
+    ///
+    /// # Errors
+    /// It cannot be seen to that the object will be in the bucket: it is not stored.
+    fn admitting(&self, hash: &Hash) -> io::Result<()>;
+    /// What is stored under `hash` now is to be in the bucket; it has `length` bytes.
+    fn admitted(&self, hash: &Hash, length: u64);
+    /// What was stored under `hash` was removed here. (What the bucket holds is not touched by this.)
+    fn removed(&self, hash: &Hash);
+    /// Whether the bucket does not have yet what is stored under `hash`, so that it must stay.
+    fn is_waiting(&self, hash: &Hash) -> bool;
+    /// Calls `act` unless [`Backup::is_waiting`], which does not change meanwhile.
+    fn unless_waiting(&self, hash: &Hash, act: &mut dyn FnMut());
+    /// Bytes of all that waits.
+    fn waiting_bytes(&self) -> u64;
+}
+
+/// What is stored under a hash, for whoever copies it elsewhere.
+#[derive(Debug)]
+pub struct Stored {
+    pub key: Key,
+    pub id: u64,
+    pub head: Head,
+    pub finished: Finished,
+    pub class: Class,
+    pub checked_at: Millis,
+    pub fresh_until: Millis,
+    /// It is known to be in the bucket too.
+    pub backed_up: bool,
+    pub file: fs::File,
+    /// Where the body starts in the file.
+    pub offset: u64,
+}
+
+impl Stored {
+    /// As [`Object::identity`].
+    pub fn identity(&self) -> u64 {
+        super::identity(&self.finished, self.head.stands_for.as_ref())
+    }
 }
 
 /// Memory and disk tier.
@@ -57,6 +100,7 @@ pub struct Store {
     starved: Mutex<Option<(Instant, String)>>,
     seed: AtomicU64,
     observer: OnceLock<Box<dyn Observer>>,
+    backup: OnceLock<Arc<dyn Backup>>,
     closing: AtomicBool,
 }
 
@@ -109,6 +153,7 @@ impl Store {
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
+            backup: OnceLock::new(),
             closing: AtomicBool::new(false),
         }));
         std::thread::Builder::new()
@@ -123,6 +168,49 @@ impl Store {
     /// Sets who is told of uses and evictions. Only the first call counts.
     pub fn observe(&self, observer: Box<dyn Observer>) {
         let _ = self.observer.set(observer);
+    }
+
+    /// Sets who copies what is stored into the bucket. Only the first call counts.
+    pub fn back_up(&self, backup: Arc<dyn Backup>) {
+        let _ = self.backup.set(backup);
+    }
+
+    /// Whether what is stored is to outlast a loss of power.
+    pub fn is_synced(&self) -> bool {
+        self.settings.sync
+    }
+
+    /// What is stored under `hash`, without counting it as a use or putting it into memory. Blocks.
+    pub fn open_stored(&self, hash: &Hash) -> Option<Stored> {
+        let (file, record) = self.disk.load(hash)?;
+        Some(Stored {
+            key: Key {
+                text: record.key_text.into(),
+                hash: *hash,
+            },
+            id: record.id,
+            head: record.head,
+            finished: record.finished,
+            class: record.class,
+            checked_at: record.checked_at,
+            fresh_until: record.fresh_until,
+            backed_up: record.backed_up,
+            file,
+            offset: record.offset,
+        })
+    }
+
+    /// Bytes that what is stored under `hash` takes on disk; 0 if nothing is. Blocks.
+    pub fn size_of(&self, hash: &Hash) -> u64 {
+        self.disk.size(hash)
+    }
+
+    /// Notes that the bucket has what is stored under `hash`, if that still is the body with `id`. Blocks.
+    pub fn mark_backed_up(&self, hash: &Hash, id: u64) {
+        // If it cannot be noted, the catalogue believes it gone when it is evicted.
+        if let Err(error) = self.disk.mark_backed_up(hash, id) {
+            tracing::debug!(%error, "it could not be noted that an object is in the bucket");
+        }
     }
 
     fn random(&self) -> u64 {
@@ -303,7 +391,7 @@ impl Store {
         document: bool,
     ) -> Result<Writer, NoSpace> {
         let id = self.random();
-        let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until))?;
+        let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
         let offset = encoded.len() as u64;
         let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
         let (file, body, reserved) = match self.open_new(encoded, reserve).await {
@@ -374,24 +462,36 @@ impl Store {
         offset: u64,
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
+        // What came from there, or from the node that puts it there.
+        let backed_up = object.origin != Origin::Upstream;
         let preamble = disk::encode(
             &object.key.text,
             object.id,
             &object.head,
             Some(finished),
             (fresh.class(), fresh.checked_at(), fresh.fresh_until()),
+            backed_up,
         )
         .map_err(|error| error.to_string())?;
         let mut taken = disk::Unnamed::take(file).map_err(|error| error.to_string())?;
         let hash = object.key.hash;
+        let is_new = object.key.is_shared() && !backed_up;
+        let backup = self.backup.get().filter(|_| is_new);
         let published = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::FileExt;
             taken.file.write_all_at(&preamble, 0)?;
             // Gives back what was reserved beyond the body, and makes an empty body's file long enough.
             taken.file.set_len(offset + finished.length)?;
             let replaced = self.disk.size(&hash);
-            self.disk.publish(&mut taken, &hash, self.settings.sync)?;
-            Ok::<_, io::Error>(replaced)
+            // Before it can be found: nothing is stored that a crash keeps from the bucket.
+            let published = match backup.map_or(Ok(()), |backup| backup.admitting(&hash)) {
+                Ok(()) => self.disk.publish(&mut taken, &hash, self.settings.sync),
+                Err(error) => Err(error),
+            };
+            if let Some(backup) = backup {
+                backup.admitted(&hash, finished.length);
+            }
+            published.map(|()| replaced)
         })
         .await;
         let replaced = match published {
@@ -405,6 +505,7 @@ impl Store {
         if object.doomed.load(SeqCst) {
             let freed = self.disk.remove(&hash).unwrap_or(0);
             self.usage.removed(&hash, freed);
+            self.is_removed(&hash);
             return Ok(false);
         }
         Ok(true)
@@ -525,6 +626,7 @@ impl Store {
         let freed = self.disk.remove(hash);
         self.version(hash).fetch_add(1, SeqCst);
         self.memory.remove(hash);
+        self.is_removed(hash);
         match freed {
             Ok(bytes) => {
                 self.usage.removed(hash, bytes);
@@ -534,6 +636,12 @@ impl Store {
                 tracing::warn!(%error, hash = %super::hex(hash), "an object could not be removed");
                 0
             }
+        }
+    }
+
+    fn is_removed(&self, hash: &Hash) {
+        if let Some(backup) = self.backup.get() {
+            backup.removed(hash);
         }
     }
 
@@ -567,6 +675,7 @@ impl Store {
             store.version(&hash).fetch_add(1, SeqCst);
             store.memory.remove(&hash);
             store.usage.removed(&hash, freed);
+            store.is_removed(&hash);
             Some(freed)
         })
         .await
@@ -674,7 +783,9 @@ impl Store {
         };
         let mut freed = 0;
         let mut fruitless = 0;
-        let possible = over().max(short) <= self.usage.evictable();
+        // What waits to be uploaded stays, however short space is.
+        let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
+        let possible = over().max(short) <= self.usage.evictable().saturating_sub(waiting);
         while possible && fruitless <= 3 {
             let wanted = over().max(short.saturating_sub(freed));
             if wanted == 0 {
@@ -695,20 +806,28 @@ impl Store {
 
     fn evict(&self, wanted: u64) -> u64 {
         let mut freed = 0;
-        for candidate in evict::victims(self.disk.root(), self.random() as u16) {
+        let backup = self.backup.get();
+        let spared = |hash: &Hash| backup.is_some_and(|backup| backup.is_waiting(hash));
+        for candidate in evict::victims(self.disk.root(), self.random() as u16, spared) {
             if freed >= wanted {
                 break;
             }
-            let key = self.disk.load(&candidate.hash).map(|(_, record)| record.key_text);
-            if fs::remove_file(&candidate.path).is_err() {
+            let record = self.disk.load(&candidate.hash).map(|(_, record)| record);
+            let mut gone = false;
+            let mut remove = || gone = fs::remove_file(&candidate.path).is_ok();
+            match backup {
+                Some(backup) => backup.unless_waiting(&candidate.hash, &mut remove),
+                None => remove(),
+            }
+            if !gone {
                 continue;
             }
             self.version(&candidate.hash).fetch_add(1, SeqCst);
             self.memory.remove(&candidate.hash);
             self.usage.removed(&candidate.hash, candidate.size);
             freed += candidate.size;
-            if let (Some(observer), Some(key)) = (self.observer.get(), key) {
-                observer.evicted(&key, candidate.size);
+            if let (Some(observer), Some(record)) = (self.observer.get(), record) {
+                observer.evicted(&record.key_text, candidate.size, record.backed_up);
             }
         }
         freed

@@ -141,6 +141,8 @@ pub struct S3 {
     pub access_key: Secret,
     pub secret_key: Secret,
     pub bucket: String,
+    /// From `AWS_REGION`; `None`: by the endpoint's name, else `us-east-1`.
+    pub region: Option<String>,
 }
 
 /// A text that must never be shown: `Debug` and `Display` print `***`.

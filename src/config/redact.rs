@@ -140,6 +140,7 @@ fn settings_json(settings: &Settings) -> Value {
             "access_key": HIDDEN,
             "secret_key": HIDDEN,
             "bucket": s3.bucket,
+            "region": s3.region,
         })),
         "node_url": settings.node_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
         "node_secret": settings.node_secret.as_ref().map(|_| HIDDEN),

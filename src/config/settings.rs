@@ -485,6 +485,8 @@ impl<'a> Outside<'a> {
             access_key: Secret::new(self.variable("MINIO_ACCESS_KEY")?),
             secret_key: Secret::new(self.variable("MINIO_SECRET_KEY")?),
             bucket: self.variable("MINIO_BUCKET")?.to_owned(),
+            // Of no group: it is set on many machines, whoever uses it.
+            region: self.variable("AWS_REGION").map(str::to_owned),
         })
     }
 }

@@ -10,6 +10,7 @@ pub mod clients;
 pub mod dns;
 pub mod h2client;
 pub mod image;
+pub mod link;
 pub mod oci;
 pub mod outbound;
 pub mod packages;

@@ -1,0 +1,506 @@
+//! What waits to be uploaded and removed. Each job is a file, made before the object is shown and removed when the bucket
+//! has it, so that neither a crash nor an outage loses one; in memory is what finds the next one.
+//!
+//! A job belongs to a key's hash and means: make the bucket what this node holds now. So an object that is replaced while
+//! it waits is uploaded once, as it is then. The same hash is never worked on twice at once.
+
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::cmp::Reverse;
+use std::fs::{self, File, OpenOptions};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::cache::{Hash, Millis, hex, now_ms, parse_hash};
+
+/// Longer ones are uploaded in parts, and never take the last worker.
+pub const LARGE: u64 = 32 << 20;
+
+/// The folders and what is known of them.
+pub struct Queue {
+    uploads: PathBuf,
+    removals: PathBuf,
+    /// Whether markers are to outlast a loss of power.
+    sync: bool,
+    state: Mutex<State>,
+    /// Whether everything that the folders hold is in `state`.
+    scanned: AtomicBool,
+    more: Notify,
+    idle: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: HashMap<Hash, Job>,
+    small: VecDeque<Hash>,
+    large: VecDeque<Hash>,
+    later: BinaryHeap<Reverse<(Instant, Hash)>>,
+    uploads: u64,
+    bytes: u64,
+    removals: u64,
+}
+
+#[derive(Default)]
+struct Job {
+    upload: bool,
+    remove: bool,
+    /// Objects that are about to get their name: until then there is nothing to look at.
+    admitting: u32,
+    /// Changes with everything that is asked; what was done for another number is not done.
+    asked: u32,
+    /// Changes with every removal that is asked for.
+    removes: u32,
+    running: bool,
+    place: Place,
+    failures: u32,
+    since: Millis,
+    length: u64,
+}
+
+#[derive(Default, Clone, Copy, PartialEq)]
+enum Place {
+    #[default]
+    Nowhere,
+    Ready,
+    Later(Instant),
+}
+
+impl Job {
+    fn waits(&self) -> bool {
+        self.upload || self.admitting > 0
+    }
+}
+
+/// One job, taken by a worker.
+#[derive(Debug, Clone, Copy)]
+pub struct Taken {
+    pub hash: Hash,
+    pub upload: bool,
+    pub remove: bool,
+    asked: u32,
+    removes: u32,
+}
+
+/// When a job that failed comes again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// The service is away: as soon as it is back.
+    Soon,
+    /// Doubling, from a second to five minutes.
+    Backoff,
+    /// It will not succeed before somebody does something: minutes, up to half an hour.
+    Rarely,
+}
+
+/// How much waits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Waiting {
+    pub uploads: u64,
+    pub bytes: u64,
+    pub oldest: Option<Duration>,
+    pub removals: u64,
+}
+
+impl Queue {
+    /// Makes the folders; reads nothing.
+    ///
+    /// # Errors
+    /// They cannot be made.
+    pub fn open(data_dir: &Path, sync: bool) -> io::Result<Queue> {
+        let (uploads, removals) = (data_dir.join("uploads"), data_dir.join("removals"));
+        fs::create_dir_all(&uploads)?;
+        fs::create_dir_all(&removals)?;
+        Ok(Queue {
+            uploads,
+            removals,
+            sync,
+            state: Mutex::default(),
+            scanned: AtomicBool::new(false),
+            more: Notify::new(),
+            idle: Notify::new(),
+        })
+    }
+
+    /// The file of an upload that waits.
+    pub fn marker(&self, hash: &Hash) -> PathBuf {
+        self.uploads.join(hex(hash))
+    }
+
+    fn removal(&self, hash: &Hash) -> PathBuf {
+        self.removals.join(hex(hash))
+    }
+
+    /// Takes up what an earlier process left. `length` says how long a stored object is. Blocks.
+    pub fn scan(&self, length: impl Fn(&Hash) -> u64) {
+        for (hash, since) in markers(&self.removals) {
+            let mut state = self.state.lock();
+            let job = state.job(hash, since);
+            if !job.remove {
+                job.remove = true;
+                state.removals += 1;
+            }
+            state.enqueue(hash);
+        }
+        for (hash, since) in markers(&self.uploads) {
+            let bytes = length(&hash);
+            let mut state = self.state.lock();
+            let job = state.job(hash, since);
+            if !job.waits() {
+                job.upload = true;
+                job.since = since;
+                job.length = bytes;
+                state.uploads += 1;
+                state.bytes += bytes;
+            }
+            state.enqueue(hash);
+        }
+        self.scanned.store(true, SeqCst);
+        self.more.notify_waiters();
+        self.idle.notify_waiters();
+    }
+
+    /// An object of `hash` is about to get its name: from now on it waits to be uploaded. Blocks.
+    ///
+    /// # Errors
+    /// The marker cannot be made.
+    pub fn admitting(&self, hash: &Hash) -> io::Result<()> {
+        {
+            let mut state = self.state.lock();
+            let job = state.job(*hash, now_ms());
+            let waited = job.waits();
+            job.asked += 1;
+            job.admitting += 1;
+            if !waited {
+                job.since = now_ms();
+                job.length = 0;
+                state.uploads += 1;
+            }
+        }
+        // What stands in it already is of an upload that is under way, which its worker will look at.
+        let made = OpenOptions::new().create(true).append(true).open(self.marker(hash));
+        made.and_then(|file| self.make_durable(&file, &self.uploads))
+    }
+
+    /// It has got its name, or not: what there is now, of `length` bytes, is to be uploaded.
+    pub fn admitted(&self, hash: &Hash, length: u64) {
+        {
+            let mut state = self.state.lock();
+            let job = state.job(*hash, now_ms());
+            job.admitting = job.admitting.saturating_sub(1);
+            job.upload = true;
+            job.failures = 0;
+            let before = std::mem::replace(&mut job.length, length);
+            state.bytes = (state.bytes + length).saturating_sub(before);
+            state.enqueue(*hash);
+        }
+        self.more.notify_one();
+    }
+
+    /// What is stored under `hash` is gone: it need not be uploaded.
+    pub fn cancel(&self, hash: &Hash) {
+        {
+            let mut state = self.state.lock();
+            if !state.jobs.get(hash).is_some_and(|job| job.upload) {
+                return;
+            }
+            let job = state.job(*hash, now_ms());
+            job.asked += 1;
+            state.uploaded(hash);
+            state.enqueue(*hash);
+        }
+        self.more.notify_one();
+    }
+
+    /// The object of `hash`, called `name` in the bucket, is to be removed from there. Blocks, shortly.
+    ///
+    /// # Errors
+    /// The marker cannot be made: the removal is lost if the process ends before it is done.
+    pub fn remove(&self, hash: &Hash, name: &str) -> io::Result<()> {
+        let written = self.write_whole(&self.removal(hash), name);
+        {
+            let mut state = self.state.lock();
+            let job = state.job(*hash, now_ms());
+            job.asked += 1;
+            job.removes += 1;
+            job.failures = 0;
+            if !job.remove {
+                job.remove = true;
+                state.removals += 1;
+            }
+            state.uploaded(hash);
+            state.enqueue(*hash);
+        }
+        self.more.notify_one();
+        written
+    }
+
+    /// Whether what is stored under `hash` waits to be uploaded.
+    pub fn is_waiting(&self, hash: &Hash) -> bool {
+        let waits = self.state.lock().jobs.get(hash).is_some_and(Job::waits);
+        waits || (!self.scanned.load(SeqCst) && self.marker(hash).exists())
+    }
+
+    /// Does `act` unless what is stored under `hash` waits; none begins to wait meanwhile.
+    pub fn unless_waiting(&self, hash: &Hash, act: &mut dyn FnMut()) {
+        let state = self.state.lock();
+        let waits = state.jobs.get(hash).is_some_and(Job::waits);
+        if !waits && (self.scanned.load(SeqCst) || !self.marker(hash).exists()) {
+            act();
+        }
+    }
+
+    /// Whether the object of `hash` is to be removed from the bucket, so that what the bucket holds does not count.
+    pub fn is_removing(&self, hash: &Hash) -> bool {
+        let removes = self.state.lock().jobs.get(hash).is_some_and(|job| job.remove);
+        removes || (!self.scanned.load(SeqCst) && self.removal(hash).exists())
+    }
+
+    pub fn waiting_bytes(&self) -> u64 {
+        self.state.lock().bytes
+    }
+
+    pub fn waiting(&self) -> Waiting {
+        let state = self.state.lock();
+        let oldest = state.jobs.values().filter(|job| job.waits()).map(|job| job.since).min();
+        Waiting {
+            uploads: state.uploads,
+            bytes: state.bytes,
+            oldest: oldest.map(|since| Duration::from_millis(now_ms().saturating_sub(since))),
+            removals: state.removals,
+        }
+    }
+
+    /// Waits until nothing waits.
+    pub async fn drained(&self) {
+        loop {
+            let idle = self.idle.notified();
+            tokio::pin!(idle);
+            idle.as_mut().enable();
+            if self.scanned.load(SeqCst) && self.state.lock().jobs.is_empty() {
+                return;
+            }
+            idle.await;
+        }
+    }
+
+    /// The next job; of those that are large only where `large` allows it. Waits for one.
+    pub async fn take(&self, large: bool) -> Taken {
+        loop {
+            let more = self.more.notified();
+            tokio::pin!(more);
+            more.as_mut().enable();
+            let next = {
+                let mut state = self.state.lock();
+                state.bring_up();
+                match state.pop(large) {
+                    Some(taken) => {
+                        // A notification wakes one worker, and that may be one for which this was not meant.
+                        if !(state.small.is_empty() && state.large.is_empty()) {
+                            self.more.notify_one();
+                        }
+                        return taken;
+                    }
+                    None => state.later.peek().map(|Reverse((at, _))| *at),
+                }
+            };
+            match next {
+                Some(at) => tokio::select! {
+                    () = more => {}
+                    () = tokio::time::sleep_until(at.into()) => {}
+                },
+                None => more.await,
+            }
+        }
+    }
+
+    /// Whether nothing else was asked since `taken` was taken.
+    pub fn is_current(&self, taken: &Taken) -> bool {
+        self.state.lock().jobs.get(&taken.hash).is_some_and(|job| job.asked == taken.asked)
+    }
+
+    /// What the removal of `hash` is called in the bucket.
+    pub fn name_to_remove(&self, hash: &Hash) -> io::Result<String> {
+        fs::read_to_string(self.removal(hash))
+    }
+
+    /// It is removed from the bucket. Blocks, shortly.
+    pub fn removed(&self, taken: &Taken) {
+        let mut state = self.state.lock();
+        let Some(job) = state.jobs.get_mut(&taken.hash) else { return };
+        // One that was asked for meanwhile is another one.
+        if job.remove && job.removes == taken.removes {
+            job.remove = false;
+            state.removals -= 1;
+            let _ = fs::remove_file(self.removal(&taken.hash));
+        }
+    }
+
+    /// The bucket has it, or need not have it. Blocks, shortly.
+    pub fn uploaded(&self, taken: &Taken) {
+        let mut state = self.state.lock();
+        let current = state.jobs.get(&taken.hash).is_some_and(|job| job.asked == taken.asked && job.admitting == 0);
+        if current {
+            state.uploaded(&taken.hash);
+            let _ = fs::remove_file(self.marker(&taken.hash));
+        }
+    }
+
+    /// The worker is done with it; what is left of it is taken again.
+    pub fn give_back(&self, taken: &Taken, again: Option<Again>) {
+        {
+            let mut state = self.state.lock();
+            let Some(job) = state.jobs.get_mut(&taken.hash) else { return };
+            job.running = false;
+            let is_new = job.asked != taken.asked;
+            match again {
+                Some(again) if !is_new => {
+                    let delay = match again {
+                        Again::Soon => Duration::from_secs(1),
+                        Again::Backoff => backoff(Duration::from_secs(1), Duration::from_secs(300), job.failures),
+                        Again::Rarely => backoff(Duration::from_secs(60), Duration::from_secs(1800), job.failures),
+                    };
+                    if again != Again::Soon {
+                        job.failures += 1;
+                    }
+                    let at = Instant::now() + jitter(delay);
+                    job.place = Place::Later(at);
+                    state.later.push(Reverse((at, taken.hash)));
+                }
+                None if !is_new && !job.remove && !job.waits() => {
+                    state.jobs.remove(&taken.hash);
+                }
+                _ => state.enqueue(taken.hash),
+            }
+            if state.jobs.is_empty() {
+                self.idle.notify_waiters();
+            }
+        }
+        // Also for a job of later: somebody has to wait until then.
+        self.more.notify_one();
+    }
+
+    /// Replaces what stands in a marker. Blocks.
+    pub fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
+        let new = path.with_extension("new");
+        fs::write(&new, text)?;
+        let file = File::open(&new)?;
+        if self.sync {
+            file.sync_data()?;
+        }
+        fs::rename(&new, path)?;
+        self.make_durable(&file, path.parent().unwrap_or(Path::new(".")))
+    }
+
+    fn make_durable(&self, file: &File, folder: &Path) -> io::Result<()> {
+        if self.sync {
+            file.sync_data()?;
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn job(&mut self, hash: Hash, since: Millis) -> &mut Job {
+        self.jobs.entry(hash).or_insert_with(|| Job {
+            since,
+            ..Job::default()
+        })
+    }
+
+    /// Nothing of `hash` is to be uploaded, but for what is about to get its name.
+    fn uploaded(&mut self, hash: &Hash) {
+        let Some(job) = self.jobs.get_mut(hash) else { return };
+        if std::mem::take(&mut job.upload) && job.admitting == 0 {
+            self.uploads -= 1;
+            self.bytes = self.bytes.saturating_sub(std::mem::take(&mut job.length));
+        }
+    }
+
+    fn enqueue(&mut self, hash: Hash) {
+        let Some(job) = self.jobs.get_mut(&hash) else { return };
+        if job.running || job.admitting > 0 || job.place == Place::Ready {
+            return;
+        }
+        job.place = Place::Ready;
+        if job.upload && job.length > LARGE {
+            self.large.push_back(hash);
+        } else {
+            self.small.push_back(hash);
+        }
+    }
+
+    /// Puts in line what was to come later, and now is.
+    fn bring_up(&mut self) {
+        let now = Instant::now();
+        while let Some(Reverse((at, hash))) = self.later.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.later.pop();
+            // It may have been put in line by other means.
+            if self.jobs.get(&hash).is_some_and(|job| job.place == Place::Later(at)) {
+                self.enqueue(hash);
+            }
+        }
+    }
+
+    fn pop(&mut self, large: bool) -> Option<Taken> {
+        loop {
+            // Who may take large ones takes them first: the others never do.
+            let hash = large.then(|| self.large.pop_front()).flatten();
+            let hash = hash.or_else(|| self.small.pop_front())?;
+            let Some(job) = self.jobs.get_mut(&hash) else { continue };
+            job.place = Place::Nowhere;
+            if job.running || job.admitting > 0 {
+                continue;
+            }
+            job.running = true;
+            return Some(Taken {
+                hash,
+                upload: job.upload,
+                remove: job.remove,
+                asked: job.asked,
+                removes: job.removes,
+            });
+        }
+    }
+}
+
+fn markers(folder: &Path) -> Vec<(Hash, Millis)> {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        match entry.file_name().to_str().and_then(parse_hash) {
+            Some(hash) => {
+                let modified = entry.metadata().and_then(|meta| meta.modified());
+                let since = modified.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH);
+                let since = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+                found.push((hash, since));
+            }
+            // A crash left it half written; a process that is only being replaced is done with it in no time.
+            None => {
+                let modified = entry.metadata().and_then(|meta| meta.modified());
+                let old = modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age.as_secs() > 60));
+                if old {
+                    let _ = fs::remove_file(entry.path());
+                }
+            }
+        }
+    }
+    found
+}
+
+fn backoff(first: Duration, most: Duration, failures: u32) -> Duration {
+    first.saturating_mul(1 << failures.min(16)).min(most)
+}
+
+/// Half of it to all of it, so that what failed together does not come again together.
+fn jitter(delay: Duration) -> Duration {
+    let random = RandomState::new().hash_one(0) % 1000;
+    delay / 2 + (delay / 2).mul_f64(random as f64 / 1000.0)
+}

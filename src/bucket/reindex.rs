@@ -1,0 +1,1 @@
+//! `artifactapi reindex`: the catalogue, rebuilt from what the bucket says of itself.
