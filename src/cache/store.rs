@@ -463,7 +463,7 @@ impl Store {
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
         // What came from there, or from the node that puts it there.
-        let backed_up = object.origin != Origin::Upstream;
+        let backed_up = object.origin() != Origin::Upstream;
         let preamble = disk::encode(
             &object.key.text,
             object.id,

@@ -6,6 +6,8 @@
 
 mod answer;
 mod coded;
+pub mod flush;
+pub mod news;
 pub mod node;
 pub mod record;
 pub mod reference;

@@ -18,8 +18,7 @@ use super::node::{Incoming, Life, Peers, Question, Reply};
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
-    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer, identity,
-    now_ms,
+    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer, now_ms,
 };
 use crate::fleet::{Fleet, Flush, Lease, Node, Published, Record, Take};
 use crate::formats::Class;
@@ -32,6 +31,9 @@ const STALL: Duration = Duration::from_secs(2);
 const SILENCE: Duration = Duration::from_secs(60);
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
+
+/// Flushes that a node without Redis remembers.
+const MAX_OWN_FLUSHES: usize = 1000;
 
 /// Tells whether a flush covers the object of a key.
 pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
@@ -50,6 +52,8 @@ pub struct Shared {
     pub fleet: Option<Arc<Fleet>>,
     pub peers: Option<Peers>,
     read_flush: ReadFlush,
+    /// Those of this node, where there is no Redis to remember them.
+    own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
     leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
 }
@@ -109,6 +113,7 @@ impl Shared {
             fleet,
             peers,
             read_flush,
+            own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
         }
@@ -123,6 +128,16 @@ impl Shared {
         self.bucket.is_none() && self.fleet.is_none()
     }
 
+    /// Without Redis: what was flushed here is not brought back from the bucket.
+    pub fn remember(&self, flush: Flush) {
+        self.own_flushes.rcu(|flushes| {
+            let mut flushes = Vec::clone(flushes);
+            flushes.insert(0, flush.clone());
+            flushes.truncate(MAX_OWN_FLUSHES);
+            flushes
+        });
+    }
+
     /// What a flush asks for, if it can be understood.
     pub fn read_flush(&self, flush: &Flush) -> Option<(Covers, bool)> {
         (self.read_flush)(flush)
@@ -131,7 +146,13 @@ impl Shared {
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
     fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
-        let of = self.fleet.as_ref()?.flushes();
+        let of = match &self.fleet {
+            Some(fleet) => fleet.flushes(),
+            None => self.own_flushes.load_full(),
+        };
+        if of.is_empty() {
+            return None;
+        }
         if !Arc::ptr_eq(&of, &self.flushes.load().of) {
             let read = |flush: &Flush| (self.read_flush)(flush).map(|(covers, expire)| (flush.at, covers, expire));
             let flushes = of.iter().filter_map(read).collect();
@@ -167,10 +188,6 @@ fn life(record: &Record) -> Life {
     }
 }
 
-fn identity_of(copy: &Copy) -> u64 {
-    identity(&copy.finished, copy.head.stands_for.as_ref())
-}
-
 /// Reads what the bucket has, a part at a time.
 #[derive(Debug)]
 struct InBucket {
@@ -182,7 +199,7 @@ struct InBucket {
 impl Elsewhere for InBucket {
     async fn read(&self, start: u64, end: u64) -> io::Result<Incoming> {
         let stream = self.bucket.read(&self.copy, start, end).await.map_err(io::Error::other)?;
-        Ok(stream.boxed())
+        Ok(stream)
     }
 }
 
@@ -221,7 +238,7 @@ impl Fills {
             fresh_until: copy.fresh_until,
         };
         match record {
-            Ok(Some(record)) if record.id == identity_of(copy) => {
+            Ok(Some(record)) if record.id == copy.identity() => {
                 let flushed = self.shared.flushed(&wanted.key, Millis::MAX, record.checked_at);
                 flushed.is_none().then(|| life(record))
             }
@@ -233,10 +250,10 @@ impl Fills {
     /// What the bucket holds that may be used for `wanted`.
     async fn find(&self, wanted: &Wanted) -> Option<Copy> {
         let bucket = self.shared.bucket.as_ref()?;
-        let copy = bucket.find(&wanted.key).await.ok()??;
+        let mut copy = bucket.find(&wanted.key).await.ok()??;
         match self.shared.flushed(&wanted.key, copy.head.stored_at, copy.checked_at) {
             None => {}
-            Some(true) => return None,
+            Some(true) => copy.fresh_until = copy.fresh_until.min(copy.checked_at),
             Some(false) => {
                 bucket.remove(&wanted.key);
                 return None;
@@ -304,7 +321,7 @@ impl Fills {
                 if copy.is_none() && previous.is_some() {
                     copy = self.find(wanted).await;
                 }
-                if let Some(copy) = copy.take().filter(|copy| identity_of(copy) == record.id)
+                if let Some(copy) = copy.take().filter(|copy| copy.identity() == record.id)
                     && self.bring(wanted, landing, copy, life(&record), previous.as_ref()).await
                 {
                     return None;
@@ -491,7 +508,7 @@ impl Fills {
         let bucket = self.shared.bucket.as_ref()?;
         let body = match copy.finished.length {
             0 => futures_util::stream::empty().boxed(),
-            length => bucket.read(&copy, 0, length).await.ok()?.boxed(),
+            length => bucket.read(&copy, 0, length).await.ok()?,
         };
         let source = Source {
             head: copy.head,
@@ -667,7 +684,7 @@ impl Fills {
             if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
                 && let Ok(rest) = bucket.read(&copy, written, copy.finished.length).await
             {
-                return Some((rest.boxed(), None));
+                return Some((rest, None));
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
