@@ -22,7 +22,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-pub use freshness::{Class, FOR_EVER, Freshness, Left, until as freshness_until};
+pub use freshness::{
+    Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, until as freshness_until,
+};
 pub use reader::{ReadError, Reader};
 pub use store::{Observer, Store, StoreStats, shown};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
