@@ -99,6 +99,14 @@ impl Bus {
             .map_or((0, String::new()), |position| (position.number, position.id.clone()))
     }
 
+    /// Whether it is that of this epoch.
+    pub fn is_of(&self, epoch: &str) -> bool {
+        self.position
+            .lock()
+            .as_ref()
+            .is_some_and(|position| position.epoch == epoch)
+    }
+
     /// Finds the place to go on from.
     ///
     /// # Errors

@@ -26,6 +26,25 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// Calls that may be under way before further ones wait for a place.
 const CALLS: usize = 1024;
 
+/// Why a command brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Away(#[from] Away),
+    /// Redis is there and does not want this one command.
+    #[error("Redis refuses: {0}")]
+    Refused(String),
+}
+
+impl From<Failure> for Away {
+    fn from(failure: Failure) -> Away {
+        match failure {
+            Failure::Away(away) => away,
+            Failure::Refused(why) => Away::Failed("redis", why),
+        }
+    }
+}
+
 /// One Redis, connected or not.
 #[derive(Debug)]
 pub struct Redis {
@@ -91,8 +110,9 @@ impl Redis {
     /// Makes `call` unless Redis is known to be away.
     ///
     /// # Errors
-    /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer.
-    pub async fn ask<T, F>(&self, limit: Duration, call: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, Away>
+    /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer. Or it
+    /// refuses.
+    pub async fn ask<T, F>(&self, limit: Duration, call: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, Failure>
     where
         F: Future<Output = RedisResult<T>>,
     {
@@ -103,7 +123,9 @@ impl Redis {
                 None => {
                     let mut coming = self.connection.subscribe();
                     let come = coming.wait_for(Option::is_some).await;
-                    come.ok().and_then(|come| come.clone()).ok_or_else(|| "not connected".to_owned())?
+                    come.ok()
+                        .and_then(|come| come.clone())
+                        .ok_or_else(|| "not connected".to_owned())?
                 }
             };
             match call(connection).await {
@@ -116,13 +138,13 @@ impl Redis {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(refusal)) => {
                 tracing::warn!(why = %refusal, "Redis refused one command");
-                Err(Away::Failed(self.breaker.name(), refusal))
+                Err(Failure::Refused(refusal))
             }
             Err(away) => {
                 if !matches!(away, Away::Open(_)) {
                     self.trouble.notify_one();
                 }
-                Err(away)
+                Err(away.into())
             }
         }
     }
@@ -135,7 +157,7 @@ impl Redis {
         &self,
         limit: Duration,
         script: ScriptInvocation<'static>,
-    ) -> Result<T, Away> {
+    ) -> Result<T, Failure> {
         let run = |mut connection| async move { script.invoke_async(&mut connection).await };
         self.ask(limit, run).await
     }

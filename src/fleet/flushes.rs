@@ -96,7 +96,8 @@ impl Flushes {
         let oldest = list.last().filter(|_| list.len() >= KEPT).map_or(0, |flush| flush.at);
         let state = self.state.lock();
         let new = flushes.into_iter();
-        new.filter(|flush| flush.at >= oldest && !state.known.contains(&flush.id)).collect()
+        new.filter(|flush| flush.at >= oldest && !state.known.contains(&flush.id))
+            .collect()
     }
 
     pub fn is_known(&self, id: &str) -> bool {
@@ -116,7 +117,10 @@ impl Flushes {
         for dropped in list.drain(KEPT.min(list.len())..) {
             state.known.remove(&dropped.id);
             if state.unsent.remove(&dropped.id) {
-                tracing::error!(id = dropped.id, "a flush is too old to be kept, and other nodes were not told of it");
+                tracing::error!(
+                    id = dropped.id,
+                    "a flush is too old to be kept, and other nodes were not told of it"
+                );
             }
         }
         self.list.store(Arc::new(list));

@@ -10,7 +10,7 @@ use redis::Script;
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
-use super::connection::{LIMIT, PATIENT};
+use super::connection::{Failure, LIMIT, PATIENT};
 use super::outbox::Parcel;
 use super::{Fence, Fleet, Node, random, words};
 use crate::breaker::Away;
@@ -142,7 +142,9 @@ return {fence, false, false}
         script.key(words::name(&key)).arg(&holding).arg(&self.me.name);
         script.arg(url).arg(LIFE.as_millis() as u64);
         let began = Instant::now();
-        let answer = self.redis.run::<(String, Option<String>, Option<String>)>(LIMIT, script);
+        let answer = self
+            .redis
+            .run::<(String, Option<String>, Option<String>)>(LIMIT, script);
         match answer.await {
             Ok((_, Some(name), url)) => {
                 self.counters.waited.fetch_add(1, Relaxed);
@@ -154,12 +156,12 @@ return {fence, false, false}
                 let fence = Fence(fence.parse().unwrap_or_default());
                 Ok(Take::Mine(self.lease(key, fence, holding, began)))
             }
-            Err(away) => {
+            Err(failure) => {
                 // It may be taken all the same, only too late.
-                if !matches!(away, Away::Open(_)) {
+                if matches!(failure, Failure::Away(Away::TimedOut(..) | Away::Failed(..))) {
                     self.outbox.put(Parcel::Release(key, holding));
                 }
-                Err(away)
+                Err(failure.into())
             }
         }
     }
@@ -225,7 +227,7 @@ return 1
     }
 
     /// Gives up a lock, if it is still held under this name.
-    pub(super) async fn release(&self, key: &Key, holding: &str) -> Result<(), Away> {
+    pub(super) async fn release(&self, key: &Key, holding: &str) -> Result<(), Failure> {
         static RELEASE: LazyLock<Script> = LazyLock::new(|| {
             Script::new(
                 "

@@ -25,13 +25,13 @@ use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
-use crate::breaker::{Away, Breaker, Standing};
+use crate::breaker::{Breaker, Standing};
 use crate::cache::{Hash, Millis, now_ms};
 use crate::config;
 use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
-use connection::{LIMIT, PATIENT, Redis, said};
-use flushes::{FLUSHES, Flushes, KEPT};
+use connection::{Failure, LIMIT, PATIENT, Redis, said};
 pub use flushes::Flush;
+use flushes::{FLUSHES, Flushes, KEPT};
 pub use lock::{Lease, Take};
 use outbox::{Outbox, Parcel, Word};
 pub use record::{Fence, Node, Record};
@@ -279,7 +279,9 @@ impl Fleet {
     async fn watch(&self, connection: MultiplexedConnection) -> Result<std::convert::Infallible, String> {
         let mut closed_at = Instant::now();
         loop {
-            let troubled = tokio::time::timeout(HEARTBEAT, self.redis.trouble.notified()).await.is_ok();
+            let troubled = tokio::time::timeout(HEARTBEAT, self.redis.trouble.notified())
+                .await
+                .is_ok();
             if troubled && let Some(early) = HEARTBEAT.checked_sub(closed_at.elapsed()) {
                 // Not each of many calls in a row may find out for itself.
                 tokio::time::sleep(early).await;
@@ -301,16 +303,19 @@ impl Fleet {
     async fn beat(&self, mut connection: MultiplexedConnection) -> Result<Duration, String> {
         let mut beat = redis::pipe();
         beat.cmd("TIME");
-        beat.cmd("HSETNX").arg(EPOCH).arg("id").arg(format!("{:016x}", random()));
-        beat.cmd("HGET").arg(EPOCH).arg("news");
+        beat.cmd("HSETNX")
+            .arg(EPOCH)
+            .arg("id")
+            .arg(format!("{:016x}", random()));
+        beat.cmd("HMGET").arg(EPOCH).arg("id").arg("news");
         let began = Instant::now();
-        let beating = beat.query_async::<((i64, i64), bool, Option<u64>)>(&mut connection);
-        let ((seconds, micros), lost, number) = match tokio::time::timeout(PATIENT, beating).await {
+        let beating = beat.query_async::<((i64, i64), bool, (String, Option<u64>))>(&mut connection);
+        let ((seconds, micros), _, (epoch, number)) = match tokio::time::timeout(PATIENT, beating).await {
             Ok(answer) => answer.map_err(|error| said(&error))?,
             Err(_) => return Err(format!("no answer within {PATIENT:?}")),
         };
         let taken = began.elapsed();
-        if lost {
+        if !self.bus.is_of(&epoch) {
             return Err("it has lost its data".to_owned());
         }
         self.redis.clock_was(seconds, micros, began);
@@ -321,12 +326,7 @@ impl Fleet {
     }
 
     /// Hears what is new; whether there is more.
-    async fn hear(
-        &self,
-        ear: &mut MultiplexedConnection,
-        wait: bool,
-        listener: &dyn Listener,
-    ) -> Result<bool, String> {
+    async fn hear(&self, ear: &mut MultiplexedConnection, wait: bool, listener: &dyn Listener) -> Result<bool, String> {
         let hear = |news| match news {
             News::Flushed(flush) => self.heard_flush(flush, listener),
             news => news.tell(listener),
@@ -354,7 +354,10 @@ impl Fleet {
             Ok(there) => there.map_err(|error| said(&error))?,
             Err(_) => return Err("no answer when asked for flushes".to_owned()),
         };
-        let there: Vec<Flush> = there.iter().filter_map(|flush| serde_json::from_str(flush).ok()).collect();
+        let there: Vec<Flush> = there
+            .iter()
+            .filter_map(|flush| serde_json::from_str(flush).ok())
+            .collect();
         let ids: HashSet<String> = there.iter().map(|flush| flush.id.clone()).collect();
         for flush in self.flushes.unknown(there) {
             self.heard_flush(flush, listener);
@@ -388,7 +391,10 @@ impl Fleet {
         for flush in self.flushes.unsent() {
             match self.say_flush(&flush).await {
                 Ok(()) => self.flushes.sent(&flush.id),
-                Err(_) => return,
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    return;
+                }
             }
             self.counters.sent.fetch_add(1, Relaxed);
         }
@@ -402,15 +408,15 @@ impl Fleet {
         for (parcel, sent) in parcels.into_iter().zip(sent) {
             match sent {
                 Ok(()) => _ = self.counters.sent.fetch_add(1, Relaxed),
-                // What Redis refuses while it answers, it will refuse again.
-                Err(Away::Failed(..)) if self.redis.breaker.is_closed() => {}
-                Err(_) => unsent.push(parcel),
+                Err(Failure::Away(_)) => unsent.push(parcel),
+                // It would refuse it again.
+                Err(Failure::Refused(_)) => {}
             }
         }
         self.outbox.put_back(unsent);
     }
 
-    async fn send(&self, parcel: &Parcel) -> Result<(), Away> {
+    async fn send(&self, parcel: &Parcel) -> Result<(), Failure> {
         match parcel {
             Parcel::Word(key, Word::Is(record)) => self.publish_now(PATIENT, key, record).await.map(|_| ()),
             Parcel::Word(key, Word::Gone(fence)) => self.say_gone(key, *fence).await,
@@ -423,7 +429,7 @@ impl Fleet {
         }
     }
 
-    async fn say_flush(&self, flush: &Flush) -> Result<(), Away> {
+    async fn say_flush(&self, flush: &Flush) -> Result<(), Failure> {
         static FLUSH: LazyLock<Script> = LazyLock::new(|| {
             Script::new(&format!(
                 "{TELL}

@@ -5,9 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::Fleet;
-use super::connection::{LIMIT, PATIENT};
+use super::connection::{Failure, LIMIT, PATIENT};
 use super::outbox::Parcel;
-use crate::breaker::Away;
 use crate::cache::{Millis, now_ms};
 use crate::config::Secret;
 use crate::upstream::SharedTokens;
@@ -40,7 +39,7 @@ impl Fleet {
         });
     }
 
-    pub(super) async fn send_token(&self, name: &str, token: &Secret, end: Millis) -> Result<(), Away> {
+    pub(super) async fn send_token(&self, name: &str, token: &Secret, end: Millis) -> Result<(), Failure> {
         let left = end.saturating_sub(now_ms());
         if left == 0 {
             return Ok(());

@@ -1,14 +1,14 @@
 //! The fleet's word on an object: a hash for each key with the fields of the [`Record`], its `fence`, and since when it is
 //! `expired` for whoever checked before. Of an object that is gone the fence stays.
 
-use std::sync::LazyLock;
 use std::sync::Arc;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use redis::Script;
 
 use super::bus::{EPOCH, NEWS, TELL};
-use super::connection::{LIMIT, PATIENT};
+use super::connection::{Failure, LIMIT, PATIENT};
 use super::outbox::{Parcel, Word};
 use super::record::{Fields, MIN_KEPT};
 use super::{Fence, Fleet, Node, Published, Record, Seen, lock};
@@ -35,7 +35,8 @@ impl Fleet {
         look.cmd("HMGET").arg(fill).arg("node").arg("url");
         look.cmd("HGETALL").arg(fresh);
         let asked = self.redis.ask(LIMIT, |mut connection| async move {
-            look.query_async::<((Option<String>, Option<String>), Fields)>(&mut connection).await
+            look.query_async::<((Option<String>, Option<String>), Fields)>(&mut connection)
+                .await
         });
         let ((holder, url), fields) = asked.await?;
         Ok(Seen {
@@ -63,7 +64,7 @@ impl Fleet {
         publishing.await.unwrap_or(Published::Away)
     }
 
-    pub(super) async fn publish_now(&self, limit: Duration, key: &Key, record: &Record) -> Result<Published, Away> {
+    pub(super) async fn publish_now(&self, limit: Duration, key: &Key, record: &Record) -> Result<Published, Failure> {
         static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
@@ -84,7 +85,10 @@ return {1, {}}
         });
         let mut script = PUBLISH.key(name(key));
         script.key(NEWS).key(EPOCH);
-        script.arg(record.generation).arg(record.checked_at).arg(record.fresh_until);
+        script
+            .arg(record.generation)
+            .arg(record.checked_at)
+            .arg(record.fresh_until);
         script.arg(record.kept().as_millis() as u64);
         script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
         for (name, value) in record.fields() {
@@ -104,8 +108,7 @@ return {1, {}}
 
     /// The object is gone: the fleet forgets it and the other nodes are told.
     pub fn removed(&self, key: &Key) {
-        self.outbox
-            .put(Parcel::Word(key.clone(), Word::Gone(self.redis.now())));
+        self.outbox.put(Parcel::Word(key.clone(), Word::Gone(self.redis.now())));
     }
 
     /// It was marked expired here: so is the fleet's word, and the other nodes are told.
@@ -118,7 +121,7 @@ return {1, {}}
         self.outbox.put(Parcel::Reupload(key.clone(), id));
     }
 
-    pub(super) async fn say_uploaded(&self, key: &Key, id: u64) -> Result<(), Away> {
+    pub(super) async fn say_uploaded(&self, key: &Key, id: u64) -> Result<(), Failure> {
         static UPLOADED: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
@@ -135,7 +138,7 @@ return 1
         self.redis.run(PATIENT, script).await
     }
 
-    pub(super) async fn say_gone(&self, key: &Key, fence: Fence) -> Result<(), Away> {
+    pub(super) async fn say_gone(&self, key: &Key, fence: Fence) -> Result<(), Failure> {
         static GONE: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
@@ -155,7 +158,7 @@ return 1
         self.redis.run(PATIENT, script).await
     }
 
-    pub(super) async fn say_expired(&self, key: &Key, at: Millis) -> Result<(), Away> {
+    pub(super) async fn say_expired(&self, key: &Key, at: Millis) -> Result<(), Failure> {
         static EXPIRED: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
@@ -177,7 +180,7 @@ return 1
         self.redis.run(PATIENT, script).await
     }
 
-    pub(super) async fn say_reupload(&self, key: &Key, id: u64) -> Result<(), Away> {
+    pub(super) async fn say_reupload(&self, key: &Key, id: u64) -> Result<(), Failure> {
         static REUPLOAD: LazyLock<Script> = LazyLock::new(|| {
             telling("tell('reupload', 'by', ARGV[2], 'hash', ARGV[3], 'key', ARGV[4], 'body', ARGV[1])")
         });
@@ -187,9 +190,8 @@ return 1
         self.redis.run(PATIENT, script).await
     }
 
-    pub(super) async fn say_distrust(&self, at: Millis) -> Result<(), Away> {
-        static DISTRUST: LazyLock<Script> =
-            LazyLock::new(|| telling("tell('distrust', 'by', ARGV[2], 'at', ARGV[1])"));
+    pub(super) async fn say_distrust(&self, at: Millis) -> Result<(), Failure> {
+        static DISTRUST: LazyLock<Script> = LazyLock::new(|| telling("tell('distrust', 'by', ARGV[2], 'at', ARGV[1])"));
         let mut script = DISTRUST.key(NEWS);
         script.key(EPOCH).arg(at).arg(&self.me.name);
         self.redis.run(PATIENT, script).await
