@@ -1,0 +1,149 @@
+//! A TCP proxy before a server, by which a test makes the network bad: slow, silent, or gone.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    /// Every piece, in either direction, is held up for so long.
+    Passing(Duration),
+    /// Connections are taken and kept, and nothing passes.
+    Stalled,
+    Cut,
+}
+
+/// A link to one server; dropping it cuts it for good.
+pub struct Link {
+    pub address: SocketAddr,
+    mode: watch::Sender<Mode>,
+    bytes: Arc<AtomicU64>,
+    task: AbortHandle,
+}
+
+impl Link {
+    pub async fn start(to: SocketAddr) -> Link {
+        let listener = super::listen_low();
+        listener.set_nonblocking(true).expect("non-blocking");
+        let address = listener.local_addr().expect("its address");
+        let (mode, watched) = watch::channel(Mode::Passing(Duration::ZERO));
+        let bytes = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&bytes);
+        let task = tokio::spawn(run(listener, to, watched, counted));
+        Link {
+            address,
+            mode,
+            bytes,
+            task: task.abort_handle(),
+        }
+    }
+
+    /// Nothing passes any more, and nobody is told.
+    pub fn stall(&self) {
+        self.mode.send_replace(Mode::Stalled);
+    }
+
+    /// Every piece is held up for `delay`, in either direction.
+    pub fn delay(&self, delay: Duration) {
+        self.mode.send_replace(Mode::Passing(delay));
+    }
+
+    /// Closes all connections and refuses new ones.
+    pub fn cut(&self) {
+        self.mode.send_replace(Mode::Cut);
+    }
+
+    /// All is well again; what was stalled goes on.
+    pub fn restore(&self) {
+        self.mode.send_replace(Mode::Passing(Duration::ZERO));
+    }
+
+    /// Bytes that have passed, in both directions.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Relaxed)
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn run(listener: std::net::TcpListener, to: SocketAddr, mut mode: watch::Receiver<Mode>, bytes: Arc<AtomicU64>) {
+    let address = listener.local_addr().expect("its address");
+    let mut listener = Some(TcpListener::from_std(listener).expect("a listener"));
+    let mut connections = JoinSet::new();
+    loop {
+        let cut = *mode.borrow_and_update() == Mode::Cut;
+        match (&listener, cut) {
+            (_, true) => {
+                listener = None;
+                connections.shutdown().await;
+                if mode.changed().await.is_err() {
+                    return;
+                }
+            }
+            (None, false) => {
+                let bound = TcpListener::bind((Ipv4Addr::LOCALHOST, address.port())).await;
+                listener = Some(bound.expect("the port of before"));
+            }
+            (Some(open), false) => tokio::select! {
+                changed = mode.changed() => if changed.is_err() { return },
+                accepted = open.accept() => if let Ok((stream, _)) = accepted {
+                    connections.spawn(carry(stream, to, mode.clone(), Arc::clone(&bytes)));
+                },
+                Some(_) = connections.join_next() => {}
+            },
+        }
+    }
+}
+
+async fn carry(client: TcpStream, to: SocketAddr, mode: watch::Receiver<Mode>, bytes: Arc<AtomicU64>) {
+    let Ok(server) = TcpStream::connect(to).await else {
+        return;
+    };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+    let (client_read, client_write) = client.into_split();
+    let (server_read, server_write) = server.into_split();
+    // When either side has had enough, the other one's half-closed rest still passes.
+    tokio::join!(
+        pass(client_read, server_write, mode.clone(), &bytes),
+        pass(server_read, client_write, mode, &bytes),
+    );
+}
+
+async fn pass(
+    mut from: impl AsyncReadExt + Unpin,
+    mut to: impl AsyncWriteExt + Unpin,
+    mut mode: watch::Receiver<Mode>,
+    bytes: &AtomicU64,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let got = from.read(&mut buffer).await.unwrap_or(0);
+        let Ok(now) = mode
+            .wait_for(|mode| matches!(mode, Mode::Passing(_)))
+            .await
+            .map(|mode| *mode)
+        else {
+            return;
+        };
+        if let Mode::Passing(delay) = now
+            && !delay.is_zero()
+        {
+            tokio::time::sleep(delay).await;
+        }
+        if got == 0 || to.write_all(&buffer[..got]).await.is_err() {
+            let _ = to.shutdown().await;
+            return;
+        }
+        bytes.fetch_add(got as u64, Relaxed);
+    }
+}
