@@ -4,10 +4,11 @@
 //! A token belongs to a remote and a scope, and is asked for once however many fetches wait for it.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use async_trait::async_trait;
 use http::{HeaderValue, Method};
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
@@ -16,12 +17,14 @@ use pingora_error::Error;
 use pingora_http::{RequestHeader, ResponseHeader};
 use quick_cache::sync::Cache;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use url::{Host, Url};
 
 use super::challenge::Challenge;
 use super::password::Basic;
 use super::{Ask, Exchange, Failure, Upstream, listed, same_origin};
+use crate::cache::hex;
 use crate::config::{Remote, is_loopback};
 
 /// Scopes whose tokens are kept.
@@ -30,10 +33,21 @@ const REMEMBERED: usize = 4096;
 const LIFETIME: Duration = Duration::from_secs(60);
 /// A token is not used in the last part of its lifetime, and at most so long before its end.
 const MARGIN: Duration = Duration::from_secs(30);
+const BEARER: &str = "Bearer ";
 /// No service's answer is longer.
 const MAX_ANSWER: usize = 1 << 20;
 /// Addresses and redirects that are tried for one token.
 const MAX_TRIES: usize = 16;
+
+/// Where nodes find each other's tokens.
+#[async_trait]
+pub trait SharedTokens: Send + Sync {
+    /// A token and how long it is still good. A short while at most; `None` also when there is nobody to ask.
+    async fn get(&self, name: &str) -> Option<(String, Duration)>;
+
+    /// Shares one for what remains of its life. Waits for nobody.
+    fn put(&self, name: &str, token: &str, left: Duration);
+}
 
 /// What opens a scope of a remote.
 #[derive(Debug, Clone)]
@@ -56,6 +70,8 @@ struct Known {
     life: Option<Life>,
     /// The last try, if it failed: for those who waited for it.
     failed: Option<(Instant, Failure)>,
+    /// The last that upstream refused: other nodes may not know yet.
+    refused: Option<HeaderValue>,
 }
 
 /// The two moments of what is renewed while it is still good.
@@ -63,6 +79,15 @@ struct Known {
 struct Life {
     renew: Instant,
     end: Instant,
+}
+
+/// What was made for a scope.
+struct Made {
+    header: HeaderValue,
+    /// `None`: until it is refused.
+    life: Option<Life>,
+    /// See [`Grant::fresh`].
+    fresh: bool,
 }
 
 /// All tokens.
@@ -73,6 +98,7 @@ pub struct Tokens {
     connector: Connector,
     ids: AtomicU64,
     hasher: RandomState,
+    shared: OnceLock<Arc<dyn SharedTokens>>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -89,11 +115,17 @@ impl Default for Tokens {
             connector: Connector::new(None),
             ids: AtomicU64::new(0),
             hasher: RandomState::new(),
+            shared: OnceLock::new(),
         }
     }
 }
 
 impl Tokens {
+    /// Shares tokens with other nodes. Only the first call counts.
+    pub fn share(&self, shared: Arc<dyn SharedTokens>) {
+        let _ = self.shared.set(shared);
+    }
+
     /// Other credentials after a reload are other tokens.
     fn key(&self, remote: &Remote, scope: &str) -> String {
         let credentials = remote.credentials.as_ref();
@@ -162,7 +194,9 @@ impl Tokens {
             }
         } else {
             // Whether there will be another or not, this one is good for nobody.
-            known.grant = None;
+            if let Some(refused) = known.grant.take() {
+                known.refused = Some(refused.header);
+            }
         }
         if let Some(failure) = known.failure_since(waiting_since) {
             return known.usable().ok_or(failure);
@@ -185,9 +219,16 @@ impl Tokens {
     ) -> Result<Grant, Failure> {
         let making = async {
             match challenge.scheme.as_str() {
-                "bearer" => self.token(upstream, remote, scope, &challenge).await,
+                "bearer" => {
+                    let stale = known.refused.as_ref();
+                    self.token(upstream, remote, scope, &challenge, refused, stale).await
+                }
                 _ => match upstream.passwords.basic(remote, refused).await? {
-                    Some(Basic { header, until }) => Ok((header, until.map(|end| Life { renew: end, end }))),
+                    Some(Basic { header, until }) => Ok(Made {
+                        header,
+                        life: until.map(|end| Life { renew: end, end }),
+                        fresh: true,
+                    }),
                     None => Err(Failure {
                         status: 403,
                         reason: "upstream wants credentials: set `username` and `password` on the remote".to_owned(),
@@ -209,7 +250,7 @@ impl Tokens {
             None => making.await,
         };
         match made {
-            Ok((header, life)) => {
+            Ok(Made { header, life, fresh }) => {
                 let id = self.ids.fetch_add(1, Relaxed);
                 known.challenge = Some(challenge);
                 known.failed = None;
@@ -219,11 +260,7 @@ impl Tokens {
                     fresh: false,
                     id,
                 });
-                Ok(Grant {
-                    header,
-                    fresh: true,
-                    id,
-                })
+                Ok(Grant { header, fresh, id })
             }
             Err(failure) => {
                 known.challenge = None;
@@ -241,14 +278,17 @@ impl Tokens {
         }
     }
 
-    /// Asks the token service that a challenge names.
+    /// A token of the service that a challenge names: another node's, unless upstream `refused` what there was before, or
+    /// this very one was `stale`; else one that it is asked for.
     async fn token(
         &self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
-    ) -> Result<(HeaderValue, Option<Life>), Failure> {
+        refused: bool,
+        stale: Option<&HeaderValue>,
+    ) -> Result<Made, Failure> {
         let unusable = |reason: &str| Failure {
             status: 502,
             reason: format!("upstream wants a token, and {reason}"),
@@ -277,6 +317,18 @@ impl Tokens {
             true => header(upstream.passwords.basic(remote, false).await?),
             false => None,
         };
+        if let Some(shared) = self.shared.get().filter(|_| !refused)
+            && let Some((token, left)) = shared.get(&shared_name(remote, &url, credentials.as_ref())).await
+            && let Some((header, life)) = bearer(&token, left)
+            && Instant::now() < life.renew
+            && stale != Some(&header)
+        {
+            return Ok(Made {
+                header,
+                life: Some(life),
+                fresh: false,
+            });
+        }
         let mut refused = false;
         loop {
             // A token is small: its first byte and its last come together.
@@ -291,7 +343,17 @@ impl Tokens {
                 200 => {
                     let (header, life) =
                         read(&body).ok_or_else(|| unusable(&format!("{host} answered without one")))?;
-                    return Ok((header, Some(life)));
+                    if let (Some(shared), Ok(text)) = (self.shared.get(), header.to_str()) {
+                        // Nobody is given what is about to be renewed.
+                        let left = life.renew.saturating_duration_since(Instant::now());
+                        let token = text.trim_start_matches(BEARER);
+                        shared.put(&shared_name(remote, &url, credentials.as_ref()), token, left);
+                    }
+                    return Ok(Made {
+                        header,
+                        life: Some(life),
+                        fresh: true,
+                    });
                 }
                 401 | 403 => {
                     if trusted && !refused {
@@ -473,17 +535,38 @@ fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let token = some(answer.token).or(some(answer.access_token))?;
-    let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
-    header.set_sensitive(true);
     let named = answer.expires_in.filter(|seconds| *seconds > 0.0);
     let lifetime = named.map_or(LIFETIME, |seconds| Duration::from_secs_f64(seconds.min(1e8)));
     // A service may hand out a token that it made a while ago. Clocks that differ by more than its life say nothing.
     let issued = answer.issued_at.as_deref().and_then(rfc3339);
     let age = issued.and_then(|issued| SystemTime::now().duration_since(issued).ok());
     let left = lifetime - age.filter(|age| *age < lifetime).unwrap_or_default();
+    bearer(&token, left)
+}
+
+/// What a token that is good for so long is sent as, and until when.
+fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
+    let mut header = HeaderValue::from_str(&format!("{BEARER}{token}")).ok()?;
+    header.set_sensitive(true);
     let end = Instant::now().checked_add(left)?;
     let renew = end - MARGIN.min(left / 6);
     Some((header, Life { renew, end }))
+}
+
+/// Names what nodes share a token for: the question to the token service and as whom it was asked, for this registry. Nobody
+/// can tell the credentials from it who could not guess them.
+fn shared_name(remote: &Remote, question: &Url, credentials: Option<&HeaderValue>) -> String {
+    let base = remote.base_url.as_ref().map_or("", Url::as_str);
+    let mut print = Sha256::new();
+    for part in [
+        base.as_bytes(),
+        question.as_str().as_bytes(),
+        credentials.map_or(b"", |credentials| credentials.as_bytes()),
+    ] {
+        print.update((part.len() as u64).to_be_bytes());
+        print.update(part);
+    }
+    hex(&print.finalize())
 }
 
 /// A time as in RFC 3339 section 5.6.

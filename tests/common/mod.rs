@@ -16,6 +16,7 @@ pub mod outbound;
 pub mod packages;
 pub mod pattern;
 pub mod pull;
+pub mod redis;
 pub mod registry;
 pub mod rpm;
 pub mod server;
