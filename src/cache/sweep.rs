@@ -89,7 +89,10 @@ impl Store {
 
     /// Judges what was read from disk by the sweeps that are under way; `false`: it is gone.
     pub(super) fn survives_sweeps(&self, hash: &Hash, record: &mut Record) -> bool {
-        for sweep in self.sweeps.load().iter().filter(|sweep| sweep.is_for_record(record)) {
+        for sweep in self.sweeps.load().iter() {
+            if !sweep.is_for_record(record) {
+                continue;
+            }
             sweep.act(self, hash);
             if !sweep.expire {
                 return false;

@@ -106,7 +106,9 @@ async fn run(listener: std::net::TcpListener, to: SocketAddr, mut mode: watch::R
 }
 
 async fn carry(client: TcpStream, to: SocketAddr, mode: watch::Receiver<Mode>, bytes: Arc<AtomicU64>) {
-    let Ok(server) = TcpStream::connect(to).await else { return };
+    let Ok(server) = TcpStream::connect(to).await else {
+        return;
+    };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
@@ -126,7 +128,11 @@ async fn pass(
     let mut buffer = vec![0; 64 << 10];
     loop {
         let got = from.read(&mut buffer).await.unwrap_or(0);
-        let Ok(now) = mode.wait_for(|mode| matches!(mode, Mode::Passing(_))).await.map(|mode| *mode) else {
+        let Ok(now) = mode
+            .wait_for(|mode| matches!(mode, Mode::Passing(_)))
+            .await
+            .map(|mode| *mode)
+        else {
             return;
         };
         if let Mode::Passing(delay) = now
