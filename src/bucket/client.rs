@@ -10,9 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use reqwest::{Body, Response};
-use rusty_s3::actions::{
-    CompleteMultipartUpload, CreateMultipartUpload, ListObjectsV2, S3Action, UploadPart,
-};
+use rusty_s3::actions::{CompleteMultipartUpload, CreateMultipartUpload, ListObjectsV2, S3Action, UploadPart};
 use rusty_s3::{Bucket as Place, Credentials, Map, UrlStyle};
 use url::Url;
 
@@ -108,8 +106,13 @@ impl Client {
     /// The settings make no URL, or the system's certificates cannot be read.
     pub fn new(settings: &config::S3) -> io::Result<Client> {
         let region = settings.region.clone().unwrap_or_else(|| region_of(&settings.endpoint));
-        let place = Place::new(settings.endpoint.clone(), UrlStyle::Path, settings.bucket.clone(), region)
-            .map_err(|error| io::Error::other(format!("MINIO_ENDPOINT and MINIO_BUCKET make no URL: {error}")))?;
+        let place = Place::new(
+            settings.endpoint.clone(),
+            UrlStyle::Path,
+            settings.bucket.clone(),
+            region,
+        )
+        .map_err(|error| io::Error::other(format!("MINIO_ENDPOINT and MINIO_BUCKET make no URL: {error}")))?;
         Ok(Client {
             place,
             credentials: Credentials::new(settings.access_key.reveal(), settings.secret_key.reveal()),
@@ -132,7 +135,10 @@ impl Client {
     /// The headers of an object; `None`: there is none.
     pub async fn head(&self, object: &str) -> Result<Option<HeaderMap>, Failure> {
         let action = self.place.head_object(Some(&self.credentials), object);
-        match self.ask(Method::HEAD, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default()).await {
+        match self
+            .ask(Method::HEAD, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default())
+            .await
+        {
             Ok(response) => Ok(Some(response.headers().clone())),
             Err(Failure::Refused { status: 404, .. }) => Ok(None),
             Err(failure) => Err(failure),
@@ -142,7 +148,8 @@ impl Client {
     /// The answer to a GET with these headers, its body unread.
     pub async fn get(&self, object: &str, headers: HeaderMap) -> Result<Response, Failure> {
         let action = self.place.get_object(Some(&self.credentials), object);
-        self.ask(Method::GET, action.sign(SIGNED_FOR), headers, Body::default()).await
+        self.ask(Method::GET, action.sign(SIGNED_FOR), headers, Body::default())
+            .await
     }
 
     /// Stores an object with these headers. The body has `length` bytes.
@@ -157,7 +164,15 @@ impl Client {
     /// Removes an object. That there was none is as good.
     pub async fn delete(&self, object: &str) -> Result<(), Failure> {
         let action = self.place.delete_object(Some(&self.credentials), object);
-        match self.ask(Method::DELETE, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default()).await {
+        match self
+            .ask(
+                Method::DELETE,
+                action.sign(SIGNED_FOR),
+                HeaderMap::new(),
+                Body::default(),
+            )
+            .await
+        {
             Ok(_) => Ok(()),
             Err(Failure::Refused { code, .. }) if code == "NoSuchKey" => Ok(()),
             Err(failure) => Err(failure),
@@ -172,9 +187,14 @@ impl Client {
         if let Some(next) = next {
             action.with_continuation_token(next);
         }
-        let answer = self.ask_text(Method::GET, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default()).await?;
+        let answer = self
+            .ask_text(Method::GET, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default())
+            .await?;
         let parsed = ListObjectsV2::parse_response(&answer).map_err(|error| Failure::Nonsense(error.to_string()))?;
-        let objects = parsed.contents.into_iter().filter(|entry| entry.key.starts_with(PREFIX));
+        let objects = parsed
+            .contents
+            .into_iter()
+            .filter(|entry| entry.key.starts_with(PREFIX));
         Ok(Page {
             objects: objects
                 .map(|entry| Listed {
@@ -194,7 +214,15 @@ impl Client {
     /// Makes the bucket. That it is there already is as good.
     pub async fn create_bucket(&self) -> Result<(), Failure> {
         let action = self.place.create_bucket(&self.credentials);
-        match self.ask(Method::PUT, action.sign(SIGNED_FOR), HeaderMap::new(), action.body().into()).await {
+        match self
+            .ask(
+                Method::PUT,
+                action.sign(SIGNED_FOR),
+                HeaderMap::new(),
+                action.body().into(),
+            )
+            .await
+        {
             Ok(_) => Ok(()),
             Err(Failure::Refused { code, .. }) if code == "BucketAlreadyOwnedByYou" => Ok(()),
             Err(failure) => Err(failure),
@@ -205,14 +233,23 @@ impl Client {
     pub async fn begin(&self, object: &str, about: &[(String, String)]) -> Result<String, Failure> {
         let mut action = self.place.create_multipart_upload(Some(&self.credentials), object);
         let headers = signed(action.headers_mut(), about)?;
-        let answer = self.ask_text(Method::POST, action.sign(SIGNED_FOR), headers, Body::default()).await?;
+        let answer = self
+            .ask_text(Method::POST, action.sign(SIGNED_FOR), headers, Body::default())
+            .await?;
         CreateMultipartUpload::parse_response(&answer)
             .map(|parsed| parsed.upload_id().to_owned())
             .map_err(|error| Failure::Nonsense(error.to_string()))
     }
 
     /// Uploads a part, counted from 1; its entity tag.
-    pub async fn part(&self, object: &str, upload: &str, part: u16, length: u64, body: Body) -> Result<String, Failure> {
+    pub async fn part(
+        &self,
+        object: &str,
+        upload: &str,
+        part: u16,
+        length: u64,
+        body: Body,
+    ) -> Result<String, Failure> {
         let action = UploadPart::new(&self.place, Some(&self.credentials), object, part, upload);
         let mut headers = HeaderMap::new();
         headers.insert(header::CONTENT_LENGTH, length.into());
@@ -227,7 +264,9 @@ impl Client {
         let etags = etags.iter().map(String::as_str);
         let action = CompleteMultipartUpload::new(&self.place, Some(&self.credentials), object, upload, etags);
         let url = action.sign(SIGNED_FOR);
-        let answer = self.ask_text(Method::POST, url, HeaderMap::new(), action.body().into()).await?;
+        let answer = self
+            .ask_text(Method::POST, url, HeaderMap::new(), action.body().into())
+            .await?;
         // The answer begins before it is known how it ends, so a 200 may say that it failed.
         match element(&answer, "Code") {
             Some(code) => Err(Failure::Refused {
@@ -241,8 +280,18 @@ impl Client {
 
     /// Gives up an upload of several parts. That it is not known is as good.
     pub async fn abort(&self, object: &str, upload: &str) -> Result<(), Failure> {
-        let action = self.place.abort_multipart_upload(Some(&self.credentials), object, upload);
-        match self.ask(Method::DELETE, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default()).await {
+        let action = self
+            .place
+            .abort_multipart_upload(Some(&self.credentials), object, upload);
+        match self
+            .ask(
+                Method::DELETE,
+                action.sign(SIGNED_FOR),
+                HeaderMap::new(),
+                Body::default(),
+            )
+            .await
+        {
             Ok(_) => Ok(()),
             Err(failure) if failure.is_missing_upload() => Ok(()),
             Err(failure) => Err(failure),
@@ -257,7 +306,9 @@ impl Client {
         query.remove("list-type");
         query.insert("uploads", "");
         query.insert("prefix", prefix);
-        let answer = self.ask_text(Method::GET, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default()).await?;
+        let answer = self
+            .ask_text(Method::GET, action.sign(SIGNED_FOR), HeaderMap::new(), Body::default())
+            .await?;
         let encoded = element(&answer, "EncodingType").is_some();
         let entries = answer.split("<Upload>").skip(1);
         let found = entries.filter_map(|entry| {
@@ -313,7 +364,11 @@ async fn refused(response: Response) -> Failure {
 
 async fn whole(mut response: Response) -> Result<Vec<u8>, Failure> {
     let mut all = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(|error| Failure::Unreachable(told(error)))? {
+    while let Some(piece) = response
+        .chunk()
+        .await
+        .map_err(|error| Failure::Unreachable(told(error)))?
+    {
         if all.len() + piece.len() > MAX_ANSWER {
             return Err(Failure::Nonsense("it is too long".to_owned()));
         }
@@ -363,18 +418,25 @@ fn element(xml: &str, name: &str) -> Option<String> {
     let end = start + xml[start..].find(&format!("</{name}>"))?;
     let text = xml[start..end].trim();
     let replaced = text.replace("&lt;", "<").replace("&gt;", ">").replace("&quot;", "\"");
-    let replaced = replaced.replace("&#34;", "\"").replace("&#39;", "'").replace("&apos;", "'");
+    let replaced = replaced
+        .replace("&#34;", "\"")
+        .replace("&#39;", "'")
+        .replace("&apos;", "'");
     Some(replaced.replace("&amp;", "&"))
 }
 
 fn form_decoded(text: &str) -> String {
-    percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned()
+    percent_decode_str(&text.replace('+', " "))
+        .decode_utf8_lossy()
+        .into_owned()
 }
 
 /// The region in the name of an AWS host (`s3.eu-west-1.amazonaws.com`), and what everybody else calls theirs.
 fn region_of(endpoint: &Url) -> String {
     let host = endpoint.host_str().unwrap_or("").to_ascii_lowercase();
-    let aws = host.strip_suffix(".amazonaws.com").or_else(|| host.strip_suffix(".amazonaws.com.cn"));
+    let aws = host
+        .strip_suffix(".amazonaws.com")
+        .or_else(|| host.strip_suffix(".amazonaws.com.cn"));
     let region = aws.and_then(|name| name.strip_prefix("s3.").or_else(|| name.strip_prefix("s3-")));
     let region = region.map(|region| region.strip_prefix("dualstack.").unwrap_or(region));
     let region = region.filter(|region| region.contains('-') && !region.contains('.'));
@@ -411,7 +473,10 @@ pub fn starts_at(response: &Response, start: u64) -> bool {
 
 /// A piece of a body, or `None` at its end.
 pub async fn piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
-    response.chunk().await.map_err(|error| Failure::Unreachable(told(error)))
+    response
+        .chunk()
+        .await
+        .map_err(|error| Failure::Unreachable(told(error)))
 }
 
 #[cfg(test)]

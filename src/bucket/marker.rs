@@ -104,7 +104,13 @@ mod tests {
                 seen.push(state);
             }
         }
-        let expected = [None, Some((false, 0)), Some((true, 0)), Some((true, 1)), Some((true, 2))];
+        let expected = [
+            None,
+            Some((false, 0)),
+            Some((true, 0)),
+            Some((true, 1)),
+            Some((true, 2)),
+        ];
         assert_eq!(seen, expected);
         assert!(Progress::parse("nonsense\nupload x\n").is_none());
     }

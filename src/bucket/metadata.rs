@@ -131,7 +131,11 @@ pub fn decode(headers: &HeaderMap) -> Option<Described> {
             sha256,
         },
         id: compact.id,
-        class: if compact.immutable { Class::Immutable } else { Class::Mutable },
+        class: if compact.immutable {
+            Class::Immutable
+        } else {
+            Class::Mutable
+        },
         checked_at: compact.checked,
         fresh_until: compact.until,
     })
@@ -207,7 +211,11 @@ mod tests {
     #[test]
     fn comes_back_without_secrets() {
         let fields = encode(&object("simple/six/", HeaderMap::new())).unwrap();
-        assert!(fields.iter().any(|(name, value)| name == "x-amz-meta-stored-at" && value == "2023-11-14T22:13:20Z"));
+        assert!(
+            fields
+                .iter()
+                .any(|(name, value)| name == "x-amz-meta-stored-at" && value == "2023-11-14T22:13:20Z")
+        );
         let back = decode(&sent(&fields)).unwrap();
         assert_eq!(back.head.url, "https://files.test/a/b");
         assert_eq!(back.key, Key::new("pypi", "simple/six/", None, "json"));

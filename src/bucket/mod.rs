@@ -38,7 +38,7 @@ pub use name::PREFIX;
 use queue::Queue;
 
 use crate::breaker::{Away, Breaker, Standing};
-use crate::cache::{Backup, Class, Finished, Hash, Head, Key, Millis, Store, hex, shown};
+use crate::cache::{Backup, Class, Finished, Hash, Head, Key, Millis, Store, shown};
 use crate::catalog::{rfc3339, unix_now};
 use crate::config;
 
@@ -174,7 +174,12 @@ impl Bucket {
     ///
     /// # Errors
     /// The queue's folders cannot be made in `data_dir`, or the settings make no URL.
-    pub fn new(settings: &config::S3, data_dir: &Path, store: &'static Store, runtime: Handle) -> io::Result<Arc<Bucket>> {
+    pub fn new(
+        settings: &config::S3,
+        data_dir: &Path,
+        store: &'static Store,
+        runtime: Handle,
+    ) -> io::Result<Arc<Bucket>> {
         let bucket = Arc::new(Bucket {
             client: Client::new(settings)?,
             queue: Queue::open(data_dir, store.is_synced())?,
@@ -192,7 +197,8 @@ impl Bucket {
     /// waits, also from before.
     pub fn start(self: &Arc<Self>, fence: Arc<dyn Fence>) {
         for worker in 0..WORKERS {
-            self.runtime.spawn(upload::work(Arc::clone(self), Arc::clone(&fence), worker > 0));
+            self.runtime
+                .spawn(upload::work(Arc::clone(self), Arc::clone(&fence), worker > 0));
         }
         let bucket = Arc::clone(self);
         self.runtime.spawn(async move {
@@ -348,7 +354,8 @@ impl Bucket {
 
     async fn head(self: &Arc<Self>, limit: Duration, object: String) -> Result<Option<Copy>, Away> {
         let bucket = Arc::clone(self);
-        self.ask(limit, async move { describe(&bucket.client, &object).await }).await
+        self.ask(limit, async move { describe(&bucket.client, &object).await })
+            .await
     }
 
     /// The bytes `start..end` of a body. They are of the very body that was found: when it was replaced meanwhile, this
@@ -367,7 +374,10 @@ impl Bucket {
         }
         if (start, end) != (0, copy.finished.length) {
             let range = HeaderValue::try_from(format!("bytes={start}-{}", end - 1));
-            headers.insert(header::RANGE, range.map_err(|error| Away::Failed("s3", error.to_string()))?);
+            headers.insert(
+                header::RANGE,
+                range.map_err(|error| Away::Failed("s3", error.to_string()))?,
+            );
         }
         let (bucket, object) = (Arc::clone(self), copy.object.clone());
         let asked = async move {
@@ -380,7 +390,8 @@ impl Bucket {
         };
         let (response, first) = self.ask(FIRST_BYTE_LIMIT, asked).await?;
         let (pieces, taken) = mpsc::channel(AHEAD);
-        self.runtime.spawn(Arc::clone(self).pass(response, first, end - start, pieces));
+        self.runtime
+            .spawn(Arc::clone(self).pass(response, first, end - start, pieces));
         Ok(Box::pin(futures_util::stream::unfold(taken, |mut taken| async {
             taken.recv().await.map(|piece| (piece, taken))
         })))
@@ -449,7 +460,11 @@ impl Bucket {
     /// The service is away.
     pub async fn list(self: &Arc<Self>, next: Option<String>) -> Result<Page, Away> {
         let bucket = Arc::clone(self);
-        self.ask(LIST_LIMIT, async move { bucket.client.list(1000, next.as_deref()).await }).await
+        self.ask(
+            LIST_LIMIT,
+            async move { bucket.client.list(1000, next.as_deref()).await },
+        )
+        .await
     }
 
     pub fn status(&self) -> BucketStatus {
@@ -509,7 +524,9 @@ async fn describe(client: &Client, object: &str) -> Result<Option<Copy>, Failure
     let Some(headers) = client.head(object).await? else {
         return Ok(None);
     };
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse().ok());
     let described = metadata::decode(&headers);
     let Some(described) = described.filter(|described| length == Some(described.finished.length)) else {
         tracing::debug!(object, "an object in the bucket has no metadata of ours");

@@ -82,12 +82,12 @@ mod tests {
     #[test]
     fn a_person_finds_it() {
         let key = Key::new("pypi", "simple/six/", None, "json");
-        assert_eq!(of(&key), format!("artifactapi/pypi/simple/six/!{}", hex(&key.hash[..8])));
-        let key = Key::new("debian", "pool/a_1.0%2Bdfsg_amd64.deb", None, "");
-        let expected = format!(
-            "artifactapi/debian/pool/a_1.0%2Bdfsg_amd64.deb!{}",
-            hex(&key.hash[..8])
+        assert_eq!(
+            of(&key),
+            format!("artifactapi/pypi/simple/six/!{}", hex(&key.hash[..8]))
         );
+        let key = Key::new("debian", "pool/a_1.0%2Bdfsg_amd64.deb", None, "");
+        let expected = format!("artifactapi/debian/pool/a_1.0%2Bdfsg_amd64.deb!{}", hex(&key.hash[..8]));
         assert_eq!(of(&key), expected);
         assert!(name("r", "get", Some("file=a/b")).starts_with("artifactapi/r/get?file=a%2Fb!"));
     }
@@ -97,7 +97,10 @@ mod tests {
         assert!(name("r", "a", Some("x=/../../b/./..")).starts_with("artifactapi/r/a?x=%2F..%2F..%2Fb%2F.%2F..!"));
         assert!(name("..", "a//../b", None).starts_with("artifactapi/_/a/_/_/b!"));
         assert!(name("r", "it's!new/x", None).starts_with("artifactapi/r/it's%21new/x!"));
-        assert!(name("r", &format!("{}/x", "y".repeat(300)), None).starts_with(&format!("artifactapi/r/{}/x!", "y".repeat(200))));
+        assert!(
+            name("r", &format!("{}/x", "y".repeat(300)), None)
+                .starts_with(&format!("artifactapi/r/{}/x!", "y".repeat(200)))
+        );
     }
 
     proptest! {

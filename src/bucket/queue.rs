@@ -4,8 +4,8 @@
 //! A job belongs to a key's hash and means: make the bucket what this node holds now. So an object that is replaced while
 //! it waits is uploaded once, as it is then. The same hash is never worked on twice at once.
 
-use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
@@ -320,7 +320,11 @@ impl Queue {
 
     /// Whether nothing else was asked since `taken` was taken.
     pub fn is_current(&self, taken: &Taken) -> bool {
-        self.state.lock().jobs.get(&taken.hash).is_some_and(|job| job.asked == taken.asked)
+        self.state
+            .lock()
+            .jobs
+            .get(&taken.hash)
+            .is_some_and(|job| job.asked == taken.asked)
     }
 
     /// What the removal of `hash` is called in the bucket.
@@ -331,7 +335,9 @@ impl Queue {
     /// It is removed from the bucket. Blocks, shortly.
     pub fn removed(&self, taken: &Taken) {
         let mut state = self.state.lock();
-        let Some(job) = state.jobs.get_mut(&taken.hash) else { return };
+        let Some(job) = state.jobs.get_mut(&taken.hash) else {
+            return;
+        };
         // One that was asked for meanwhile is another one.
         if job.remove && job.removes == taken.removes {
             job.remove = false;
@@ -343,7 +349,10 @@ impl Queue {
     /// The bucket has it, or need not have it. Blocks, shortly.
     pub fn uploaded(&self, taken: &Taken) {
         let mut state = self.state.lock();
-        let current = state.jobs.get(&taken.hash).is_some_and(|job| job.asked == taken.asked && job.admitting == 0);
+        let current = state
+            .jobs
+            .get(&taken.hash)
+            .is_some_and(|job| job.asked == taken.asked && job.admitting == 0);
         if current {
             state.uploaded(&taken.hash);
             let _ = fs::remove_file(self.marker(&taken.hash));
@@ -354,7 +363,9 @@ impl Queue {
     pub fn give_back(&self, taken: &Taken, again: Option<Again>) {
         {
             let mut state = self.state.lock();
-            let Some(job) = state.jobs.get_mut(&taken.hash) else { return };
+            let Some(job) = state.jobs.get_mut(&taken.hash) else {
+                return;
+            };
             job.running = false;
             let is_new = job.asked != taken.asked;
             match again {
@@ -478,7 +489,9 @@ fn markers(folder: &Path) -> Vec<(Hash, Millis)> {
         match entry.file_name().to_str().and_then(parse_hash) {
             Some(hash) => {
                 let modified = entry.metadata().and_then(|meta| meta.modified());
-                let since = modified.unwrap_or(SystemTime::UNIX_EPOCH).duration_since(SystemTime::UNIX_EPOCH);
+                let since = modified
+                    .unwrap_or(SystemTime::UNIX_EPOCH)
+                    .duration_since(SystemTime::UNIX_EPOCH);
                 let since = since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
                 found.push((hash, since));
             }

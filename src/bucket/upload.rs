@@ -126,7 +126,10 @@ impl Bucket {
             Blame::Question(failure) => {
                 let store = self.store;
                 let hash = taken.hash;
-                let stored = tokio::task::spawn_blocking(move || store.open_stored(&hash)).await.ok().flatten();
+                let stored = tokio::task::spawn_blocking(move || store.open_stored(&hash))
+                    .await
+                    .ok()
+                    .flatten();
                 let key = stored.map_or_else(|| crate::cache::hex(&hash), |stored| shown(&stored.key));
                 tracing::warn!(
                     %key, %failure,
@@ -261,7 +264,9 @@ impl Bucket {
     async fn has(&self, object: &str, id: u64) -> bool {
         let headers = within(SHORT, self.client.head(object)).await;
         let headers = headers.ok().flatten();
-        headers.and_then(|headers| metadata::decode(&headers)).is_some_and(|described| described.id == id)
+        headers
+            .and_then(|headers| metadata::decode(&headers))
+            .is_some_and(|described| described.id == id)
     }
 
     /// An upload that the service does not know any more is begun anew the next time.
@@ -380,10 +385,7 @@ async fn moving<T>(moved: &Moved, asked: impl Future<Output = Result<T, Failure>
     }
 }
 
-pub(super) async fn within<T>(
-    limit: Duration,
-    asked: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+pub(super) async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let answer = tokio::time::timeout(limit, asked).await;
     answer.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no answer within {limit:?}"))))
 }

@@ -163,7 +163,7 @@ impl Reader {
                     None => {
                         let stream = body.read(self.position, available).await?;
                         self.stream.insert(Incoming(Mutex::new(stream)))
-                    },
+                    }
                 };
                 match stream.0.get_mut().next().await {
                     Some(piece) => piece?,
