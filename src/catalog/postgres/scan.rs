@@ -292,7 +292,7 @@ async fn is_short(transaction: &Transaction<'_>, parts: &[Part], filter: &Filter
     let conditions = within(&mut query, filter, SortField::Path);
     query.sql = "SELECT count(*) FROM (".to_owned();
     query.union(parts, "1", &conditions);
-    let _ = write!(query.sql, " LIMIT {SCAN_ROWS}) AS some");
+    let _ = write!(query.sql, " LIMIT {SCAN_ROWS}) AS few");
     let rows = query.rows(transaction).await?;
     let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
     Ok(unsigned(count) < SCAN_ROWS as u64)
