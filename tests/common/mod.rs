@@ -15,6 +15,7 @@ pub mod oci;
 pub mod outbound;
 pub mod packages;
 pub mod pattern;
+pub mod postgres;
 pub mod pull;
 pub mod redis;
 pub mod registry;
