@@ -87,7 +87,12 @@ impl Backends {
             let covers: Covers = Box::new(move |key| covered(&config, &filter, key));
             Some((covers, request.mode == FlushMode::Expire))
         };
-        Ok(Shared::new(self.bucket.clone(), self.fleet.clone(), peers, Box::new(read_flush)))
+        Ok(Shared::new(
+            self.bucket.clone(),
+            self.fleet.clone(),
+            peers,
+            Box::new(read_flush),
+        ))
     }
 
     /// Connects them, and lets `fills` hear what other nodes do.
@@ -111,7 +116,11 @@ impl Backends {
             self.fleet.as_ref().map(|fleet| fleet.breaker()),
             self.postgres.as_ref(),
         ];
-        breakers.into_iter().flatten().map(|breaker| breaker.standing()).collect()
+        breakers
+            .into_iter()
+            .flatten()
+            .map(|breaker| breaker.standing())
+            .collect()
     }
 
     /// Writes what is only in memory.

@@ -22,8 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
-use crate::cache::{Key, Object, Observer, Store};
 use crate::backends::Backends;
+use crate::cache::{Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{
-    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::backends::Backends;
@@ -77,7 +78,10 @@ impl Metrics {
             dependency_up: register(
                 &registry,
                 IntGaugeVec::new(
-                    Opts::new("artifactapi_dependency_up", "Whether what stands behind this node answers."),
+                    Opts::new(
+                        "artifactapi_dependency_up",
+                        "Whether what stands behind this node answers.",
+                    ),
                     &["dependency"],
                 ),
             ),
@@ -119,7 +123,11 @@ impl Metrics {
                 ),
             ),
             bucket_counts: vector("artifactapi_bucket_total", "What was done in S3.", &["what"]),
-            fleet_counts: vector("artifactapi_fleet_total", "What went between nodes through Redis.", &["what"]),
+            fleet_counts: vector(
+                "artifactapi_fleet_total",
+                "What went between nodes through Redis.",
+                &["what"],
+            ),
             shared: vector(
                 "artifactapi_shared_total",
                 "Objects that came from the bucket or from another node instead of from upstream, and transfers between \
@@ -298,7 +306,10 @@ impl Metrics {
             set("uploads", bucket.uploads_waiting);
             set("upload_bytes", bucket.bytes_waiting);
             set("removals", bucket.removals_waiting);
-            set("oldest_upload_seconds", bucket.oldest_waiting.map_or(0, |waiting| waiting.as_secs()));
+            set(
+                "oldest_upload_seconds",
+                bucket.oldest_waiting.map_or(0, |waiting| waiting.as_secs()),
+            );
             for (what, value) in [
                 ("uploads", bucket.uploaded),
                 ("uploaded_bytes", bucket.uploaded_bytes),
@@ -331,13 +342,7 @@ impl Metrics {
     }
 
     /// The text that Prometheus reads.
-    pub fn render(
-        &self,
-        generation: u64,
-        store: &StoreStats,
-        catalog: &CatalogStatus,
-        backends: &Backends,
-    ) -> String {
+    pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus, backends: &Backends) -> String {
         self.take_over_counts(backends);
         let set = |tier: &str, what: &str, value: u64| {
             self.gauges

@@ -134,7 +134,12 @@ impl Api {
             redis["waiting"] = json!(fleet.outbox + fleet.unsent_flushes);
             dependencies["redis"] = redis;
         }
-        for breaker in self.backends.standings().iter().filter(|breaker| breaker.name == "postgres") {
+        for breaker in self
+            .backends
+            .standings()
+            .iter()
+            .filter(|breaker| breaker.name == "postgres")
+        {
             dependencies["postgres"] = standing(breaker, None);
         }
         json!({

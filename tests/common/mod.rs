@@ -8,6 +8,7 @@
 pub mod client;
 pub mod clients;
 pub mod dns;
+pub mod fleet;
 pub mod h2client;
 pub mod image;
 pub mod link;
@@ -20,6 +21,7 @@ pub mod pull;
 pub mod redis;
 pub mod registry;
 pub mod rpm;
+pub mod s3;
 pub mod server;
 pub mod upstream;
 
