@@ -1,5 +1,7 @@
 //! What is sent without anybody waiting for it. While Redis is away it is kept, for each key only the newest.
 
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
 use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -90,6 +92,8 @@ impl Parcel {
 #[derive(Debug, Default)]
 pub struct Outbox {
     waiting: Mutex<IndexMap<Slot, Parcel>>,
+    /// Taken, and neither sent nor put back.
+    sending: AtomicUsize,
     pub wake: Notify,
 }
 
@@ -99,11 +103,12 @@ impl Outbox {
         self.wake.notify_one();
     }
 
-    /// Puts back what could not be sent, unless something newer has come since.
+    /// All that was taken is sent, but for `parcels`: they wait again, unless something newer has come since.
     pub fn put_back(&self, parcels: Vec<Parcel>) {
         for parcel in parcels {
             self.add(parcel, true);
         }
+        self.sending.store(0, Relaxed);
     }
 
     fn add(&self, parcel: Parcel, again: bool) {
@@ -121,27 +126,100 @@ impl Outbox {
             return;
         }
         if waiting.len() >= BOUND {
-            if let Some((_, dropped)) = waiting.shift_remove_index(0)
-                && dropped.matters()
-            {
+            // Many at once: taking one from the front moves all others.
+            let dropped = waiting.drain(..BOUND / 10);
+            if dropped.filter(|(_, parcel)| parcel.matters()).count() > 0 {
                 waiting.insert(Slot::Distrust, Parcel::Distrust(now_ms()));
             }
         }
         waiting.insert(slot, parcel);
     }
 
-    /// The oldest, at most `count`.
+    /// The oldest, at most `count`, until [`Outbox::put_back`]. For one at a time.
     pub fn take(&self, count: usize) -> Vec<Parcel> {
         let mut waiting = self.waiting.lock();
         let count = count.min(waiting.len());
+        self.sending.store(count, Relaxed);
         waiting.drain(..count).map(|(_, parcel)| parcel).collect()
     }
 
     pub fn len(&self) -> usize {
-        self.waiting.lock().len()
+        self.waiting.lock().len() + self.sending.load(Relaxed)
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Node;
+    use super::*;
+    use crate::cache::Class;
+
+    fn record(generation: u64, checked_at: Millis) -> Record {
+        Record {
+            id: generation,
+            class: Class::Mutable,
+            checked_at,
+            fresh_until: checked_at + 1000,
+            etag: None,
+            generation,
+            node: Node::new(None),
+            in_bucket: false,
+        }
+    }
+
+    #[test]
+    fn of_two_words_the_later_fill_counts_and_what_expired_is_not_fresh() {
+        let (old, new) = (record(1, 100), record(2, 200));
+        let is = |record: &Record| Word::Is(record.clone());
+        let expired = Word::Is(Record {
+            fresh_until: 150,
+            ..old.clone()
+        });
+        for (said, next, left) in [
+            (is(&old), is(&new), is(&new)),
+            (is(&new), is(&old), is(&new)),
+            (Word::Gone(Fence(2)), is(&old), Word::Gone(Fence(2))),
+            (Word::Gone(Fence(1)), is(&new), is(&new)),
+            (is(&old), Word::Gone(Fence(2)), Word::Gone(Fence(2))),
+            (is(&new), Word::Gone(Fence(1)), is(&new)),
+            (is(&old), Word::Expired(150), expired.clone()),
+            (Word::Expired(150), is(&old), expired),
+            (Word::Expired(150), is(&new), is(&new)),
+            (Word::Expired(150), Word::Gone(Fence(1)), Word::Gone(Fence(1))),
+            (Word::Gone(Fence(1)), Word::Expired(150), Word::Gone(Fence(1))),
+            (Word::Expired(150), Word::Expired(120), Word::Expired(150)),
+        ] {
+            assert_eq!(said.clone().then(next.clone()), left, "{said:?}, then {next:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_waits_and_too_much_becomes_distrust() {
+        let outbox = Outbox::default();
+        let key = |number: usize| Key::new("hub", &format!("/{number}"), None, "raw");
+        outbox.put(Parcel::Uploaded(key(0), 1));
+        outbox.put(Parcel::Uploaded(key(0), 2));
+        let taken = outbox.take(10);
+        assert!(matches!(&taken[..], [Parcel::Uploaded(_, 2)]));
+        assert_eq!(outbox.len(), 1);
+        outbox.put(Parcel::Uploaded(key(0), 3));
+        outbox.put_back(taken);
+        assert!(matches!(&outbox.take(10)[..], [Parcel::Uploaded(_, 3)]));
+        outbox.put_back(Vec::new());
+        assert!(outbox.is_empty());
+
+        outbox.put(Parcel::Release(key(0), "lock".to_owned()));
+        for number in 1..BOUND {
+            outbox.put(Parcel::Word(key(number), Word::Expired(1)));
+        }
+        outbox.put(Parcel::Reupload(key(0), 1));
+        let distrusts = || outbox.waiting.lock().contains_key(&Slot::Distrust);
+        assert!(!distrusts() && outbox.len() == BOUND);
+        outbox.put(Parcel::Reupload(key(1), 1));
+        assert!(distrusts() && outbox.len() < BOUND);
     }
 }

@@ -663,6 +663,138 @@ mod tests {
         ));
     }
 
+    /// What nodes share, in memory.
+    #[derive(Default)]
+    struct Shelf(parking_lot::Mutex<std::collections::HashMap<String, (String, Duration)>>);
+
+    #[async_trait]
+    impl SharedTokens for Shelf {
+        async fn get(&self, name: &str) -> Option<(String, Duration)> {
+            self.0.lock().get(name).cloned()
+        }
+        fn put(&self, name: &str, token: &str, left: Duration) {
+            self.0.lock().insert(name.to_owned(), (token.to_owned(), left));
+        }
+    }
+
+    /// A token service that numbers its tokens.
+    async fn service() -> (String, Arc<AtomicU64>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap());
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    let mut piece = [0; 1024];
+                    let read = socket.read(&mut piece).await.unwrap();
+                    seen.extend_from_slice(&piece[..read]);
+                }
+                let body = format!(
+                    r#"{{"token": "T{}", "expires_in": 300}}"#,
+                    counted.fetch_add(1, Relaxed) + 1
+                );
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                socket.write_all((head + &body).as_bytes()).await.unwrap();
+            }
+        });
+        (base, count)
+    }
+
+    fn node(shelf: &Arc<Shelf>) -> Arc<Upstream> {
+        let folder = tempfile::tempdir().unwrap();
+        let remotes = folder.path().join("remotes.yaml");
+        std::fs::write(&remotes, "remotes: {}\n").unwrap();
+        let flags = crate::config::Flags {
+            remotes: Some(remotes),
+            data_dir: Some(folder.path().to_owned()),
+            ..Default::default()
+        };
+        let loaded = crate::config::load(&flags, &crate::config::Environment::default(), 1);
+        let config = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.problems));
+        let upstream = Arc::new(Upstream::new(&config, Arc::new(crate::metrics::Metrics::new())).unwrap());
+        upstream.share_tokens(Arc::clone(shelf) as Arc<dyn SharedTokens>);
+        upstream
+    }
+
+    #[tokio::test]
+    async fn nodes_share_tokens_of_the_same_question_by_the_same_user() {
+        let (base, asked) = service().await;
+        let realm = format!(r#"Bearer realm="{base}token",service="registry""#);
+        let mut headers = http::HeaderMap::new();
+        headers.insert(http::header::WWW_AUTHENTICATE, realm.parse().unwrap());
+        let challenges = super::super::challenge::challenges(&headers);
+        let shelf = Arc::new(Shelf::default());
+        let user = |name: &str| {
+            let mut remote = remote("docker", &base);
+            if !name.is_empty() {
+                remote.credentials = Some(crate::config::Credentials {
+                    username: name.to_owned(),
+                    password: crate::config::Password::Fixed(crate::config::Secret::new("s3cret")),
+                });
+            }
+            Arc::new(remote)
+        };
+        let grant = async |node: &Arc<Upstream>, name: &str, scope: &str, refused: Option<&Grant>| {
+            let granted = node.tokens.grant(node, &user(name), scope, &challenges, refused).await;
+            granted.unwrap_or_else(|failure| panic!("{}", failure.reason))
+        };
+        let token = |grant: &Grant| grant.header.to_str().unwrap().to_owned();
+
+        let (a, b) = (node(&shelf), node(&shelf));
+        let first = grant(&a, "", "repository:app:pull", None).await;
+        assert_eq!((token(&first).as_str(), first.fresh), ("Bearer T1", true));
+        // Another node's may be refused: it was not made for this question.
+        let shared = grant(&b, "", "repository:app:pull", None).await;
+        assert_eq!((token(&shared).as_str(), shared.fresh), ("Bearer T1", false));
+        assert!(shared.header.is_sensitive());
+        assert_eq!(asked.load(Relaxed), 1);
+        assert_eq!(token(&grant(&b, "", "repository:other:pull", None).await), "Bearer T2");
+        assert_eq!(
+            token(&grant(&b, "robot", "repository:app:pull", None).await),
+            "Bearer T3"
+        );
+        assert_eq!(
+            token(&grant(&a, "robot", "repository:app:pull", None).await),
+            "Bearer T3"
+        );
+        assert_eq!(
+            token(&grant(&a, "other", "repository:app:pull", None).await),
+            "Bearer T4"
+        );
+
+        // What upstream refused is replaced, for everybody.
+        let renewed = grant(&b, "", "repository:app:pull", Some(&shared)).await;
+        assert_eq!((token(&renewed).as_str(), renewed.fresh), ("Bearer T5", true));
+        let c = node(&shelf);
+        assert_eq!(token(&grant(&c, "", "repository:app:pull", None).await), "Bearer T5");
+        // And not taken again, whoever still shares it.
+        for (kept, _) in shelf.0.lock().values_mut() {
+            *kept = "T1".to_owned();
+        }
+        let slot = b
+            .tokens
+            .known
+            .get(&b.tokens.key(&user(""), "repository:app:pull"))
+            .unwrap();
+        slot.lock().await.grant = None;
+        assert_eq!(token(&grant(&b, "", "repository:app:pull", None).await), "Bearer T6");
+        // One that is about to end is worth nothing.
+        for (_, left) in shelf.0.lock().values_mut() {
+            *left = Duration::ZERO;
+        }
+        let d = node(&shelf);
+        assert_eq!(token(&grant(&d, "", "repository:app:pull", None).await), "Bearer T7");
+        for name in shelf.0.lock().keys() {
+            assert!(
+                name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                "{name}"
+            );
+        }
+    }
+
     #[test]
     fn answers_of_token_services() {
         let until = |body: &str| {
