@@ -26,6 +26,7 @@ use crate::cache::{Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
+use crate::fill::shared::Shared;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
@@ -312,7 +313,13 @@ impl Listening {
         } = &self.parts;
         let upstream = Upstream::new(&state.config(), Arc::clone(metrics))
             .map_err(|error| StartError::Other(error.to_string()))?;
-        let fills = Fills::new(store, Arc::new(upstream), catalog.clone(), Arc::clone(metrics));
+        let fills = Fills::new(
+            store,
+            Arc::new(upstream),
+            catalog.clone(),
+            Arc::clone(metrics),
+            Shared::alone(),
+        );
         let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(
             Arc::clone(state),

@@ -446,6 +446,14 @@ impl Bucket {
         }
     }
 
+    /// Uploads what this node has under `key` once more, whatever the bucket has.
+    pub fn upload_again(&self, key: &Key) {
+        if let Err(error) = self.queue.admitting(&key.hash) {
+            tracing::warn!(key = %shown(key), %error, "an upload cannot be written down");
+        }
+        self.queue.admitted(&key.hash, self.store.size_of(&key.hash));
+    }
+
     /// A page of up to a thousand names under the prefix, in their order; `next` from the page before.
     ///
     /// # Errors

@@ -69,8 +69,13 @@ impl Key {
         }
         text.push('\0');
         text.push_str(form);
+        Key::from_text(&text)
+    }
+
+    /// The key of this text, which was a key's once.
+    pub fn from_text(text: &str) -> Self {
         Key {
-            hash: pingora_cache::key::hash_key(&text),
+            hash: pingora_cache::key::hash_key(text),
             text: text.into(),
         }
     }
@@ -273,7 +278,9 @@ pub struct Object {
     /// Shared by all copies of the same body.
     pub fresh: Arc<Freshness>,
     pub body: Body,
-    pub origin: Origin,
+    origin: Origin,
+    /// What another node began was ended by this one.
+    taken_over: std::sync::atomic::AtomicBool,
     /// What could not be written to disk, from some offset on.
     overflow: OnceLock<overflow::Overflow>,
     finished: OnceLock<Finished>,
@@ -345,6 +352,19 @@ impl Object {
         !self.doomed.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Where the bytes came from, or the last of them.
+    pub fn origin(&self) -> Origin {
+        match self.taken_over.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Origin::Upstream,
+            false => self.origin,
+        }
+    }
+
+    /// This node went on where another one stopped.
+    pub fn take_over(&self) {
+        self.taken_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
+
     /// Names the content for all nodes: equal bytes (of a name: what it stands for) have the same, wherever they were
     /// fetched. `None` while it grows.
     pub fn identity(&self) -> Option<u64> {
@@ -367,6 +387,7 @@ impl Object {
             fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
             body: Body::Elsewhere(body),
             origin: Origin::Bucket,
+            taken_over: std::sync::atomic::AtomicBool::new(false),
             overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,

@@ -325,7 +325,8 @@ impl Store {
             head: object.head.clone(),
             fresh: Arc::clone(&object.fresh),
             body: super::memory::body(bytes),
-            origin: object.origin,
+            origin: object.origin(),
+            taken_over: AtomicBool::new(false),
             overflow: OnceLock::new(),
             finished: finished.into(),
             growth: None,
@@ -418,6 +419,7 @@ impl Store {
             fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
             body,
             origin,
+            taken_over: AtomicBool::new(false),
             overflow,
             finished: OnceLock::new(),
             growth: Some(growth),
@@ -461,7 +463,7 @@ impl Store {
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
         // What came from there, or from the node that puts it there.
-        let backed_up = object.origin != Origin::Upstream;
+        let backed_up = object.origin() != Origin::Upstream;
         let preamble = disk::encode(
             &object.key.text,
             object.id,
@@ -507,6 +509,15 @@ impl Store {
             return Ok(false);
         }
         Ok(true)
+    }
+
+    /// Takes what grows out of sight: it is not what clients should get.
+    pub fn hide(&self, object: &Arc<Object>) {
+        let mut growing = self.growing.lock();
+        let is_it = |current: &Arc<Object>| Arc::ptr_eq(current, object);
+        if growing.get(&object.key.hash).is_some_and(is_it) {
+            growing.remove(&object.key.hash);
+        }
     }
 
     /// Ends the growing of `object`: readers that come now find it complete, or not at all. Called by its writer only.
@@ -903,6 +914,7 @@ fn loaded(key: Key, file: fs::File, record: Record) -> Object {
             offset: record.offset,
         },
         origin: Origin::Upstream,
+        taken_over: AtomicBool::new(false),
         overflow: OnceLock::new(),
         finished: record.finished.into(),
         growth: None,

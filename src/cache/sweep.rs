@@ -14,6 +14,8 @@ pub struct Sweep {
     pub covers: Box<dyn Fn(&str) -> bool + Send + Sync>,
     /// The body stays, for revalidation.
     pub expire: bool,
+    /// Told of the key of everything on disk that it is made on.
+    pub gone: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 impl std::fmt::Debug for Sweep {
@@ -37,7 +39,8 @@ impl Sweep {
     }
 
     /// On what is stored; the bytes freed.
-    fn act(&self, store: &Store, hash: &Hash) -> u64 {
+    fn act(&self, store: &Store, hash: &Hash, key: &str) -> u64 {
+        (self.gone)(key);
         if self.expire {
             store.expire_stored(hash, self.at);
             return 0;
@@ -78,7 +81,7 @@ impl Store {
         let judge = Arc::clone(&sweep);
         self.walk(
             |_| true,
-            move |store, hash, record| judge.is_for_record(record).then(|| judge.act(store, &hash)),
+            move |store, hash, record| judge.is_for_record(record).then(|| judge.act(store, &hash, &record.key_text)),
         )
         .await;
         self.sweeps.rcu(|sweeps| {
@@ -93,7 +96,7 @@ impl Store {
             if !sweep.is_for_record(record) {
                 continue;
             }
-            sweep.act(self, hash);
+            sweep.act(self, hash, &record.key_text);
             if !sweep.expire {
                 return false;
             }

@@ -21,6 +21,22 @@ pub struct FlushRequest {
 }
 
 impl FlushRequest {
+    /// The body that [`FlushRequest::parse`] reads it from again: for other nodes.
+    pub fn to_json(&self) -> serde_json::Value {
+        let mode = match self.mode {
+            FlushMode::Delete => "delete",
+            FlushMode::Expire => "expire",
+        };
+        serde_json::json!({
+            "remote": self.filter.remote,
+            "class": self.filter.class.map(super::Class::name),
+            "prefix": self.filter.prefix,
+            "pattern": self.filter.pattern.as_ref().map(ToString::to_string),
+            "mode": mode,
+            "dry_run": self.dry_run,
+        })
+    }
+
     /// Reads a body; none at all means everything.
     ///
     /// # Errors
@@ -97,6 +113,11 @@ mod tests {
         assert!(!flush.filter.covers("npm", Class::Immutable, "@a/b"));
         assert!(!flush.filter.covers("pypi", Class::Mutable, "@a/b"));
         assert_eq!((flush.mode, flush.dry_run), (FlushMode::Expire, true));
+        let again = FlushRequest::parse(flush.to_json().to_string().as_bytes()).expect("its own form");
+        assert_eq!(again.to_json(), flush.to_json());
+        assert!(again.filter.covers("npm", Class::Mutable, "@a/b"));
+        assert!(!again.filter.covers("npm", Class::Mutable, "@a/c"));
+        assert!(!again.filter.covers("npm", Class::Immutable, "@a/b"));
         for (body, part) in [
             (
                 r#"{"remotes": "a"}"#,

@@ -182,6 +182,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that
     /// is connected to only there says no here.
     fn healthy_at_start(&self) -> bool;
+    /// Whether other nodes write to it too.
+    fn is_shared(&self) -> bool {
+        false
+    }
     /// Called after the last batch.
     async fn close(&self);
 }
@@ -366,6 +370,11 @@ impl Catalog {
             return Ok(true);
         }
         self.inner.backend.has_link(remote, link).await
+    }
+
+    /// Whether it lists what other nodes have, too.
+    pub fn is_shared(&self) -> bool {
+        self.inner.backend.is_shared()
     }
 
     /// Cheap: for health and metrics.

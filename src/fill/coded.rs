@@ -9,7 +9,7 @@ use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
 use super::view::is_gzip;
-use super::{Answer, Fills, How, Outcome, Wanted, record};
+use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
 use crate::upstream::Failure;
 
@@ -49,7 +49,7 @@ impl Fills {
         }
     }
 
-    async fn keep_right(&self, wanted: &Wanted, arrived: &Arc<Object>) -> Result<Arc<Object>, String> {
+    async fn keep_right(self: &Arc<Self>, wanted: &Wanted, arrived: &Arc<Object>) -> Result<Arc<Object>, String> {
         let Some(expected) = &wanted.expected else {
             return Err("a digest is wanted and none is known".to_owned());
         };
@@ -94,9 +94,7 @@ impl Fills {
         }
         match writer.finish().await {
             Finish::Admitted(object) => {
-                if let Some(event) = record::stored(&object, class) {
-                    self.catalog.record(event);
-                }
+                self.note_stored(&object, class);
                 Ok(object)
             }
             Finish::Same(object) => Ok(object),

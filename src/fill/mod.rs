@@ -6,9 +6,13 @@
 
 mod answer;
 mod coded;
+pub mod flush;
+pub mod news;
+pub mod node;
 pub mod record;
 pub mod reference;
 pub mod set;
+pub mod shared;
 pub mod upstream;
 pub mod view;
 
@@ -23,6 +27,7 @@ use url::Url;
 
 pub use answer::{Answer, Negative};
 use set::{Manifests, Set};
+use shared::{Shared, Turn};
 use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
@@ -153,8 +158,10 @@ pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-d
 pub enum How {
     /// Its bytes come from upstream for this request.
     Fetched,
-    /// Another flight had brought it a moment before.
+    /// Another flight had brought it a moment before, or another node says that what is stored is right.
     Found,
+    /// The bucket, or another node, had it.
+    Restored,
     /// Upstream said by this status (304, or 200 to a HEAD) that what is stored is still right.
     Revalidated(u16),
     /// Upstream is unreachable, or answered one of the statuses that count as that.
@@ -173,6 +180,8 @@ pub enum Outcome {
 
 struct Flight {
     asked: Hash,
+    /// Whether another node may have what it brings: not the answer to a HEAD.
+    is_for_others: bool,
     outcome: watch::Sender<Option<Outcome>>,
 }
 
@@ -185,6 +194,7 @@ pub struct Fills {
     pub upstream: Arc<Upstream>,
     pub catalog: Catalog,
     pub metrics: Arc<Metrics>,
+    pub shared: Shared,
     flights: Mutex<HashMap<Slot, Arc<Flight>>>,
     negative: Negative,
     manifests: Manifests,
@@ -192,12 +202,19 @@ pub struct Fills {
 }
 
 impl Fills {
-    pub fn new(store: &'static Store, upstream: Arc<Upstream>, catalog: Catalog, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        store: &'static Store,
+        upstream: Arc<Upstream>,
+        catalog: Catalog,
+        metrics: Arc<Metrics>,
+        shared: Shared,
+    ) -> Arc<Self> {
         Arc::new(Fills {
             store,
             upstream,
             catalog,
             metrics,
+            shared,
             flights: Mutex::default(),
             negative: Negative::default(),
             manifests: Manifests::default(),
@@ -248,6 +265,7 @@ impl Fills {
                 None => {
                     let flight = Arc::new(Flight {
                         asked: wanted.asked.hash,
+                        is_for_others: method == Method::GET || wanted.reference.is_some(),
                         outcome: watch::channel(None).0,
                     });
                     flights.insert(slot, Arc::clone(&flight));
@@ -273,6 +291,15 @@ impl Fills {
         (outcome, joined)
     }
 
+    /// The outcome of a flight under way that another node may have.
+    fn flight_of(&self, hash: &Hash) -> Option<watch::Receiver<Option<Outcome>>> {
+        let flights = self.flights.lock();
+        let flight = flights
+            .iter()
+            .find(|((of, ..), flight)| of == hash && flight.is_for_others)?;
+        Some(flight.1.outcome.subscribe())
+    }
+
     /// One flight, from its start to the end of the body.
     async fn fly(self: Arc<Self>, wanted: Wanted, method: Method, flight: Arc<Flight>, slot: Slot) {
         // Whatever happens to this task, nobody may wait for it for ever.
@@ -293,6 +320,23 @@ impl Fills {
                 return landing.publish(Outcome::Object(Arc::clone(stored), How::Found));
             }
         }
+        let mut landing = Some(landing);
+        let is_for_others = method == Method::GET || wanted.reference.is_some();
+        let turn = if is_for_others {
+            self.share(&wanted, &mut landing, previous).await
+        } else {
+            match self.elsewhere(&wanted).await.filter(|_| previous.is_none()) {
+                Some(object) => {
+                    landing.take().inspect(|landing| landing.publish(Outcome::Object(object, How::Restored)));
+                    None
+                }
+                None => Some(Turn { previous, lease: None }),
+            }
+        };
+        // The lease is held until the end of the body.
+        let (Some(Turn { previous, lease: _lease }), Some(landing)) = (turn, landing) else {
+            return;
+        };
         if let Some(reference) = &wanted.reference {
             return landing.publish(self.follow(&wanted, reference, &method, previous).await);
         }
@@ -391,17 +435,13 @@ impl Fills {
         self.ended(&wanted, &growing, finish);
     }
 
-    fn ended(&self, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
+    fn ended(self: &Arc<Self>, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
         let wrong = matches!(finish, Finish::Wrong(_));
         match finish {
             // What arrives aside is nobody's yet.
             Finish::Admitted(_) if wanted.replaces.is_some() => {}
-            Finish::Admitted(object) => {
-                if let Some(event) = record::stored(&object, wanted.policy.class) {
-                    self.catalog.record(event);
-                }
-            }
-            Finish::Same(object) => self.catalog.record(record::refreshed(&object)),
+            Finish::Admitted(object) => self.note_stored(&object, wanted.policy.class),
+            Finish::Same(object) => self.note_refreshed(&object),
             Finish::Dropped => {}
             Finish::Failed(reason) | Finish::Wrong(reason) => {
                 if wrong {
@@ -418,7 +458,7 @@ impl Fills {
         }
     }
 
-    async fn not_modified(&self, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
+    async fn not_modified(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
         let Some(previous) = previous else {
             return Outcome::Answer(Arc::new(Answer::failure(&Failure {
                 status: 502,
@@ -430,14 +470,14 @@ impl Fills {
         Outcome::Object(previous, How::Revalidated(304))
     }
 
-    async fn refresh(&self, wanted: &Wanted, object: &Arc<Object>, checked_at: u64) {
+    async fn refresh(self: &Arc<Self>, wanted: &Wanted, object: &Arc<Object>, checked_at: u64) {
         let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
         self.store.refresh(object, wanted.policy.class, checked_at, until).await;
-        self.catalog.record(record::refreshed(object));
+        self.note_refreshed(object);
     }
 
     /// An answer that is not stored: passed on, unless a stored copy goes before it.
-    async fn after_answer(&self, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
+    async fn after_answer(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
         let status = answer.status;
         if let Some(previous) = &previous
             && wanted.remote.serve_stale_on.contains(&status)
@@ -451,7 +491,7 @@ impl Fills {
             let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces.is_none();
             if let Some(previous) = previous.as_ref().filter(|_| !shared) {
                 self.store.remove(previous.key.hash).await;
-                self.catalog.record(record::removed(&previous.key));
+                self.note_removed(&previous.key);
             }
             self.negative
                 .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
@@ -459,7 +499,7 @@ impl Fills {
         Outcome::Answer(answer)
     }
 
-    async fn after_failure(&self, wanted: &Wanted, previous: Option<Arc<Object>>, failure: Failure) -> Outcome {
+    async fn after_failure(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, failure: Failure) -> Outcome {
         self.metrics.upstream_failed(&wanted.remote.name);
         tracing::warn!(remote = %wanted.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
         match previous {
@@ -469,7 +509,7 @@ impl Fills {
     }
 
     /// The stored copy, trusted for another TTL so that upstream is not asked again until then.
-    async fn stale(&self, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
+    async fn stale(self: &Arc<Self>, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
         self.refresh(wanted, previous, previous.fresh.checked_at()).await;
         Outcome::Object(Arc::clone(previous), How::Stale(status))
     }

@@ -13,7 +13,7 @@ use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
 use super::view::is_gzip;
-use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted, record};
+use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
 use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
@@ -172,7 +172,7 @@ impl Fills {
 
     /// Stores what arrived by a name under its digest. Where it cannot be stored it is fetched again when it is read.
     async fn keep_content(
-        &self,
+        self: &Arc<Self>,
         wanted: &Wanted,
         reference: &Reference,
         arrived: &Object,
@@ -203,16 +203,14 @@ impl Fills {
         if writer.write(body.into()).await.is_err() {
             return;
         }
-        if let Finish::Admitted(object) = writer.finish().await
-            && let Some(event) = record::stored(&object, policy.class)
-        {
-            self.catalog.record(event);
+        if let Finish::Admitted(object) = writer.finish().await {
+            self.note_stored(&object, policy.class);
         }
     }
 
     /// Notes that the name stands for `referent` now.
     async fn point(
-        &self,
+        self: &Arc<Self>,
         wanted: &Wanted,
         previous: Option<Arc<Object>>,
         (referent, kept): (Referent, &HeaderMap),
@@ -270,9 +268,7 @@ impl Fills {
         }
         match writer.finish().await {
             Finish::Admitted(object) => {
-                if let Some(event) = record::stored(&object, class) {
-                    self.catalog.record(event);
-                }
+                self.note_stored(&object, class);
                 Outcome::Object(object, how)
             }
             // Not kept, and right all the same.

@@ -12,8 +12,9 @@ use std::sync::Arc;
 use http::Method;
 use quick_cache::sync::Cache;
 
+use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
-use crate::cache::{Expected, Finish, Key, Object, Reader, Store, freshness_until, hex, now_ms};
+use crate::cache::{Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, hex, now_ms};
 use crate::formats::{Format, Member};
 use crate::upstream::Failure;
 
@@ -127,11 +128,28 @@ impl Fills {
             set: None,
             ..wanted.clone()
         };
-        let (outcome, _) = self.obtain_for_set(aside.clone()).await;
-        let arrived = match outcome {
-            Outcome::Object(object, How::Fetched) => object,
-            other => return landing.publish(other),
-        };
+        let (outcome, _) = self.obtain_for_set(aside).await;
+        match outcome {
+            Outcome::Object(arrived, How::Fetched) => {
+                self.admit_set(wanted, set, previous, arrived, None, landing).await;
+            }
+            other => landing.publish(other),
+        }
+    }
+
+    /// Puts a manifest that arrived aside in its place once its files are here; `life` is how long another node says that
+    /// it may be trusted, if it came from there.
+    pub(super) async fn admit_set(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        set: &Set,
+        previous: Option<Arc<Object>>,
+        arrived: Arc<Object>,
+        life: Option<Life>,
+        landing: Landing<'_>,
+    ) {
+        let aside = arrived.key.hash;
+        let how = if life.is_some() { How::Restored } else { How::Fetched };
         let incomplete = Failure {
             status: 502,
             reason: "the transfer from upstream ended early; try again".to_owned(),
@@ -150,9 +168,16 @@ impl Fills {
             .as_ref()
             .filter(|previous| previous.finished() == arrived.finished())
         {
-            self.refresh(wanted, previous, now_ms()).await;
-            self.store.remove(aside.key.hash).await;
-            return landing.publish(Outcome::Object(Arc::clone(previous), How::Fetched));
+            match life {
+                None => self.refresh(wanted, previous, now_ms()).await,
+                Some(life) => {
+                    let (class, checked_at, fresh_until) = life.parts();
+                    self.store.refresh(previous, class, checked_at, fresh_until).await;
+                    self.catalog.record(record::refreshed(previous));
+                }
+            }
+            self.store.remove(aside).await;
+            return landing.publish(Outcome::Object(Arc::clone(previous), how));
         }
         if let Some(previous) = &previous
             && let Err(path) = self.fetch_used_members(wanted, set, previous, &arrived).await
@@ -166,20 +191,22 @@ impl Fills {
             self.store
                 .refresh(previous, wanted.policy.class, previous.fresh.checked_at(), until)
                 .await;
-            self.store.remove(aside.key.hash).await;
+            self.store.remove(aside).await;
             return landing.publish(Outcome::Object(Arc::clone(previous), How::Stale(None)));
         }
         if !arrived.is_kept() && previous.is_none() {
-            return landing.publish(Outcome::Object(arrived, How::Fetched));
+            return landing.publish(Outcome::Object(arrived, how));
         }
-        let switched = switch(self.store, wanted, &arrived, body.into()).await;
-        self.store.remove(aside.key.hash).await;
+        let switched = switch(self.store, wanted, &arrived, body.into(), life).await;
+        self.store.remove(aside).await;
         match switched {
             Some(object) => {
-                if let Some(event) = record::stored(&object, wanted.policy.class) {
-                    self.catalog.record(event);
+                match (life, record::stored(&object, wanted.policy.class)) {
+                    (None, _) => self.note_stored(&object, wanted.policy.class),
+                    (Some(_), Some(event)) => self.catalog.record(event),
+                    (Some(_), None) => {}
                 }
-                landing.publish(Outcome::Object(object, How::Fetched));
+                landing.publish(Outcome::Object(object, how));
             }
             None => landing.publish(Outcome::Object(arrived, How::Fetched)),
         }
@@ -231,17 +258,23 @@ impl Fills {
 }
 
 /// Stores what arrived aside in its own place.
-async fn switch(store: &'static Store, wanted: &Wanted, arrived: &Object, body: bytes::Bytes) -> Option<Arc<Object>> {
+async fn switch(
+    store: &'static Store,
+    wanted: &Wanted,
+    arrived: &Object,
+    body: bytes::Bytes,
+    life: Option<Life>,
+) -> Option<Arc<Object>> {
     let mut head = arrived.head.clone();
     head.content_length = Some(body.len() as u64);
     let now = now_ms();
-    let freshness = (
-        wanted.policy.class,
-        now,
-        freshness_until(wanted.policy.class, now, wanted.policy.ttl),
-    );
+    let until = freshness_until(wanted.policy.class, now, wanted.policy.ttl);
+    let (freshness, origin) = match life {
+        None => ((wanted.policy.class, now, until), Origin::Upstream),
+        Some(life) => (life.parts(), arrived.origin()),
+    };
     let mut writer = store
-        .create(wanted.key.clone(), head, freshness, None, None, true)
+        .restore(wanted.key.clone(), head, (freshness, origin), None, None)
         .await
         .ok()?;
     writer.write(body).await.ok()?;

@@ -16,7 +16,7 @@ use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
 use super::{Client, Ctx, public};
-use crate::cache::{Key, Left, Object, now_ms};
+use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
@@ -128,6 +128,7 @@ impl Origin {
                 format!("artifactapi; fwd={forwarded}; fwd-status=200{stored}{collapsed}").into(),
             ),
             How::Found => ("hit", "cache", Cow::Borrowed("artifactapi; hit")),
+            How::Restored => ("hit", "cache", Cow::Borrowed("artifactapi; hit; detail=shared")),
             How::Revalidated(status) => (
                 "revalidated",
                 "cache",
@@ -282,12 +283,19 @@ impl Client {
         let left = |object: &Object| request.left(object, now_ms());
         if let Some(object) = &found {
             if !object.is_complete() {
-                let origin = Origin {
-                    source: "remote",
-                    cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
-                    fresh_from_upstream: true,
+                let origin = match object.origin() {
+                    CameFrom::Bucket => Origin {
+                        source: "cache",
+                        cache_status: Cow::Borrowed("artifactapi; hit; detail=shared"),
+                        fresh_from_upstream: false,
+                    },
+                    CameFrom::Upstream | CameFrom::Node => Origin {
+                        source: "remote",
+                        cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
+                        fresh_from_upstream: true,
+                    },
                 };
-                ctx.cache = "collapsed";
+                ctx.cache = if origin.fresh_from_upstream { "collapsed" } else { "hit" };
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
             forced = request.remote.client_revalidation
@@ -344,12 +352,22 @@ impl Client {
             wanted.force = standing.expected.is_none();
             wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.hash);
         }
+        if !request.head
+            && !expired
+            && request.view.is_none()
+            && session.req_header().headers.contains_key(header::RANGE)
+            && let Some(object) = self.fills.elsewhere(&wanted).await
+            && self.is_part(session, &object)
+        {
+            let origin = Origin::of(&object, &How::Restored, expired, false, ctx);
+            return self.deliver(session, ctx, &request, object, origin).await;
+        }
         // A HEAD on what is not stored goes up as one, on a tag always: where it leads is all that is wanted. On a rewritten
         // document its length is only ours to know.
         if request.head && request.view.is_none() && (!expired || wanted.reference.is_some()) {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
-                Outcome::Object(object, how) if object.head.stands_for.is_some() => {
+                Outcome::Object(object, how) => {
                     let origin = Origin::of(&object, &how, expired, joined, ctx);
                     return self.deliver(session, ctx, &request, object, origin).await;
                 }

@@ -5,6 +5,7 @@ mod artifact;
 mod foreign;
 mod front;
 mod head;
+mod node;
 mod pass;
 pub mod public;
 pub mod range;
@@ -184,6 +185,10 @@ impl ProxyHttp for Hooks {
             }
         };
         let target = wire::origin_form(session.req_header().raw_path());
+        if let Some(question) = self.question_of_node(session, target) {
+            Box::pin(self.answer_node(session, question)).await?;
+            return Ok(true);
+        }
         let hot = match session.req_header().method {
             Method::GET | Method::HEAD => Hot::key(&config, &host, target, artifact::accept(session).as_deref()),
             _ => None,

@@ -38,6 +38,21 @@ impl Client {
             && range::if_range_holds(&request.headers, object.etag().as_deref(), object.head.last_modified())
     }
 
+    /// What is asked for is a part of something large that is elsewhere: a copy of the whole would cost more than it is worth.
+    pub(super) fn is_part(&self, session: &Session, object: &Object) -> bool {
+        let headers = &session.req_header().headers;
+        let range = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+        let (Some(range), Some(length)) = (range, object.length().filter(|length| *length > FAR_AHEAD)) else {
+            return false;
+        };
+        let is_part = match range::parse(range, length) {
+            Ranges::Whole => false,
+            Ranges::One(start, end) => end - start < length,
+            Ranges::Unsatisfiable | Ranges::Several(_) => true,
+        };
+        is_part && range::if_range_holds(headers, object.etag().as_deref(), object.head.last_modified())
+    }
+
     /// A range that would have to wait for the fill is fetched as it is, beside it.
     pub(super) async fn range_of_its_own(
         &self,

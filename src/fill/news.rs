@@ -1,0 +1,83 @@
+//! What other nodes tell this one, and what the bucket's uploads ask the fleet.
+
+use std::sync::{Arc, Weak};
+
+use async_trait::async_trait;
+
+use super::Fills;
+use crate::bucket::Fence;
+use crate::cache::{FOR_EVER, Hash, Key, Millis, distrust};
+use crate::fleet::{Fleet, Flush, Listener, Record};
+
+/// Does here what was done elsewhere. Called from the bus's own task: what it does to one object takes some microseconds of
+/// disk; a flush has a task of its own.
+pub struct News(pub Weak<Fills>);
+
+impl Listener for News {
+    fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+        let Some(fills) = self.0.upgrade() else { return };
+        fills.forget(|key| key == key_text);
+        fills
+            .store
+            .adopt(&hash, record.id, (record.class, record.checked_at, record.fresh_until));
+    }
+
+    fn removed(&self, hash: Hash, _: &str) {
+        if let Some(fills) = self.0.upgrade() {
+            fills.store.remove_stored(&hash);
+        }
+    }
+
+    fn expired(&self, hash: Hash, _: &str, at: Millis) {
+        if let Some(fills) = self.0.upgrade() {
+            fills.store.expire_stored(&hash, at);
+        }
+    }
+
+    fn flushed(&self, flush: Flush) {
+        if let Some(fills) = self.0.upgrade() {
+            tokio::spawn(async move { fills.flushed_elsewhere(&flush).await });
+        }
+    }
+
+    fn reupload(&self, _: Hash, key_text: &str, id: u64) {
+        let Some(fills) = self.0.upgrade() else { return };
+        let key = Key::from_text(key_text);
+        tokio::spawn(async move {
+            let stored = fills.store.stored(&key).await;
+            if let (Some(bucket), Some(object)) = (&fills.shared.bucket, stored)
+                && object.identity() == Some(id)
+            {
+                bucket.upload_again(&key);
+            }
+        });
+    }
+
+    fn distrust(&self, at: Millis) {
+        tracing::warn!("news of the other nodes were missed: what is mutable is verified before it is served again");
+        distrust(at.min(FOR_EVER - 1));
+    }
+}
+
+/// So that a node that was paused overwrites nothing in the bucket.
+pub struct Fenced(pub Arc<Fleet>);
+
+#[async_trait]
+impl Fence for Fenced {
+    async fn is_outdated(&self, key: &Key, id: u64) -> bool {
+        let seen = self.0.look(key).await;
+        seen.is_ok_and(|seen| seen.record.is_some_and(|record| record.id != id))
+    }
+
+    async fn overwrote(&self, key: &Key) {
+        if let Ok(seen) = self.0.look(key).await
+            && let Some(record) = seen.record
+        {
+            self.0.reupload(key, record.id);
+        }
+    }
+
+    async fn uploaded(&self, key: &Key, id: u64) {
+        self.0.uploaded(key, id);
+    }
+}

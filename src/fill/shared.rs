@@ -1,0 +1,888 @@
+//! A flight asks the other nodes and the bucket before it asks upstream.
+//!
+//! What the fleet's word (in Redis) calls current is brought from where it is: from this node's own tiers, the bucket, or the
+//! node that has it. What another node fills just now is read from that node while it grows. Only who holds the fill lock
+//! goes to upstream. Each of the three may be missing or away; the flight then goes on with what is left, in the end by
+//! itself.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::StreamExt as _;
+use http::Method;
+use parking_lot::Mutex;
+
+use super::node::{Incoming, Life, Peers, Question, Reply};
+use super::{Fills, How, Landing, Outcome, Wanted, record};
+use crate::bucket::{Bucket, Copy};
+use crate::cache::{
+    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer, now_ms,
+};
+use crate::fleet::{Fleet, Flush, Lease, Node, Published, Record, Take};
+use crate::formats::Class;
+
+/// Between two looks at what another node does.
+const PAUSE: Duration = Duration::from_millis(100);
+/// A body that does not move for so long may come from a node that is dead or stopped: whether it still holds the lock tells.
+const STALL: Duration = Duration::from_secs(2);
+/// A source that says nothing for so long is given up, whatever the lock says.
+const SILENCE: Duration = Duration::from_secs(60);
+/// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
+const HAND_OVER: Duration = Duration::from_secs(15);
+
+/// Flushes that a node without Redis remembers.
+const MAX_OWN_FLUSHES: usize = 1000;
+
+/// Tells whether a flush covers the object of a key.
+pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
+/// Reads a flush's request.
+pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
+
+struct Known {
+    of: Arc<Vec<Flush>>,
+    /// When, what, and whether the bodies stay.
+    flushes: Vec<(Millis, Covers, bool)>,
+}
+
+/// What this node shares with others; each part is there if it is configured.
+pub struct Shared {
+    pub bucket: Option<Arc<Bucket>>,
+    pub fleet: Option<Arc<Fleet>>,
+    pub peers: Option<Peers>,
+    read_flush: ReadFlush,
+    /// Those of this node, where there is no Redis to remember them.
+    own_flushes: ArcSwap<Vec<Flush>>,
+    flushes: ArcSwap<Known>,
+    leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
+}
+
+/// The right to go to upstream.
+pub(super) struct Turn {
+    /// What is stored, or what the bucket had that is expired.
+    pub previous: Option<Arc<Object>>,
+    /// Held until the end of the flight; `None` where nobody gives one.
+    pub lease: Option<Held>,
+}
+
+/// A lease that what is stored under its key is announced with.
+pub(super) struct Held {
+    fills: Arc<Fills>,
+    hash: Hash,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.fills.shared.leases.lock().remove(&self.hash);
+    }
+}
+
+/// What became of asking another node.
+enum Joined {
+    /// Whoever waited has an answer.
+    Done,
+    /// It knows nothing of it (any more), or knows what cannot be passed on.
+    Nothing,
+    /// It cannot be asked.
+    NoWay,
+}
+
+/// What somebody else has, whole or growing.
+struct Source {
+    head: Head,
+    life: Life,
+    /// Where it is complete.
+    finished: Option<Finished>,
+    origin: Origin,
+}
+
+impl Shared {
+    pub fn new(
+        bucket: Option<Arc<Bucket>>,
+        fleet: Option<Arc<Fleet>>,
+        peers: Option<Peers>,
+        read_flush: ReadFlush,
+    ) -> Self {
+        let known = Known {
+            of: Arc::default(),
+            flushes: Vec::new(),
+        };
+        Shared {
+            bucket,
+            fleet,
+            peers,
+            read_flush,
+            own_flushes: ArcSwap::default(),
+            flushes: ArcSwap::from_pointee(known),
+            leases: Mutex::default(),
+        }
+    }
+
+    /// Shares with nobody.
+    pub fn alone() -> Self {
+        Shared::new(None, None, None, Box::new(|_| None))
+    }
+
+    fn is_alone(&self) -> bool {
+        self.bucket.is_none() && self.fleet.is_none()
+    }
+
+    /// Without Redis: what was flushed here is not brought back from the bucket.
+    pub fn remember(&self, flush: Flush) {
+        self.own_flushes.rcu(|flushes| {
+            let mut flushes = Vec::clone(flushes);
+            flushes.insert(0, flush.clone());
+            flushes.truncate(MAX_OWN_FLUSHES);
+            flushes
+        });
+    }
+
+    /// What a flush asks for, if it can be understood.
+    pub fn read_flush(&self, flush: &Flush) -> Option<(Covers, bool)> {
+        (self.read_flush)(flush)
+    }
+
+    /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
+    /// revalidated.
+    fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
+        let of = match &self.fleet {
+            Some(fleet) => fleet.flushes(),
+            None => self.own_flushes.load_full(),
+        };
+        if of.is_empty() {
+            return None;
+        }
+        if !Arc::ptr_eq(&of, &self.flushes.load().of) {
+            let read = |flush: &Flush| (self.read_flush)(flush).map(|(covers, expire)| (flush.at, covers, expire));
+            let flushes = of.iter().filter_map(read).collect();
+            self.flushes.store(Arc::new(Known { of, flushes }));
+        }
+        let mut only_expired = None;
+        for (at, covers, expire) in &self.flushes.load().flushes {
+            let moment = if *expire { checked_at } else { stored_at };
+            if moment < *at && covers(&key.text) {
+                if !expire {
+                    return Some(false);
+                }
+                only_expired = Some(true);
+            }
+        }
+        only_expired
+    }
+}
+
+/// Whether a record, or a copy, is fresh by today's policy.
+fn is_fresh(wanted: &Wanted, life: Life) -> bool {
+    let (class, checked_at, fresh_until) = life.parts();
+    let left = Freshness::new(class, checked_at, fresh_until);
+    left.verify(now_ms());
+    left.left(wanted.policy.class, wanted.policy.ttl, now_ms()).is_fresh()
+}
+
+fn life(record: &Record) -> Life {
+    Life {
+        immutable: record.class == Class::Immutable,
+        checked_at: record.checked_at,
+        fresh_until: record.fresh_until,
+    }
+}
+
+/// Reads what the bucket has, a part at a time.
+#[derive(Debug)]
+struct InBucket {
+    bucket: Arc<Bucket>,
+    copy: Copy,
+}
+
+#[async_trait::async_trait]
+impl Elsewhere for InBucket {
+    async fn read(&self, start: u64, end: u64) -> io::Result<Incoming> {
+        let stream = self.bucket.read(&self.copy, start, end).await.map_err(io::Error::other)?;
+        Ok(stream)
+    }
+}
+
+impl Fills {
+    /// What only the bucket has, as an object whose body stays there: for a HEAD or a part of it, which need no copy of the
+    /// whole here. `None` also where it is not fresh.
+    pub async fn elsewhere(&self, wanted: &Wanted) -> Option<Arc<Object>> {
+        if !wanted.key.is_shared() || wanted.set.is_some() || wanted.force {
+            return None;
+        }
+        let bucket = self.shared.bucket.as_ref()?;
+        let (copy, record) = tokio::join!(self.find(wanted), self.word(wanted));
+        let copy = copy?;
+        let life = self.life_of(wanted, &copy, record.as_ref())?;
+        is_fresh(wanted, life).then(|| {
+            let body = InBucket {
+                bucket: Arc::clone(bucket),
+                copy: copy.clone(),
+            };
+            Object::elsewhere(wanted.key.clone(), copy.head, copy.finished, life.parts(), Arc::new(body))
+        })
+    }
+
+    /// The fleet's word: `Err(())` where nobody can be asked.
+    async fn word(&self, wanted: &Wanted) -> Result<Option<Record>, ()> {
+        let fleet = self.shared.fleet.as_ref().ok_or(())?;
+        fleet.look(&wanted.key).await.map(|seen| seen.record).map_err(|_| ())
+    }
+
+    /// How long a copy may be trusted. Of what is mutable only the fleet can tell, as long as it answers; `None`: it calls
+    /// another body current, or none.
+    fn life_of(&self, wanted: &Wanted, copy: &Copy, record: Result<&Option<Record>, &()>) -> Option<Life> {
+        let own = Life {
+            immutable: copy.class == Class::Immutable,
+            checked_at: copy.checked_at,
+            fresh_until: copy.fresh_until,
+        };
+        match record {
+            Ok(Some(record)) if record.id == copy.identity() => {
+                let flushed = self.shared.flushed(&wanted.key, Millis::MAX, record.checked_at);
+                flushed.is_none().then(|| life(record))
+            }
+            Ok(_) if wanted.policy.class == Class::Mutable => None,
+            Ok(_) | Err(_) => Some(own),
+        }
+    }
+
+    /// What the bucket holds that may be used for `wanted`.
+    async fn find(&self, wanted: &Wanted) -> Option<Copy> {
+        let bucket = self.shared.bucket.as_ref()?;
+        let mut copy = bucket.find(&wanted.key).await.ok()??;
+        match self.shared.flushed(&wanted.key, copy.head.stored_at, copy.checked_at) {
+            None => {}
+            Some(true) => copy.fresh_until = copy.fresh_until.min(copy.checked_at),
+            Some(false) => {
+                bucket.remove(&wanted.key);
+                return None;
+            }
+        }
+        match &wanted.expected {
+            Some(Expected::Sha256(expected)) if *expected != copy.finished.sha256 => None,
+            _ => Some(copy),
+        }
+    }
+
+    /// Goes the way that the head of this file tells. `None`: whoever waited has been answered.
+    pub(super) async fn share(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        mut previous: Option<Arc<Object>>,
+    ) -> Option<Turn> {
+        let key = &wanted.key;
+        if self.shared.is_alone() || !key.is_shared() {
+            return Some(Turn { previous, lease: None });
+        }
+        // As long as one waits for upstream's own first byte.
+        let patience = Instant::now() + wanted.remote.timeouts.first_byte;
+        let mut waited = false;
+        loop {
+            let find = async {
+                match previous {
+                    None => self.find(wanted).await,
+                    Some(_) => None,
+                }
+            };
+            let look = async {
+                match &self.shared.fleet {
+                    Some(fleet) => fleet.look(key).await.ok(),
+                    None => None,
+                }
+            };
+            let (mut copy, seen) = tokio::join!(find, look);
+            let alone = seen.is_none();
+            let (record, holder) = seen.map_or((None, None), |seen| (seen.record, seen.holder));
+            let holder = holder.filter(|node| self.shared.fleet.as_ref().is_some_and(|fleet| *fleet.me() != *node));
+
+            if let Some(holder) = holder {
+                match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
+                    Joined::Done => return None,
+                    Joined::Nothing | Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
+                        waited = true;
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                    Joined::Nothing | Joined::NoWay => return Some(Turn { previous, lease: None }),
+                }
+            }
+
+            let record = record.filter(|record| self.shared.flushed(key, Millis::MAX, record.checked_at).is_none());
+            if let Some(record) = record.filter(|record| is_fresh(wanted, life(record)) && !wanted.force) {
+                if let Some(stored) = previous.as_ref().filter(|stored| stored.identity() == Some(record.id)) {
+                    let (class, checked_at, fresh_until) = life(&record).parts();
+                    self.store.refresh(stored, class, checked_at, fresh_until).await;
+                    self.catalog.record(record::refreshed(stored));
+                    publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
+                    return None;
+                }
+                if copy.is_none() && previous.is_some() {
+                    copy = self.find(wanted).await;
+                }
+                if let Some(copy) = copy.take().filter(|copy| copy.identity() == record.id)
+                    && self.bring(wanted, landing, copy, life(&record), previous.as_ref()).await
+                {
+                    return None;
+                }
+                if matches!(
+                    self.join_node(wanted, landing, &record.node, previous.as_ref()).await,
+                    Joined::Done
+                ) {
+                    return None;
+                }
+            } else if let Some(copy) = copy {
+                match self.life_of(wanted, &copy, if alone { Err(&()) } else { Ok(&None) }) {
+                    Some(life) if is_fresh(wanted, life) && !wanted.force => {
+                        if self.bring(wanted, landing, copy, life, None).await {
+                            return None;
+                        }
+                    }
+                    // It is expired: upstream may say that it is still right, or not answer.
+                    _ => previous = self.bring_back(wanted, copy).await,
+                }
+            }
+
+            let Some(fleet) = &self.shared.fleet else {
+                return Some(Turn { previous, lease: None });
+            };
+            match fleet.take(key).await {
+                Ok(Take::Mine(lease)) => {
+                    if !waited && self.has_news(wanted, fleet, previous.as_ref()).await {
+                        // Somebody was faster between the look and now.
+                        waited = true;
+                        continue;
+                    }
+                    self.shared.leases.lock().insert(key.hash, Arc::new(lease));
+                    let held = Held {
+                        fills: Arc::clone(self),
+                        hash: key.hash,
+                    };
+                    return Some(Turn {
+                        previous,
+                        lease: Some(held),
+                    });
+                }
+                Ok(Take::Theirs(node)) if node != *fleet.me() && Instant::now() < patience => {
+                    tokio::time::sleep(PAUSE / 10).await;
+                    waited = true;
+                }
+                Ok(Take::Theirs(_)) | Err(_) => return Some(Turn { previous, lease: None }),
+            }
+        }
+    }
+
+    /// Whether the fleet has a fresh body that this flight did not see.
+    async fn has_news(&self, wanted: &Wanted, fleet: &Fleet, previous: Option<&Arc<Object>>) -> bool {
+        let Ok(seen) = fleet.look(&wanted.key).await else {
+            return false;
+        };
+        seen.record.is_some_and(|record| {
+            is_fresh(wanted, life(&record))
+                && !wanted.force
+                && previous.and_then(|stored| stored.identity()) != Some(record.id)
+                && now_ms().saturating_sub(record.checked_at) < 5_000
+        })
+    }
+
+    /// Whether what `holder` fills can be had later, though it cannot be read from there.
+    fn may_wait(&self, holder: &Node) -> bool {
+        let in_bucket = self.shared.bucket.as_ref().is_some_and(|bucket| bucket.breaker().is_closed());
+        in_bucket || self.can_ask(holder)
+    }
+
+    fn can_ask(&self, node: &Node) -> bool {
+        self.shared.peers.is_some() && node.url.is_some()
+    }
+
+    /// Asks `node` for what it fills, or has.
+    async fn join_node(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        node: &Node,
+        previous: Option<&Arc<Object>>,
+    ) -> Joined {
+        let is_me = self.shared.fleet.as_ref().is_some_and(|fleet| *fleet.me() == *node);
+        if is_me || !self.can_ask(node) {
+            return Joined::NoWay;
+        }
+        let have = previous.and_then(|stored| stored.identity());
+        let (reply, body) = match self.ask(&wanted.key, node, 0, have).await {
+            Ok(answered) => answered,
+            Err(error) => {
+                tracing::debug!(node = ?node.url, %error, key = %crate::cache::shown(&wanted.key), "another node cannot be asked");
+                return Joined::NoWay;
+            }
+        };
+        match reply {
+            Reply::Object {
+                head,
+                life,
+                finished,
+                fetched,
+            } => {
+                let how = if fetched { How::Fetched } else { How::Restored };
+                let source = Source {
+                    head: *head,
+                    life,
+                    finished: finished.map(|(length, sha256)| Finished { length, sha256 }),
+                    origin: Origin::Node,
+                };
+                match self.take_in(wanted, landing, (source, body), how, previous).await {
+                    true => Joined::Done,
+                    false => Joined::Nothing,
+                }
+            }
+            Reply::Same(life) => match previous {
+                Some(stored) => {
+                    let (class, checked_at, fresh_until) = life.parts();
+                    self.store.refresh(stored, class, checked_at, fresh_until).await;
+                    self.catalog.record(record::refreshed(stored));
+                    publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
+                    Joined::Done
+                }
+                None => Joined::Nothing,
+            },
+            Reply::Nothing => Joined::Nothing,
+            answer @ Reply::Answer { .. } => match answer.into_answer() {
+                Some(answer) => {
+                    let outcome = self.after_answer(wanted, previous.cloned(), answer).await;
+                    publish(landing, outcome);
+                    Joined::Done
+                }
+                None => Joined::Nothing,
+            },
+        }
+    }
+
+    /// Asks `node`, and goes on waiting as long as it lives.
+    async fn ask(&self, key: &Key, node: &Node, from: u64, have: Option<u64>) -> io::Result<(Reply, Incoming)> {
+        let (Some(peers), Some(url)) = (&self.shared.peers, &node.url) else {
+            return Err(io::ErrorKind::Unsupported.into());
+        };
+        let question = Question {
+            key: key.clone(),
+            from,
+            have,
+        };
+        self.while_it_lives(key, node, peers.ask(url, &question)).await?
+    }
+
+    /// Waits for `work`, which depends on `node`, until it has been silent for a while and does not hold the lock of `key`
+    /// any more.
+    async fn while_it_lives<T>(&self, key: &Key, node: &Node, work: impl Future<Output = T>) -> io::Result<T> {
+        tokio::pin!(work);
+        let until = Instant::now() + SILENCE;
+        loop {
+            if let Ok(done) = tokio::time::timeout(STALL, &mut work).await {
+                return Ok(done);
+            }
+            let holds = match &self.shared.fleet {
+                Some(fleet) => fleet.look(key).await.map_or(true, |seen| seen.holder.as_ref() == Some(node)),
+                None => false,
+            };
+            if !holds || Instant::now() > until {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the other node is silent"));
+            }
+        }
+    }
+
+    /// Brings a fresh copy out of the bucket.
+    async fn bring(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        copy: Copy,
+        life: Life,
+        previous: Option<&Arc<Object>>,
+    ) -> bool {
+        let Some(source) = self.from_bucket(copy, life).await else {
+            return false;
+        };
+        self.take_in(wanted, landing, source, How::Restored, previous).await
+    }
+
+    async fn from_bucket(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
+        let bucket = self.shared.bucket.as_ref()?;
+        let body = match copy.finished.length {
+            0 => futures_util::stream::empty().boxed(),
+            length => bucket.read(&copy, 0, length).await.ok()?,
+        };
+        let source = Source {
+            head: copy.head,
+            life,
+            finished: Some(copy.finished),
+            origin: Origin::Bucket,
+        };
+        Some((source, body))
+    }
+
+    /// Makes the body of `source` grow here and lets everybody read it meanwhile. `false`: nothing came of it, and nobody
+    /// has been answered.
+    async fn take_in(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        (source, body): (Source, Incoming),
+        how: How,
+        previous: Option<&Arc<Object>>,
+    ) -> bool {
+        if wanted.set.is_some() {
+            return self.take_in_set(wanted, landing, (source, body), previous).await;
+        }
+        let Ok(writer) = self.writer_for(wanted, &wanted.key, &source, previous).await else {
+            return false;
+        };
+        let growing = Arc::clone(writer.object());
+        publish(landing, Outcome::Object(Arc::clone(&growing), how));
+        let kept = self.copy_in(wanted, writer, source, body).await;
+        if let Some(object) = kept {
+            self.brought(wanted, &object).await;
+        }
+        true
+    }
+
+    /// A manifest is shown only when the files that it names here are verified.
+    async fn take_in_set(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        (source, body): (Source, Incoming),
+        previous: Option<&Arc<Object>>,
+    ) -> bool {
+        let Some(set) = wanted.set.clone() else { return false };
+        let (remote, path, _) = wanted.key.parts();
+        let aside = Key::new(remote, path, None, "~arriving");
+        let life = source.life;
+        let Ok(writer) = self.writer_for(wanted, &aside, &source, None).await else {
+            return false;
+        };
+        let arrived = Arc::clone(writer.object());
+        let whole = self.copy_in(wanted, writer, source, body).await;
+        if whole.is_none() && !arrived.is_complete() {
+            return false;
+        }
+        if let Some(landing) = landing.take() {
+            self.admit_set(wanted, &set, previous.cloned(), arrived, Some(life), landing)
+                .await;
+        }
+        true
+    }
+
+    async fn writer_for(
+        &self,
+        wanted: &Wanted,
+        key: &Key,
+        source: &Source,
+        previous: Option<&Arc<Object>>,
+    ) -> Result<Writer, crate::cache::NoSpace> {
+        let expected = match (&wanted.expected, source.finished) {
+            (Some(expected), _) => Some(expected.clone()),
+            (None, Some(finished)) => Some(Expected::Sha256(finished.sha256)),
+            (None, None) => None,
+        };
+        let mut head = source.head.clone();
+        if let Some(finished) = source.finished {
+            head.content_length = Some(finished.length);
+        }
+        let particulars = (source.life.parts(), source.origin);
+        self.store
+            .restore(key.clone(), head, particulars, previous.cloned(), expected)
+            .await
+    }
+
+    /// Writes what comes; what is cut is taken up elsewhere. What is kept, if it was kept.
+    async fn copy_in(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        mut writer: Writer,
+        source: Source,
+        mut body: Incoming,
+    ) -> Option<Arc<Object>> {
+        let growing = Arc::clone(writer.object());
+        let mut written = 0_u64;
+        let node = match &self.shared.fleet {
+            Some(fleet) if source.origin == Origin::Node => fleet.look(&wanted.key).await.ok().and_then(|seen| seen.holder),
+            _ => None,
+        };
+        let whole = source.finished.map(|finished| finished.length).or(growing.head.content_length);
+        let mut handed_over = None;
+        loop {
+            let next = body.next();
+            let piece = match &node {
+                Some(node) => self.while_it_lives(&wanted.key, node, next).await,
+                None => tokio::time::timeout(SILENCE, next).await.map_err(io::Error::from),
+            };
+            let failure = match piece {
+                Ok(Some(Ok(piece))) => {
+                    written += piece.len() as u64;
+                    if let Err(error) = writer.write(piece).await {
+                        tracing::warn!(key = %crate::cache::shown(&growing.key), %error, "what another node or the bucket has cannot be stored");
+                        return None;
+                    }
+                    continue;
+                }
+                Ok(None) if whole.is_none_or(|whole| whole == written) => break,
+                Ok(None) => io::ErrorKind::UnexpectedEof.into(),
+                Ok(Some(Err(error))) | Err(error) => error,
+            };
+            tracing::info!(key = %crate::cache::shown(&growing.key), %failure, written, "a body is taken up elsewhere");
+            let (rest, turn) = self.rest_of(wanted, &growing, source.finished, written).await?;
+            handed_over = turn.or(handed_over);
+            body = rest;
+        }
+        let by_hand_over = handed_over.is_some();
+        if by_hand_over {
+            growing.take_over();
+        }
+        match writer.finish().await {
+            Finish::Admitted(object) => {
+                if by_hand_over {
+                    self.note_stored(&object, wanted.policy.class);
+                } else if let Some(event) = record::stored(&object, object.fresh.class()) {
+                    self.catalog.record(event);
+                }
+                Some(object)
+            }
+            Finish::Same(object) => {
+                self.catalog.record(record::refreshed(&object));
+                Some(object)
+            }
+            Finish::Dropped => None,
+            Finish::Failed(reason) | Finish::Wrong(reason) => {
+                self.metrics.fill_failed();
+                tracing::warn!(key = %crate::cache::shown(&growing.key), %reason, "what another node or the bucket has is of no use");
+                if source.origin == Origin::Bucket
+                    && let Some(bucket) = &self.shared.bucket
+                {
+                    bucket.remove(&wanted.key);
+                }
+                None
+            }
+        }
+    }
+
+    /// The rest of a body of which `written` bytes are there: from the bucket or a node that has the very same, or, with the
+    /// fill lock, from upstream.
+    async fn rest_of(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        growing: &Arc<Object>,
+        finished: Option<Finished>,
+        written: u64,
+    ) -> Option<(Incoming, Option<Held>)> {
+        let until = Instant::now() + HAND_OVER;
+        let mut turn = None;
+        while Instant::now() < until {
+            let copy = self.find(wanted).await;
+            let same = copy.filter(|copy| match finished {
+                Some(finished) => copy.finished == finished,
+                None => is_same_fill(&copy.head, &growing.head),
+            });
+            if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
+                && let Ok(rest) = bucket.read(&copy, written, copy.finished.length).await
+            {
+                return Some((rest, None));
+            }
+            let Some(fleet) = &self.shared.fleet else { break };
+            let Ok(seen) = fleet.look(&wanted.key).await else { break };
+            let nodes = seen.holder.into_iter().chain(seen.record.map(|record| record.node));
+            for node in nodes.filter(|node| node != fleet.me()) {
+                // What stopped before may stop again, which the loop's end bounds.
+                if let Ok((Reply::Object { head, .. }, rest)) = self.ask(&wanted.key, &node, written, None).await
+                    && is_same_fill(&head, &growing.head)
+                {
+                    return Some((rest, None));
+                }
+            }
+            match fleet.take(&wanted.key).await {
+                Ok(Take::Mine(lease)) => {
+                    self.shared.leases.lock().insert(wanted.key.hash, Arc::new(lease));
+                    turn = Some(Held {
+                        fills: Arc::clone(self),
+                        hash: wanted.key.hash,
+                    });
+                    break;
+                }
+                Ok(Take::Theirs(_)) => tokio::time::sleep(PAUSE).await,
+                Err(_) => break,
+            }
+        }
+        let rest = self.rest_from_upstream(wanted, growing, written).await?;
+        Some((rest, turn))
+    }
+
+    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before has to be the same.
+    async fn rest_from_upstream(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        growing: &Arc<Object>,
+        written: u64,
+    ) -> Option<Incoming> {
+        let (remote, path, _) = wanted.key.parts();
+        let aside = Wanted {
+            key: Key::new(remote, path, None, "~rest"),
+            replaces: Some(wanted.key.clone()),
+            set: None,
+            ..wanted.clone()
+        };
+        let hash = aside.key.hash;
+        let Outcome::Object(again, How::Fetched) = self.obtain_aside(aside, Method::GET).await else {
+            return None;
+        };
+        if again.length().is_some_and(|length| growing.length().is_some_and(|whole| whole != length)) {
+            return None;
+        }
+        // The last piece of a body with a known digest is not shown yet; the digest will tell.
+        let shown = growing.progress().visible.min(written);
+        let mut old = Reader::range(Arc::clone(growing), 0, shown);
+        let mut new = Reader::range(Arc::clone(&again), 0, shown);
+        let (mut left, mut right) = (bytes::Bytes::new(), bytes::Bytes::new());
+        let mut compared = 0;
+        while compared < shown {
+            if left.is_empty() {
+                left = old.next().await.ok()??;
+            }
+            if right.is_empty() {
+                right = tokio::time::timeout(SILENCE, new.next()).await.ok()?.ok()??;
+            }
+            let length = left.len().min(right.len());
+            if left.split_to(length) != right.split_to(length) {
+                tracing::warn!(key = %crate::cache::shown(&wanted.key), "upstream has another body by now: a transfer cannot go on");
+                return None;
+            }
+            compared += length as u64;
+        }
+        let store = self.store;
+        let rest = futures_util::stream::unfold(Some(Reader::range(again, written, u64::MAX)), move |reader| async move {
+            let mut reader = reader?;
+            match reader.next().await {
+                Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
+                Ok(None) => {
+                    store.remove(hash).await;
+                    None
+                }
+                Err(error) => Some((Err(io::Error::other(error)), None)),
+            }
+        });
+        Some(rest.boxed())
+    }
+
+    /// A body was brought here while the fleet's word may have changed.
+    async fn brought(&self, wanted: &Wanted, object: &Arc<Object>) {
+        if wanted.policy.class == Class::Immutable {
+            return;
+        }
+        if let Ok(Some(record)) = self.word(wanted).await {
+            let hash = object.key.hash;
+            let store = self.store;
+            let parts = life(&record).parts();
+            let _ = tokio::task::spawn_blocking(move || store.adopt(&hash, record.id, parts)).await;
+        }
+    }
+
+    /// Brings an expired copy out of the bucket, whole, out of sight: for upstream to say whether it is still right.
+    async fn bring_back(self: &Arc<Self>, wanted: &Wanted, copy: Copy) -> Option<Arc<Object>> {
+        let life = Life {
+            immutable: copy.class == Class::Immutable,
+            checked_at: copy.checked_at,
+            fresh_until: copy.fresh_until.min(now_ms()),
+        };
+        let (source, mut body) = self.from_bucket(copy, life).await?;
+        let mut writer = self.writer_for(wanted, &wanted.key, &source, None).await.ok()?;
+        self.store.hide(writer.object());
+        while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.next()).await {
+            writer.write(piece.ok()?).await.ok()?;
+        }
+        match writer.finish().await {
+            Finish::Admitted(object) => {
+                if let Some(event) = record::stored(&object, object.fresh.class()) {
+                    self.catalog.record(event);
+                }
+                Some(object)
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells the catalogue and the other nodes what was stored here.
+    pub(super) fn note_stored(self: &Arc<Self>, object: &Arc<Object>, class: Class) {
+        if let Some(event) = record::stored(object, class) {
+            self.catalog.record(event);
+        }
+        self.announce(object);
+    }
+
+    /// Tells the catalogue and the other nodes that what is stored here is still right.
+    pub(super) fn note_refreshed(self: &Arc<Self>, object: &Arc<Object>) {
+        self.catalog.record(record::refreshed(object));
+        self.announce(object);
+    }
+
+    /// Tells the catalogue, the bucket and the other nodes that an object is gone upstream.
+    pub(super) fn note_removed(&self, key: &Key) {
+        self.catalog.record(record::removed(key));
+        if let Some(bucket) = self.shared.bucket.as_ref().filter(|_| key.is_shared()) {
+            bucket.remove(key);
+        }
+        if let Some(fleet) = self.shared.fleet.as_ref().filter(|_| key.is_shared()) {
+            fleet.removed(key);
+        }
+    }
+
+    fn announce(self: &Arc<Self>, object: &Arc<Object>) {
+        let (Some(fleet), Some(id)) = (&self.shared.fleet, object.identity()) else {
+            return;
+        };
+        if !object.key.is_shared() {
+            return;
+        }
+        // Taken now: the flight may let go of it before the word is out.
+        let lease = self.shared.leases.lock().get(&object.key.hash).cloned();
+        let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
+        tokio::spawn(async move {
+            let word = Record {
+                id,
+                class: object.fresh.class(),
+                checked_at: object.fresh.checked_at(),
+                fresh_until: object.fresh.fresh_until(),
+                etag: object.head.etag().map(str::to_owned),
+                generation: 0,
+                node: fleet.me().clone(),
+                in_bucket: false,
+            };
+            let lease = match lease {
+                Some(lease) => Some(lease),
+                None => match fleet.take(&object.key).await {
+                    Ok(Take::Mine(lease)) => Some(Arc::new(lease)),
+                    // Its word will be newer.
+                    Ok(Take::Theirs(node)) if node != *fleet.me() => return,
+                    Ok(Take::Theirs(_)) | Err(_) => None,
+                },
+            };
+            let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
+            if let Published::Outdated(newer) = fleet.publish(&object.key, &word, fence).await {
+                tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
+                let (store, hash) = (fills.store, object.key.hash);
+                let _ = tokio::task::spawn_blocking(move || match newer {
+                    Some(newer) => store.adopt(&hash, newer.id, life(&newer).parts()),
+                    None => drop(store.expire_stored(&hash, now_ms())),
+                })
+                .await;
+            }
+        });
+    }
+}
+
+/// Two nodes read what one fetched: then all that came before the body is the same, to the millisecond.
+fn is_same_fill(a: &Head, b: &Head) -> bool {
+    a.url == b.url && a.stored_at == b.stored_at && a.headers == b.headers
+}
+
+fn publish(landing: &mut Option<Landing<'_>>, outcome: Outcome) {
+    if let Some(landing) = landing.take() {
+        landing.publish(outcome);
+    }
+}
