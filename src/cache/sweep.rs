@@ -81,7 +81,11 @@ impl Store {
         let judge = Arc::clone(&sweep);
         self.walk(
             |_| true,
-            move |store, hash, record| judge.is_for_record(record).then(|| judge.act(store, &hash, &record.key_text)),
+            move |store, hash, record| {
+                judge
+                    .is_for_record(record)
+                    .then(|| judge.act(store, &hash, &record.key_text))
+            },
         )
         .await;
         self.sweeps.rcu(|sweeps| {

@@ -327,14 +327,23 @@ impl Fills {
         } else {
             match self.elsewhere(&wanted).await.filter(|_| previous.is_none()) {
                 Some(object) => {
-                    landing.take().inspect(|landing| landing.publish(Outcome::Object(object, How::Restored)));
+                    landing
+                        .take()
+                        .inspect(|landing| landing.publish(Outcome::Object(object, How::Restored)));
                     None
                 }
                 None => Some(Turn { previous, lease: None }),
             }
         };
         // The lease is held until the end of the body.
-        let (Some(Turn { previous, lease: _lease }), Some(landing)) = (turn, landing) else {
+        let (
+            Some(Turn {
+                previous,
+                lease: _lease,
+            }),
+            Some(landing),
+        ) = (turn, landing)
+        else {
             return;
         };
         if let Some(reference) = &wanted.reference {
@@ -499,7 +508,12 @@ impl Fills {
         Outcome::Answer(answer)
     }
 
-    async fn after_failure(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, failure: Failure) -> Outcome {
+    async fn after_failure(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        previous: Option<Arc<Object>>,
+        failure: Failure,
+    ) -> Outcome {
         self.metrics.upstream_failed(&wanted.remote.name);
         tracing::warn!(remote = %wanted.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
         match previous {

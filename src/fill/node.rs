@@ -89,7 +89,11 @@ impl Life {
 
     /// As the store takes it.
     pub fn parts(self) -> (Class, Millis, Millis) {
-        let class = if self.immutable { Class::Immutable } else { Class::Mutable };
+        let class = if self.immutable {
+            Class::Immutable
+        } else {
+            Class::Mutable
+        };
         (class, self.checked_at, self.fresh_until)
     }
 }
@@ -138,7 +142,10 @@ impl Question {
             },
         };
         let given: Vec<u8> = (0..mac.len() / 2)
-            .map(|at| mac.get(at * 2..at * 2 + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
+            .map(|at| {
+                mac.get(at * 2..at * 2 + 2)
+                    .and_then(|pair| u8::from_str_radix(pair, 16).ok())
+            })
             .collect::<Option<_>>()?;
         let signed = signature(secret, time, &question).verify_slice(&given).is_ok();
         (signed && now_ms().abs_diff(time) <= SKEW_MS).then_some(question)
@@ -161,7 +168,11 @@ impl Reply {
         let latin = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
         Reply::Answer {
             status: answer.status,
-            headers: answer.headers.iter().map(|(name, value)| (name.as_str().to_owned(), latin(value))).collect(),
+            headers: answer
+                .headers
+                .iter()
+                .map(|(name, value)| (name.as_str().to_owned(), latin(value)))
+                .collect(),
             body: BASE64.encode(&answer.body),
             retry_after: answer.retry_after.clone(),
         }
@@ -180,7 +191,10 @@ impl Reply {
         };
         let mut headers = HeaderMap::new();
         for (name, value) in pairs {
-            let octets: Vec<u8> = value.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')).collect();
+            let octets: Vec<u8> = value
+                .chars()
+                .map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?'))
+                .collect();
             headers.append(HeaderName::try_from(name).ok()?, HeaderValue::from_bytes(&octets).ok()?);
         }
         Some(Answer {
@@ -227,7 +241,10 @@ impl Peers {
         let request = self.client.get(url).headers(question.headers(&self.secret));
         let response = request.send().await.map_err(failed)?;
         if response.status() != reqwest::StatusCode::OK {
-            let reason = format!("the other node answered {}: is its ARTIFACTAPI_NODE_SECRET the same?", response.status());
+            let reason = format!(
+                "the other node answered {}: is its ARTIFACTAPI_NODE_SECRET the same?",
+                response.status()
+            );
             return Err(io::Error::other(reason));
         }
         let mut pieces = response.bytes_stream().map(|piece| piece.map_err(failed)).boxed();
@@ -242,7 +259,12 @@ impl Peers {
             }
             match pieces.next().await {
                 Some(piece) if line.len() < MAX_REPLY => line.extend_from_slice(&piece?),
-                Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "the other node's reply has no end")),
+                Some(_) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "the other node's reply has no end",
+                    ));
+                }
                 None => return Err(io::ErrorKind::UnexpectedEof.into()),
             }
         }
@@ -312,7 +334,10 @@ mod tests {
             let mut old = headers.clone();
             let time = now_ms() - SKEW_MS - 1000;
             let mac = signature(&secret, time, &question).finalize().into_bytes();
-            old.insert(SIGNATURE, HeaderValue::try_from(format!("{time}:{}", hex(&mac))).unwrap());
+            old.insert(
+                SIGNATURE,
+                HeaderValue::try_from(format!("{time}:{}", hex(&mac))).unwrap(),
+            );
             assert_eq!(Question::read(&old, &secret), None, "an old one");
         }
     }
@@ -332,7 +357,10 @@ mod tests {
         let (end, line) = line.split_last().unwrap();
         assert!(*end == b'\n' && !line.contains(&b'\n'));
         let back = serde_json::from_slice::<Reply>(line).unwrap().into_answer().unwrap();
-        assert_eq!((back.status, back.headers, back.body), (404, answer.headers.clone(), answer.body.clone()));
+        assert_eq!(
+            (back.status, back.headers, back.body),
+            (404, answer.headers.clone(), answer.body.clone())
+        );
         let failure = Answer {
             reason: Some("no route".into()),
             ..answer

@@ -198,7 +198,11 @@ struct InBucket {
 #[async_trait::async_trait]
 impl Elsewhere for InBucket {
     async fn read(&self, start: u64, end: u64) -> io::Result<Incoming> {
-        let stream = self.bucket.read(&self.copy, start, end).await.map_err(io::Error::other)?;
+        let stream = self
+            .bucket
+            .read(&self.copy, start, end)
+            .await
+            .map_err(io::Error::other)?;
         Ok(stream)
     }
 }
@@ -219,7 +223,13 @@ impl Fills {
                 bucket: Arc::clone(bucket),
                 copy: copy.clone(),
             };
-            Object::elsewhere(wanted.key.clone(), copy.head, copy.finished, life.parts(), Arc::new(body))
+            Object::elsewhere(
+                wanted.key.clone(),
+                copy.head,
+                copy.finished,
+                life.parts(),
+                Arc::new(body),
+            )
         })
     }
 
@@ -322,7 +332,9 @@ impl Fills {
                     copy = self.find(wanted).await;
                 }
                 if let Some(copy) = copy.take().filter(|copy| copy.identity() == record.id)
-                    && self.bring(wanted, landing, copy, life(&record), previous.as_ref()).await
+                    && self
+                        .bring(wanted, landing, copy, life(&record), previous.as_ref())
+                        .await
                 {
                     return None;
                 }
@@ -388,7 +400,11 @@ impl Fills {
 
     /// Whether what `holder` fills can be had later, though it cannot be read from there.
     fn may_wait(&self, holder: &Node) -> bool {
-        let in_bucket = self.shared.bucket.as_ref().is_some_and(|bucket| bucket.breaker().is_closed());
+        let in_bucket = self
+            .shared
+            .bucket
+            .as_ref()
+            .is_some_and(|bucket| bucket.breaker().is_closed());
         in_bucket || self.can_ask(holder)
     }
 
@@ -480,7 +496,10 @@ impl Fills {
                 return Ok(done);
             }
             let holds = match &self.shared.fleet {
-                Some(fleet) => fleet.look(key).await.map_or(true, |seen| seen.holder.as_ref() == Some(node)),
+                Some(fleet) => fleet
+                    .look(key)
+                    .await
+                    .map_or(true, |seen| seen.holder.as_ref() == Some(node)),
                 None => false,
             };
             if !holds || Instant::now() > until {
@@ -604,10 +623,15 @@ impl Fills {
         let growing = Arc::clone(writer.object());
         let mut written = 0_u64;
         let node = match &self.shared.fleet {
-            Some(fleet) if source.origin == Origin::Node => fleet.look(&wanted.key).await.ok().and_then(|seen| seen.holder),
+            Some(fleet) if source.origin == Origin::Node => {
+                fleet.look(&wanted.key).await.ok().and_then(|seen| seen.holder)
+            }
             _ => None,
         };
-        let whole = source.finished.map(|finished| finished.length).or(growing.head.content_length);
+        let whole = source
+            .finished
+            .map(|finished| finished.length)
+            .or(growing.head.content_length);
         let mut handed_over = None;
         loop {
             let next = body.next();
@@ -732,7 +756,10 @@ impl Fills {
         let Outcome::Object(again, How::Fetched) = self.obtain_aside(aside, Method::GET).await else {
             return None;
         };
-        if again.length().is_some_and(|length| growing.length().is_some_and(|whole| whole != length)) {
+        if again
+            .length()
+            .is_some_and(|length| growing.length().is_some_and(|whole| whole != length))
+        {
             return None;
         }
         // The last piece of a body with a known digest is not shown yet; the digest will tell.
@@ -756,17 +783,20 @@ impl Fills {
             compared += length as u64;
         }
         let store = self.store;
-        let rest = futures_util::stream::unfold(Some(Reader::range(again, written, u64::MAX)), move |reader| async move {
-            let mut reader = reader?;
-            match reader.next().await {
-                Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
-                Ok(None) => {
-                    store.remove(hash).await;
-                    None
+        let rest = futures_util::stream::unfold(
+            Some(Reader::range(again, written, u64::MAX)),
+            move |reader| async move {
+                let mut reader = reader?;
+                match reader.next().await {
+                    Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
+                    Ok(None) => {
+                        store.remove(hash).await;
+                        None
+                    }
+                    Err(error) => Some((Err(io::Error::other(error)), None)),
                 }
-                Err(error) => Some((Err(io::Error::other(error)), None)),
-            }
-        });
+            },
+        );
         Some(rest.boxed())
     }
 

@@ -33,7 +33,9 @@ impl Client {
         session.write_response_header(Box::new(response), false).await?;
         let (reply, object) = self.fills.reply(&question).await;
         let body = object.filter(|object| object.length().is_none_or(|length| question.from < length));
-        session.write_response_body(Some(reply.encode()), body.is_none()).await?;
+        session
+            .write_response_body(Some(reply.encode()), body.is_none())
+            .await?;
         let Some(object) = body else { return Ok(()) };
         self.fills.store.count_use(&object);
         let mut reader = Reader::range(Arc::clone(&object), question.from, u64::MAX);
@@ -41,7 +43,13 @@ impl Client {
             match reader.next().await {
                 Ok(Some(piece)) => session.write_response_body(Some(piece), false).await?,
                 Ok(None) => return session.write_response_body(None, true).await,
-                Err(error) => return Err(Error::because(ErrorType::ReadError, "reading an object for another node", error)),
+                Err(error) => {
+                    return Err(Error::because(
+                        ErrorType::ReadError,
+                        "reading an object for another node",
+                        error,
+                    ));
+                }
             }
         }
     }
