@@ -18,6 +18,7 @@ pub mod pattern;
 pub mod pull;
 pub mod registry;
 pub mod rpm;
+pub mod s3;
 pub mod server;
 pub mod upstream;
 
