@@ -15,6 +15,7 @@ pub mod fleet;
 pub mod formats;
 pub mod headers;
 pub mod life;
+pub mod listing;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;

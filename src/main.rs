@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use artifactapi::bucket::reindex;
+use artifactapi::catalog::Catalog;
 use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
@@ -26,6 +28,8 @@ enum Command {
     Serve(Options),
     /// Validate the configuration and print every problem.
     Check(Options),
+    /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
+    Reindex(Options),
 }
 
 /// Each flag wins over the variable that it names, which wins over the configuration file.
@@ -77,6 +81,10 @@ fn main() -> ExitCode {
     let environment = Environment::from_process();
     match cli.command {
         Command::Check(options) => check(&options.into(), &environment),
+        Command::Reindex(options) => {
+            log();
+            reindex(&options.into(), &environment)
+        }
         Command::Serve(options) => {
             log();
             let Some(config) = load(&options.into(), &environment) else {
@@ -154,6 +162,32 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
             println!("failed: {errors} errors, {} warnings", problems.len() - errors);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
+    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    errors.for_each(|problem| eprintln!("{problem}"));
+    let Some(config) = config else {
+        return ExitCode::FAILURE;
+    };
+    let Some(s3) = &config.settings.s3 else {
+        return fail("no bucket is configured: set MINIO_ENDPOINT and its group");
+    };
+    let done = reindex::from_bucket(s3, || {
+        Catalog::open(&config.settings.data_dir).map_err(|error| error.to_string())
+    });
+    match done {
+        Ok(summary) => {
+            println!("{summary}");
+            if summary.failed == 0 {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(reason) => fail(&reason),
     }
 }
 
