@@ -188,7 +188,18 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         folder: folder.clone(),
         error,
     })?;
-    let catalog = Catalog::open(&settings.data_dir).map_err(|error| StartError::Other(error.to_string()))?;
+    // What stands behind the proxy is talked to here, out of the way of what clients wait for.
+    let fleet = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("fleet")
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
+    let catalog = match &settings.database {
+        Some(database) => Catalog::open_postgres(database, fleet.handle()).map(|(catalog, _)| catalog),
+        None => Catalog::open(&settings.data_dir),
+    }
+    .map_err(|error| StartError::Other(error.to_string()))?;
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
         catalog: catalog.clone(),
@@ -245,6 +256,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
         runtime.block_on(catalog.close());
     }
+    fleet.shutdown_background();
     tracing::info!("stopped");
     Ok(())
 }

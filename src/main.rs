@@ -126,7 +126,6 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
 fn unsupported(config: &Config) -> Vec<String> {
     let settings = &config.settings;
     let asked = [
-        (settings.database.is_some(), "DBHOST and its group (PostgreSQL)"),
         (settings.redis_url.is_some(), "REDIS_URL"),
         (settings.s3.is_some(), "MINIO_ENDPOINT and its group (S3)"),
         (settings.tls.is_some(), "`tls`"),
