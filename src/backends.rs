@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::breaker::{Breaker, Standing};
 use crate::bucket::{Bucket, Fence, Unfenced};
@@ -22,14 +22,26 @@ use crate::life::{StartError, State};
 /// What is not written within this time when the process stops is written when it is started again.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
-/// All of them, and the threads that their connections live on.
+/// All of them.
 #[derive(Clone)]
 pub struct Backends {
     pub catalog: Catalog,
     pub bucket: Option<Arc<Bucket>>,
     pub fleet: Option<Arc<Fleet>>,
     postgres: Option<Arc<Breaker>>,
-    runtime: Arc<Runtime>,
+}
+
+/// What the connections to all of them live on, out of the way of what clients wait for.
+///
+/// # Errors
+/// The system gives no thread.
+pub fn runtime() -> Result<Runtime, StartError> {
+    Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("backends")
+        .enable_all()
+        .build()
+        .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))
 }
 
 impl Backends {
@@ -37,19 +49,12 @@ impl Backends {
     ///
     /// # Errors
     /// The data folder or a setting cannot be used.
-    pub fn new(settings: &Settings, store: &'static Store) -> Result<Backends, StartError> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("backends")
-            .enable_all()
-            .build()
-            .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
-        let handle = runtime.handle();
+    pub fn new(settings: &Settings, store: &'static Store, handle: Handle) -> Result<Backends, StartError> {
         let data = |error| StartError::Data {
             folder: settings.data_dir.display().to_string(),
             error,
         };
-        let (catalog, postgres) = open_catalog(settings, handle)?;
+        let (catalog, postgres) = open_catalog(settings, &handle)?;
         let bucket = match &settings.s3 {
             Some(s3) => Some(Bucket::new(s3, &settings.data_dir, store, handle.clone()).map_err(data)?),
             None => None,
@@ -67,7 +72,6 @@ impl Backends {
             bucket,
             fleet,
             postgres,
-            runtime: Arc::new(runtime),
         })
     }
 
@@ -124,13 +128,11 @@ impl Backends {
     }
 
     /// Writes what is only in memory.
-    pub fn close(&self) {
-        self.runtime.block_on(async {
-            self.catalog.close().await;
-            if let Some(fleet) = &self.fleet {
-                let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
-            }
-        });
+    pub async fn close(&self) {
+        self.catalog.close().await;
+        if let Some(fleet) = &self.fleet {
+            let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
+        }
     }
 }
 
@@ -138,10 +140,7 @@ impl Backends {
 ///
 /// # Errors
 /// The file cannot be used.
-pub fn open_catalog(
-    settings: &Settings,
-    runtime: &tokio::runtime::Handle,
-) -> Result<(Catalog, Option<Arc<Breaker>>), StartError> {
+pub fn open_catalog(settings: &Settings, runtime: &Handle) -> Result<(Catalog, Option<Arc<Breaker>>), StartError> {
     let failed = |error: CatalogError| StartError::Other(error.to_string());
     match &settings.database {
         Some(database) => {

@@ -22,7 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
-use crate::backends::Backends;
+use crate::backends::{self, Backends};
 use crate::cache::{Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
@@ -189,7 +189,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         folder: folder.clone(),
         error,
     })?;
-    let backends = Backends::new(&settings, store)?;
+    let runtime = backends::runtime()?;
+    let backends = Backends::new(&settings, store, runtime.handle().clone())?;
     let catalog = backends.catalog.clone();
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
@@ -244,7 +245,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     });
 
     store.close();
-    backends.close();
+    runtime.block_on(backends.close());
+    runtime.shutdown_background();
     tracing::info!("stopped");
     Ok(())
 }

@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use artifactapi::backends;
 use artifactapi::bucket::reindex;
-use artifactapi::catalog::Catalog;
 use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
@@ -175,9 +175,15 @@ fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
     let Some(s3) = &config.settings.s3 else {
         return fail("no bucket is configured: set MINIO_ENDPOINT and its group");
     };
+    let runtime = match backends::runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error.to_string()),
+    };
     let done = reindex::from_bucket(s3, || {
-        Catalog::open(&config.settings.data_dir).map_err(|error| error.to_string())
+        let opened = backends::open_catalog(&config.settings, runtime.handle());
+        opened.map(|(catalog, _)| catalog).map_err(|error| error.to_string())
     });
+    runtime.shutdown_background();
     match done {
         Ok(summary) => {
             println!("{summary}");

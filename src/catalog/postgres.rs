@@ -7,6 +7,8 @@
 mod connect;
 mod scan;
 mod schema;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod write;
 

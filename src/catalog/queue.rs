@@ -28,7 +28,7 @@ const BATCH: usize = 2_000;
 /// How long events gather before they are written, unless there are many or someone waits.
 const LINGER: Duration = Duration::from_millis(500);
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
-const MAX_BACKOFF: Duration = Duration::from_secs(15);
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Links {
@@ -76,7 +76,7 @@ impl Shared {
             ended: watch::Sender::new(false),
             dropped_hits: AtomicU64::new(0),
             dropped_changes: AtomicU64::new(0),
-            trouble: Mutex::new((!healthy).then(|| "it could not be opened".to_owned())),
+            trouble: Mutex::new((!healthy).then(|| "it has not been opened yet".to_owned())),
         }
     }
 

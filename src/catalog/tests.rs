@@ -1,7 +1,7 @@
 //! The catalogue as its users see it, on a real file and on a real server.
 
 mod paging;
-mod places;
+pub(crate) mod places;
 
 use std::collections::BTreeSet;
 use std::time::Instant;

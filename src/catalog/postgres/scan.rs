@@ -18,7 +18,7 @@ use crate::catalog::sqlite::{class_number, number};
 use crate::catalog::{Class, Found, Record, Scan, Totals};
 
 /// Rows that one page examines, and that may be sorted for every page where a prefix leaves no more.
-const SCAN_ROWS: usize = 5_000;
+const SCAN_ROWS: usize = 3_000;
 /// Rows that the first look of a page takes, where not every row is wanted.
 const FIRST_ROWS: usize = 1_000;
 /// Rows that are looked at here to be counted: they travel.
@@ -32,8 +32,12 @@ pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// The columns of a record, in the order in which [`read_record`] expects them.
 pub(super) const COLUMNS: &str = "remote, path, form, class, size, digest, content_type, etag, last_modified, \
     published_at, first_seen, last_seen, hits, fresh_until, key";
-/// What a filter looks at.
-const NARROW: &str = "path, size, last_seen";
+/// What a filter looks at: no more than the index holds, if that will do.
+fn narrow(filter: &Filter) -> String {
+    let size = filter.min_size.map_or("0::bigint AS size", |_| "size");
+    let last_seen = filter.seen_before.map_or("0::bigint AS last_seen", |_| "last_seen");
+    format!("path, {size}, {last_seen}")
+}
 
 /// The rows of one remote and class.
 struct Part {
@@ -111,15 +115,15 @@ impl Query {
         format!("${}", self.values.len())
     }
 
-    /// The rows of `columns` in every part for which `conditions` hold.
-    fn union(&mut self, parts: &[Part], columns: &str, conditions: &str) {
+    /// The rows of `columns` in every part for which `conditions` hold, of each part in an order and up to a number.
+    fn union(&mut self, parts: &[Part], columns: &str, conditions: &str, order: &str) {
         for (index, part) in parts.iter().enumerate() {
             let remote = self.bind(&SortValue::Text(part.remote.clone()));
             let union = if index == 0 { "" } else { " UNION ALL " };
             let class = part.class;
             let _ = write!(
                 self.sql,
-                "{union}SELECT {columns} FROM artifactapi.artifact WHERE remote = {remote} AND class = {class}{conditions}"
+                "{union}(SELECT {columns} FROM artifactapi.artifact WHERE remote = {remote} AND class = {class}{conditions}{order})"
             );
         }
     }
@@ -194,13 +198,14 @@ impl Walk<'_> {
         let mut query = Query::default();
         let place = after.map(|position| (query.bind(&position.value), position.row));
         let columns = format!("{} AS at, id, {columns}", field.name());
+        let order = format!(" ORDER BY at {direction}, id {direction} LIMIT {limit}");
         if self.gather {
             let mut conditions = String::new();
             for field in [SortField::Path, SortField::Size, SortField::LastSeen] {
                 conditions += &within(&mut query, &self.scan.filter, field);
             }
             query.sql = "WITH gathered AS MATERIALIZED (".to_owned();
-            query.union(self.parts, &columns, &conditions);
+            query.union(self.parts, &columns, &conditions, "");
             query.sql += ") SELECT * FROM gathered";
             if let Some((value, row)) = place {
                 let _ = write!(query.sql, " WHERE (at, id) {past} ({value}, {row}::bigint)");
@@ -214,9 +219,13 @@ impl Walk<'_> {
                     field.name()
                 );
             }
-            query.union(self.parts, &columns, &conditions);
+            // Said for each as well, or each would be read to its end and sorted before they are merged.
+            query.union(self.parts, &columns, &conditions, &order);
         }
-        let _ = write!(query.sql, " ORDER BY at {direction}, id {direction} LIMIT {limit}");
+        // One part is in order as it is, and SQL does not allow to say so twice.
+        if self.gather || self.parts.len() > 1 {
+            query.sql += &order;
+        }
         query
     }
 
@@ -251,6 +260,7 @@ async fn page(transaction: &Transaction<'_>, parts: &[Part], scan: &Scan, began:
     // Everything up to here has been examined.
     let mut examined_to = scan.after.clone();
     let mut examined = 0;
+    let columns = narrow(&scan.filter);
     let mut wanted = Vec::new();
     'page: loop {
         let step = if examined == 0 {
@@ -258,7 +268,10 @@ async fn page(transaction: &Transaction<'_>, parts: &[Part], scan: &Scan, began:
         } else {
             SCAN_ROWS - examined
         };
-        let rows = walk.query(NARROW, examined_to.as_ref(), step).rows(transaction).await?;
+        let rows = walk
+            .query(&columns, examined_to.as_ref(), step)
+            .rows(transaction)
+            .await?;
         let is_end = rows.len() < step;
         let (rows, matching) = filtered(rows, scan.filter.clone(), 2).await?;
         for (row, matches) in rows.iter().zip(matching) {
@@ -291,14 +304,14 @@ async fn is_short(transaction: &Transaction<'_>, parts: &[Part], filter: &Filter
     let mut query = Query::default();
     let conditions = within(&mut query, filter, SortField::Path);
     query.sql = "SELECT count(*) FROM (".to_owned();
-    query.union(parts, "1", &conditions);
+    query.union(parts, "1", &conditions, "");
     let _ = write!(query.sql, " LIMIT {SCAN_ROWS}) AS few");
     let rows = query.rows(transaction).await?;
     let count: i64 = rows.first().map_or(Ok(0), |row| row.try_get(0))?;
     Ok(unsigned(count) < SCAN_ROWS as u64)
 }
 
-/// Holds rows of [`NARROW`], whose first column is `first`, against a filter. Patterns can take a while, and the
+/// Holds rows of path, size and last time seen, which begin at column `first`, against a filter. Patterns can take a while, and the
 /// threads that ask have others to serve.
 async fn filtered(rows: Vec<Row>, filter: Filter, first: usize) -> Result<(Vec<Row>, Vec<bool>), Error> {
     let held = tokio::task::spawn_blocking(move || {
@@ -371,7 +384,8 @@ async fn count_here(
     }
     let mut query = Query::default();
     let conditions = within(&mut query, filter, SortField::Path);
-    query.union(parts, NARROW, &conditions);
+    let last_seen = filter.seen_before.map_or("0::bigint", |_| "last_seen");
+    query.union(parts, &format!("path, size, {last_seen}"), &conditions, "");
     let _ = write!(query.sql, " LIMIT {}", COUNT_ROWS + 1);
     let rows = query.rows(transaction).await?;
     if rows.len() > COUNT_ROWS {

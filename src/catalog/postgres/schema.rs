@@ -42,7 +42,7 @@ const STEPS: [Step; 1] = [Step {
 
     -- One for each order of a listing. A listing over several remotes or classes merges one walk for each, so that
     -- these two never have to be searched for along an index.
-    CREATE INDEX artifact_path       ON artifactapi.artifact (remote, class, path, id);
+    CREATE INDEX artifact_path       ON artifactapi.artifact (remote, class, path, id) INCLUDE (size);
     CREATE INDEX artifact_size       ON artifactapi.artifact (remote, class, size, id);
     CREATE INDEX artifact_last_seen  ON artifactapi.artifact (remote, class, last_seen, id);
     CREATE INDEX artifact_hits       ON artifactapi.artifact (remote, class, hits, id);
