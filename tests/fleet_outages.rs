@@ -16,7 +16,7 @@ use common::postgres::Postgres;
 use common::redis::Redis;
 use common::s3::{self, Kind, S3Server};
 use common::server::{Settings, at};
-use common::{File, Pattern, Proxy, Reply, Response, Upstream, eventually, get, get_with, run_for};
+use common::{File, Pattern, Proxy, Reply, Response, Upstream, eventually, get, run_for};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(110);
@@ -74,14 +74,9 @@ struct Site {
 
 impl Site {
     async fn start() -> Site {
-        let postgres = tokio::task::spawn_blocking(Postgres::start);
-        let (redis, s3, postgres, up) = tokio::join!(
-            Redis::start(),
-            S3Server::start(Kind::Minio),
-            postgres,
-            Upstream::start()
-        );
-        let postgres = postgres.expect("a server");
+        // It ends with the thread that starts it: that must not be one of the pool.
+        let postgres = Postgres::start();
+        let (redis, s3, up) = tokio::join!(Redis::start(), S3Server::start(Kind::Minio), Upstream::start());
         let addresses = [redis.address, s3.address, ([127, 0, 0, 1], postgres.port()).into()];
         let [redis_link, s3_link, postgres_link] = addresses;
         let links = tokio::join!(
@@ -645,7 +640,9 @@ fn uploads_outlast_an_outage_and_a_crash() {
             site.link(Bucket).delay(Duration::from_millis(5));
             let before = site.link(Bucket).bytes();
             a.fetch("files", &large_path).await.ok();
-            eventually(SOON, "it is being uploaded", async || site.link(Bucket).bytes() > before + 2 * MB).await;
+            eventually(SOON, "it is being uploaded", async || {
+                eprintln!("{} {}", site.link(Bucket).bytes(), a.request("GET", "/health", &[], b"").await.json());
+                site.link(Bucket).bytes() > before + 2 * MB}).await;
             site.strike(Bucket, trouble);
             for n in 0..10 {
                 let path = format!("{trouble:?}/{n}");
@@ -755,5 +752,40 @@ fn what_was_fetched_without_postgres_is_listed_after_a_restart() {
                 .await;
             }
         }
+    });
+}
+
+#[test]
+fn a_file_on_another_host_is_fetched_without_postgres() {
+    run_for(LIMIT, async {
+        let (mut site, host) = tokio::join!(Site::start(), Upstream::start());
+        let names: Vec<String> = (0..4).map(|n| format!("pkg-{n}.0-py3-none-any.whl")).collect();
+        let links = names.iter().map(|name| format!("<a href=\"{}\">{name}</a>\n", host.url(&format!("/f/{name}"))));
+        let page = format!("<!DOCTYPE html><html><body>\n{}</body></html>", links.collect::<String>());
+        site.up.reply("/simple/pkg/", Reply::ok(page).content_type("text/html; charset=utf-8"));
+        host.fallback(|seen| Reply::ok(seen.path.clone()));
+        let remotes = format!("py: {{package: pypi, base_url: '{}'}}", site.up.base());
+        let settings = || site.settings().remotes(&remotes);
+        let (one, two) = tokio::join!(settings().start(), settings().start());
+        fleet::ready(&one).await;
+        fleet::ready(&two).await;
+        one.fetch("py", "simple/pkg/").await.ok();
+        let fetch = async |node: &Proxy, n: usize| {
+            let path = format!("-/host/{}/f/{}", host.authority(), names[n]);
+            let answer = within("a file", node.fetch("py", &path)).await.ok();
+            assert_eq!(answer.text(), format!("/f/{}", names[n]));
+        };
+        // The link is in the database, for all nodes, and in no memory.
+        fetch(&one, 0).await;
+        list(&one, "").await.ok();
+        for (trouble, n) in [(Cut, 1), (Stalled, 2)] {
+            site.strike(Database, trouble);
+            fetch(&one, n).await;
+            fetch(&two, n).await;
+            site.heal().await;
+            fleet::ready(&one).await;
+            fleet::ready(&two).await;
+        }
+        fetch(&two, 3).await;
     });
 }
