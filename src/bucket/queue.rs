@@ -198,7 +198,7 @@ impl Queue {
             state.bytes = (state.bytes + length).saturating_sub(before);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// What is stored under `hash` is gone: it need not be uploaded.
@@ -213,7 +213,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// The object of `hash`, called `name` in the bucket, is to be removed from there. Blocks, shortly.
@@ -235,7 +235,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
         written
     }
 
@@ -298,13 +298,7 @@ impl Queue {
                 let mut state = self.state.lock();
                 state.bring_up();
                 match state.pop(large) {
-                    Some(taken) => {
-                        // A notification wakes one worker, and that may be one for which this was not meant.
-                        if !(state.small.is_empty() && state.large.is_empty()) {
-                            self.more.notify_one();
-                        }
-                        return taken;
-                    }
+                    Some(taken) => return taken,
                     None => state.later.peek().map(|Reverse((at, _))| *at),
                 }
             };
@@ -392,7 +386,7 @@ impl Queue {
             }
         }
         // Also for a job of later: somebody has to wait until then.
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// Replaces what stands in a marker. Blocks.
@@ -516,4 +510,27 @@ fn backoff(first: Duration, most: Duration, failures: u32) -> Duration {
 fn jitter(delay: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1000;
     delay / 2 + (delay / 2).mul_f64(random as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_large_one_is_taken_though_who_takes_none_waits_for_longer() {
+        let folder = tempfile::tempdir().unwrap();
+        let queue = Queue::open(folder.path(), false).unwrap();
+        let (small, large) = (queue.take(false), queue.take(true));
+        tokio::pin!(small, large);
+        assert!((&mut small).now_or_never().is_none() && (&mut large).now_or_never().is_none());
+        queue.admitting(&[7; 16]).unwrap();
+        queue.admitted(&[7; 16], LARGE + 1);
+        tokio::select! {
+            taken = large => assert_eq!(taken.hash, [7; 16]),
+            _ = small => unreachable!("it takes none that is large"),
+            () = tokio::time::sleep(Duration::from_secs(10)) => panic!("nobody takes it"),
+        }
+    }
 }
