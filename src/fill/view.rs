@@ -206,6 +206,15 @@ impl Views {
         Ok(view)
     }
 
+    /// The same, but made again if it is there: what it names is noted once more.
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn open_anew(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
+        self.store.remove(Self::key(original, spec).hash).await;
+        self.open(original, spec).await
+    }
+
     async fn open_plain(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         let key = Self::key(original, spec);
         if let Some(view) = self.store.open_object(&key).await {

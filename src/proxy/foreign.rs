@@ -36,42 +36,52 @@ impl Client {
         let Some(named) = links::naming_candidates(request.format, &request.path) else {
             return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
         };
-        if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-            return Ok(url);
-        }
+        let asked = [&https, &http];
+        let mut known = self.named_by_an_index(remote, &named, asked).await;
         // Unknown so far: the index that would name it is asked for once.
         let below = links::split_foreign(&request.path.encoded).map_or("", |(_, path)| path);
-        if let Some(index) = request.format.index_naming(remote, below) {
-            self.read_index(request, &index).await;
-            if let Some(url) = self.named_by_an_index(remote, &named, [&https, &http]).await? {
-                return Ok(url);
-            }
+        if !matches!(known, Ok(Some(_)))
+            && let Some(index) = request.format.index_naming(remote, below)
+        {
+            self.read_index(request, &index, known.is_err()).await;
+            known = self.named_by_an_index(remote, &named, asked).await;
         }
-        let host = https.host_str().unwrap_or_default().to_owned();
-        let detail = format!(
-            "no index of this remote names this file on {host}; ask for its index first, or list the host in `file_hosts`"
-        );
-        Err(Problem::new(403, detail))
+        match known {
+            Ok(Some(url)) => Ok(url),
+            Ok(None) => {
+                let host = https.host_str().unwrap_or_default();
+                let detail = format!(
+                    "no index of this remote names this file on {host}; ask for its index first, or list the host in \
+                     `file_hosts`"
+                );
+                Err(Problem::new(403, detail))
+            }
+            Err(error) => Err(catalogue_away(&error)),
+        }
     }
 
+    /// # Errors
+    /// The catalogue does not tell of one that it does not remember.
     async fn named_by_an_index(
         &self,
         remote: &Remote,
         named: &[Url; 2],
         asked: [&Url; 2],
-    ) -> std::result::Result<Option<Url>, Problem> {
+    ) -> std::result::Result<Option<Url>, CatalogError> {
+        let mut known = Ok(None);
         for (named, asked) in named.iter().zip(asked) {
             match self.fills.catalog.has_link(&remote.name, &links::named(named)).await {
                 Ok(true) => return Ok(Some(asked.clone())),
                 Ok(false) => {}
-                Err(error) => return Err(catalogue_away(&error)),
+                Err(error) => known = Err(error),
             }
         }
-        Ok(None)
+        known
     }
 
-    /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known.
-    async fn read_index(&self, request: &Request, index: &str) {
+    /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known. `anew`: also if
+    /// it was read before, for a catalogue that has written them down and is away.
+    async fn read_index(&self, request: &Request, index: &str, anew: bool) {
         let Ok(path) = path::parse(index.as_bytes(), None) else {
             return;
         };
@@ -114,7 +124,11 @@ impl Client {
             }),
             gzip: false,
         };
-        if let Ok(view) = self.views.open(&original, &spec).await {
+        let view = match anew {
+            true => self.views.open_anew(&original, &spec).await,
+            false => self.views.open(&original, &spec).await,
+        };
+        if let Ok(view) = view {
             view.settled().await;
         }
     }
