@@ -92,7 +92,7 @@ impl Breaker {
         call: impl Future<Output = Result<T, E>>,
     ) -> Result<T, Away> {
         if !self.is_closed() {
-            self.skipped.fetch_add(1, Relaxed);
+            self.skip();
             return Err(Away::Open(self.name));
         }
         self.calls.fetch_add(1, Relaxed);
@@ -108,6 +108,11 @@ impl Breaker {
         };
         self.fail(away.to_string());
         Err(away)
+    }
+
+    /// Counts a call that is not made because there is nothing to make it on.
+    pub fn skip(&self) {
+        self.skipped.fetch_add(1, Relaxed);
     }
 
     /// Opens it: the dependency was found to be away by other means than a [`Breaker::call`].

@@ -28,8 +28,9 @@ use crate::config::{Database, TlsMode};
 const SCANS: usize = 2;
 /// How long a listing waits for its turn.
 const SCAN_WAIT: Duration = Duration::from_secs(1);
-/// For one connection, name resolution, TLS and authentication included.
-const CONNECT_LIMIT: Duration = Duration::from_secs(2);
+/// For one connection, name resolution, TLS and authentication included: half a dozen questions and answers, for which
+/// nobody waits.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// For the changes of the schema, another node's included: longer than the server's own limits for them.
 const MIGRATE_LIMIT: Duration = Duration::from_secs(400);
 /// How long a question may take that looks up one row.
@@ -152,7 +153,10 @@ impl Server {
     /// Why there are none.
     pub(super) fn session(&self) -> Result<Arc<Session>, CatalogError> {
         let session = self.session.borrow().clone();
-        session.ok_or_else(|| self.away())
+        session.ok_or_else(|| {
+            self.breaker.skip();
+            self.away()
+        })
     }
 
     /// Waits until the first attempt to connect has ended, however it did.
