@@ -18,8 +18,9 @@ use crate::fill::node::Peers;
 use crate::fill::shared::{Covers, Shared};
 use crate::fleet::{Fleet, Flush, Node};
 use crate::life::{StartError, State};
+use crate::relist::Told;
 
-/// What is not written within this time when the process stops is written when it is started again.
+/// For the last words to Redis; flushes that it is not told of then, it is told of after the next start.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 /// All of them.
@@ -29,6 +30,8 @@ pub struct Backends {
     pub bucket: Option<Arc<Bucket>>,
     pub fleet: Option<Arc<Fleet>>,
     postgres: Option<Arc<Breaker>>,
+    told: Told,
+    runtime: Handle,
 }
 
 /// What the connections to all of them live on, out of the way of what clients wait for.
@@ -72,6 +75,8 @@ impl Backends {
             bucket,
             fleet,
             postgres,
+            told: Told::new(&settings.data_dir),
+            runtime: handle,
         })
     }
 
@@ -101,6 +106,8 @@ impl Backends {
 
     /// Connects them, and lets `fills` hear what other nodes do.
     pub fn start(&self, fills: &Arc<Fills>) {
+        self.runtime
+            .spawn(self.told.clone().keep(self.catalog.clone(), fills.store));
         if let Some(fleet) = &self.fleet {
             fleet.start(Arc::new(News(Arc::downgrade(fills))));
         }
@@ -130,6 +137,9 @@ impl Backends {
     /// Writes what is only in memory.
     pub async fn close(&self) {
         self.catalog.close().await;
+        if self.catalog.status().queued == 0 {
+            self.told.finish();
+        }
         if let Some(fleet) = &self.fleet {
             let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
         }

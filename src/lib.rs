@@ -19,4 +19,5 @@ pub mod listing;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;
+pub mod relist;
 pub mod upstream;

@@ -78,12 +78,20 @@ pub fn bytes_below(outer: &Path) -> u64 {
 
 /// Calls `visit` with every stored object's hash.
 pub fn each_hash(root: &Path, mut visit: impl FnMut(Hash)) {
+    each_hash_while(root, |hash| {
+        visit(hash);
+        true
+    });
+}
+
+/// The same, as long as `visit` says so.
+pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) {
     for outer in names(root) {
         let outer = root.join(outer);
         for inner in names(&outer) {
             for name in names(&outer.join(inner)) {
-                if let Some(hash) = parse_hash(&name) {
-                    visit(hash);
+                if parse_hash(&name).is_some_and(|hash| !visit(hash)) {
+                    return;
                 }
             }
         }

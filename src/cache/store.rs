@@ -200,6 +200,16 @@ impl Store {
         })
     }
 
+    /// Calls `visit` with all that was stored or used since, in no order, as long as it says so. Blocks, for as long as a
+    /// walk takes.
+    pub fn each_stored(&self, since: SystemTime, mut visit: impl FnMut(Stored) -> bool) {
+        evict::each_hash_while(self.disk.root(), |hash| {
+            let modified = fs::metadata(self.disk.path(&hash)).and_then(|meta| meta.modified());
+            let is_old = modified.is_ok_and(|modified| modified < since);
+            is_old || self.open_stored(&hash).is_none_or(&mut visit)
+        });
+    }
+
     /// Bytes that what is stored under `hash` takes on disk; 0 if nothing is. Blocks.
     pub fn size_of(&self, hash: &Hash) -> u64 {
         self.disk.size(hash)
