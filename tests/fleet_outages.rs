@@ -349,7 +349,7 @@ fn at_the_start(service: Service) {
             let started = Instant::now();
             let node = site.settings().start().await;
             assert!(
-                started.elapsed() < Duration::from_secs(3),
+                started.elapsed() < Duration::from_secs(5),
                 "{trouble:?}: {:?}",
                 started.elapsed()
             );
@@ -463,7 +463,7 @@ fn all_three_hang_at_once() {
             // One that starts now serves too.
             let started = Instant::now();
             let new = site.settings().start().await;
-            assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
+            assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
             fetch(new.address(), "stored").await;
             says_degraded(&new, &ALL).await;
             site.heal().await;
@@ -529,7 +529,7 @@ fn nobody_waits_for_what_hangs() {
             }
             let all: Duration = taken.iter().sum();
             // Twenty requests take some milliseconds each on an idle machine.
-            let most = Duration::from_millis(limit + 1500);
+            let most = Duration::from_millis(limit + 3000);
             assert!(all < most, "{service:?} {trouble:?}: {all:?}, {taken:?}");
             assert!(service == Database || skipped().await >= before + 10.0);
             site.heal().await;
