@@ -503,7 +503,7 @@ fn slow_services_cost_time_and_nothing_else() {
     });
 }
 
-/// Of two services none is waited for by more than the first who asks.
+/// Only who asks first waits for a service that hangs.
 #[test]
 fn nobody_waits_for_what_hangs() {
     run_for(LIMIT, async {
