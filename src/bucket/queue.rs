@@ -59,7 +59,8 @@ struct Job {
     place: Place,
     failures: u32,
     since: Millis,
-    length: u64,
+    /// What it takes of the disk.
+    bytes: u64,
 }
 
 #[derive(Default, Clone, Copy, PartialEq)]
@@ -135,8 +136,9 @@ impl Queue {
         self.removals.join(hex(hash))
     }
 
-    /// Takes up what an earlier process left. `length` says how long a stored object is. Blocks.
-    pub fn scan(&self, length: impl Fn(&Hash) -> u64) {
+    /// Takes up what an earlier process left. `size` says what a stored object takes of the disk.
+    /// Blocks.
+    pub fn scan(&self, size: impl Fn(&Hash) -> u64) {
         for (hash, since) in markers(&self.removals) {
             let mut state = self.state.lock();
             let job = state.job(hash, since);
@@ -147,13 +149,13 @@ impl Queue {
             state.enqueue(hash);
         }
         for (hash, since) in markers(&self.uploads) {
-            let bytes = length(&hash);
+            let bytes = size(&hash);
             let mut state = self.state.lock();
             let job = state.job(hash, since);
             if !job.waits() {
                 job.upload = true;
                 job.since = since;
-                job.length = bytes;
+                job.bytes = bytes;
                 state.uploads += 1;
                 state.bytes += bytes;
             }
@@ -177,7 +179,7 @@ impl Queue {
             job.admitting += 1;
             if !waited {
                 job.since = now_ms();
-                job.length = 0;
+                job.bytes = 0;
                 state.uploads += 1;
             }
         }
@@ -186,19 +188,20 @@ impl Queue {
         made.and_then(|file| self.make_durable(&file, &self.uploads))
     }
 
-    /// It has got its name, or not: what there is now, of `length` bytes, is to be uploaded.
-    pub fn admitted(&self, hash: &Hash, length: u64) {
+    /// It has got its name, or not: what there is now, which takes `bytes` of the disk, is
+    /// to be uploaded.
+    pub fn admitted(&self, hash: &Hash, bytes: u64) {
         {
             let mut state = self.state.lock();
             let job = state.job(*hash, now_ms());
             job.admitting = job.admitting.saturating_sub(1);
             job.upload = true;
             job.failures = 0;
-            let before = std::mem::replace(&mut job.length, length);
-            state.bytes = (state.bytes + length).saturating_sub(before);
+            let before = std::mem::replace(&mut job.bytes, bytes);
+            state.bytes = (state.bytes + bytes).saturating_sub(before);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// What is stored under `hash` is gone: it need not be uploaded.
@@ -213,7 +216,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// The object of `hash`, called `name` in the bucket, is to be removed from there. Blocks, shortly.
@@ -235,7 +238,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
         written
     }
 
@@ -298,13 +301,7 @@ impl Queue {
                 let mut state = self.state.lock();
                 state.bring_up();
                 match state.pop(large) {
-                    Some(taken) => {
-                        // A notification wakes one worker, and that may be one for which this was not meant.
-                        if !(state.small.is_empty() && state.large.is_empty()) {
-                            self.more.notify_one();
-                        }
-                        return taken;
-                    }
+                    Some(taken) => return taken,
                     None => state.later.peek().map(|Reverse((at, _))| *at),
                 }
             };
@@ -392,7 +389,7 @@ impl Queue {
             }
         }
         // Also for a job of later: somebody has to wait until then.
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// Replaces what stands in a marker. Blocks.
@@ -429,7 +426,7 @@ impl State {
         let Some(job) = self.jobs.get_mut(hash) else { return };
         if std::mem::take(&mut job.upload) && job.admitting == 0 {
             self.uploads -= 1;
-            self.bytes = self.bytes.saturating_sub(std::mem::take(&mut job.length));
+            self.bytes = self.bytes.saturating_sub(std::mem::take(&mut job.bytes));
         }
     }
 
@@ -439,7 +436,7 @@ impl State {
             return;
         }
         job.place = Place::Ready;
-        if job.upload && job.length > LARGE {
+        if job.upload && job.bytes > LARGE {
             self.large.push_back(hash);
         } else {
             self.small.push_back(hash);
