@@ -3,6 +3,7 @@
 //! The folder list is the architecture; `docs/architecture.md` tells it on one page.
 
 pub mod api;
+pub mod backends;
 pub mod breaker;
 pub mod bucket;
 pub mod cache;

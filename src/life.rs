@@ -22,15 +22,15 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
+use crate::backends::Backends;
 use crate::cache::{Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
-use crate::fill::shared::Shared;
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
-use crate::upstream::Upstream;
+use crate::upstream::{SharedTokens, Upstream};
 
 /// After SIGTERM, what is in flight has this long.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
@@ -189,7 +189,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         folder: folder.clone(),
         error,
     })?;
-    let catalog = Catalog::open(&settings.data_dir).map_err(|error| StartError::Other(error.to_string()))?;
+    let backends = Backends::new(&settings, store)?;
+    let catalog = backends.catalog.clone();
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
         catalog: catalog.clone(),
@@ -231,7 +232,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         parts: Parts {
             state: Arc::clone(&state),
             store,
-            catalog: catalog.clone(),
+            backends: backends.clone(),
             metrics,
         },
         conf: Arc::clone(&server.configuration),
@@ -243,9 +244,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     });
 
     store.close();
-    if let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        runtime.block_on(catalog.close());
-    }
+    backends.close();
     tracing::info!("stopped");
     Ok(())
 }
@@ -290,7 +289,7 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
-    catalog: Catalog,
+    backends: Backends,
     metrics: Arc<Metrics>,
 }
 
@@ -308,24 +307,32 @@ impl Listening {
         let Parts {
             state,
             store,
-            catalog,
+            backends,
             metrics,
         } = &self.parts;
         let upstream = Upstream::new(&state.config(), Arc::clone(metrics))
             .map_err(|error| StartError::Other(error.to_string()))?;
+        if let Some(fleet) = &backends.fleet {
+            upstream.share_tokens(Arc::clone(fleet) as Arc<dyn SharedTokens>);
+        }
+        let shared = backends
+            .shared(state)
+            .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
         let fills = Fills::new(
             store,
             Arc::new(upstream),
-            catalog.clone(),
+            backends.catalog.clone(),
             Arc::clone(metrics),
-            Shared::alone(),
+            shared,
         );
-        let views = Arc::new(Views::new(store, catalog.clone(), Arc::clone(metrics)));
+        backends.start(&fills);
+        let views = Arc::new(Views::new(store, backends.catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(
             Arc::clone(state),
             Arc::clone(&fills),
             Arc::clone(&views),
             Arc::clone(metrics),
+            backends.clone(),
         );
         let client = Arc::new(Client {
             state: Arc::clone(state),

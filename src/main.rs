@@ -132,18 +132,10 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
 
 /// What is configured and this version does not have: starting without it would not be what was asked for.
 fn unsupported(config: &Config) -> Vec<String> {
-    let settings = &config.settings;
-    let asked = [
-        (settings.database.is_some(), "DBHOST and its group (PostgreSQL)"),
-        (settings.redis_url.is_some(), "REDIS_URL"),
-        (settings.s3.is_some(), "MINIO_ENDPOINT and its group (S3)"),
-        (settings.tls.is_some(), "`tls`"),
-    ];
-    let set = asked.iter().filter(|(set, _)| *set);
-    set.map(|(_, what)| {
-        format!("{what} is set, and this version does not have it: unset it to use the embedded default")
-    })
-    .collect()
+    let tls = config.settings.tls.as_ref();
+    tls.map(|_| "`tls` is set, and this version does not have it: leave it out".to_owned())
+        .into_iter()
+        .collect()
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {

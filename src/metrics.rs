@@ -6,9 +6,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
+use crate::backends::Backends;
+use crate::breaker::Standing;
 use crate::cache::StoreStats;
 use crate::catalog::CatalogStatus;
 
@@ -30,6 +33,13 @@ pub struct Metrics {
     rate_limit: IntGaugeVec,
     rate_limit_left: IntGaugeVec,
     gauges: IntGaugeVec,
+    dependency_up: IntGaugeVec,
+    dependency_counts: Vec<(IntCounterVec, fn(&Standing) -> u64)>,
+    dependency_seconds: CounterVec,
+    bucket: IntGaugeVec,
+    bucket_counts: IntCounterVec,
+    fleet_counts: IntCounterVec,
+    shared: IntCounterVec,
     generation: IntGauge,
     hits: ArcSwap<HashMap<String, Arc<(IntCounter, IntCounter)>>>,
 }
@@ -63,7 +73,67 @@ impl Metrics {
             ),
         );
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let of_dependency = |name: &str, help: &str| vector(name, help, &["dependency"]);
         Metrics {
+            dependency_up: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "artifactapi_dependency_up",
+                        "Whether what stands behind this node answers.",
+                    ),
+                    &["dependency"],
+                ),
+            ),
+            dependency_counts: vec![
+                (
+                    of_dependency("artifactapi_dependency_calls_total", "Calls of dependencies."),
+                    |standing| standing.calls,
+                ),
+                (
+                    of_dependency(
+                        "artifactapi_dependency_failures_total",
+                        "Calls of dependencies that failed or took too long, and outages found by other means.",
+                    ),
+                    |standing| standing.failures,
+                ),
+                (
+                    of_dependency(
+                        "artifactapi_dependency_skipped_total",
+                        "Calls that were not made because the dependency was known to be away.",
+                    ),
+                    |standing| standing.skipped,
+                ),
+            ],
+            dependency_seconds: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "artifactapi_dependency_answer_seconds_total",
+                        "Time spent in calls of dependencies that were answered.",
+                    ),
+                    &["dependency"],
+                ),
+            ),
+            bucket: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new("artifactapi_bucket_waiting", "What waits to be done in S3."),
+                    &["what"],
+                ),
+            ),
+            bucket_counts: vector("artifactapi_bucket_total", "What was done in S3.", &["what"]),
+            fleet_counts: vector(
+                "artifactapi_fleet_total",
+                "What went between nodes through Redis.",
+                &["what"],
+            ),
+            shared: vector(
+                "artifactapi_shared_total",
+                "Objects that came from the bucket or from another node instead of from upstream, and transfers between \
+                 nodes that were taken up elsewhere.",
+                &["from"],
+            ),
             requests: vector(
                 "artifactapi_requests_total",
                 "Requests answered.",
@@ -208,8 +278,72 @@ impl Metrics {
         self.evicted_bytes.inc_by(bytes);
     }
 
+    /// An object came from elsewhere than upstream, or a transfer was taken up elsewhere.
+    pub fn shared(&self, from: &'static str) {
+        self.shared.with_label_values(&[from]).inc();
+    }
+
+    /// Counters that are kept where they count.
+    fn take_over_counts(&self, backends: &Backends) {
+        let raise = |counter: &IntCounterVec, label: &str, value: u64| {
+            let counter = counter.with_label_values(&[label]);
+            counter.inc_by(value.saturating_sub(counter.get()));
+        };
+        let set = |what: &str, value: u64| {
+            let value = i64::try_from(value).unwrap_or(i64::MAX);
+            self.bucket.with_label_values(&[what]).set(value);
+        };
+        for standing in backends.standings() {
+            let up = self.dependency_up.with_label_values(&[standing.name]);
+            up.set(i64::from(standing.healthy));
+            for (counter, of) in &self.dependency_counts {
+                raise(counter, standing.name, of(&standing));
+            }
+            let seconds = self.dependency_seconds.with_label_values(&[standing.name]);
+            seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));
+        }
+        if let Some(bucket) = backends.bucket.as_ref().map(|bucket| bucket.status()) {
+            set("uploads", bucket.uploads_waiting);
+            set("upload_bytes", bucket.bytes_waiting);
+            set("removals", bucket.removals_waiting);
+            set(
+                "oldest_upload_seconds",
+                bucket.oldest_waiting.map_or(0, |waiting| waiting.as_secs()),
+            );
+            for (what, value) in [
+                ("uploads", bucket.uploaded),
+                ("uploaded_bytes", bucket.uploaded_bytes),
+                ("failures", bucket.failed),
+                ("removals", bucket.removed),
+                ("unfit", bucket.unfit),
+                ("outdated", bucket.outdated),
+            ] {
+                raise(&self.bucket_counts, what, value);
+            }
+        }
+        if let Some(fleet) = backends.fleet.as_ref().map(|fleet| fleet.status()) {
+            for (what, value) in [
+                ("received", fleet.received),
+                ("sent", fleet.sent),
+                ("locks_taken", fleet.taken),
+                ("locks_lost", fleet.lost),
+                ("locks_waited_for", fleet.waited),
+            ] {
+                raise(&self.fleet_counts, what, value);
+            }
+            let gauge = |what: &str, value: u64| {
+                let value = i64::try_from(value).unwrap_or(i64::MAX);
+                self.gauges.with_label_values(&["fleet", what]).set(value);
+            };
+            gauge("behind", fleet.behind);
+            gauge("outbox", (fleet.outbox + fleet.unsent_flushes) as u64);
+            gauge("listening", u64::from(fleet.listening));
+        }
+    }
+
     /// The text that Prometheus reads.
-    pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus) -> String {
+    pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus, backends: &Backends) -> String {
+        self.take_over_counts(backends);
         let set = |tier: &str, what: &str, value: u64| {
             self.gauges
                 .with_label_values(&[tier, what])

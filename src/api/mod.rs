@@ -10,6 +10,8 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 use serde_json::json;
 
+use crate::backends::Backends;
+use crate::breaker::Standing;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
 use crate::fill::{Fills, Views};
@@ -28,15 +30,23 @@ pub struct Api {
     fills: Arc<Fills>,
     views: Arc<Views>,
     metrics: Arc<Metrics>,
+    backends: Backends,
 }
 
 impl Api {
-    pub fn new(state: Arc<State>, fills: Arc<Fills>, views: Arc<Views>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        state: Arc<State>,
+        fills: Arc<Fills>,
+        views: Arc<Views>,
+        metrics: Arc<Metrics>,
+        backends: Backends,
+    ) -> Self {
         Api {
             state,
             fills,
             views,
             metrics,
+            backends,
         }
     }
 
@@ -64,7 +74,8 @@ impl Api {
                 reply::json(session, 200, &health).await
             }
             Endpoint::Ready => {
-                // Neither a full disk nor the catalogue's outage keeps artifacts from being served; stopping does.
+                // Neither a full disk nor the outage of anything that stands behind this node keeps artifacts from being
+                // served; stopping does.
                 let health = self.health(config);
                 reply::json(session, if self.state.is_stopping() { 503 } else { 200 }, &health).await
             }
@@ -74,6 +85,7 @@ impl Api {
                     config.generation,
                     &self.fills.store.stats(),
                     &self.fills.catalog.status(),
+                    &self.backends,
                 );
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
@@ -88,7 +100,11 @@ impl Api {
         let store = self.fills.store.stats();
         let catalog = self.fills.catalog.status();
         let reload_failed = self.state.last_reload_failed();
-        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed;
+        let bucket = self.backends.bucket.as_ref().map(|bucket| bucket.status());
+        let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
+        let away = self.backends.standings().iter().any(|standing| !standing.healthy);
+        let deaf = fleet.as_ref().is_some_and(|fleet| !fleet.listening);
+        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed || away || deaf;
         let disk = match &store.starved {
             None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
             Some(why) => {
@@ -99,12 +115,39 @@ impl Api {
             (_, true) => json!({"status": "ok", "queued": catalog.queued}),
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
         };
+        let mut dependencies = json!({"disk": disk, "catalogue": catalogue});
+        if let Some(bucket) = bucket {
+            let mut s3 = standing(&bucket.standing, bucket.trouble);
+            s3["uploads_waiting"] = json!(bucket.uploads_waiting);
+            s3["bytes_waiting"] = json!(bucket.bytes_waiting);
+            s3["oldest_waiting_seconds"] = json!(bucket.oldest_waiting.map(|waiting| waiting.as_secs()));
+            s3["removals_waiting"] = json!(bucket.removals_waiting);
+            dependencies["s3"] = s3;
+        }
+        if let Some(fleet) = fleet {
+            let deaf = (!fleet.listening).then(|| "news of the other nodes are not heard".to_owned());
+            let mut redis = standing(&fleet.redis, None);
+            if let Some(why) = deaf.filter(|_| fleet.redis.healthy) {
+                redis["status"] = json!("degraded");
+                redis["detail"] = json!(why);
+            }
+            redis["waiting"] = json!(fleet.outbox + fleet.unsent_flushes);
+            dependencies["redis"] = redis;
+        }
+        for breaker in self
+            .backends
+            .standings()
+            .iter()
+            .filter(|breaker| breaker.name == "postgres")
+        {
+            dependencies["postgres"] = standing(breaker, None);
+        }
         json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),
             "config_generation": config.generation,
             "config_reload": if reload_failed { "failed" } else { "ok" },
-            "dependencies": {"disk": disk, "catalogue": catalogue},
+            "dependencies": dependencies,
         })
     }
 
@@ -161,6 +204,17 @@ impl Api {
             }
             Ok(None) => reply::problem(session, None, Problem::new(404, "it is not stored").at(remote, &path)).await,
             Err(error) => reply::problem(session, None, away(&error)).await,
+        }
+    }
+}
+
+/// How a dependency fares, for people; `trouble` is more than its breaker knows.
+fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
+    match &breaker.error {
+        None => json!({"status": "ok"}),
+        Some((why, since)) => {
+            let detail = trouble.unwrap_or_else(|| why.clone());
+            json!({"status": "degraded", "detail": detail, "seconds": since.as_secs()})
         }
     }
 }

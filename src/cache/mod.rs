@@ -28,7 +28,9 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 pub use evict::parse_hash;
-pub use freshness::{Class, FOR_EVER, Freshness, Left, distrust, until as freshness_until};
+pub use freshness::{
+    Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
+};
 pub use reader::{ReadError, Reader};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use sweep::Sweep;

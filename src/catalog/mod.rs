@@ -11,6 +11,7 @@ mod answer;
 mod change;
 mod cursor;
 mod flush;
+mod postgres;
 mod query;
 mod queue;
 mod scan;
@@ -29,8 +30,11 @@ pub use answer::{Artifact, FlushAnswer, ListAnswer, rfc3339};
 pub use change::{Batch, Change, LinkHash, ObjectKey, Op};
 pub use cursor::{Position, SortValue};
 pub use flush::{FlushMode, FlushRequest};
+pub use postgres::Postgres;
 pub use query::{Filter, ListQuery, MAX_LIMIT, QueryError, Sort, SortField};
 
+use crate::breaker::Breaker;
+use crate::config::Database;
 use queue::Shared;
 
 /// How long [`Catalog::close`] waits for the last batch.
@@ -261,6 +265,20 @@ impl Catalog {
     /// [`CatalogError::Newer`], and [`CatalogError::Unavailable`] when no thread can be started.
     pub fn open(dir: &Path) -> Result<Catalog, CatalogError> {
         Catalog::with_backend(Arc::new(sqlite::Sqlite::open(dir)?))
+    }
+
+    /// A catalogue that other nodes share. Never waits for the database, which is connected to on `runtime`, and again
+    /// whenever it was away; `status` says how it is. The breaker is for whoever shows how all dependencies are.
+    ///
+    /// # Errors
+    /// [`CatalogError::Unavailable`] when no thread can be started.
+    pub fn open_postgres(
+        settings: &Database,
+        runtime: &tokio::runtime::Handle,
+    ) -> Result<(Catalog, Arc<Breaker>), CatalogError> {
+        let postgres = Postgres::new(settings, runtime);
+        let breaker = postgres.breaker().clone();
+        Ok((Catalog::with_backend(postgres)?, breaker))
     }
 
     /// A catalogue on any database.

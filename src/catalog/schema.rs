@@ -11,7 +11,8 @@ use super::CatalogError;
 use super::sqlite::unavailable;
 
 /// What each step does; the number of steps done is the file's `user_version`.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE artifact (
         id            INTEGER PRIMARY KEY,
         remote        TEXT NOT NULL,
@@ -70,7 +71,22 @@ const STEPS: [&str; 1] = ["
         hash   BLOB NOT NULL,
         PRIMARY KEY (remote, hash)
     ) STRICT, WITHOUT ROWID;
-"];
+",
+    "
+    -- Files that were uploaded here.
+    CREATE TABLE local_file (
+        remote       TEXT NOT NULL,
+        path         TEXT NOT NULL,
+        size         INTEGER NOT NULL,
+        sha256       TEXT NOT NULL,     -- 64 hex digits
+        content_type TEXT NOT NULL,
+        created_at   INTEGER NOT NULL,
+        updated_at   INTEGER NOT NULL,
+        who          TEXT NOT NULL,
+        PRIMARY KEY (remote, path)
+    ) STRICT, WITHOUT ROWID;
+",
+];
 
 /// How long a statement waits for another process, or for the writer.
 const BUSY: Duration = Duration::from_secs(2);

@@ -1,6 +1,7 @@
-//! The catalogue as its users see it, on a real file.
+//! The catalogue as its users see it, on a real file and on a real server.
 
 mod paging;
+mod places;
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,8 +9,18 @@ use std::time::Instant;
 use tempfile::TempDir;
 
 use super::*;
+use places::{File, Place, on_every_database};
 
-pub(super) fn record(remote: &str, path: &str, size: u64) -> Record {
+on_every_database! {
+    an_objects_life,
+    links_are_seen_at_once_and_kept,
+    what_is_recorded_is_written_by_itself_and_at_the_end,
+    a_flush_pages_through_what_it_removes,
+    a_cursor_is_stable_while_others_come_and_go,
+    two_processes_share_it,
+}
+
+pub(crate) fn record(remote: &str, path: &str, size: u64) -> Record {
     Record {
         remote: remote.into(),
         path: path.into(),
@@ -29,13 +40,13 @@ pub(super) fn record(remote: &str, path: &str, size: u64) -> Record {
     }
 }
 
-fn stored(record: Record) -> Event {
+pub(super) fn stored(record: Record) -> Event {
     Event::Stored {
         object: Box::new(record),
     }
 }
 
-fn removed(remote: &str, path: &str) -> Event {
+pub(super) fn removed(remote: &str, path: &str) -> Event {
     Event::Removed {
         remote: remote.into(),
         path: path.into(),
@@ -44,17 +55,17 @@ fn removed(remote: &str, path: &str) -> Event {
 }
 
 fn new() -> (TempDir, Catalog) {
-    let dir = tempfile::tempdir().expect("a directory");
+    let File(dir) = File::new();
     let catalog = Catalog::open(dir.path()).expect("a new catalogue");
     (dir, catalog)
 }
 
-fn query(text: &str) -> ListQuery {
+pub(super) fn query(text: &str) -> ListQuery {
     ListQuery::parse(text).expect("a good query")
 }
 
 /// All pages of a query, each asked for as a client does: by the text of the cursor.
-async fn all(catalog: &Catalog, text: &str) -> (Vec<Record>, Option<Totals>) {
+pub(super) async fn all(catalog: &Catalog, text: &str) -> (Vec<Record>, Option<Totals>) {
     let mut records = Vec::new();
     let mut page = catalog.list(query(text)).await.expect("a page");
     let totals = page.totals;
@@ -71,9 +82,8 @@ async fn all(catalog: &Catalog, text: &str) -> (Vec<Record>, Option<Totals>) {
     }
 }
 
-#[tokio::test]
-async fn an_objects_life() {
-    let (_dir, catalog) = new();
+async fn an_objects_life(place: impl Place) {
+    let catalog = place.open().await;
     catalog.record(stored(Record {
         fresh_until: Some(500),
         ..record("r", "a/b?c=1", 7)
@@ -149,9 +159,8 @@ async fn an_objects_life() {
     assert_eq!(all(&catalog, "").await, (vec![], totals(0, 0)));
 }
 
-#[tokio::test]
-async fn links_are_seen_at_once_and_kept() {
-    let (dir, catalog) = new();
+async fn links_are_seen_at_once_and_kept(place: impl Place) {
+    let catalog = place.open().await;
     let url = "https://files.example/p/x-1.whl";
     catalog
         .add_links("pypi", vec![url.to_owned(), url.to_owned()])
@@ -161,7 +170,7 @@ async fn links_are_seen_at_once_and_kept() {
     catalog.drain().await.expect("written");
     assert_eq!(catalog.status().queued_links, 0);
     catalog.close().await;
-    let catalog = Catalog::open(dir.path()).expect("the same catalogue");
+    let catalog = place.open().await;
     assert!(catalog.has_link("pypi", url).await.expect("an answer"));
     assert!(!catalog.has_link("npm", url).await.expect("an answer"));
     assert!(
@@ -172,9 +181,8 @@ async fn links_are_seen_at_once_and_kept() {
     );
 }
 
-#[tokio::test]
-async fn what_is_recorded_is_written_by_itself_and_at_the_end() {
-    let (dir, catalog) = new();
+async fn what_is_recorded_is_written_by_itself_and_at_the_end(place: impl Place) {
+    let catalog = place.open().await;
     catalog.record(stored(record("r", "soon", 1)));
     let deadline = Instant::now() + Duration::from_secs(20);
     while catalog.get("r", "soon").await.expect("an answer").is_none() {
@@ -191,7 +199,7 @@ async fn what_is_recorded_is_written_by_itself_and_at_the_end() {
     ));
     let status = catalog.status();
     assert!(!status.healthy && status.dropped_changes == 1, "{status:?}");
-    let again = Catalog::open(dir.path()).expect("the same catalogue");
+    let again = place.open().await;
     let paths: Vec<String> = all(&again, "").await.0.into_iter().map(|record| record.path).collect();
     assert_eq!(paths, ["last", "soon"]);
     // A handle that is dropped writes too.
@@ -199,13 +207,12 @@ async fn what_is_recorded_is_written_by_itself_and_at_the_end() {
     let shared = again.inner.shared.clone();
     drop(again);
     shared.ended().await;
-    let again = Catalog::open(dir.path()).expect("the same catalogue");
+    let again = place.open().await;
     assert!(again.get("r", "dropped").await.expect("an answer").is_some());
 }
 
-#[tokio::test]
-async fn a_flush_pages_through_what_it_removes() {
-    let (_dir, catalog) = new();
+async fn a_flush_pages_through_what_it_removes(place: impl Place) {
+    let catalog = place.open().await;
     for n in 0..250 {
         catalog.record(stored(record(
             if n % 2 == 0 { "a" } else { "b" },
@@ -238,9 +245,8 @@ async fn a_flush_pages_through_what_it_removes() {
     assert_eq!(all(&catalog, "").await.1.expect("totals").objects, 225);
 }
 
-#[tokio::test]
-async fn a_cursor_is_stable_while_others_come_and_go() {
-    let (_dir, catalog) = new();
+async fn a_cursor_is_stable_while_others_come_and_go(place: impl Place) {
+    let catalog = place.open().await;
     for n in 0..100 {
         catalog.record(stored(record("r", &format!("{n:03}"), n % 3)));
     }
@@ -280,7 +286,7 @@ fn a_newer_file_is_left_alone() {
     drop(connection);
     let error = Catalog::open(dir.path()).expect_err("too new").to_string();
     assert!(
-        error.contains("catalog.db has schema version 99, this program knows up to 1"),
+        error.contains("catalog.db has schema version 99, this program knows up to 2"),
         "{error}"
     );
     let found: i64 = rusqlite::Connection::open(&file)
@@ -406,10 +412,9 @@ async fn a_locked_file_is_waited_for() {
     assert!(catalog.status().healthy);
 }
 
-#[tokio::test]
-async fn two_processes_share_the_file() {
-    let (dir, one) = new();
-    let two = Catalog::open(dir.path()).expect("the same file");
+async fn two_processes_share_it(place: impl Place) {
+    let one = place.open().await;
+    let two = place.open().await;
     for n in 0..3_000 {
         one.record(stored(record("r", &format!("one/{n}"), 1)));
         two.record(stored(record("r", &format!("two/{n}"), 1)));

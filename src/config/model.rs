@@ -132,6 +132,51 @@ pub struct Database {
     pub user: String,
     pub password: Option<Secret>,
     pub name: String,
+    pub tls: DatabaseTls,
+}
+
+/// Whether and how connections to PostgreSQL are encrypted: libpq's `PGSSLMODE` and `PGSSLROOTCERT`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DatabaseTls {
+    pub mode: TlsMode,
+    /// Certificates that the server's is held against; `None` means the system's.
+    pub root_certificates: Option<PathBuf>,
+}
+
+/// libpq's `sslmode`, but for `allow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TlsMode {
+    Disable,
+    /// TLS if the server has it, whoever the server is.
+    #[default]
+    Prefer,
+    /// TLS, whoever the server is.
+    Require,
+    /// The server's certificate must be signed by whom is trusted.
+    VerifyCa,
+    /// It must name the host besides.
+    VerifyFull,
+}
+
+impl TlsMode {
+    pub const ALL: [TlsMode; 5] = [
+        TlsMode::Disable,
+        TlsMode::Prefer,
+        TlsMode::Require,
+        TlsMode::VerifyCa,
+        TlsMode::VerifyFull,
+    ];
+
+    /// As in `PGSSLMODE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            TlsMode::Disable => "disable",
+            TlsMode::Prefer => "prefer",
+            TlsMode::Require => "require",
+            TlsMode::VerifyCa => "verify-ca",
+            TlsMode::VerifyFull => "verify-full",
+        }
+    }
 }
 
 #[derive(Debug, Clone)]

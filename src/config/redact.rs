@@ -133,6 +133,10 @@ fn settings_json(settings: &Settings) -> Value {
             "user": database.user,
             "password": database.password.as_ref().map(|_| HIDDEN),
             "name": database.name,
+            "tls": {
+                "mode": database.tls.mode.name(),
+                "root_certificates": database.tls.root_certificates.as_ref().map(|file| file.to_string_lossy()),
+            },
         })),
         "redis_url": settings.redis_url.as_ref().map(|secret| redis_url(secret.reveal())),
         "s3": settings.s3.as_ref().map(|s3| json!({

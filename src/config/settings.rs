@@ -6,13 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use super::Flags;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    CacheSettings, Database, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, UpstreamSettings,
+    CacheSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, TlsMode,
+    UpstreamSettings,
 };
 use super::problem::{Context, Fault, Report};
 use super::section::{Elsewhere, Section};
@@ -443,6 +446,31 @@ impl<'a> Outside<'a> {
             user: self.variable("DBUSER")?.to_owned(),
             password: self.variable("DBPASS").map(Secret::new),
             name: self.variable("DBNAME")?.to_owned(),
+            tls: self.database_tls()?,
+        })
+    }
+
+    /// libpq's variables. They say nothing by themselves: other programs' may be set besides.
+    fn database_tls(&self) -> Option<DatabaseTls> {
+        let mut mode = match self.variable("PGSSLMODE") {
+            Some(text) => self.complain(&format!("PGSSLMODE {}", shown(text)), tls_mode(text))?,
+            None => TlsMode::default(),
+        };
+        let root_certificates = match self.variable("PGSSLROOTCERT") {
+            Some("system") | None => None,
+            Some(text) => {
+                let path = PathBuf::from(text);
+                self.complain(&format!("PGSSLROOTCERT {}", shown(text)), has_certificates(&path))?;
+                // As libpq has it: who names whom to trust wants that to be looked at.
+                if mode == TlsMode::Require {
+                    mode = TlsMode::VerifyCa;
+                }
+                Some(path)
+            }
+        };
+        Some(DatabaseTls {
+            mode,
+            root_certificates,
         })
     }
 
@@ -488,6 +516,24 @@ impl<'a> Outside<'a> {
             // Of no group: it is set on many machines, whoever uses it.
             region: self.variable("AWS_REGION").map(str::to_owned),
         })
+    }
+}
+
+fn tls_mode(text: &str) -> Result<TlsMode, Fault> {
+    let mode = TlsMode::ALL.into_iter().find(|mode| mode.name() == text);
+    mode.ok_or_else(|| {
+        let known = TlsMode::ALL.map(TlsMode::name).join(", ");
+        Fault::new(format!("must be one of {known}"))
+    })
+}
+
+/// Read now, so that `check` finds what would keep the database from being connected to.
+fn has_certificates(path: &Path) -> Result<(), Fault> {
+    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err(Fault::new("holds no certificate in PEM form")),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Fault::new(format!("cannot be read: {error}"))),
     }
 }
 

@@ -223,6 +223,8 @@ impl Peers {
     /// # Errors
     /// The system's certificates cannot be used.
     pub fn new(secret: Secret) -> reqwest::Result<Peers> {
+        // Only the first one counts; all are the same.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())

@@ -555,7 +555,11 @@ impl Fills {
             return false;
         };
         let growing = Arc::clone(writer.object());
-        publish(landing, Outcome::Object(Arc::clone(&growing), how));
+        self.metrics.shared(match source.origin {
+            Origin::Bucket => "bucket",
+            Origin::Node | Origin::Upstream => "node",
+        });
+        publish(landing, Outcome::Object(growing, how));
         let kept = self.copy_in(wanted, writer, source, body).await;
         if let Some(object) = kept {
             self.brought(wanted, &object).await;
@@ -652,6 +656,7 @@ impl Fills {
                 Ok(None) => io::ErrorKind::UnexpectedEof.into(),
                 Ok(Some(Err(error))) | Err(error) => error,
             };
+            self.metrics.shared("taken_up");
             tracing::info!(key = %crate::cache::shown(&growing.key), %failure, written, "a body is taken up elsewhere");
             let (rest, turn) = self.rest_of(wanted, &growing, source.finished, written).await?;
             handed_over = turn.or(handed_over);

@@ -4,18 +4,46 @@
 //! Redis is never needed: whatever it does not answer within 50 ms a node decides for itself, and tells the others when it
 //! answers again. It is a single Redis or Valkey (5 or newer) without modules; Redis Cluster is not supported.
 
+mod bus;
+mod connection;
+mod flushes;
+mod lock;
+mod outbox;
 mod record;
+mod tokens;
+mod words;
 
+use std::collections::HashSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use futures_util::future::join_all;
+use parking_lot::Mutex;
+use redis::Script;
+use redis::aio::MultiplexedConnection;
+use tokio::task::JoinHandle;
 
-use crate::breaker::{Away, Breaker, Standing};
-use crate::cache::{Hash, Key, Millis};
+use crate::breaker::{Breaker, Standing};
+use crate::cache::{Hash, Millis, now_ms};
 use crate::config;
+use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
+use connection::{Failure, LIMIT, PATIENT, Redis, said};
+pub use flushes::Flush;
+use flushes::{FLUSHES, Flushes, KEPT};
+pub use lock::{Lease, Take};
+use outbox::{Outbox, Parcel, Word};
 pub use record::{Fence, Node, Record};
+
+/// Between two questions whether all is well.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Between two tries to connect.
+const PAUSE: Duration = Duration::from_millis(400);
+/// What is sent at once of what waits.
+const SENT_AT_ONCE: usize = 64;
+/// How long the end of the process waits for what waits to be sent.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why there can be no fleet.
 #[derive(Debug, thiserror::Error)]
@@ -35,13 +63,6 @@ pub struct Seen {
     pub holder: Option<Node>,
 }
 
-/// Whose fill it is.
-#[derive(Debug)]
-pub enum Take {
-    Mine(Lease),
-    Theirs(Node),
-}
-
 /// What became of a word on a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Published {
@@ -51,17 +72,6 @@ pub enum Published {
     Outdated(Option<Record>),
     /// Redis is away: it is kept and sent when it answers again, still fenced.
     Away,
-}
-
-/// What a node was asked to forget.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Flush {
-    /// When: what was stored since is not covered.
-    pub at: Millis,
-    /// The API's own request.
-    pub request: serde_json::Value,
-    /// Names it for good.
-    pub id: String,
 }
 
 /// Is told what other nodes did, in the order in which Redis had it, from one task: it must not block for long.
@@ -100,140 +110,347 @@ pub struct FleetStatus {
     pub waited: u64,
 }
 
-/// The right to fill a key, and its fence. Renewed in the background; dropping it gives it up.
-#[derive(Debug)]
-pub struct Lease {}
-
-impl Lease {
-    pub fn fence(&self) -> Fence {
-        Fence(0)
-    }
-
-    /// Whether another node may be filling the same key by now: somebody else has the lock, or it could not be renewed for
-    /// longer than its life. The latter heals when Redis answers again and nobody has taken it.
-    pub fn is_lost(&self) -> bool {
-        false
-    }
-
-    /// Waits until [`Lease::is_lost`].
-    pub async fn lost(&self) {
-        std::future::pending().await
-    }
-}
-
 /// This node's part in the fleet.
 #[derive(Debug)]
 pub struct Fleet {
     me: Node,
-    breaker: Arc<Breaker>,
+    runtime: tokio::runtime::Handle,
+    redis: Redis,
+    bus: Bus,
+    outbox: Outbox,
+    flushes: Flushes,
+    counters: Counters,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    sent: AtomicU64,
+    taken: AtomicU64,
+    lost: AtomicU64,
+    waited: AtomicU64,
+    behind: AtomicU64,
+    listening: AtomicBool,
 }
 
 impl Fleet {
-    /// Touches no network. `data_dir/fleet/` keeps the position on the bus, the flushes that are known, and those that are
-    /// still to be sent.
+    /// Touches no network. `data_dir/fleet/` keeps the position on the bus, the flushes that are known, and which of them
+    /// are still to be sent.
     ///
     /// # Errors
     /// The URL is none, or the folder cannot be used.
     pub fn new(
-        _url: &config::Secret,
+        url: &config::Secret,
         me: Node,
-        _data_dir: &Path,
-        _runtime: tokio::runtime::Handle,
+        data_dir: &Path,
+        runtime: tokio::runtime::Handle,
     ) -> Result<Arc<Fleet>, FleetError> {
+        let folder = data_dir.join("fleet");
+        std::fs::create_dir_all(&folder).map_err(|error| FleetError::Folder {
+            folder: folder.display().to_string(),
+            error,
+        })?;
         Ok(Arc::new(Fleet {
+            redis: Redis::new(url, Breaker::new("redis"))?,
+            bus: Bus::new(&me.name, &folder),
+            flushes: Flushes::load(&folder),
+            outbox: Outbox::default(),
+            counters: Counters::default(),
+            tasks: Mutex::default(),
             me,
-            breaker: Breaker::new("redis"),
+            runtime,
         }))
     }
 
     /// Connects and keeps connected, and tells `listener` what other nodes do. Once.
-    pub fn start(self: &Arc<Self>, _listener: Arc<dyn Listener>) {}
+    pub fn start(self: &Arc<Self>, listener: Arc<dyn Listener>) {
+        let keeping = self.runtime.spawn(Arc::clone(self).keep_connected(listener));
+        let sending = self.runtime.spawn(Arc::clone(self).keep_sending());
+        self.tasks.lock().extend([keeping, sending]);
+    }
 
     /// Sends what waits, if Redis answers, and saves the position on the bus: for the end of the process.
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        let end = Instant::now() + FAREWELL;
+        while self.waits() && self.redis.breaker.is_closed() && Instant::now() < end {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        for task in std::mem::take(&mut *self.tasks.lock()) {
+            task.abort();
+            // Cancelled, as it was to be.
+            let _ = task.await;
+        }
+        self.flushes.save(true);
+        self.bus.save(true).await;
+        self.redis.use_connection(None);
+    }
 
     pub fn breaker(&self) -> &Arc<Breaker> {
-        &self.breaker
+        &self.redis.breaker
     }
 
     pub fn me(&self) -> &Node {
         &self.me
     }
 
-    /// What the fleet knows of `key`.
-    ///
-    /// # Errors
-    /// Redis is away; known within 50 ms, or at once when it was away before.
-    pub async fn look(&self, _key: &Key) -> Result<Seen, Away> {
-        Err(Away::Open("redis"))
-    }
-
-    /// Takes the fill lock of `key`, or says who has it.
-    ///
-    /// # Errors
-    /// Redis is away, as with [`Fleet::look`].
-    pub async fn take(self: &Arc<Self>, _key: &Key) -> Result<Take, Away> {
-        Err(Away::Open("redis"))
-    }
-
     /// A fence for a fill that begins now without a lock, because Redis is away.
     pub fn fence(&self) -> Fence {
-        Fence(0)
+        self.redis.now()
     }
-
-    /// Makes `record` the fleet's word on `key` and tells the other nodes, unless a later fill has spoken. The record's
-    /// `generation` becomes `fence`.
-    pub async fn publish(self: &Arc<Self>, _key: &Key, _record: &Record, _fence: Fence) -> Published {
-        Published::Away
-    }
-
-    /// The body `id` of `key` is in the bucket now, whoever has spoken of it since.
-    pub fn uploaded(&self, _key: &Key, _id: u64) {}
-
-    /// The object is gone: the fleet forgets it and the other nodes are told.
-    pub fn removed(&self, _key: &Key) {}
-
-    /// It was marked expired here: so is the fleet's word, and the other nodes are told.
-    pub fn expired(&self, _key: &Key) {}
 
     /// A flush that every node hears of, also one that is away now. Durable when this returns, as far as the disk lets it.
-    pub async fn flush(self: &Arc<Self>, _flush: Flush) {}
+    pub async fn flush(self: &Arc<Self>, flush: Flush) {
+        self.flushes.add_own(flush);
+        let fleet = Arc::clone(self);
+        let saving = self.runtime.spawn_blocking(move || fleet.flushes.save(true));
+        // It fails only when the process ends.
+        let _ = saving.await;
+        self.outbox.wake.notify_one();
+    }
 
     /// The flushes that are known, newest first; whoever brings back an object stored before one that covers it must not.
     pub fn flushes(&self) -> Arc<Vec<Flush>> {
-        Arc::default()
+        self.flushes.list()
     }
-
-    /// Asks whoever has the body `id` of `key` to upload it to the bucket again.
-    pub fn reupload(&self, _key: &Key, _id: u64) {}
-
-    /// A token that some node got from upstream, and how long it is still good. `None` also when Redis is away.
-    pub async fn token(&self, _name: &str) -> Option<(String, Duration)> {
-        None
-    }
-
-    /// Shares a token for its remaining lifetime.
-    pub fn keep_token(&self, _name: &str, _token: String, _lifetime: Duration) {}
 
     pub fn status(&self) -> FleetStatus {
+        let (_, position) = self.bus.position();
         FleetStatus {
-            redis: self.breaker.standing(),
-            listening: false,
-            position: String::new(),
-            behind: 0,
-            outbox: 0,
-            unsent_flushes: 0,
-            received: 0,
-            sent: 0,
-            taken: 0,
-            lost: 0,
-            waited: 0,
+            redis: self.redis.breaker.standing(),
+            listening: self.counters.listening.load(Relaxed),
+            position,
+            behind: self.counters.behind.load(Relaxed),
+            outbox: self.outbox.len(),
+            unsent_flushes: self.flushes.count_unsent(),
+            received: self.bus.received.load(Relaxed),
+            sent: self.counters.sent.load(Relaxed),
+            taken: self.counters.taken.load(Relaxed),
+            lost: self.counters.lost.load(Relaxed),
+            waited: self.counters.waited.load(Relaxed),
         }
+    }
+
+    async fn keep_connected(self: Arc<Self>, listener: Arc<dyn Listener>) {
+        loop {
+            let began = Instant::now();
+            let Err(why) = self.session(&*listener).await;
+            self.redis.use_connection(None);
+            self.counters.listening.store(false, Relaxed);
+            self.redis.breaker.fail(why);
+            // What worked until now is tried again at once.
+            tokio::time::sleep(PAUSE.saturating_sub(began.elapsed())).await;
+        }
+    }
+
+    /// From connecting to the first sign that something is wrong.
+    async fn session(self: &Arc<Self>, listener: &dyn Listener) -> Result<std::convert::Infallible, String> {
+        let connection = self.redis.connect().await?;
+        let mut ear = self.redis.connect().await?;
+        if self.bus.join(&mut ear).await? == Joined::Anew {
+            tracing::info!("Redis has lost what it knew, or is new here: what is stored here is asked about again");
+            listener.distrust(now_ms());
+        }
+        self.read_flushes(&mut ear, listener).await?;
+        // Whoever finds Redis answering has heard what it missed.
+        while self.hear(&mut ear, false, listener).await? {}
+        let taken = self.beat(connection.clone()).await?;
+        if taken > LIMIT {
+            return Err(format!("answers only after {taken:?}"));
+        }
+        self.redis.use_connection(Some(connection.clone()));
+        self.counters.listening.store(true, Relaxed);
+        self.redis.breaker.close();
+        self.outbox.wake.notify_one();
+        let listening = async {
+            loop {
+                self.hear(&mut ear, true, listener).await?;
+                self.bus.save(false).await;
+            }
+        };
+        let watching = self.watch(connection);
+        tokio::select! {
+            ended = listening => ended,
+            ended = watching => ended,
+        }
+    }
+
+    /// Looks every now and then whether Redis is still there and whole, and at once when a call failed: it may only have
+    /// been this process that was slow.
+    async fn watch(&self, connection: MultiplexedConnection) -> Result<std::convert::Infallible, String> {
+        let mut closed_at = Instant::now();
+        loop {
+            let troubled = tokio::time::timeout(HEARTBEAT, self.redis.trouble.notified())
+                .await
+                .is_ok();
+            if troubled && let Some(early) = HEARTBEAT.checked_sub(closed_at.elapsed()) {
+                // Not each of many calls in a row may find out for itself.
+                tokio::time::sleep(early).await;
+            }
+            let taken = self.beat(connection.clone()).await?;
+            if self.redis.breaker.is_closed() {
+                continue;
+            }
+            if taken > LIMIT {
+                return Err(format!("answers only after {taken:?}"));
+            }
+            closed_at = Instant::now();
+            self.redis.breaker.close();
+            self.outbox.wake.notify_one();
+        }
+    }
+
+    /// Whether Redis answers, takes writes, and is the one that was joined. How long that took.
+    async fn beat(&self, mut connection: MultiplexedConnection) -> Result<Duration, String> {
+        let mut beat = redis::pipe();
+        beat.cmd("TIME");
+        beat.cmd("HSETNX")
+            .arg(EPOCH)
+            .arg("id")
+            .arg(format!("{:016x}", random()));
+        beat.cmd("HMGET").arg(EPOCH).arg("id").arg("news");
+        let began = Instant::now();
+        let beating = beat.query_async::<((i64, i64), bool, (String, Option<u64>))>(&mut connection);
+        let ((seconds, micros), _, (epoch, number)) = match tokio::time::timeout(PATIENT, beating).await {
+            Ok(answer) => answer.map_err(|error| said(&error))?,
+            Err(_) => return Err(format!("no answer within {PATIENT:?}")),
+        };
+        let taken = began.elapsed();
+        if !self.bus.is_of(&epoch) {
+            return Err("it has lost its data".to_owned());
+        }
+        self.redis.clock_was(seconds, micros, began);
+        let (heard, _) = self.bus.position();
+        let behind = number.unwrap_or_default().saturating_sub(heard);
+        self.counters.behind.store(behind, Relaxed);
+        Ok(taken)
+    }
+
+    /// Hears what is new; whether there is more.
+    async fn hear(&self, ear: &mut MultiplexedConnection, wait: bool, listener: &dyn Listener) -> Result<bool, String> {
+        let hear = |news| match news {
+            News::Flushed(flush) => self.heard_flush(flush, listener),
+            news => news.tell(listener),
+        };
+        let read = self.bus.read(ear, wait, hear).await?;
+        if read.missed {
+            self.read_flushes(ear, listener).await?;
+        }
+        Ok(read.more)
+    }
+
+    fn heard_flush(&self, flush: Flush, listener: &dyn Listener) {
+        if !self.flushes.is_known(&flush.id) {
+            listener.flushed(flush.clone());
+            self.flushes.add([flush]);
+            self.outbox.wake.notify_one(); // which saves it
+        }
+    }
+
+    /// Hears of the flushes that are new here, and sees to it that Redis gets those that it has lost.
+    async fn read_flushes(&self, ear: &mut MultiplexedConnection, listener: &dyn Listener) -> Result<(), String> {
+        let mut read = redis::cmd("ZRANGE");
+        read.arg(FLUSHES).arg(0).arg(-1);
+        let there = match tokio::time::timeout(4 * PATIENT, read.query_async::<Vec<String>>(ear)).await {
+            Ok(there) => there.map_err(|error| said(&error))?,
+            Err(_) => return Err("no answer when asked for flushes".to_owned()),
+        };
+        let there: Vec<Flush> = there
+            .iter()
+            .filter_map(|flush| serde_json::from_str(flush).ok())
+            .collect();
+        let ids: HashSet<String> = there.iter().map(|flush| flush.id.clone()).collect();
+        for flush in self.flushes.unknown(there) {
+            self.heard_flush(flush, listener);
+        }
+        if ids.len() < KEPT {
+            self.flushes.restore(&ids);
+        }
+        self.outbox.wake.notify_one();
+        Ok(())
+    }
+
+    fn waits(&self) -> bool {
+        !self.outbox.is_empty() || self.flushes.count_unsent() > 0
+    }
+
+    async fn keep_sending(self: Arc<Self>) {
+        loop {
+            self.outbox.wake.notified().await;
+            while self.waits() {
+                self.redis.answers().await;
+                self.send_flushes().await;
+                self.send_parcels().await;
+            }
+            let fleet = Arc::clone(&self);
+            // It fails only when the process ends.
+            let _ = self.runtime.spawn_blocking(move || fleet.flushes.save(false)).await;
+        }
+    }
+
+    async fn send_flushes(&self) {
+        for flush in self.flushes.unsent() {
+            match self.say_flush(&flush).await {
+                Ok(()) => self.flushes.sent(&flush.id),
+                Err(_) => {
+                    tokio::time::sleep(PAUSE).await;
+                    return;
+                }
+            }
+            self.counters.sent.fetch_add(1, Relaxed);
+        }
+    }
+
+    async fn send_parcels(&self) {
+        let parcels = self.outbox.take(SENT_AT_ONCE);
+        let sending = parcels.iter().map(|parcel| self.send(parcel));
+        let sent = join_all(sending).await;
+        let mut unsent = Vec::new();
+        for (parcel, sent) in parcels.into_iter().zip(sent) {
+            match sent {
+                Ok(()) => _ = self.counters.sent.fetch_add(1, Relaxed),
+                Err(Failure::Away(_)) => unsent.push(parcel),
+                // It would refuse it again.
+                Err(Failure::Refused(_)) => {}
+            }
+        }
+        self.outbox.put_back(unsent);
+    }
+
+    async fn send(&self, parcel: &Parcel) -> Result<(), Failure> {
+        match parcel {
+            Parcel::Word(key, Word::Is(record)) => self.publish_now(PATIENT, key, record).await.map(|_| ()),
+            Parcel::Word(key, Word::Gone(fence)) => self.say_gone(key, *fence).await,
+            Parcel::Word(key, Word::Expired(at)) => self.say_expired(key, *at).await,
+            Parcel::Uploaded(key, id) => self.say_uploaded(key, *id).await,
+            Parcel::Reupload(key, id) => self.say_reupload(key, *id).await,
+            Parcel::Release(key, holding) => self.release(key, holding).await,
+            Parcel::Token { name, token, end } => self.send_token(name, token, *end).await,
+            Parcel::Distrust(at) => self.say_distrust(*at).await,
+        }
+    }
+
+    async fn say_flush(&self, flush: &Flush) -> Result<(), Failure> {
+        static FLUSH: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(&format!(
+                "{TELL}
+if redis.call('ZADD', KEYS[1], 'NX', ARGV[1], ARGV[2]) == 0 then return 0 end
+redis.call('ZREMRANGEBYRANK', KEYS[1], 0, -1 - tonumber(ARGV[3]))
+tell('flush', 'by', ARGV[4], 'flush', ARGV[2])
+return 1
+"
+            ))
+        });
+        let mut script = FLUSH.key(FLUSHES);
+        script.key(NEWS).key(EPOCH);
+        // The same text from every node, so that there is one of it.
+        let text = serde_json::to_string(flush).unwrap_or_default();
+        script.arg(flush.at).arg(text).arg(KEPT).arg(&self.me.name);
+        self.redis.run(PATIENT, script).await
     }
 }
 
 /// Told apart from all others, not secret.
 fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::time::SystemTime::now())
+    RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
 }

@@ -1,9 +1,17 @@
 //! What the fleet says of one object, and its encoding: a flat list of fields, the same in the hash of its key and in a
 //! message of the bus, so that the scripts need not read anything nested and numbers keep all their digits.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Class, Millis};
+use crate::cache::{Class, Hash, Millis, class_code, class_of};
+
+/// How long a record of something mutable is kept at least and at most.
+pub(super) const MIN_KEPT: Duration = Duration::from_secs(24 * 3600);
+const MAX_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
+/// The same of something immutable.
+const IMMUTABLE_KEPT: Duration = Duration::from_secs(6 * 3600);
 
 /// A process of the fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,4 +54,131 @@ pub struct Record {
     pub node: Node,
     /// The body is in the bucket too.
     pub in_bucket: bool,
+}
+
+/// Fields by name, as Redis gives them.
+pub(super) type Fields = std::collections::HashMap<String, String>;
+
+impl Record {
+    /// All fields but the three that the scripts compare: `fence`, `checked` and `until`.
+    pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
+        let mut fields = vec![
+            ("id", self.id.to_string()),
+            ("class", class_code(self.class).to_string()),
+            ("node", self.node.name.clone()),
+            ("bucket", u8::from(self.in_bucket).to_string()),
+        ];
+        fields.extend(self.etag.clone().map(|etag| ("etag", etag)));
+        fields.extend(self.node.url.clone().map(|url| ("url", url)));
+        fields
+    }
+
+    /// `None`: there is none among these fields, or one that this version does not understand.
+    pub(super) fn from_fields(fields: &Fields) -> Option<Self> {
+        fn number<T: std::str::FromStr>(fields: &Fields, name: &str) -> Option<T> {
+            fields.get(name)?.parse().ok()
+        }
+        Some(Record {
+            id: number(fields, "id")?,
+            class: class_of(number(fields, "class")?),
+            checked_at: number(fields, "checked")?,
+            fresh_until: number(fields, "until")?,
+            etag: fields.get("etag").cloned(),
+            generation: number(fields, "fence")?,
+            node: Node {
+                name: fields.get("node")?.clone(),
+                url: fields.get("url").cloned(),
+            },
+            in_bucket: number::<u8>(fields, "bucket")? == 1,
+        })
+    }
+
+    /// How long Redis keeps it: well past its freshness, since a validator and an id are worth something then, too. Of what
+    /// never changes only the news is of use, until it is in the bucket and everybody can find it there.
+    pub(super) fn kept(&self) -> Duration {
+        match self.class {
+            Class::Immutable => IMMUTABLE_KEPT,
+            Class::Mutable => {
+                let fresh = Duration::from_millis(self.fresh_until.saturating_sub(self.checked_at));
+                fresh.saturating_mul(2).clamp(MIN_KEPT, MAX_KEPT)
+            }
+        }
+    }
+}
+
+/// The hash of a key, as it stands in names and messages.
+pub(super) fn parse_hash(text: &str) -> Option<Hash> {
+    let mut hash = Hash::default();
+    if text.len() != 2 * hash.len() || !text.is_ascii() {
+        return None;
+    }
+    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cache::hex;
+
+    fn encoded(record: &Record) -> Fields {
+        let mut fields: Fields = record
+            .fields()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect();
+        let compared = [
+            ("fence", record.generation),
+            ("checked", record.checked_at),
+            ("until", record.fresh_until),
+        ];
+        fields.extend(compared.map(|(name, number)| (name.to_owned(), number.to_string())));
+        fields
+    }
+
+    prop_compose! {
+        fn records()(
+            (id, checked_at, fresh_until, generation) in any::<(u64, u64, u64, u64)>(),
+            (immutable, in_bucket) in any::<(bool, bool)>(),
+            etag in any::<Option<String>>(),
+            name in any::<String>(),
+            url in any::<Option<String>>(),
+        ) -> Record {
+            let class = if immutable { Class::Immutable } else { Class::Mutable };
+            Record { id, class, checked_at, fresh_until, etag, generation, node: Node { name, url }, in_bucket }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_survives_its_encoding(record in records()) {
+            prop_assert_eq!(Record::from_fields(&encoded(&record)), Some(record));
+        }
+
+        #[test]
+        fn half_a_record_is_none(record in records(), missing in 0usize..7, garbage in ".{0,12}") {
+            let name = ["id", "class", "node", "bucket", "fence", "checked", "until"][missing];
+            let mut fields = encoded(&record);
+            fields.remove(name);
+            prop_assert_eq!(Record::from_fields(&fields), None);
+            fields.insert(name.to_owned(), garbage);
+            let _ = Record::from_fields(&fields);
+        }
+
+        #[test]
+        fn it_is_kept_longer_than_it_is_fresh_and_not_for_ever(record in records()) {
+            let kept = record.kept();
+            prop_assert!(kept >= Duration::from_secs(3600) && kept <= MAX_KEPT);
+        }
+
+        #[test]
+        fn hashes(hash in any::<Hash>(), text in any::<String>()) {
+            prop_assert_eq!(parse_hash(&hex(&hash)), Some(hash));
+            let _ = parse_hash(&text);
+        }
+    }
 }

@@ -18,6 +18,7 @@ use url::Url;
 
 pub use exchange::{Ask, Exchange, Failure, shown};
 pub use resolver::{ResolveError, Resolver};
+pub use token::SharedTokens;
 
 use crate::config::{Config, FileHost, OutboundProxies, ProxyUrl, Remote};
 use crate::metrics::Metrics;
@@ -62,6 +63,11 @@ impl Upstream {
             passwords: password::Passwords::default(),
             metrics,
         })
+    }
+
+    /// Shares the tokens of registries with other nodes from now on. Only the first call counts.
+    pub fn share_tokens(&self, shared: Arc<dyn SharedTokens>) {
+        self.tokens.share(shared);
     }
 
     /// Waits for one of the concurrent places for fills.

@@ -4,10 +4,11 @@
 //! A token belongs to a remote and a scope, and is asked for once however many fetches wait for it.
 
 use std::hash::{BuildHasher, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use async_trait::async_trait;
 use http::{HeaderValue, Method};
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
@@ -16,12 +17,14 @@ use pingora_error::Error;
 use pingora_http::{RequestHeader, ResponseHeader};
 use quick_cache::sync::Cache;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use url::{Host, Url};
 
 use super::challenge::Challenge;
 use super::password::Basic;
 use super::{Ask, Exchange, Failure, Upstream, listed, same_origin};
+use crate::cache::hex;
 use crate::config::{Remote, is_loopback};
 
 /// Scopes whose tokens are kept.
@@ -30,10 +33,21 @@ const REMEMBERED: usize = 4096;
 const LIFETIME: Duration = Duration::from_secs(60);
 /// A token is not used in the last part of its lifetime, and at most so long before its end.
 const MARGIN: Duration = Duration::from_secs(30);
+const BEARER: &str = "Bearer ";
 /// No service's answer is longer.
 const MAX_ANSWER: usize = 1 << 20;
 /// Addresses and redirects that are tried for one token.
 const MAX_TRIES: usize = 16;
+
+/// Where nodes find each other's tokens.
+#[async_trait]
+pub trait SharedTokens: Send + Sync {
+    /// A token and how long it is still good. A short while at most; `None` also when there is nobody to ask.
+    async fn get(&self, name: &str) -> Option<(String, Duration)>;
+
+    /// Shares one for what remains of its life. Waits for nobody.
+    fn put(&self, name: &str, token: &str, left: Duration);
+}
 
 /// What opens a scope of a remote.
 #[derive(Debug, Clone)]
@@ -56,6 +70,8 @@ struct Known {
     life: Option<Life>,
     /// The last try, if it failed: for those who waited for it.
     failed: Option<(Instant, Failure)>,
+    /// The last that upstream refused: other nodes may not know yet.
+    refused: Option<HeaderValue>,
 }
 
 /// The two moments of what is renewed while it is still good.
@@ -63,6 +79,15 @@ struct Known {
 struct Life {
     renew: Instant,
     end: Instant,
+}
+
+/// What was made for a scope.
+struct Made {
+    header: HeaderValue,
+    /// `None`: until it is refused.
+    life: Option<Life>,
+    /// See [`Grant::fresh`].
+    fresh: bool,
 }
 
 /// All tokens.
@@ -73,6 +98,7 @@ pub struct Tokens {
     connector: Connector,
     ids: AtomicU64,
     hasher: RandomState,
+    shared: OnceLock<Arc<dyn SharedTokens>>,
 }
 
 impl std::fmt::Debug for Tokens {
@@ -89,11 +115,17 @@ impl Default for Tokens {
             connector: Connector::new(None),
             ids: AtomicU64::new(0),
             hasher: RandomState::new(),
+            shared: OnceLock::new(),
         }
     }
 }
 
 impl Tokens {
+    /// Shares tokens with other nodes. Only the first call counts.
+    pub fn share(&self, shared: Arc<dyn SharedTokens>) {
+        let _ = self.shared.set(shared);
+    }
+
     /// Other credentials after a reload are other tokens.
     fn key(&self, remote: &Remote, scope: &str) -> String {
         let credentials = remote.credentials.as_ref();
@@ -162,7 +194,9 @@ impl Tokens {
             }
         } else {
             // Whether there will be another or not, this one is good for nobody.
-            known.grant = None;
+            if let Some(refused) = known.grant.take() {
+                known.refused = Some(refused.header);
+            }
         }
         if let Some(failure) = known.failure_since(waiting_since) {
             return known.usable().ok_or(failure);
@@ -185,9 +219,16 @@ impl Tokens {
     ) -> Result<Grant, Failure> {
         let making = async {
             match challenge.scheme.as_str() {
-                "bearer" => self.token(upstream, remote, scope, &challenge).await,
+                "bearer" => {
+                    let stale = known.refused.as_ref();
+                    self.token(upstream, remote, scope, &challenge, refused, stale).await
+                }
                 _ => match upstream.passwords.basic(remote, refused).await? {
-                    Some(Basic { header, until }) => Ok((header, until.map(|end| Life { renew: end, end }))),
+                    Some(Basic { header, until }) => Ok(Made {
+                        header,
+                        life: until.map(|end| Life { renew: end, end }),
+                        fresh: true,
+                    }),
                     None => Err(Failure {
                         status: 403,
                         reason: "upstream wants credentials: set `username` and `password` on the remote".to_owned(),
@@ -209,7 +250,7 @@ impl Tokens {
             None => making.await,
         };
         match made {
-            Ok((header, life)) => {
+            Ok(Made { header, life, fresh }) => {
                 let id = self.ids.fetch_add(1, Relaxed);
                 known.challenge = Some(challenge);
                 known.failed = None;
@@ -219,11 +260,7 @@ impl Tokens {
                     fresh: false,
                     id,
                 });
-                Ok(Grant {
-                    header,
-                    fresh: true,
-                    id,
-                })
+                Ok(Grant { header, fresh, id })
             }
             Err(failure) => {
                 known.challenge = None;
@@ -241,14 +278,17 @@ impl Tokens {
         }
     }
 
-    /// Asks the token service that a challenge names.
+    /// A token of the service that a challenge names: another node's, unless upstream `refused` what there was before, or
+    /// this very one was `stale`; else one that it is asked for.
     async fn token(
         &self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
-    ) -> Result<(HeaderValue, Option<Life>), Failure> {
+        refused: bool,
+        stale: Option<&HeaderValue>,
+    ) -> Result<Made, Failure> {
         let unusable = |reason: &str| Failure {
             status: 502,
             reason: format!("upstream wants a token, and {reason}"),
@@ -277,6 +317,18 @@ impl Tokens {
             true => header(upstream.passwords.basic(remote, false).await?),
             false => None,
         };
+        if let Some(shared) = self.shared.get().filter(|_| !refused)
+            && let Some((token, left)) = shared.get(&shared_name(remote, &url, credentials.as_ref())).await
+            && let Some((header, life)) = bearer(&token, left)
+            && Instant::now() < life.renew
+            && stale != Some(&header)
+        {
+            return Ok(Made {
+                header,
+                life: Some(life),
+                fresh: false,
+            });
+        }
         let mut refused = false;
         loop {
             // A token is small: its first byte and its last come together.
@@ -291,7 +343,17 @@ impl Tokens {
                 200 => {
                     let (header, life) =
                         read(&body).ok_or_else(|| unusable(&format!("{host} answered without one")))?;
-                    return Ok((header, Some(life)));
+                    if let (Some(shared), Ok(text)) = (self.shared.get(), header.to_str()) {
+                        // Nobody is given what is about to be renewed.
+                        let left = life.renew.saturating_duration_since(Instant::now());
+                        let token = text.trim_start_matches(BEARER);
+                        shared.put(&shared_name(remote, &url, credentials.as_ref()), token, left);
+                    }
+                    return Ok(Made {
+                        header,
+                        life: Some(life),
+                        fresh: true,
+                    });
                 }
                 401 | 403 => {
                     if trusted && !refused {
@@ -473,17 +535,38 @@ fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
     let answer: Answer = serde_json::from_slice(body).ok()?;
     let some = |text: Option<String>| text.filter(|text| !text.is_empty());
     let token = some(answer.token).or(some(answer.access_token))?;
-    let mut header = HeaderValue::from_str(&format!("Bearer {token}")).ok()?;
-    header.set_sensitive(true);
     let named = answer.expires_in.filter(|seconds| *seconds > 0.0);
     let lifetime = named.map_or(LIFETIME, |seconds| Duration::from_secs_f64(seconds.min(1e8)));
     // A service may hand out a token that it made a while ago. Clocks that differ by more than its life say nothing.
     let issued = answer.issued_at.as_deref().and_then(rfc3339);
     let age = issued.and_then(|issued| SystemTime::now().duration_since(issued).ok());
     let left = lifetime - age.filter(|age| *age < lifetime).unwrap_or_default();
+    bearer(&token, left)
+}
+
+/// What a token that is good for so long is sent as, and until when.
+fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
+    let mut header = HeaderValue::from_str(&format!("{BEARER}{token}")).ok()?;
+    header.set_sensitive(true);
     let end = Instant::now().checked_add(left)?;
     let renew = end - MARGIN.min(left / 6);
     Some((header, Life { renew, end }))
+}
+
+/// Names what nodes share a token for: the question to the token service and as whom it was asked, for this registry. Nobody
+/// can tell the credentials from it who could not guess them.
+fn shared_name(remote: &Remote, question: &Url, credentials: Option<&HeaderValue>) -> String {
+    let base = remote.base_url.as_ref().map_or("", Url::as_str);
+    let mut print = Sha256::new();
+    for part in [
+        base.as_bytes(),
+        question.as_str().as_bytes(),
+        credentials.map_or(b"", |credentials| credentials.as_bytes()),
+    ] {
+        print.update((part.len() as u64).to_be_bytes());
+        print.update(part);
+    }
+    hex(&print.finalize())
 }
 
 /// A time as in RFC 3339 section 5.6.
@@ -578,6 +661,138 @@ mod tests {
             "http://tokens.example.org/t",
             &["tokens.example.org"]
         ));
+    }
+
+    /// What nodes share, in memory.
+    #[derive(Default)]
+    struct Shelf(parking_lot::Mutex<std::collections::HashMap<String, (String, Duration)>>);
+
+    #[async_trait]
+    impl SharedTokens for Shelf {
+        async fn get(&self, name: &str) -> Option<(String, Duration)> {
+            self.0.lock().get(name).cloned()
+        }
+        fn put(&self, name: &str, token: &str, left: Duration) {
+            self.0.lock().insert(name.to_owned(), (token.to_owned(), left));
+        }
+    }
+
+    /// A token service that numbers its tokens.
+    async fn service() -> (String, Arc<AtomicU64>) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap());
+        let count = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut socket, _)) = listener.accept().await {
+                let mut seen = Vec::new();
+                while !seen.ends_with(b"\r\n\r\n") {
+                    let mut piece = [0; 1024];
+                    let read = socket.read(&mut piece).await.unwrap();
+                    seen.extend_from_slice(&piece[..read]);
+                }
+                let body = format!(
+                    r#"{{"token": "T{}", "expires_in": 300}}"#,
+                    counted.fetch_add(1, Relaxed) + 1
+                );
+                let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
+                socket.write_all((head + &body).as_bytes()).await.unwrap();
+            }
+        });
+        (base, count)
+    }
+
+    fn node(shelf: &Arc<Shelf>) -> Arc<Upstream> {
+        let folder = tempfile::tempdir().unwrap();
+        let remotes = folder.path().join("remotes.yaml");
+        std::fs::write(&remotes, "remotes: {}\n").unwrap();
+        let flags = crate::config::Flags {
+            remotes: Some(remotes),
+            data_dir: Some(folder.path().to_owned()),
+            ..Default::default()
+        };
+        let loaded = crate::config::load(&flags, &crate::config::Environment::default(), 1);
+        let config = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.problems));
+        let upstream = Arc::new(Upstream::new(&config, Arc::new(crate::metrics::Metrics::new())).unwrap());
+        upstream.share_tokens(Arc::clone(shelf) as Arc<dyn SharedTokens>);
+        upstream
+    }
+
+    #[tokio::test]
+    async fn nodes_share_tokens_of_the_same_question_by_the_same_user() {
+        let (base, asked) = service().await;
+        let realm = format!(r#"Bearer realm="{base}token",service="registry""#);
+        let mut headers = http::HeaderMap::new();
+        headers.insert(http::header::WWW_AUTHENTICATE, realm.parse().unwrap());
+        let challenges = super::super::challenge::challenges(&headers);
+        let shelf = Arc::new(Shelf::default());
+        let user = |name: &str| {
+            let mut remote = remote("docker", &base);
+            if !name.is_empty() {
+                remote.credentials = Some(crate::config::Credentials {
+                    username: name.to_owned(),
+                    password: crate::config::Password::Fixed(crate::config::Secret::new("s3cret")),
+                });
+            }
+            Arc::new(remote)
+        };
+        let grant = async |node: &Arc<Upstream>, name: &str, scope: &str, refused: Option<&Grant>| {
+            let granted = node.tokens.grant(node, &user(name), scope, &challenges, refused).await;
+            granted.unwrap_or_else(|failure| panic!("{}", failure.reason))
+        };
+        let token = |grant: &Grant| grant.header.to_str().unwrap().to_owned();
+
+        let (a, b) = (node(&shelf), node(&shelf));
+        let first = grant(&a, "", "repository:app:pull", None).await;
+        assert_eq!((token(&first).as_str(), first.fresh), ("Bearer T1", true));
+        // Another node's may be refused: it was not made for this question.
+        let shared = grant(&b, "", "repository:app:pull", None).await;
+        assert_eq!((token(&shared).as_str(), shared.fresh), ("Bearer T1", false));
+        assert!(shared.header.is_sensitive());
+        assert_eq!(asked.load(Relaxed), 1);
+        assert_eq!(token(&grant(&b, "", "repository:other:pull", None).await), "Bearer T2");
+        assert_eq!(
+            token(&grant(&b, "robot", "repository:app:pull", None).await),
+            "Bearer T3"
+        );
+        assert_eq!(
+            token(&grant(&a, "robot", "repository:app:pull", None).await),
+            "Bearer T3"
+        );
+        assert_eq!(
+            token(&grant(&a, "other", "repository:app:pull", None).await),
+            "Bearer T4"
+        );
+
+        // What upstream refused is replaced, for everybody.
+        let renewed = grant(&b, "", "repository:app:pull", Some(&shared)).await;
+        assert_eq!((token(&renewed).as_str(), renewed.fresh), ("Bearer T5", true));
+        let c = node(&shelf);
+        assert_eq!(token(&grant(&c, "", "repository:app:pull", None).await), "Bearer T5");
+        // And not taken again, whoever still shares it.
+        for (kept, _) in shelf.0.lock().values_mut() {
+            *kept = "T1".to_owned();
+        }
+        let slot = b
+            .tokens
+            .known
+            .get(&b.tokens.key(&user(""), "repository:app:pull"))
+            .unwrap();
+        slot.lock().await.grant = None;
+        assert_eq!(token(&grant(&b, "", "repository:app:pull", None).await), "Bearer T6");
+        // One that is about to end is worth nothing.
+        for (_, left) in shelf.0.lock().values_mut() {
+            *left = Duration::ZERO;
+        }
+        let d = node(&shelf);
+        assert_eq!(token(&grant(&d, "", "repository:app:pull", None).await), "Bearer T7");
+        for name in shelf.0.lock().keys() {
+            assert!(
+                name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                "{name}"
+            );
+        }
     }
 
     #[test]

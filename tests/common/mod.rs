@@ -8,6 +8,7 @@
 pub mod client;
 pub mod clients;
 pub mod dns;
+pub mod fleet;
 pub mod h2client;
 pub mod image;
 pub mod link;
@@ -15,7 +16,9 @@ pub mod oci;
 pub mod outbound;
 pub mod packages;
 pub mod pattern;
+pub mod postgres;
 pub mod pull;
+pub mod redis;
 pub mod registry;
 pub mod rpm;
 pub mod s3;

@@ -35,6 +35,7 @@ impl Settings {
         self
     }
 
+    /// `{address}` in it becomes the proxy's own.
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
         self.env.push((name.to_owned(), value.into()));
         self
@@ -186,7 +187,7 @@ impl Proxy {
             command.arg("--conf").arg(self.folder.path().join("artifactapi.yaml"));
         }
         for (name, value) in &self.settings.env {
-            command.env(name, value);
+            command.env(name, value.replace("{address}", &self.address.to_string()));
         }
         command
             .args(&self.settings.args)
@@ -268,6 +269,16 @@ impl Proxy {
     fn signal(&self, signal: rustix::process::Signal) {
         let pid = rustix::process::Pid::from_raw(self.pid() as i32).expect("a pid");
         rustix::process::kill_process(pid, signal).expect("a signal sent");
+    }
+
+    /// SIGSTOP: it is there and does nothing.
+    pub fn pause(&self) {
+        self.signal(rustix::process::Signal::STOP);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&self) {
+        self.signal(rustix::process::Signal::CONT);
     }
 
     /// SIGTERM, and waits for the end.

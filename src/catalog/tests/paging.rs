@@ -3,8 +3,18 @@
 use std::time::Instant;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
 
 use super::*;
+use places::{Place, on_every_database};
+
+on_every_database! {
+    pages_of_many_rows_are_right_and_fast,
+    the_pages_of_any_query_are_its_rows,
+    #[ignore = "a million rows take minutes to write"]
+    a_million_rows,
+}
 
 /// Rows of every kind, the same at every run: three remotes, both classes, few values of `hits`, many paths alike.
 fn generated(n: u64) -> Record {
@@ -123,19 +133,16 @@ async fn queries(catalog: &Catalog, rows: u64, slowest: Duration) {
     }
 }
 
-#[tokio::test]
-async fn pages_of_many_rows_are_right_and_fast() {
+async fn pages_of_many_rows_are_right_and_fast(place: impl Place) {
     const ROWS: u64 = 25_000; // more than one page examines
-    let (_dir, catalog) = new();
+    let catalog = place.open().await;
     fill(&catalog, ROWS).await;
     // A generous limit, for busy machines: a page that reads the whole table takes longer even so.
     queries(&catalog, ROWS, Duration::from_millis(500)).await;
 }
 
-#[tokio::test]
-#[ignore = "a million rows take a minute to write"]
-async fn a_million_rows() {
-    let (dir, catalog) = new();
+async fn a_million_rows(place: impl Place) {
+    let catalog = place.open().await;
     let started = Instant::now();
     fill(&catalog, 1_000_000).await;
     println!("written in {:?}", started.elapsed());
@@ -150,14 +157,11 @@ async fn a_million_rows() {
     catalog.close().await;
     drop(catalog);
     let started = Instant::now();
-    let catalog = Catalog::open(dir.path()).expect("the same catalogue");
+    let catalog = place.open().await;
     println!("opened in {:?}", started.elapsed());
-    assert!(started.elapsed() < Duration::from_millis(50));
     let started = Instant::now();
     catalog.get("pypi", "none").await.expect("an answer");
     println!("first question answered in {:?}", started.elapsed());
-    let size = std::fs::metadata(dir.path().join("catalog.db")).expect("there").len();
-    println!("{} MB", size / 1_000_000);
 }
 
 fn small_record() -> impl Strategy<Value = Record> {
@@ -194,49 +198,54 @@ fn filters() -> impl Strategy<Value = String> {
         .prop_map(|(a, b, c, d, e)| [a, b, c, d, e].concat())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
-    #[test]
-    fn the_pages_of_any_query_are_its_rows(
-        records in prop::collection::vec(small_record(), 0..60),
-        filter in filters(),
-        limit in 1..12_usize,
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(async {
-            let (_dir, catalog) = new();
-            let mut known: Vec<Record> = Vec::new();
-            for record in records {
-                if !known.iter().any(|k| (&k.remote, &k.path, &k.form) == (&record.remote, &record.path, &record.form)) {
-                    known.push(record.clone());
-                    catalog.record(stored(record));
-                }
+async fn the_pages_of_any_query_are_its_rows(place: impl Place) {
+    let catalog = place.open().await;
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: 48,
+        ..ProptestConfig::default()
+    });
+    let cases = (prop::collection::vec(small_record(), 0..60), filters(), 1..12_usize);
+    for _ in 0..runner.config().cases {
+        let (records, filter, limit) = cases.new_tree(&mut runner).expect("a case").current();
+        let mut known: Vec<Record> = Vec::new();
+        for record in records {
+            if !known
+                .iter()
+                .any(|k| (&k.remote, &k.path, &k.form) == (&record.remote, &record.path, &record.form))
+            {
+                known.push(record.clone());
+                catalog.record(stored(record));
             }
-            catalog.drain().await.expect("written");
-            let wanted = query(&filter).filter;
-            known.retain(|record| wanted.matches(record));
-            let key = |row: &Record| (row.remote.clone(), row.path.clone(), row.form.clone());
-            known.sort_by_key(key);
-            for field in SortField::ALL {
-                for sign in ["", "-"] {
-                    let text = format!("sort={sign}{}&limit={limit}{filter}", field.name());
-                    let (mut rows, totals) = all(&catalog, &text).await;
-                    let numbers = |row: &Record| match field {
-                        SortField::Path => 0,
-                        SortField::Size => row.size as i64,
-                        SortField::LastSeen => row.last_seen,
-                        SortField::Hits => row.hits as i64,
-                        SortField::FirstSeen => row.first_seen,
-                    };
-                    let by = |row: &Record| (numbers(row), if field == SortField::Path { row.path.clone() } else { String::new() });
-                    let sorted = rows.is_sorted_by(|a, b| if sign == "-" { by(a) >= by(b) } else { by(a) <= by(b) });
-                    assert!(sorted, "{text}");
-                    rows.sort_by_key(key);
-                    assert_eq!(rows, known, "{text}");
-                    let bytes = known.iter().map(|row| row.size).sum();
-                    assert_eq!(totals, Some(Totals { objects: known.len() as u64, bytes }), "{text}");
-                }
+        }
+        catalog.drain().await.expect("written");
+        let all_known = known.clone();
+        let wanted = query(&filter).filter;
+        known.retain(|record| wanted.matches(record));
+        let key = |row: &Record| (row.remote.clone(), row.path.clone(), row.form.clone());
+        known.sort_by_key(key);
+        for field in SortField::ALL {
+            for sign in ["", "-"] {
+                let text = format!("sort={sign}{}&limit={limit}{filter}", field.name());
+                let (mut rows, totals) = all(&catalog, &text).await;
+                let by = |row: &Record| match field {
+                    SortField::Path => (0, row.path.clone()),
+                    SortField::Size => (row.size as i64, String::new()),
+                    SortField::LastSeen => (row.last_seen, String::new()),
+                    SortField::Hits => (row.hits as i64, String::new()),
+                    SortField::FirstSeen => (row.first_seen, String::new()),
+                };
+                let sorted = rows.is_sorted_by(|a, b| if sign == "-" { by(a) >= by(b) } else { by(a) <= by(b) });
+                assert!(sorted, "{text}: {all_known:#?}");
+                rows.sort_by_key(key);
+                assert_eq!(rows, known, "{text}");
+                let bytes = known.iter().map(|row| row.size).sum();
+                let objects = known.len() as u64;
+                assert_eq!(totals, Some(Totals { objects, bytes }), "{text}");
             }
-        });
+        }
+        for Record { remote, path, form, .. } in all_known {
+            catalog.record(Event::Removed { remote, path, form });
+        }
+        catalog.drain().await.expect("written");
     }
 }

@@ -1,0 +1,153 @@
+//! What stands behind this node: the catalogue's database, the bucket, and Redis. Each that is not configured has its embedded
+//! default, which is no file here. None is waited for at the start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+
+use crate::breaker::{Breaker, Standing};
+use crate::bucket::{Bucket, Fence, Unfenced};
+use crate::cache::Store;
+use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
+use crate::config::Settings;
+use crate::fill::Fills;
+use crate::fill::flush::covered;
+use crate::fill::news::{Fenced, News};
+use crate::fill::node::Peers;
+use crate::fill::shared::{Covers, Shared};
+use crate::fleet::{Fleet, Flush, Node};
+use crate::life::{StartError, State};
+
+/// What is not written within this time when the process stops is written when it is started again.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// All of them, and the threads that their connections live on.
+#[derive(Clone)]
+pub struct Backends {
+    pub catalog: Catalog,
+    pub bucket: Option<Arc<Bucket>>,
+    pub fleet: Option<Arc<Fleet>>,
+    postgres: Option<Arc<Breaker>>,
+    runtime: Arc<Runtime>,
+}
+
+impl Backends {
+    /// Asks none of them anything yet.
+    ///
+    /// # Errors
+    /// The data folder or a setting cannot be used.
+    pub fn new(settings: &Settings, store: &'static Store) -> Result<Backends, StartError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("backends")
+            .enable_all()
+            .build()
+            .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
+        let handle = runtime.handle();
+        let data = |error| StartError::Data {
+            folder: settings.data_dir.display().to_string(),
+            error,
+        };
+        let (catalog, postgres) = open_catalog(settings, handle)?;
+        let bucket = match &settings.s3 {
+            Some(s3) => Some(Bucket::new(s3, &settings.data_dir, store, handle.clone()).map_err(data)?),
+            None => None,
+        };
+        let fleet = match &settings.redis_url {
+            Some(url) => {
+                let me = Node::new(settings.node_url.as_ref().map(ToString::to_string));
+                let fleet = Fleet::new(url, me, &settings.data_dir, handle.clone());
+                Some(fleet.map_err(|error| StartError::Other(error.to_string()))?)
+            }
+            None => None,
+        };
+        Ok(Backends {
+            catalog,
+            bucket,
+            fleet,
+            postgres,
+            runtime: Arc::new(runtime),
+        })
+    }
+
+    /// What flights ask before upstream.
+    ///
+    /// # Errors
+    /// The system's certificates cannot be used.
+    pub fn shared(&self, state: &Arc<State>) -> reqwest::Result<Shared> {
+        let peers = match (&state.config().settings.node_secret, &self.fleet) {
+            (Some(secret), Some(_)) => Some(Peers::new(secret.clone())?),
+            _ => None,
+        };
+        let state = Arc::clone(state);
+        let read_flush = move |flush: &Flush| {
+            let request = FlushRequest::parse(flush.request.to_string().as_bytes()).ok()?;
+            let (config, filter) = (state.config(), request.filter);
+            let covers: Covers = Box::new(move |key| covered(&config, &filter, key));
+            Some((covers, request.mode == FlushMode::Expire))
+        };
+        Ok(Shared::new(
+            self.bucket.clone(),
+            self.fleet.clone(),
+            peers,
+            Box::new(read_flush),
+        ))
+    }
+
+    /// Connects them, and lets `fills` hear what other nodes do.
+    pub fn start(&self, fills: &Arc<Fills>) {
+        if let Some(fleet) = &self.fleet {
+            fleet.start(Arc::new(News(Arc::downgrade(fills))));
+        }
+        if let Some(bucket) = &self.bucket {
+            let fence: Arc<dyn Fence> = match &self.fleet {
+                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet))),
+                None => Arc::new(Unfenced),
+            };
+            bucket.start(fence);
+        }
+    }
+
+    /// How those that are configured fare.
+    pub fn standings(&self) -> Vec<Standing> {
+        let breakers = [
+            self.bucket.as_ref().map(|bucket| bucket.breaker()),
+            self.fleet.as_ref().map(|fleet| fleet.breaker()),
+            self.postgres.as_ref(),
+        ];
+        breakers
+            .into_iter()
+            .flatten()
+            .map(|breaker| breaker.standing())
+            .collect()
+    }
+
+    /// Writes what is only in memory.
+    pub fn close(&self) {
+        self.runtime.block_on(async {
+            self.catalog.close().await;
+            if let Some(fleet) = &self.fleet {
+                let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
+            }
+        });
+    }
+}
+
+/// The catalogue that is configured; with a database, its breaker.
+///
+/// # Errors
+/// The file cannot be used.
+pub fn open_catalog(
+    settings: &Settings,
+    runtime: &tokio::runtime::Handle,
+) -> Result<(Catalog, Option<Arc<Breaker>>), StartError> {
+    let failed = |error: CatalogError| StartError::Other(error.to_string());
+    match &settings.database {
+        Some(database) => {
+            let (catalog, breaker) = Catalog::open_postgres(database, runtime).map_err(failed)?;
+            Ok((catalog, Some(breaker)))
+        }
+        None => Ok((Catalog::open(&settings.data_dir).map_err(failed)?, None)),
+    }
+}

@@ -1,0 +1,169 @@
+//! The catalogue in PostgreSQL, which several nodes share.
+//!
+//! One connection writes, one answers short questions, a few answer listings. They are made, watched and made again by
+//! a task of their own (`connect`); without them every question is answered at once with an error, and what is to be
+//! written waits in the queue.
+
+mod connect;
+mod scan;
+mod schema;
+mod tls;
+mod write;
+
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio_postgres::Error;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
+
+use super::change::{Batch, LinkHash};
+use super::{Backend, CatalogError, Found, Record, Scan};
+use crate::breaker::Breaker;
+use crate::config::Database;
+use connect::{LOOKUP_LIMIT, Server, describe};
+
+/// How long a batch may take: longer than the server's own limit for a statement of it.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// How long the first batch waits for the first connection.
+const START_LIMIT: Duration = Duration::from_secs(3);
+/// Times that a batch is given again at once because another node's was in its way.
+const COLLISIONS: usize = 3;
+/// Batches between two times that the tables are tidied.
+const TIDY: i64 = 64;
+
+/// See the module.
+pub struct Postgres {
+    server: Arc<Server>,
+    keeper: AbortHandle,
+    /// Names this process among those that write.
+    writer: i64,
+    /// Batches that were written.
+    written: AtomicI64,
+}
+
+impl Postgres {
+    /// Starts to connect, on `runtime`, and returns at once.
+    pub fn new(settings: &Database, runtime: &Handle) -> Arc<Postgres> {
+        let server = Arc::new(Server::new(settings.clone()));
+        let keeper = runtime.spawn(server.clone().keep_connected()).abort_handle();
+        let name = RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()));
+        Arc::new(Postgres {
+            server,
+            keeper,
+            writer: name.cast_signed(),
+            written: AtomicI64::new(0),
+        })
+    }
+
+    /// Open while the database does not answer.
+    pub fn breaker(&self) -> &Arc<Breaker> {
+        &self.server.breaker
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+/// An error that the server answered with, for whoever asked.
+fn refused(error: &Error) -> CatalogError {
+    if error.code() == Some(&SqlState::QUERY_CANCELED) {
+        return CatalogError::Busy("this takes the database too long");
+    }
+    CatalogError::Unavailable(describe(error))
+}
+
+#[async_trait]
+impl Backend for Postgres {
+    async fn apply(&self, batch: &Batch) -> Result<(), CatalogError> {
+        self.server.tried(START_LIMIT).await;
+        let number = self.written.load(Ordering::Relaxed) + 1;
+        let mut collisions = 0;
+        loop {
+            let session = self.server.session()?;
+            let written = async {
+                let mut client = session.writer.lock().await;
+                write::batch(&mut client, self.writer, number, batch).await
+            };
+            match self.server.ask(&session, WRITE_LIMIT, written).await? {
+                Ok(()) => {}
+                Err(error) if collisions < COLLISIONS && is_a_collision(&error) => {
+                    collisions += 1;
+                    continue;
+                }
+                Err(error) => return Err(refused(&error)),
+            }
+            self.written.store(number, Ordering::Relaxed);
+            if number % TIDY == 1 {
+                let tidied = async { write::tidy(&*session.writer.lock().await).await };
+                if let Ok(Err(error)) = self.server.ask(&session, WRITE_LIMIT, tidied).await {
+                    tracing::debug!(error = describe(&error), "the catalogue's tables were not tidied");
+                }
+            }
+            return Ok(());
+        }
+    }
+
+    async fn scan(&self, question: Scan) -> Result<Found, CatalogError> {
+        let session = self.server.session()?;
+        let mut client = session.scan().await?;
+        let found = scan::run(&mut client, &question);
+        let answer = self.server.ask(&session, scan::LIMIT, found).await?;
+        answer.map_err(|error| refused(&error))
+    }
+
+    async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError> {
+        let session = self.server.session()?;
+        let sql = format!(
+            "SELECT {} FROM artifactapi.artifact WHERE remote = $1 AND path = $2 ORDER BY form LIMIT 1",
+            scan::COLUMNS
+        );
+        let found = async {
+            let row = session
+                .lookup
+                .query_typed_opt(&sql, &[(&remote, Type::TEXT), (&path, Type::TEXT)])
+                .await?;
+            row.map(|row| scan::read_record(&row, 0)).transpose()
+        };
+        let answer = self.server.ask(&session, LOOKUP_LIMIT, found).await?;
+        answer.map_err(|error| refused(&error))
+    }
+
+    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError> {
+        let session = self.server.session()?;
+        let hash = &link.0[..];
+        let sql = "SELECT 1 FROM artifactapi.link WHERE remote = $1 AND hash = $2";
+        let parameters = [(&remote as &(dyn ToSql + Sync), Type::TEXT), (&hash, Type::BYTEA)];
+        let found = async { Ok(session.lookup.query_typed_opt(sql, &parameters).await?.is_some()) };
+        let answer = self.server.ask(&session, LOOKUP_LIMIT, found).await?;
+        answer.map_err(|error| refused(&error))
+    }
+
+    fn is_shared(&self) -> bool {
+        true
+    }
+
+    fn healthy_at_start(&self) -> bool {
+        false
+    }
+
+    async fn close(&self) {
+        self.keeper.abort();
+    }
+}
+
+/// Another node's batch was in the way, in one of the ways that cannot be ruled out: nothing was written.
+fn is_a_collision(error: &Error) -> bool {
+    matches!(
+        error.code(),
+        Some(&SqlState::T_R_DEADLOCK_DETECTED | &SqlState::T_R_SERIALIZATION_FAILURE)
+    )
+}

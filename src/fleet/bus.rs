@@ -1,0 +1,284 @@
+//! The bus: a stream of what nodes did, which each node reads from where it left off, also after a restart.
+//!
+//! Messages are numbered, so that one that is missing is noticed, for whatever reason. The hash `artifactapi:epoch` holds
+//! the number of the last one and a random name, which change when Redis loses its data; that it was restarted, or another
+//! has taken its place, its `run_id` tells.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
+use redis::streams::StreamReadReply;
+use redis::{RedisResult, Script};
+use serde::{Deserialize, Serialize};
+
+use super::connection::{PATIENT, said};
+use super::record::{Fields, Record, parse_hash};
+use super::{Flush, Listener, random};
+use crate::cache::{Hash, Millis, now_ms};
+
+pub const NEWS: &str = "artifactapi:news";
+pub const EPOCH: &str = "artifactapi:epoch";
+/// Begins each script that has news: `tell(kind, fields…)`. Its last two keys are [`NEWS`] and [`EPOCH`].
+pub const TELL: &str = "
+local function tell(...)
+  local n = redis.call('HINCRBY', KEYS[#KEYS], 'news', 1)
+  redis.call('XADD', KEYS[#KEYS - 1], 'MAXLEN', '~', '100000', '*', 'n', n, 'kind', ...)
+end
+";
+/// How long one question for news waits for some: what is silent for longer hangs.
+const BLOCK: Duration = Duration::from_millis(300);
+const SILENCE: Duration = Duration::from_millis(800);
+/// Messages in one answer.
+const BATCH: usize = 500;
+/// The position is saved no more often.
+const SAVED_EVERY: Duration = Duration::from_secs(1);
+
+/// Up to where the bus was heard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Position {
+    epoch: String,
+    run: String,
+    /// Number and id of the last message.
+    number: u64,
+    id: String,
+}
+
+/// One node's ear.
+#[derive(Debug)]
+pub struct Bus {
+    me: String,
+    file: PathBuf,
+    position: Mutex<Option<Position>>,
+    saved: Mutex<(Option<Position>, Instant)>,
+    pub received: AtomicU64,
+}
+
+/// What was found when the bus was joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// Everything that was missed will be heard.
+    Continued,
+    /// Something was missed for good.
+    Anew,
+}
+
+/// What one question for news brought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Read {
+    /// There is more, most likely.
+    pub more: bool,
+    /// Messages were missed for good.
+    pub missed: bool,
+}
+
+impl Bus {
+    /// Goes on from where the position in `folder` says.
+    pub fn new(me: &str, folder: &Path) -> Self {
+        let file = folder.join("position");
+        // One that cannot be read is none: everything that was kept is asked about again.
+        let position = std::fs::read(&file).ok();
+        let position: Option<Position> = position.and_then(|saved| serde_json::from_slice(&saved).ok());
+        Bus {
+            me: me.to_owned(),
+            file,
+            saved: Mutex::new((position.clone(), Instant::now())),
+            position: Mutex::new(position),
+            received: AtomicU64::new(0),
+        }
+    }
+
+    /// Number and id of the last message heard.
+    pub fn position(&self) -> (u64, String) {
+        let position = self.position.lock();
+        position
+            .as_ref()
+            .map_or((0, String::new()), |position| (position.number, position.id.clone()))
+    }
+
+    /// Whether it is that of this epoch.
+    pub fn is_of(&self, epoch: &str) -> bool {
+        self.position
+            .lock()
+            .as_ref()
+            .is_some_and(|position| position.epoch == epoch)
+    }
+
+    /// Finds the place to go on from.
+    ///
+    /// # Errors
+    /// Why Redis could not tell.
+    pub async fn join(&self, connection: &mut MultiplexedConnection) -> Result<Joined, String> {
+        static JOIN: LazyLock<Script> = LazyLock::new(|| {
+            Script::new(
+                "
+redis.call('HSETNX', KEYS[2], 'id', ARGV[1])
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)
+local known = redis.call('HMGET', KEYS[2], 'id', 'news')
+return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
+",
+            )
+        });
+        let mut joining = JOIN.key(NEWS);
+        joining.key(EPOCH).arg(format!("{:016x}", random()));
+        let (epoch, number, id): (String, u64, String) = timed(joining.invoke_async(connection)).await?;
+        let mut info = redis::cmd("INFO");
+        info.arg("server");
+        // Some do not let everybody ask this; then only what was lost on a restart shows that there was one.
+        let info: String = timed(info.query_async(connection)).await.unwrap_or_default();
+        let run = info.lines().find_map(|line| line.strip_prefix("run_id:"));
+        let now = Position {
+            epoch,
+            run: run.unwrap_or_default().to_owned(),
+            number,
+            id,
+        };
+        let mut position = self.position.lock();
+        let continues = position.as_ref().is_some_and(|position| {
+            position.epoch == now.epoch && position.run == now.run && position.number <= now.number
+        });
+        if continues {
+            return Ok(Joined::Continued);
+        }
+        *position = Some(now);
+        Ok(Joined::Anew)
+    }
+
+    /// Hears what there is by now; if that is nothing and it may `wait`, what comes within a moment.
+    ///
+    /// # Errors
+    /// Why Redis could not tell.
+    pub async fn read(
+        &self,
+        connection: &mut MultiplexedConnection,
+        wait: bool,
+        mut hear: impl FnMut(News),
+    ) -> Result<Read, String> {
+        let (_, id) = self.position();
+        let mut read = redis::cmd("XREAD");
+        if wait {
+            read.arg("BLOCK").arg(BLOCK.as_millis() as u64);
+        }
+        read.arg("COUNT").arg(BATCH).arg("STREAMS").arg(NEWS).arg(id);
+        let reading = tokio::time::timeout(SILENCE, read.query_async::<Option<StreamReadReply>>(connection));
+        let reply = match reading.await {
+            Ok(reply) => reply.map_err(|error| format!("the bus: {}", said(&error)))?,
+            Err(_) => return Err(format!("the bus is silent for {SILENCE:?}")),
+        };
+        let messages = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
+        let (mut count, mut missed) = (0, false);
+        for message in messages {
+            count += 1;
+            let fields = message.map.into_iter();
+            let fields = fields.filter_map(|(name, value)| Some((name, redis::from_redis_value(value).ok()?)));
+            missed |= !self.heard(message.id, fields.collect(), &mut hear);
+        }
+        Ok(Read {
+            more: count == BATCH,
+            missed,
+        })
+    }
+
+    /// Whether it was the message that was to come next.
+    fn heard(&self, id: String, fields: Fields, hear: &mut impl FnMut(News)) -> bool {
+        self.received.fetch_add(1, Relaxed);
+        let number = fields.get("n").and_then(|number| number.parse().ok()).unwrap_or(0);
+        let expected = self.position().0 + 1;
+        if number != expected {
+            tracing::warn!(expected, number, "messages of other nodes were missed");
+            hear(News::Distrust(now_ms()));
+        }
+        let own = fields.get("by").is_some_and(|by| *by == self.me);
+        if let Some(news) = News::parse(&fields).filter(|_| !own) {
+            hear(news);
+        }
+        // Only now: what was not heard to its end is heard again after a crash.
+        if let Some(position) = &mut *self.position.lock() {
+            position.number = number;
+            position.id = id;
+        }
+        number == expected
+    }
+
+    /// Saves the position if it changed, `always` or when it was not saved for a while.
+    pub async fn save(&self, always: bool) {
+        let position = self.position.lock().clone();
+        {
+            let mut saved = self.saved.lock();
+            if saved.0 == position || (!always && saved.1.elapsed() < SAVED_EVERY) {
+                return;
+            }
+            *saved = (position.clone(), Instant::now());
+        }
+        let file = self.file.clone();
+        let saving = tokio::task::spawn_blocking(move || {
+            let text = serde_json::to_vec(&position)?;
+            super::flushes::replace(&file, &text, false)
+        });
+        // Worth no more than a try: from an older position more is heard twice.
+        if let Ok(Err(error)) = saving.await {
+            tracing::warn!(%error, "the position on the bus cannot be saved");
+        }
+    }
+}
+
+async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, String> {
+    match tokio::time::timeout(PATIENT, asking).await {
+        Ok(answer) => answer.map_err(|error| said(&error)),
+        Err(_) => Err(format!("no answer within {PATIENT:?}")),
+    }
+}
+
+/// What the bus brings.
+#[derive(Debug, Clone, PartialEq)]
+pub enum News {
+    Changed(Hash, String, Record),
+    Removed(Hash, String),
+    Expired(Hash, String, Millis),
+    Reupload(Hash, String, u64),
+    Flushed(Flush),
+    Distrust(Millis),
+}
+
+impl News {
+    /// `None`: of a kind that this version does not know.
+    fn parse(fields: &Fields) -> Option<News> {
+        let number = |name: &str| fields.get(name)?.parse::<u64>().ok();
+        let key = || Some((parse_hash(fields.get("hash")?)?, fields.get("key")?.clone()));
+        Some(match fields.get("kind")?.as_str() {
+            "changed" => {
+                let (hash, text) = key()?;
+                News::Changed(hash, text, Record::from_fields(fields)?)
+            }
+            "removed" => {
+                let (hash, text) = key()?;
+                News::Removed(hash, text)
+            }
+            "expired" => {
+                let (hash, text) = key()?;
+                News::Expired(hash, text, number("at")?)
+            }
+            "reupload" => {
+                let (hash, text) = key()?;
+                News::Reupload(hash, text, number("body")?)
+            }
+            "flush" => News::Flushed(serde_json::from_str(fields.get("flush")?).ok()?),
+            "distrust" => News::Distrust(number("at")?),
+            _ => return None,
+        })
+    }
+
+    pub fn tell(self, listener: &dyn Listener) {
+        match self {
+            News::Changed(hash, text, record) => listener.changed(hash, &text, record),
+            News::Removed(hash, text) => listener.removed(hash, &text),
+            News::Expired(hash, text, at) => listener.expired(hash, &text, at),
+            News::Reupload(hash, text, id) => listener.reupload(hash, &text, id),
+            News::Flushed(flush) => listener.flushed(flush),
+            News::Distrust(at) => listener.distrust(at),
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! The connection to Redis that requests use, and how to tell that Redis is away.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use redis::aio::MultiplexedConnection;
+use redis::io::tcp::TcpSettings;
+use redis::{
+    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, RedisResult,
+    ScriptInvocation, ServerErrorKind,
+};
+use tokio::sync::{Notify, watch};
+
+use super::{Fence, FleetError};
+use crate::breaker::{Away, Breaker};
+use crate::config::Secret;
+
+/// What a request waits for an answer.
+pub const LIMIT: Duration = Duration::from_millis(50);
+/// What a task waits that nobody waits for.
+pub const PATIENT: Duration = Duration::from_millis(500);
+/// Connecting, TLS and logging in.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// Calls that may be under way before further ones wait for a place.
+const CALLS: usize = 1024;
+
+/// Why a command brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Away(#[from] Away),
+    /// Redis is there and does not want this one command.
+    #[error("Redis refuses: {0}")]
+    Refused(String),
+}
+
+impl From<Failure> for Away {
+    fn from(failure: Failure) -> Away {
+        match failure {
+            Failure::Away(away) => away,
+            Failure::Refused(why) => Away::Failed("redis", why),
+        }
+    }
+}
+
+/// One Redis, connected or not.
+#[derive(Debug)]
+pub struct Redis {
+    client: Client,
+    pub breaker: Arc<Breaker>,
+    connection: watch::Sender<Option<MultiplexedConnection>>,
+    /// A call failed: whoever watches the connection looks now.
+    pub trouble: Notify,
+    /// By how many microseconds Redis's clock is ahead of this machine's.
+    ahead: AtomicI64,
+}
+
+impl Redis {
+    pub fn new(url: &Secret, breaker: Arc<Breaker>) -> Result<Self, FleetError> {
+        // Without this a small command waits for the acknowledgement of the one before.
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let info = url.reveal().into_connection_info();
+        let client = info.and_then(|info| Client::open(info.set_tcp_settings(tcp)));
+        Ok(Redis {
+            client: client.map_err(|error| FleetError::Url(error.to_string()))?,
+            breaker,
+            connection: watch::Sender::new(None),
+            trouble: Notify::new(),
+            ahead: AtomicI64::new(0),
+        })
+    }
+
+    /// A new connection. Its driver is a task of the runtime that this is called in.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    pub async fn connect(&self) -> Result<MultiplexedConnection, String> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(None)
+            .set_response_timeout(None)
+            .set_pipeline_buffer_size(CALLS);
+        let connecting = self.client.get_multiplexed_async_connection_with_config(&config);
+        match tokio::time::timeout(CONNECT_LIMIT, connecting).await {
+            Ok(connected) => connected.map_err(|error| said(&error)),
+            Err(_) => Err(format!("no connection within {CONNECT_LIMIT:?}")),
+        }
+    }
+
+    /// Sets or takes away what [`Redis::ask`] uses.
+    pub fn use_connection(&self, connection: Option<MultiplexedConnection>) {
+        self.connection.send_replace(connection);
+    }
+
+    /// Waits until it may be asked.
+    pub async fn answers(&self) {
+        loop {
+            let mut connection = self.connection.subscribe();
+            // The sender lives as long as `self`.
+            let _ = connection.wait_for(Option::is_some).await;
+            if self.breaker.is_closed() {
+                return;
+            }
+            // The breaker tells nobody that it closes.
+            tokio::time::sleep(LIMIT).await;
+        }
+    }
+
+    /// Makes `call` unless Redis is known to be away.
+    ///
+    /// # Errors
+    /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer. Or it
+    /// refuses.
+    pub async fn ask<T, F>(&self, limit: Duration, call: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
+        let asking = async {
+            let connection = self.connection.borrow().clone();
+            let connection = match connection {
+                Some(connection) => connection,
+                None => {
+                    let mut coming = self.connection.subscribe();
+                    let come = coming.wait_for(Option::is_some).await;
+                    come.ok()
+                        .and_then(|come| come.clone())
+                        .ok_or_else(|| "not connected".to_owned())?
+                }
+            };
+            match call(connection).await {
+                Ok(answer) => Ok(Ok(answer)),
+                Err(error) if is_refusal(&error) => Ok(Err(said(&error))),
+                Err(error) => Err(said(&error)),
+            }
+        };
+        match self.breaker.call(limit, asking).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(refusal)) => {
+                tracing::warn!(why = %refusal, "Redis refused one command");
+                Err(Failure::Refused(refusal))
+            }
+            Err(away) => {
+                if !matches!(away, Away::Open(_)) {
+                    self.trouble.notify_one();
+                }
+                Err(away.into())
+            }
+        }
+    }
+
+    /// Runs a script by [`Redis::ask`].
+    ///
+    /// # Errors
+    /// The same.
+    pub async fn run<T: FromRedisValue>(
+        &self,
+        limit: Duration,
+        script: ScriptInvocation<'static>,
+    ) -> Result<T, Failure> {
+        let run = |mut connection| async move { script.invoke_async(&mut connection).await };
+        self.ask(limit, run).await
+    }
+
+    /// Notes that Redis's clock showed `seconds` and `micros` at some moment after `asked`.
+    pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
+        let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
+        let since = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
+        self.ahead.store(theirs - (own_micros() - since / 2), Relaxed);
+    }
+
+    /// What Redis's clock shows now, as near as is known.
+    pub fn now(&self) -> Fence {
+        Fence(u64::try_from(own_micros().saturating_add(self.ahead.load(Relaxed))).unwrap_or_default())
+    }
+}
+
+fn own_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Whether Redis is there and does not want this one command: nothing that a reconnection would change.
+fn is_refusal(error: &RedisError) -> bool {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::ResponseError) | ErrorKind::UnexpectedReturnType | ErrorKind::Parse => true,
+        _ => error.code() == Some("WRONGTYPE"),
+    }
+}
+
+/// An error in words for people, without any secret: those of the client library name none.
+pub fn said(error: &RedisError) -> String {
+    match (error.kind(), error.code()) {
+        (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
+            "user or password of REDIS_URL are wrong".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}

@@ -1,0 +1,199 @@
+//! The fleet's word on an object: a hash for each key with the fields of the [`Record`], its `fence`, and since when it is
+//! `expired` for whoever checked before. Of an object that is gone the fence stays.
+
+use std::sync::Arc;
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use redis::Script;
+
+use super::bus::{EPOCH, NEWS, TELL};
+use super::connection::{Failure, LIMIT, PATIENT};
+use super::outbox::{Parcel, Word};
+use super::record::{Fields, MIN_KEPT};
+use super::{Fence, Fleet, Node, Published, Record, Seen, lock};
+use crate::breaker::Away;
+use crate::cache::{Key, Millis, hex, now_ms};
+
+pub(super) fn name(key: &Key) -> String {
+    format!("artifactapi:fresh:{}", hex(&key.hash))
+}
+
+fn telling(script: &str) -> Script {
+    Script::new(&format!("{TELL}{script}"))
+}
+
+impl Fleet {
+    /// What the fleet knows of `key`.
+    ///
+    /// # Errors
+    /// Redis is away; known within 50 ms, or at once when it was away before.
+    pub async fn look(&self, key: &Key) -> Result<Seen, Away> {
+        let (fill, fresh) = (lock::name(key), name(key));
+        let mut look = redis::pipe();
+        // In this order: a fill that ended meanwhile has left its word.
+        look.cmd("HMGET").arg(fill).arg("node").arg("url");
+        look.cmd("HGETALL").arg(fresh);
+        let asked = self.redis.ask(LIMIT, |mut connection| async move {
+            look.query_async::<((Option<String>, Option<String>), Fields)>(&mut connection)
+                .await
+        });
+        let ((holder, url), fields) = asked.await?;
+        Ok(Seen {
+            record: Record::from_fields(&fields),
+            holder: holder.map(|name| Node { name, url }),
+        })
+    }
+
+    /// Makes `record` the fleet's word on `key` and tells the other nodes, unless a later fill has spoken. The record's
+    /// `generation` becomes `fence`.
+    pub async fn publish(self: &Arc<Self>, key: &Key, record: &Record, fence: Fence) -> Published {
+        let mut record = record.clone();
+        record.generation = fence.0;
+        let (fleet, key) = (Arc::clone(self), key.clone());
+        // In a task of its own, so that it is done also when nobody waits for it any more.
+        let publishing = self.runtime.spawn(async move {
+            match fleet.publish_now(LIMIT, &key, &record).await {
+                Ok(published) => published,
+                Err(_) => {
+                    fleet.outbox.put(Parcel::Word(key, Word::Is(record)));
+                    Published::Away
+                }
+            }
+        });
+        publishing.await.unwrap_or(Published::Away)
+    }
+
+    pub(super) async fn publish_now(&self, limit: Duration, key: &Key, record: &Record) -> Result<Published, Failure> {
+        static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
+            telling(
+                "
+local fence, checked, ends = ARGV[1], ARGV[2], ARGV[3]
+local known = redis.call('HMGET', KEYS[1], 'fence', 'expired')
+if tonumber(known[1] or '0') > tonumber(fence) then return {0, redis.call('HGETALL', KEYS[1])} end
+local expired = known[2]
+if expired and tonumber(expired) > tonumber(checked) and tonumber(expired) < tonumber(ends) then ends = expired end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'fence', fence, 'checked', checked, 'until', ends, unpack(ARGV, 8))
+if expired then redis.call('HSET', KEYS[1], 'expired', expired) end
+redis.call('PEXPIRE', KEYS[1], ARGV[4])
+tell('changed', 'by', ARGV[5], 'hash', ARGV[6], 'key', ARGV[7],
+  'fence', fence, 'checked', checked, 'until', ends, unpack(ARGV, 8))
+return {1, {}}
+",
+            )
+        });
+        let mut script = PUBLISH.key(name(key));
+        script.key(NEWS).key(EPOCH);
+        script
+            .arg(record.generation)
+            .arg(record.checked_at)
+            .arg(record.fresh_until);
+        script.arg(record.kept().as_millis() as u64);
+        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        for (name, value) in record.fields() {
+            script.arg(name).arg(value);
+        }
+        let (published, there): (bool, Fields) = self.redis.run(limit, script).await?;
+        Ok(match published {
+            true => Published::Yes,
+            false => Published::Outdated(Record::from_fields(&there)),
+        })
+    }
+
+    /// The body `id` of `key` is in the bucket now, whoever has spoken of it since.
+    pub fn uploaded(&self, key: &Key, id: u64) {
+        self.outbox.put(Parcel::Uploaded(key.clone(), id));
+    }
+
+    /// The object is gone: the fleet forgets it and the other nodes are told.
+    pub fn removed(&self, key: &Key) {
+        self.outbox.put(Parcel::Word(key.clone(), Word::Gone(self.redis.now())));
+    }
+
+    /// It was marked expired here: so is the fleet's word, and the other nodes are told.
+    pub fn expired(&self, key: &Key) {
+        self.outbox.put(Parcel::Word(key.clone(), Word::Expired(now_ms())));
+    }
+
+    /// Asks whoever has the body `id` of `key` to upload it to the bucket again.
+    pub fn reupload(&self, key: &Key, id: u64) {
+        self.outbox.put(Parcel::Reupload(key.clone(), id));
+    }
+
+    pub(super) async fn say_uploaded(&self, key: &Key, id: u64) -> Result<(), Failure> {
+        static UPLOADED: LazyLock<Script> = LazyLock::new(|| {
+            telling(
+                "
+if redis.call('HGET', KEYS[1], 'id') ~= ARGV[1] then return 0 end
+redis.call('HSET', KEYS[1], 'bucket', '1')
+tell('changed', 'by', ARGV[2], 'hash', ARGV[3], 'key', ARGV[4], unpack(redis.call('HGETALL', KEYS[1])))
+return 1
+",
+            )
+        });
+        let mut script = UPLOADED.key(name(key));
+        script.key(NEWS).key(EPOCH);
+        script.arg(id).arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        self.redis.run(PATIENT, script).await
+    }
+
+    pub(super) async fn say_gone(&self, key: &Key, fence: Fence) -> Result<(), Failure> {
+        static GONE: LazyLock<Script> = LazyLock::new(|| {
+            telling(
+                "
+if tonumber(redis.call('HGET', KEYS[1], 'fence') or '0') > tonumber(ARGV[1]) then return 0 end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'fence', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+tell('removed', 'by', ARGV[3], 'hash', ARGV[4], 'key', ARGV[5])
+return 1
+",
+            )
+        });
+        let mut script = GONE.key(name(key));
+        script.key(NEWS).key(EPOCH);
+        script.arg(fence.0).arg(MIN_KEPT.as_millis() as u64);
+        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        self.redis.run(PATIENT, script).await
+    }
+
+    pub(super) async fn say_expired(&self, key: &Key, at: Millis) -> Result<(), Failure> {
+        static EXPIRED: LazyLock<Script> = LazyLock::new(|| {
+            telling(
+                "
+local at = tonumber(ARGV[1])
+local known = redis.call('HMGET', KEYS[1], 'checked', 'until', 'expired')
+if tonumber(known[1] or '0') > at then return 0 end
+if tonumber(known[3] or '0') < at then redis.call('HSET', KEYS[1], 'expired', ARGV[1]) end
+if known[2] and tonumber(known[2]) > at then redis.call('HSET', KEYS[1], 'until', ARGV[1]) end
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+tell('expired', 'by', ARGV[3], 'hash', ARGV[4], 'key', ARGV[5], 'at', ARGV[1])
+return 1
+",
+            )
+        });
+        let mut script = EXPIRED.key(name(key));
+        script.key(NEWS).key(EPOCH);
+        script.arg(at).arg(MIN_KEPT.as_millis() as u64);
+        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        self.redis.run(PATIENT, script).await
+    }
+
+    pub(super) async fn say_reupload(&self, key: &Key, id: u64) -> Result<(), Failure> {
+        static REUPLOAD: LazyLock<Script> = LazyLock::new(|| {
+            telling("tell('reupload', 'by', ARGV[2], 'hash', ARGV[3], 'key', ARGV[4], 'body', ARGV[1])")
+        });
+        let mut script = REUPLOAD.key(NEWS);
+        script.key(EPOCH);
+        script.arg(id).arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        self.redis.run(PATIENT, script).await
+    }
+
+    pub(super) async fn say_distrust(&self, at: Millis) -> Result<(), Failure> {
+        static DISTRUST: LazyLock<Script> = LazyLock::new(|| telling("tell('distrust', 'by', ARGV[2], 'at', ARGV[1])"));
+        let mut script = DISTRUST.key(NEWS);
+        script.key(EPOCH).arg(at).arg(&self.me.name);
+        self.redis.run(PATIENT, script).await
+    }
+}
