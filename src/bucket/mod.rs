@@ -89,7 +89,8 @@ pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 #[async_trait]
 pub trait Fence: Send + Sync {
     /// Whether the fleet knows other content than that of `identity` ([`crate::cache::identity`]) as the current one of
-    /// `key`: then it is not uploaded (any more).
+    /// `key`: then it is not uploaded (any more). Only if it keeps saying so for some seconds: a body may be on its way to
+    /// the bucket before the fleet has been told of it.
     async fn is_outdated(&self, key: &Key, identity: u64) -> bool;
     /// An upload turned out to be outdated when it had ended: whoever has the current body must upload it again.
     async fn overwrote(&self, key: &Key);
@@ -447,14 +448,6 @@ impl Bucket {
         }
     }
 
-    /// Uploads what this node has under `key` once more, whatever the bucket has.
-    pub fn upload_again(&self, key: &Key) {
-        if let Err(error) = self.queue.admitting(&key.hash) {
-            tracing::warn!(key = %shown(key), %error, "an upload cannot be written down");
-        }
-        self.queue.admitted(&key.hash, self.store.size_of(&key.hash));
-    }
-
     /// Uploads what is stored here under `key` once more, whatever the bucket is known to have.
     pub fn upload_again(self: &Arc<Self>, key: &Key) {
         if !key.is_shared() {
@@ -462,7 +455,9 @@ impl Bucket {
         }
         let (bucket, hash) = (Arc::clone(self), key.hash);
         self.runtime.spawn_blocking(move || {
-            let Some(stored) = bucket.store.open_stored(&hash) else { return };
+            let Some(stored) = bucket.store.open_stored(&hash) else {
+                return;
+            };
             bucket.store.mark_backed_up(&hash, stored.id, false);
             if let Err(error) = bucket.queue.admitting(&hash) {
                 tracing::warn!(%error, "an upload is lost if the process ends before it is done");

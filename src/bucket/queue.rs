@@ -21,6 +21,9 @@ use crate::cache::{Hash, Millis, hex, now_ms, parse_hash};
 /// Longer ones are uploaded in parts, and never take the last worker.
 pub const LARGE: u64 = 32 << 20;
 
+/// What the fleet calls outdated is so once it has said so for this long.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// The folders and what is known of them.
 pub struct Queue {
     uploads: PathBuf,
@@ -56,6 +59,8 @@ struct Job {
     /// Changes with every removal that is asked for.
     removes: u32,
     running: bool,
+    /// Since when the fleet calls it outdated.
+    outdated: Option<Instant>,
     place: Place,
     failures: u32,
     since: Millis,
@@ -197,6 +202,7 @@ impl Queue {
             job.admitting = job.admitting.saturating_sub(1);
             job.upload = true;
             job.failures = 0;
+            job.outdated = None;
             let before = std::mem::replace(&mut job.bytes, bytes);
             state.bytes = (state.bytes + bytes).saturating_sub(before);
             state.enqueue(*hash);
@@ -322,6 +328,19 @@ impl Queue {
             .jobs
             .get(&taken.hash)
             .is_some_and(|job| job.asked == taken.asked)
+    }
+
+    /// The fleet calls it outdated, or not; whether that is its last word.
+    pub fn is_outdated(&self, taken: &Taken, said: bool) -> bool {
+        let mut state = self.state.lock();
+        let Some(job) = state.jobs.get_mut(&taken.hash) else {
+            return said;
+        };
+        if !said {
+            job.outdated = None;
+            return false;
+        }
+        job.outdated.get_or_insert_with(Instant::now).elapsed() >= SETTLED
     }
 
     /// What the removal of `hash` is called in the bucket.
