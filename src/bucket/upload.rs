@@ -43,6 +43,8 @@ enum Trouble {
     Local(io::Error),
     /// The object was replaced or flushed while it was being uploaded.
     Superseded,
+    /// The fleet knows another body, and may yet hear of this one.
+    Unsettled,
 }
 
 impl From<Failure> for Trouble {
@@ -105,6 +107,7 @@ impl Bucket {
     async fn judge(&self, taken: &Taken, done: Result<(), Trouble>) -> Option<Again> {
         let failure = match done {
             Ok(()) | Err(Trouble::Superseded) => return None,
+            Err(Trouble::Unsettled) => return Some(Again::Soon),
             Err(Trouble::Local(error)) => {
                 tracing::warn!(%error, hash = %crate::cache::hex(&taken.hash), "an upload failed on this machine");
                 self.counters.failed.fetch_add(1, Relaxed);
@@ -167,9 +170,13 @@ impl Bucket {
         if !content_type.is_empty() && content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             about.push(("content-type".to_owned(), content_type.to_owned()));
         }
-        if self.is_outdated(&stored, fence).await {
+        let said = self.is_outdated(&stored, fence).await;
+        if self.queue.is_outdated(taken, said) {
             self.counters.outdated.fetch_add(1, Relaxed);
             return self.give_up_parts(taken, None).await;
+        }
+        if said {
+            return Err(Trouble::Unsettled);
         }
         let reading = Arc::clone(&stored);
         if !blocking(move || is_right(&reading)).await? {
@@ -194,7 +201,7 @@ impl Bucket {
             let _ = tokio::time::timeout(FENCE, fence.overwrote(&stored.key)).await;
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
-            blocking(move || Ok(store.mark_backed_up(&hash, id))).await?;
+            blocking(move || Ok(store.mark_backed_up(&hash, id, true))).await?;
             let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())

@@ -46,8 +46,8 @@ pub trait Backup: Send + Sync {
     /// # Errors
     /// It cannot be seen to that the object will be in the bucket: it is not stored.
     fn admitting(&self, hash: &Hash) -> io::Result<()>;
-    /// What is stored under `hash` now is to be in the bucket; it has `length` bytes.
-    fn admitted(&self, hash: &Hash, length: u64);
+    /// What is stored under `hash` now, and takes `bytes` of the disk, is to be in the bucket.
+    fn admitted(&self, hash: &Hash, bytes: u64);
     /// What was stored under `hash` was removed here. (What the bucket holds is not touched by this.)
     fn removed(&self, hash: &Hash);
     /// Whether the bucket does not have yet what is stored under `hash`, so that it must stay.
@@ -205,10 +205,10 @@ impl Store {
         self.disk.size(hash)
     }
 
-    /// Notes that the bucket has what is stored under `hash`, if that still is the body with `id`. Blocks.
-    pub fn mark_backed_up(&self, hash: &Hash, id: u64) {
+    /// Notes whether the bucket has what is stored under `hash`, if that still is the body with `id`. Blocks.
+    pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) {
         // If it cannot be noted, the catalogue believes it gone when it is evicted.
-        if let Err(error) = self.disk.mark_backed_up(hash, id) {
+        if let Err(error) = self.disk.mark_backed_up(hash, id, backed_up) {
             tracing::debug!(%error, "it could not be noted that an object is in the bucket");
         }
     }
@@ -489,7 +489,7 @@ impl Store {
                 Err(error) => Err(error),
             };
             if let Some(backup) = backup {
-                backup.admitted(&hash, finished.length);
+                backup.admitted(&hash, disk::occupied(offset + finished.length));
             }
             published.map(|()| replaced)
         })

@@ -143,6 +143,11 @@ impl Shared {
         (self.read_flush)(flush)
     }
 
+    /// Whether what was stored at this time was flushed since.
+    pub fn is_flushed(&self, key: &Key, stored_at: Millis) -> bool {
+        self.flushed(key, stored_at, Millis::MAX).is_some()
+    }
+
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
     fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
