@@ -175,7 +175,8 @@ impl Fleet {
         while self.waits() && self.redis.breaker.is_closed() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        for task in std::mem::take(&mut *self.tasks.lock()) {
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        for task in tasks {
             task.abort();
             // Cancelled, as it was to be.
             let _ = task.await;
@@ -234,9 +235,9 @@ impl Fleet {
         loop {
             let began = Instant::now();
             let Err(why) = self.session(&*listener).await;
+            self.redis.breaker.fail(why);
             self.redis.use_connection(None);
             self.counters.listening.store(false, Relaxed);
-            self.redis.breaker.fail(why);
             // What worked until now is tried again at once.
             tokio::time::sleep(PAUSE.saturating_sub(began.elapsed())).await;
         }
@@ -318,7 +319,9 @@ impl Fleet {
         if !self.bus.is_of(&epoch) {
             return Err("it has lost its data".to_owned());
         }
-        self.redis.clock_was(seconds, micros, began);
+        if taken <= LIMIT {
+            self.redis.clock_was(seconds, micros, began);
+        }
         let (heard, _) = self.bus.position();
         let behind = number.unwrap_or_default().saturating_sub(heard);
         self.counters.behind.store(behind, Relaxed);
@@ -420,7 +423,7 @@ impl Fleet {
         match parcel {
             Parcel::Word(key, Word::Is(record)) => self.publish_now(PATIENT, key, record).await.map(|_| ()),
             Parcel::Word(key, Word::Gone(fence)) => self.say_gone(key, *fence).await,
-            Parcel::Word(key, Word::Expired(at)) => self.say_expired(key, *at).await,
+            Parcel::Word(key, Word::Expired(fence, at)) => self.say_expired(key, *fence, *at).await,
             Parcel::Uploaded(key, id) => self.say_uploaded(key, *id).await,
             Parcel::Reupload(key, id) => self.say_reupload(key, *id).await,
             Parcel::Release(key, holding) => self.release(key, holding).await,
