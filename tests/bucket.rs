@@ -5,7 +5,7 @@ mod common;
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -337,6 +337,16 @@ fn a_replaced_object_is_never_mixed_and_a_removed_one_gone_in_versitygw() {
     replaced(Kind::Versity);
 }
 
+/// A process that ends with the test, however that goes.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Not a test: what is killed by one.
 #[test]
 #[ignore = "run by another test"]
@@ -360,20 +370,20 @@ fn killed_in_the_middle_of_an_upload_it_goes_on_where_it_was() {
         let link = Link::start(server.address).await;
         link.delay(Duration::from_millis(10));
         let folder = folder();
-        let mut child = Command::new(std::env::current_exe().expect("this file"))
+        let child = Command::new(std::env::current_exe().expect("this file"))
             .args(["--exact", "child_that_uploads", "--ignored"])
             .env("CHILD_FOLDER", folder.path())
             .env("CHILD_S3", link.address.to_string())
             .stdout(Stdio::null())
             .spawn()
+            .map(Killed)
             .expect("a child");
         let marker = folder.path().join("uploads").join(common::hex(&key("large").hash));
         eventually(LONG, "two parts are there", async || {
             std::fs::read_to_string(&marker).is_ok_and(|text| text.matches("\npart ").count() >= 2)
         })
         .await;
-        child.kill().expect("killed");
-        child.wait().expect("ended");
+        drop(child);
         assert_eq!(unfinished(&client, "large").await, 1);
 
         link.restore();

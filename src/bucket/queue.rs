@@ -533,3 +533,111 @@ fn jitter(delay: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1000;
     delay / 2 + (delay / 2).mul_f64(random as f64 / 1000.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> (tempfile::TempDir, Queue) {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::open(dir.path(), true).unwrap();
+        queue.scan(|_| 4096);
+        (dir, queue)
+    }
+
+    fn admit(queue: &Queue, hash: &Hash, bytes: u64) {
+        queue.admitting(hash).unwrap();
+        queue.admitted(hash, bytes);
+    }
+
+    async fn take(queue: &Queue, large: bool) -> Option<Taken> {
+        tokio::time::timeout(Duration::from_millis(50), queue.take(large))
+            .await
+            .ok()
+    }
+
+    #[tokio::test]
+    async fn what_is_replaced_while_it_is_uploaded_is_uploaded_again() {
+        let (_dir, queue) = queue();
+        let hash = [7; 16];
+        admit(&queue, &hash, 4096);
+        let first = take(&queue, true).await.unwrap();
+        assert!(take(&queue, true).await.is_none(), "it is worked on already");
+        queue.admitting(&hash).unwrap();
+        queue.uploaded(&first);
+        queue.give_back(&first, None);
+        assert!(!queue.is_current(&first) && queue.is_waiting(&hash) && queue.marker(&hash).exists());
+        assert!(take(&queue, true).await.is_none(), "it has no name yet");
+        queue.admitted(&hash, 8192);
+        assert_eq!((queue.waiting().uploads, queue.waiting_bytes()), (1, 8192));
+        let second = take(&queue, true).await.unwrap();
+        queue.uploaded(&second);
+        queue.give_back(&second, None);
+        assert!(!queue.is_waiting(&hash) && !queue.marker(&hash).exists());
+        assert_eq!((queue.waiting().uploads, queue.waiting_bytes()), (0, 0));
+        tokio::time::timeout(Duration::from_secs(1), queue.drained())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_removal_gives_up_an_upload_and_a_later_one_follows_it() {
+        let (dir, queue) = queue();
+        let hash = [7; 16];
+        admit(&queue, &hash, 4096);
+        queue.remove(&hash, "name").unwrap();
+        assert!(queue.is_removing(&hash) && !queue.is_waiting(&hash));
+        let taken = take(&queue, false).await.unwrap();
+        assert!(taken.remove && !taken.upload);
+        assert_eq!(queue.name_to_remove(&hash).unwrap(), "name");
+        // Once more while it is being removed: this is another removal.
+        queue.remove(&hash, "name").unwrap();
+        queue.removed(&taken);
+        assert!(queue.is_removing(&hash));
+        queue.give_back(&taken, None);
+        let taken = take(&queue, false).await.unwrap();
+        admit(&queue, &hash, 4096);
+        queue.removed(&taken);
+        queue.uploaded(&taken);
+        queue.give_back(&taken, None);
+        assert!(!queue.is_removing(&hash) && queue.is_waiting(&hash));
+        // What a crash leaves is found again.
+        let again = Queue::open(dir.path(), false).unwrap();
+        assert!(again.is_waiting(&hash) && !again.is_removing(&hash));
+        again.scan(|_| 4096);
+        let waiting = again.waiting();
+        assert_eq!((waiting.uploads, waiting.bytes, waiting.removals), (1, 4096, 0));
+        assert!(again.is_waiting(&hash) && !again.is_waiting(&[8; 16]));
+        let mut acted = false;
+        again.unless_waiting(&hash, &mut || acted = true);
+        assert!(!acted);
+        again.cancel(&hash);
+        again.unless_waiting(&hash, &mut || acted = true);
+        assert!(acted && again.waiting().uploads == 0);
+    }
+
+    #[tokio::test]
+    async fn the_last_worker_is_for_small_ones_and_what_failed_waits() {
+        let (_dir, queue) = queue();
+        admit(&queue, &[1; 16], LARGE + 1);
+        assert!(take(&queue, false).await.is_none());
+        admit(&queue, &[2; 16], 4096);
+        let small = take(&queue, false).await.unwrap();
+        let large = take(&queue, true).await.unwrap();
+        assert_eq!((small.hash, large.hash), ([2; 16], [1; 16]));
+        queue.give_back(&small, Some(Again::Rarely));
+        queue.give_back(&large, Some(Again::Backoff));
+        assert!(take(&queue, false).await.is_none());
+        let again = tokio::time::timeout(Duration::from_secs(3), queue.take(true))
+            .await
+            .unwrap();
+        assert_eq!(again.hash, [1; 16]);
+        // What is new does not wait for its turn.
+        admit(&queue, &[2; 16], 4096);
+        assert_eq!(take(&queue, false).await.unwrap().hash, [2; 16]);
+        assert_eq!(
+            backoff(Duration::from_secs(1), Duration::from_secs(300), 40),
+            Duration::from_secs(300)
+        );
+    }
+}

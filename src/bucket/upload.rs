@@ -91,7 +91,11 @@ impl Bucket {
                 Err(error) => tracing::warn!(%error, "an object that was flushed may still be in the bucket"),
             }
             let (bucket, taken) = (Arc::clone(self), *taken);
-            blocking(move || Ok(bucket.queue.removed(&taken))).await?;
+            blocking(move || {
+                bucket.queue.removed(&taken);
+                Ok(())
+            })
+            .await?;
         }
         if taken.upload {
             self.upload(taken, fence).await?;
@@ -99,7 +103,11 @@ impl Bucket {
             self.give_up_parts(taken, None).await?;
         }
         let (bucket, taken) = (Arc::clone(self), *taken);
-        blocking(move || Ok(bucket.queue.uploaded(&taken))).await?;
+        blocking(move || {
+            bucket.queue.uploaded(&taken);
+            Ok(())
+        })
+        .await?;
         Ok(())
     }
 
@@ -201,7 +209,11 @@ impl Bucket {
             let _ = tokio::time::timeout(FENCE, fence.overwrote(&stored.key)).await;
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
-            blocking(move || Ok(store.mark_backed_up(&hash, id, true))).await?;
+            blocking(move || {
+                store.mark_backed_up(&hash, id, true);
+                Ok(())
+            })
+            .await?;
             let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())
@@ -254,7 +266,7 @@ impl Bucket {
             let sent = moving(&moved, self.client.part(object, &upload, number, part_length, body)).await;
             match sent {
                 Ok(etag) => {
-                    self.note(taken, "part", &etag).await?;
+                    self.note(taken, "part", &format!("{number} {etag}")).await?;
                     parts.push(etag);
                 }
                 Err(failure) => return Err(self.forget_missing(taken, failure).await),
@@ -263,6 +275,11 @@ impl Bucket {
         match within(COMPLETE, self.client.complete(object, &upload, &parts)).await {
             Ok(()) => Ok(()),
             Err(failure) if failure.is_missing_upload() && self.has(object, stored.id).await => Ok(()),
+            Err(failure @ Failure::Refused { status: 400, .. }) => {
+                // These parts make no object: it begins anew the next time.
+                self.give_up_parts(taken, None).await?;
+                Err(failure.into())
+            }
             Err(failure) => Err(self.forget_missing(taken, failure).await),
         }
     }
