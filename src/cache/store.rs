@@ -96,6 +96,8 @@ pub struct Store {
     evicting: Mutex<()>,
     /// What is being swept out: see [`Store::sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
+    /// Held by the walk that makes them.
+    pub(super) walking: tokio::sync::Mutex<()>,
     /// Since when the file system's free space keeps things from being stored.
     starved: Mutex<Option<(Instant, String)>>,
     seed: AtomicU64,
@@ -150,6 +152,7 @@ impl Store {
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
             sweeps: ArcSwap::default(),
+            walking: tokio::sync::Mutex::new(()),
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
@@ -363,7 +366,8 @@ impl Store {
         document: bool,
     ) -> Result<Writer, NoSpace> {
         let particulars = (freshness, Origin::Upstream);
-        self.start(key, head, particulars, previous, expected, document).await
+        self.start(key, head, particulars, previous, expected, (document, true))
+            .await
     }
 
     /// [`Store::create`], for what the bucket or another node has.
@@ -378,7 +382,22 @@ impl Store {
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
     ) -> Result<Writer, NoSpace> {
-        self.start(key, head, particulars, previous, expected, true).await
+        self.start(key, head, particulars, previous, expected, (true, true))
+            .await
+    }
+
+    /// [`Store::restore`], of what clients are not to get before it is complete.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub async fn restore_hidden(
+        &'static self,
+        key: Key,
+        head: Head,
+        particulars: ((Class, Millis, Millis), Origin),
+        expected: Option<Expected>,
+    ) -> Result<Writer, NoSpace> {
+        self.start(key, head, particulars, None, expected, (true, false)).await
     }
 
     async fn start(
@@ -388,7 +407,7 @@ impl Store {
         ((class, checked_at, fresh_until), origin): ((Class, Millis, Millis), Origin),
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
-        document: bool,
+        (document, is_shown): (bool, bool),
     ) -> Result<Writer, NoSpace> {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
@@ -427,7 +446,9 @@ impl Store {
             uses: Arc::default(),
             doomed: AtomicBool::new(!kept),
         });
-        self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        if is_shown {
+            self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        }
         Ok(Writer::new(self, object, file, previous, expected, offset, reserved))
     }
 
@@ -462,8 +483,7 @@ impl Store {
         offset: u64,
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
-        // What came from there, or from the node that puts it there.
-        let backed_up = object.origin() != Origin::Upstream;
+        let backed_up = object.origin() == Origin::Bucket;
         let preamble = disk::encode(
             &object.key.text,
             object.id,
@@ -475,7 +495,7 @@ impl Store {
         .map_err(|error| error.to_string())?;
         let mut taken = disk::Unnamed::take(file).map_err(|error| error.to_string())?;
         let hash = object.key.hash;
-        let is_new = object.key.is_shared() && !backed_up;
+        let is_new = object.key.is_shared() && object.origin() == Origin::Upstream;
         let backup = self.backup.get().filter(|_| is_new);
         let published = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::FileExt;
@@ -509,15 +529,6 @@ impl Store {
             return Ok(false);
         }
         Ok(true)
-    }
-
-    /// Takes what grows out of sight: it is not what clients should get.
-    pub fn hide(&self, object: &Arc<Object>) {
-        let mut growing = self.growing.lock();
-        let is_it = |current: &Arc<Object>| Arc::ptr_eq(current, object);
-        if growing.get(&object.key.hash).is_some_and(is_it) {
-            growing.remove(&object.key.hash);
-        }
     }
 
     /// Ends the growing of `object`: readers that come now find it complete, or not at all. Called by its writer only.

@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, stream};
 
 use super::{Fills, Views};
 use crate::bucket::PREFIX;
-use crate::cache::{Hash, Key, Millis, Sweep, now_ms};
+use crate::cache::{Key, Millis, Sweep, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
@@ -128,8 +128,7 @@ impl Fills {
     async fn tell_of_flush(&self, request: &FlushRequest, at: Millis) {
         let flush = Flush {
             at,
-            request: request.to_json(),
-            id: format!("{:016x}", rand_id()),
+            ..Flush::new(request.to_json())
         };
         match &self.shared.fleet {
             Some(fleet) => fleet.flush(flush).await,
@@ -281,21 +280,4 @@ pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
         _ => Listed::Mutable,
     };
     filter.covers(remote, class, path)
-}
-
-fn parse_hash(key: &str) -> Option<Hash> {
-    let mut hash = [0; 16];
-    if key.len() != 32 || !key.is_ascii() {
-        return None;
-    }
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(key.get(index * 2..index * 2 + 2)?, 16).ok()?;
-    }
-    Some(hash)
-}
-
-/// Names a flush.
-fn rand_id() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(now_ms())
 }

@@ -17,20 +17,22 @@ impl Listener for News {
     fn changed(&self, hash: Hash, key_text: &str, record: Record) {
         let Some(fills) = self.0.upgrade() else { return };
         fills.forget(|key| key == key_text);
-        fills
-            .store
-            .adopt(&hash, record.id, (record.class, record.checked_at, record.fresh_until));
+        if fills.shared.is_flushed_word(&Key::from_text(key_text), &record) {
+            return;
+        }
+        let life = (record.class, record.checked_at, record.fresh_until);
+        tokio::task::block_in_place(|| fills.store.adopt(&hash, record.id, life));
     }
 
     fn removed(&self, hash: Hash, _: &str) {
         if let Some(fills) = self.0.upgrade() {
-            fills.store.remove_stored(&hash);
+            tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
         }
     }
 
     fn expired(&self, hash: Hash, _: &str, at: Millis) {
         if let Some(fills) = self.0.upgrade() {
-            fills.store.expire_stored(&hash, at);
+            tokio::task::block_in_place(|| fills.store.expire_stored(&hash, at));
         }
     }
 

@@ -343,8 +343,9 @@ impl Fleet {
 
     fn heard_flush(&self, flush: Flush, listener: &dyn Listener) {
         if !self.flushes.is_known(&flush.id) {
-            listener.flushed(flush.clone());
-            self.flushes.add([flush]);
+            // First: what is brought back from now on is held against it.
+            self.flushes.add([flush.clone()]);
+            listener.flushed(flush);
             self.outbox.wake.notify_one(); // which saves it
         }
     }
