@@ -446,8 +446,12 @@ impl Bucket {
         }
     }
 
-    /// Uploads what this node has under `key` once more, whatever the bucket has.
+    /// Uploads what this node has under `key` once more, whatever the bucket has. Blocks.
     pub fn upload_again(&self, key: &Key) {
+        let Some(stored) = self.store.open_stored(&key.hash) else {
+            return;
+        };
+        self.store.mark_backed_up(&key.hash, stored.id, false);
         if let Err(error) = self.queue.admitting(&key.hash) {
             tracing::warn!(key = %shown(key), %error, "an upload cannot be written down");
         }

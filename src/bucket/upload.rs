@@ -194,7 +194,7 @@ impl Bucket {
             let _ = tokio::time::timeout(FENCE, fence.overwrote(&stored.key)).await;
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
-            blocking(move || Ok(store.mark_backed_up(&hash, id))).await?;
+            blocking(move || Ok(store.mark_backed_up(&hash, id, true))).await?;
             let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())

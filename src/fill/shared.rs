@@ -25,12 +25,17 @@ use crate::formats::Class;
 
 /// Between two looks at what another node does.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a node that fills something may say that it has nothing to give before this one goes on without it.
+const MAX_REFUSALS: u32 = 5;
 /// A body that does not move for so long may come from a node that is dead or stopped: whether it still holds the lock tells.
 const STALL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is given up, whatever the lock says.
 const SILENCE: Duration = Duration::from_secs(60);
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
+
+/// What was fetched within this time may be news.
+const LATELY_MS: Millis = 5_000;
 
 /// Flushes that a node without Redis remembers.
 const MAX_OWN_FLUSHES: usize = 1000;
@@ -56,6 +61,8 @@ pub struct Shared {
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
     leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
+    /// What is being announced.
+    speaking: Mutex<Vec<Hash>>,
 }
 
 /// The right to go to upstream.
@@ -75,6 +82,31 @@ pub(super) struct Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.fills.shared.leases.lock().remove(&self.hash);
+    }
+}
+
+/// The word on a key is on its way.
+struct Speaking {
+    fills: Arc<Fills>,
+    hash: Hash,
+}
+
+impl Speaking {
+    fn of(fills: &Arc<Fills>, hash: Hash) -> Speaking {
+        fills.shared.speaking.lock().push(hash);
+        Speaking {
+            fills: Arc::clone(fills),
+            hash,
+        }
+    }
+}
+
+impl Drop for Speaking {
+    fn drop(&mut self) {
+        let mut speaking = self.fills.shared.speaking.lock();
+        if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
+            speaking.swap_remove(at);
+        }
     }
 }
 
@@ -116,6 +148,7 @@ impl Shared {
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
+            speaking: Mutex::default(),
         }
     }
 
@@ -136,6 +169,11 @@ impl Shared {
             flushes.truncate(MAX_OWN_FLUSHES);
             flushes
         });
+    }
+
+    /// Whether this node has still to say what it fetched under `hash`: until then the fleet's word is not on that.
+    pub(super) fn is_to_speak(&self, hash: &Hash) -> bool {
+        self.leases.lock().contains_key(hash) || self.speaking.lock().contains(hash)
     }
 
     /// What a flush asks for, if it can be understood.
@@ -239,6 +277,11 @@ impl Fills {
         fleet.look(&wanted.key).await.map(|seen| seen.record).map_err(|_| ())
     }
 
+    /// Whether the fleet's word is from before a flush: the nodes and the bucket may still have what it speaks of.
+    fn is_flushed(&self, key: &Key, record: &Record) -> bool {
+        self.shared.flushed(key, record.checked_at, record.checked_at).is_some()
+    }
+
     /// How long a copy may be trusted. Of what is mutable only the fleet can tell, as long as it answers; `None`: it calls
     /// another body current, or none.
     fn life_of(&self, wanted: &Wanted, copy: &Copy, record: Result<&Option<Record>, &()>) -> Option<Life> {
@@ -249,8 +292,7 @@ impl Fills {
         };
         match record {
             Ok(Some(record)) if record.id == copy.identity() => {
-                let flushed = self.shared.flushed(&wanted.key, Millis::MAX, record.checked_at);
-                flushed.is_none().then(|| life(record))
+                (!self.is_flushed(&wanted.key, record)).then(|| life(record))
             }
             Ok(_) if wanted.policy.class == Class::Mutable => None,
             Ok(_) | Err(_) => Some(own),
@@ -289,6 +331,7 @@ impl Fills {
         // As long as one waits for upstream's own first byte.
         let patience = Instant::now() + wanted.remote.timeouts.first_byte;
         let mut waited = false;
+        let mut refused = 0;
         loop {
             let find = async {
                 match previous {
@@ -310,7 +353,14 @@ impl Fills {
             if let Some(holder) = holder {
                 match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
                     Joined::Done => return None,
-                    Joined::Nothing | Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
+                    // Its fill may have ended just now; if not, it is one that cannot be passed on.
+                    Joined::Nothing if refused < MAX_REFUSALS => {
+                        refused += 1;
+                        waited = true;
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                    Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
                         waited = true;
                         tokio::time::sleep(PAUSE).await;
                         continue;
@@ -319,7 +369,7 @@ impl Fills {
                 }
             }
 
-            let record = record.filter(|record| self.shared.flushed(key, Millis::MAX, record.checked_at).is_none());
+            let record = record.filter(|record| !self.is_flushed(key, record));
             if let Some(record) = record.filter(|record| is_fresh(wanted, life(record)) && !wanted.force) {
                 if let Some(stored) = previous.as_ref().filter(|stored| stored.identity() == Some(record.id)) {
                     let (class, checked_at, fresh_until) = life(&record).parts();
@@ -343,6 +393,11 @@ impl Fills {
                     Joined::Done
                 ) {
                     return None;
+                }
+                if self.is_on_its_way(&record, waited) && Instant::now() < patience {
+                    waited = true;
+                    tokio::time::sleep(PAUSE).await;
+                    continue;
                 }
             } else if let Some(copy) = copy {
                 match self.life_of(wanted, &copy, if alone { Err(&()) } else { Ok(&None) }) {
@@ -394,7 +449,7 @@ impl Fills {
             is_fresh(wanted, life(&record))
                 && !wanted.force
                 && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < 5_000
+                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
         })
     }
 
@@ -406,6 +461,16 @@ impl Fills {
             .as_ref()
             .is_some_and(|bucket| bucket.breaker().is_closed());
         in_bucket || self.can_ask(holder)
+    }
+
+    /// Whether the body of `record`, which was fetched lately, will soon be in the bucket, and can be had nowhere else.
+    fn is_on_its_way(&self, record: &Record, waited: bool) -> bool {
+        let lately = waited || now_ms().saturating_sub(record.checked_at) < LATELY_MS;
+        let bucket = self.shared.bucket.as_ref();
+        lately
+            && !record.in_bucket
+            && !self.can_ask(&record.node)
+            && bucket.is_some_and(|bucket| bucket.breaker().is_closed())
     }
 
     fn can_ask(&self, node: &Node) -> bool {
@@ -433,6 +498,15 @@ impl Fills {
             }
         };
         match reply {
+            // That node has not heard of the flush yet.
+            Reply::Object { head, life, .. }
+                if self
+                    .shared
+                    .flushed(&wanted.key, head.stored_at, life.checked_at)
+                    .is_some() =>
+            {
+                Joined::Nothing
+            }
             Reply::Object {
                 head,
                 life,
@@ -867,6 +941,20 @@ impl Fills {
         }
     }
 
+    /// Another node published what it fetched under the lock `fence`. If that is a later one than this node's, whose fill of
+    /// the same key still goes on, this one's is outdated: whoever reads it may end, and nobody else begins.
+    pub(super) fn outrun(&self, hash: &Hash, fence: u64) {
+        let lease = self.shared.leases.lock().get(hash).cloned();
+        if lease.is_some_and(|lease| lease.fence().0 < fence) {
+            self.store.forsake(hash);
+        }
+    }
+
+    /// A fill whose object was flushed while it grew is in nobody's way any more.
+    pub(super) fn release(&self, hash: &Hash) {
+        self.shared.leases.lock().remove(hash);
+    }
+
     fn announce(self: &Arc<Self>, object: &Arc<Object>) {
         let (Some(fleet), Some(id)) = (&self.shared.fleet, object.identity()) else {
             return;
@@ -874,6 +962,7 @@ impl Fills {
         if !object.key.is_shared() {
             return;
         }
+        let speaking = Speaking::of(self, object.key.hash);
         // Taken now: the flight may let go of it before the word is out.
         let lease = self.shared.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
@@ -898,7 +987,9 @@ impl Fills {
                 },
             };
             let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-            if let Published::Outdated(newer) = fleet.publish(&object.key, &word, fence).await {
+            let published = fleet.publish(&object.key, &word, fence).await;
+            drop(speaking);
+            if let Published::Outdated(newer) = published {
                 tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
