@@ -265,13 +265,13 @@ impl Disk {
         Ok(true)
     }
 
-    /// Notes that the object of `hash` is in the bucket too, if it still is the one with `id`.
-    pub fn mark_backed_up(&self, hash: &Hash, id: u64) -> io::Result<()> {
+    /// Notes whether the object of `hash` is in the bucket too, if it still is the one with `id`.
+    pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
         let file = OpenOptions::new().read(true).write(true).open(self.path(hash))?;
         let mut preamble = [0; PREAMBLE];
         file.read_exact_at(&mut preamble, 0)?;
         if &preamble[0..8] == MAGIC && number(&preamble, 24) == id {
-            file.write_all_at(&[1], OFFSET_BACKED_UP as u64)?;
+            file.write_all_at(&[u8::from(backed_up)], OFFSET_BACKED_UP as u64)?;
         }
         Ok(())
     }

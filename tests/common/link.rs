@@ -1,8 +1,8 @@
 //! A TCP proxy before a server, by which a test makes the network bad: slow, silent, or gone.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,11 +19,22 @@ enum Mode {
     Cut,
 }
 
+/// What of the bytes that pass is kept for a test to look at.
+const KEPT: usize = 1 << 20;
+
+/// What has passed, in both directions.
+#[derive(Default)]
+struct Passed {
+    bytes: AtomicU64,
+    first: Mutex<Vec<u8>>,
+}
+
 /// A link to one server; dropping it cuts it for good.
 pub struct Link {
     pub address: SocketAddr,
+    to: watch::Sender<SocketAddr>,
     mode: watch::Sender<Mode>,
-    bytes: Arc<AtomicU64>,
+    passed: Arc<Passed>,
     task: AbortHandle,
 }
 
@@ -33,15 +44,21 @@ impl Link {
         listener.set_nonblocking(true).expect("non-blocking");
         let address = listener.local_addr().expect("its address");
         let (mode, watched) = watch::channel(Mode::Passing(Duration::ZERO));
-        let bytes = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&bytes);
-        let task = tokio::spawn(run(listener, to, watched, counted));
+        let (to, leading) = watch::channel(to);
+        let passed = Arc::<Passed>::default();
+        let task = tokio::spawn(run(listener, leading, watched, Arc::clone(&passed)));
         Link {
             address,
+            to,
             mode,
-            bytes,
+            passed,
             task: task.abort_handle(),
         }
+    }
+
+    /// New connections lead to another server from now on.
+    pub fn lead_to(&self, to: SocketAddr) {
+        self.to.send_replace(to);
     }
 
     /// Nothing passes any more, and nobody is told.
@@ -66,7 +83,12 @@ impl Link {
 
     /// Bytes that have passed, in both directions.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Relaxed)
+        self.passed.bytes.load(Relaxed)
+    }
+
+    /// The first megabyte of what has passed, in both directions.
+    pub fn first_bytes(&self) -> Vec<u8> {
+        self.passed.first.lock().expect("whole").clone()
     }
 }
 
@@ -76,7 +98,12 @@ impl Drop for Link {
     }
 }
 
-async fn run(listener: std::net::TcpListener, to: SocketAddr, mut mode: watch::Receiver<Mode>, bytes: Arc<AtomicU64>) {
+async fn run(
+    listener: std::net::TcpListener,
+    to: watch::Receiver<SocketAddr>,
+    mut mode: watch::Receiver<Mode>,
+    passed: Arc<Passed>,
+) {
     let address = listener.local_addr().expect("its address");
     let mut listener = Some(TcpListener::from_std(listener).expect("a listener"));
     let mut connections = JoinSet::new();
@@ -97,7 +124,8 @@ async fn run(listener: std::net::TcpListener, to: SocketAddr, mut mode: watch::R
             (Some(open), false) => tokio::select! {
                 changed = mode.changed() => if changed.is_err() { return },
                 accepted = open.accept() => if let Ok((stream, _)) = accepted {
-                    connections.spawn(carry(stream, to, mode.clone(), Arc::clone(&bytes)));
+                    let to = *to.borrow();
+                    connections.spawn(carry(stream, to, mode.clone(), Arc::clone(&passed)));
                 },
                 Some(_) = connections.join_next() => {}
             },
@@ -105,7 +133,7 @@ async fn run(listener: std::net::TcpListener, to: SocketAddr, mut mode: watch::R
     }
 }
 
-async fn carry(client: TcpStream, to: SocketAddr, mode: watch::Receiver<Mode>, bytes: Arc<AtomicU64>) {
+async fn carry(client: TcpStream, to: SocketAddr, mode: watch::Receiver<Mode>, passed: Arc<Passed>) {
     let Ok(server) = TcpStream::connect(to).await else {
         return;
     };
@@ -114,8 +142,8 @@ async fn carry(client: TcpStream, to: SocketAddr, mode: watch::Receiver<Mode>, b
     let (server_read, server_write) = server.into_split();
     // When either side has had enough, the other one's half-closed rest still passes.
     tokio::join!(
-        pass(client_read, server_write, mode.clone(), &bytes),
-        pass(server_read, client_write, mode, &bytes),
+        pass(client_read, server_write, mode.clone(), &passed),
+        pass(server_read, client_write, mode, &passed),
     );
 }
 
@@ -123,7 +151,7 @@ async fn pass(
     mut from: impl AsyncReadExt + Unpin,
     mut to: impl AsyncWriteExt + Unpin,
     mut mode: watch::Receiver<Mode>,
-    bytes: &AtomicU64,
+    passed: &Passed,
 ) {
     let mut buffer = vec![0; 64 << 10];
     loop {
@@ -144,6 +172,9 @@ async fn pass(
             let _ = to.shutdown().await;
             return;
         }
-        bytes.fetch_add(got as u64, Relaxed);
+        passed.bytes.fetch_add(got as u64, Relaxed);
+        let mut first = passed.first.lock().expect("whole");
+        let room = KEPT.saturating_sub(first.len()).min(got);
+        first.extend_from_slice(&buffer[..room]);
     }
 }
