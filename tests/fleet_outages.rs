@@ -120,7 +120,11 @@ impl Site {
                 Database => self.postgres.env().into(),
             };
             for (name, value) in env {
-                let value = if name == "DBPORT" { address.port().to_string() } else { value };
+                let value = if name == "DBPORT" {
+                    address.port().to_string()
+                } else {
+                    value
+                };
                 settings = settings.env(name, value);
             }
         }
@@ -181,7 +185,12 @@ impl Site {
             fleet::settled(node).await;
         }
         let kept = self.in_bucket().await;
-        assert_eq!(paths.difference(&kept).next(), None, "not in the bucket, of {}", kept.len());
+        assert_eq!(
+            paths.difference(&kept).next(),
+            None,
+            "not in the bucket, of {}",
+            kept.len()
+        );
         for node in nodes {
             eventually(SOON, "everything is listed", async || {
                 paths.is_subset(&listed(node).await)
@@ -211,7 +220,11 @@ async fn listed(node: &Proxy) -> BTreeSet<String> {
         }
         let page = answer.json();
         let artifacts = page["artifacts"].as_array().expect("a list");
-        paths.extend(artifacts.iter().map(|artifact| artifact["path"].as_str().expect("a path").to_owned()));
+        paths.extend(
+            artifacts
+                .iter()
+                .map(|artifact| artifact["path"].as_str().expect("a path").to_owned()),
+        );
         match page["next"].as_str() {
             Some(cursor) => next = format!("&cursor={cursor}"),
             None => return paths,
@@ -319,7 +332,11 @@ async fn one_round(node: SocketAddr, path: &str) {
     let page = within("live/page", get(node, &at("files", "live/page"))).await.ok();
     let written: u64 = page.text().parse().expect("a time");
     let age = Duration::from_millis(millis() - written);
-    assert!(age < Duration::from_secs(1) + PATIENCE, "a page of {age:?} ago: {:?}", page.headers);
+    assert!(
+        age < Duration::from_secs(1) + PATIENCE,
+        "a page of {age:?} ago: {:?}",
+        page.headers
+    );
 }
 
 fn at_the_start(service: Service) {
@@ -331,7 +348,11 @@ fn at_the_start(service: Service) {
             site.strike(service, trouble);
             let started = Instant::now();
             let node = site.settings().start().await;
-            assert!(started.elapsed() < Duration::from_secs(3), "{trouble:?}: {:?}", started.elapsed());
+            assert!(
+                started.elapsed() < Duration::from_secs(3),
+                "{trouble:?}: {:?}",
+                started.elapsed()
+            );
             let path = format!("{trouble:?}/early");
             assert_eq!(fetch(node.address(), &path).await.source(), "remote");
             node.until_cached("files", &path).await;
@@ -385,7 +406,10 @@ fn in_the_middle_of_traffic(service: Service) {
             }
             traffic.goes_on(20).await;
             if service == Database {
-                within("a list", list(&nodes[0], "")).await.expect(503).must("retry-after");
+                within("a list", list(&nodes[0], ""))
+                    .await
+                    .expect(503)
+                    .must("retry-after");
             }
             let of = format!("dependency=\"{}\"", service.name());
             assert!(nodes[0].metric("artifactapi_dependency_skipped_total", &[&of]).await >= 1.0);
@@ -545,14 +569,27 @@ fn in_the_middle_of_a_body(services: &[Service]) {
                 assert_eq!(head.status, if range.is_some() { 206 } else { 200 });
                 assert_eq!(head.source(), "cache", "{:?}", head.headers);
                 let begun = client.read_body_until(MB as usize).await;
-                clients.push((client, begun, if range.is_some() { whole.slice(2 * MB, 12 * MB - 1) } else { whole }));
+                clients.push((
+                    client,
+                    begun,
+                    if range.is_some() {
+                        whole.slice(2 * MB, 12 * MB - 1)
+                    } else {
+                        whole
+                    },
+                ));
             }
             assert_eq!(site.up.total(), 0);
             site.strike(Bucket, trouble);
             for (client, begun, body) in &mut clients {
                 assert!(body.matches(0, begun));
                 let rest = client.read_body().await;
-                assert!(client.is_complete(), "{trouble:?}: {} of {}", begun.len() + rest.len(), body.whole().len());
+                assert!(
+                    client.is_complete(),
+                    "{trouble:?}: {} of {}",
+                    begun.len() + rest.len(),
+                    body.whole().len()
+                );
                 assert!(body.matches(begun.len() as u64, &rest));
                 assert_eq!((begun.len() + rest.len()) as u64, body.whole().len() as u64);
             }
@@ -641,8 +678,14 @@ fn uploads_outlast_an_outage_and_a_crash() {
             let before = site.link(Bucket).bytes();
             a.fetch("files", &large_path).await.ok();
             eventually(SOON, "it is being uploaded", async || {
-                eprintln!("{} {}", site.link(Bucket).bytes(), a.request("GET", "/health", &[], b"").await.json());
-                site.link(Bucket).bytes() > before + 2 * MB}).await;
+                eprintln!(
+                    "{} {}",
+                    site.link(Bucket).bytes(),
+                    a.request("GET", "/health", &[], b"").await.json()
+                );
+                site.link(Bucket).bytes() > before + 2 * MB
+            })
+            .await;
             site.strike(Bucket, trouble);
             for n in 0..10 {
                 let path = format!("{trouble:?}/{n}");
@@ -760,9 +803,15 @@ fn a_file_on_another_host_is_fetched_without_postgres() {
     run_for(LIMIT, async {
         let (mut site, host) = tokio::join!(Site::start(), Upstream::start());
         let names: Vec<String> = (0..4).map(|n| format!("pkg-{n}.0-py3-none-any.whl")).collect();
-        let links = names.iter().map(|name| format!("<a href=\"{}\">{name}</a>\n", host.url(&format!("/f/{name}"))));
-        let page = format!("<!DOCTYPE html><html><body>\n{}</body></html>", links.collect::<String>());
-        site.up.reply("/simple/pkg/", Reply::ok(page).content_type("text/html; charset=utf-8"));
+        let links = names
+            .iter()
+            .map(|name| format!("<a href=\"{}\">{name}</a>\n", host.url(&format!("/f/{name}"))));
+        let page = format!(
+            "<!DOCTYPE html><html><body>\n{}</body></html>",
+            links.collect::<String>()
+        );
+        site.up
+            .reply("/simple/pkg/", Reply::ok(page).content_type("text/html; charset=utf-8"));
         host.fallback(|seen| Reply::ok(seen.path.clone()));
         let remotes = format!("py: {{package: pypi, base_url: '{}'}}", site.up.base());
         let settings = || site.settings().remotes(&remotes);
