@@ -148,7 +148,7 @@ fn groups_of_variables_are_whole_or_absent() {
     let empty = roots.folder.path().join("empty.pem").display().to_string();
     finds(&db().env("PGSSLROOTCERT", &empty), &["holds no certificate"]);
     let certified = rcgen::generate_simple_self_signed(["db".to_owned()]).expect("a certificate");
-    roots.write("roots.pem", &certified.cert.pem());
+    roots.write("roots.pem", certified.cert.pem());
     let file = roots.folder.path().join("roots.pem");
     let required = db()
         .env("PGSSLMODE", "require")
