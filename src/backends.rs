@@ -8,7 +8,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::breaker::{Breaker, Standing};
 use crate::bucket::{Bucket, Fence, Unfenced};
-use crate::cache::Store;
+use crate::cache::{Store, distrust, now_ms};
 use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
 use crate::config::Settings;
 use crate::fill::Fills;
@@ -37,7 +37,7 @@ pub struct Backends {
 /// The system gives no thread.
 pub fn runtime() -> Result<Runtime, StartError> {
     Builder::new_multi_thread()
-        .worker_threads(1)
+        .worker_threads(2)
         .thread_name("backends")
         .enable_all()
         .build()
@@ -102,11 +102,13 @@ impl Backends {
     /// Connects them, and lets `fills` hear what other nodes do.
     pub fn start(&self, fills: &Arc<Fills>) {
         if let Some(fleet) = &self.fleet {
+            // What happened while this node was down it is yet to hear.
+            distrust(now_ms());
             fleet.start(Arc::new(News(Arc::downgrade(fills))));
         }
         if let Some(bucket) = &self.bucket {
             let fence: Arc<dyn Fence> = match &self.fleet {
-                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet), Arc::downgrade(fills))),
+                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet))),
                 None => Arc::new(Unfenced),
             };
             bucket.start(fence);

@@ -56,6 +56,12 @@ struct Options {
     /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
     #[arg(long, value_name = "TOKEN")]
     admin_token: Option<String>,
+    /// Where other nodes reach this one [variable: ARTIFACTAPI_NODE_URL]
+    #[arg(long, value_name = "URL")]
+    node_url: Option<String>,
+    /// What nodes sign their questions with [variable: ARTIFACTAPI_NODE_SECRET, which other users cannot see]
+    #[arg(long, value_name = "SECRET")]
+    node_secret: Option<String>,
 }
 
 impl From<Options> for Flags {
@@ -68,7 +74,8 @@ impl From<Options> for Flags {
             public_url: options.public_url,
             docker_default_remote: options.docker_default_remote,
             admin_token: options.admin_token.map(Secret::new),
-            ..Flags::default()
+            node_url: options.node_url,
+            node_secret: options.node_secret.map(Secret::new),
         }
     }
 }

@@ -5,13 +5,13 @@ mod common;
 
 use std::io;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use artifactapi::breaker::Away;
-use artifactapi::bucket::{Bucket, Client, Copy, Fence, PREFIX, Unfenced};
+use artifactapi::bucket::{Bucket, Client, Copy, Fence, Unfenced};
 use artifactapi::cache::{Class, FOR_EVER, Finish, Head, Key, Object, Observer, Referent, Store, now_ms};
 use artifactapi::catalog::Catalog;
 use artifactapi::config::{CacheSettings, MinFree, S3, Secret};
@@ -157,6 +157,16 @@ fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
+/// What the object of a plain path is called.
+fn object(path: &str) -> String {
+    format!("artifactapi/files/{path}!{}", common::hex(&key(path).hash[..8]))
+}
+
+/// How many uploads of a path were begun and not ended. (MinIO lists those of a whole name only.)
+async fn unfinished(client: &Client, path: &str) -> usize {
+    client.unfinished(&object(path)).await.expect("a listing").len()
+}
+
 async fn only_name(client: &Client) -> String {
     let names = s3::names(client).await;
     assert_eq!(names.len(), 1, "{names:?}");
@@ -273,7 +283,7 @@ fn long_ones(kind: Kind) {
         let (start, end) = (16 * MB - 5, 32 * MB + 7);
         let middle = node.bytes(&copy, start, end).await.expect("a range");
         assert!(middle == body.slice(start, end).whole());
-        assert_eq!(client.unfinished(PREFIX).await.expect("a listing"), []);
+        assert_eq!(unfinished(&client, "large/file.iso").await, 0);
         assert_eq!(node.bucket.status().failed, 0);
     });
 }
@@ -327,6 +337,16 @@ fn a_replaced_object_is_never_mixed_and_a_removed_one_gone_in_versitygw() {
     replaced(Kind::Versity);
 }
 
+/// A process that ends with the test, however that goes.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Not a test: what is killed by one.
 #[test]
 #[ignore = "run by another test"]
@@ -350,28 +370,28 @@ fn killed_in_the_middle_of_an_upload_it_goes_on_where_it_was() {
         let link = Link::start(server.address).await;
         link.delay(Duration::from_millis(10));
         let folder = folder();
-        let mut child = Command::new(std::env::current_exe().expect("this file"))
+        let child = Command::new(std::env::current_exe().expect("this file"))
             .args(["--exact", "child_that_uploads", "--ignored"])
             .env("CHILD_FOLDER", folder.path())
             .env("CHILD_S3", link.address.to_string())
             .stdout(Stdio::null())
             .spawn()
+            .map(Killed)
             .expect("a child");
         let marker = folder.path().join("uploads").join(common::hex(&key("large").hash));
         eventually(LONG, "two parts are there", async || {
             std::fs::read_to_string(&marker).is_ok_and(|text| text.matches("\npart ").count() >= 2)
         })
         .await;
-        child.kill().expect("killed");
-        child.wait().expect("ended");
-        assert_eq!(client.unfinished(PREFIX).await.expect("a listing").len(), 1);
+        drop(child);
+        assert_eq!(unfinished(&client, "large").await, 1);
 
         link.restore();
         let before = link.bytes();
         let node = Node::new(folder.path(), &s3::settings(link.address, "packages"));
         node.drained().await;
         assert!(link.bytes() - before < 40 * MB, "{} bytes", link.bytes() - before);
-        assert_eq!(client.unfinished(PREFIX).await.expect("a listing"), []);
+        assert_eq!(unfinished(&client, "large").await, 0);
         assert!(!marker.exists());
         assert!(node.whole(&key("large")).await == Pattern::new(5, 64 * MB).whole());
     });
@@ -388,7 +408,7 @@ fn an_upload_whose_id_was_lost_or_whose_object_is_gone_is_given_up() {
         std::fs::create_dir(&uploads).expect("a folder");
         for path in ["lost", "gone"] {
             let key = key(path);
-            let object = format!("artifactapi/files/{path}!{}", common::hex(&key.hash[..8]));
+            let object = object(path);
             let id = client.begin(&object, &[]).await.expect("an upload");
             let mut marker = format!("{{\"id\":7,\"object\":\"{object}\",\"part\":16777216}}\n");
             if path == "gone" {
@@ -396,12 +416,12 @@ fn an_upload_whose_id_was_lost_or_whose_object_is_gone_is_given_up() {
             }
             std::fs::write(uploads.join(common::hex(&key.hash)), marker).expect("written");
         }
-        let others = client.begin("artifactapi/files/other!0", &[]).await.expect("an upload");
+        client.begin(&object("other"), &[]).await.expect("an upload");
         let node = Node::new(folder.path(), &server.settings("packages"));
         node.drained().await;
-        let left = client.unfinished(PREFIX).await.expect("a listing");
-        assert_eq!(left.len(), 1);
-        assert_eq!(left[0].upload, others);
+        for (path, left) in [("lost", 0), ("gone", 0), ("other", 1)] {
+            assert_eq!(unfinished(&client, path).await, left, "{path}");
+        }
         assert_eq!(std::fs::read_dir(&uploads).expect("a folder").count(), 0);
     });
 }
@@ -419,20 +439,17 @@ fn the_newest_of_an_object_is_uploaded_once_and_what_was_begun_is_given_up() {
         link.delay(Duration::from_millis(10));
         let key = key("large");
         node.admit(&key, Pattern::new(1, 60 * MB).whole()).await;
-        eventually(LONG, "it has begun", async || {
-            !client.unfinished(PREFIX).await.expect("a listing").is_empty()
-        })
-        .await;
+        eventually(LONG, "it has begun", async || unfinished(&client, "large").await > 0).await;
         node.admit(&key, Pattern::new(2, 50 * MB).whole()).await;
         link.restore();
         node.drained().await;
         assert!(node.whole(&key).await == Pattern::new(2, 50 * MB).whole());
-        assert_eq!(client.unfinished(PREFIX).await.expect("a listing"), []);
+        assert_eq!(unfinished(&client, "large").await, 0);
         assert_eq!(node.bucket.status().uploaded, 1);
 
         // Three that come while none can be sent are one upload, and one that is flushed is none.
         link.cut();
-        node.is_healthy(false).await;
+        assert!(node.bucket.find(&key).await.is_err());
         for body in ["1", "2", "3"] {
             node.admit(&self::key("small"), body).await;
             node.admit(&self::key("flushed"), body).await;
@@ -470,7 +487,7 @@ fn outage_at_start(kind: Kind) {
             "{answer:?}"
         );
         let status = node.bucket.status();
-        assert_eq!((status.uploads_waiting, status.bytes_waiting), (1, 5));
+        assert_eq!((status.uploads_waiting, status.bytes_waiting), (1, 4096));
         assert!(
             status.oldest_waiting.is_some() && status.trouble.is_some(),
             "{status:?}"
@@ -619,10 +636,7 @@ fn an_upload_that_is_cut_is_made_again() {
         node.drained().await;
         assert!(node.whole(&key("small")).await == small.whole());
         assert!(node.whole(&key("large")).await == large.whole());
-        assert_eq!(
-            server.client("packages").unfinished(PREFIX).await.expect("a listing"),
-            []
-        );
+        assert_eq!(unfinished(&server.client("packages"), "large").await, 0);
     });
 }
 
@@ -698,7 +712,8 @@ fn what_waits_to_be_uploaded_is_not_evicted() {
         let mut stored = Vec::new();
         for n in 0..40 {
             let key = key(&format!("file-{n}"));
-            let head = head(&[]);
+            let mut head = head(&[]);
+            head.content_length = Some(100_000);
             // Answers pass by unstored once all space is taken by what waits.
             if node.try_admit(&key, body(n), head).await.is_some() {
                 stored.push((n, key));
@@ -712,7 +727,10 @@ fn what_waits_to_be_uploaded_is_not_evicted() {
         server.launch().await;
         node.drained().await;
         for n in 100..110 {
-            node.admit(&key(&format!("file-{n}")), body(n)).await;
+            let mut head = head(&[]);
+            head.content_length = Some(100_000);
+            let stored = node.try_admit(&key(&format!("file-{n}")), body(n), head).await;
+            assert!(stored.is_some());
             node.drained().await;
         }
         for (n, key) in &stored {
@@ -728,7 +746,7 @@ fn what_others_keep_in_the_bucket_is_not_touched() {
         let server = S3Server::start(Kind::Minio).await;
         let client = server.client("shared");
         client.create_bucket().await.expect("a bucket");
-        let others = ["theirs", "artifactapi", "artifactapi-other/x", "other/artifactapi/x!0"];
+        let others = ["theirs", "artifactapi-other/x", "other/artifactapi/x!0"];
         for object in others {
             s3::put(&client, object, "theirs").await.expect("put");
         }
@@ -754,7 +772,7 @@ fn what_others_keep_in_the_bucket_is_not_touched() {
         for object in others {
             assert!(client.head(object).await.expect("an answer").is_some(), "{object}");
         }
-        let left = client.unfinished("other/").await.expect("a listing");
+        let left = client.unfinished("other/large").await.expect("a listing");
         assert_eq!(
             left.iter().map(|upload| upload.upload.as_str()).collect::<Vec<_>>(),
             [begun]
@@ -809,9 +827,11 @@ fn an_object_that_is_refused_holds_up_no_other() {
         let up = Upstream::start().await;
         let allowed = Arc::new(AtomicBool::new(false));
         let now = allowed.clone();
-        scripted(&up, move |seen| match seen.path.contains("bad") && !now.load(SeqCst) {
-            true => denied(),
-            false => Reply::status(200),
+        scripted(&up, move |seen| {
+            match seen.path.contains("/bad-") && !now.load(SeqCst) {
+                true => denied(),
+                false => Reply::status(200),
+            }
         });
         let folder = folder();
         let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
@@ -933,20 +953,30 @@ fn what_the_fleet_knows_to_be_old_is_not_uploaded() {
         node.admit(&key("a"), "1").await;
         node.drained().await;
         assert_eq!((puts(), fleet.uploaded.load(SeqCst)), (1, 1));
+        node.bucket.upload_again(&key("a"));
+        eventually(LONG, "it is there again", async || fleet.uploaded.load(SeqCst) == 2).await;
         fleet.overtaken.store(true, SeqCst);
         node.admit(&key("a"), "2").await;
         node.drained().await;
         assert_eq!(
             (puts(), fleet.uploaded.load(SeqCst), fleet.overwrote.load(SeqCst)),
-            (2, 1, 1)
+            (3, 2, 1)
         );
         fleet.outdated.store(true, SeqCst);
+        fleet.overtaken.store(false, SeqCst);
         node.admit(&key("a"), "3").await;
         node.drained().await;
         assert_eq!(
             (puts(), fleet.overwrote.load(SeqCst), node.bucket.status().outdated),
-            (2, 1, 2)
+            (3, 1, 2)
         );
+        // A body may be here before the fleet has been told of it.
+        let asked = fleet.asked.load(SeqCst);
+        node.admit(&key("a"), "4").await;
+        eventually(LONG, "the fleet was asked", async || fleet.asked.load(SeqCst) > asked).await;
+        fleet.outdated.store(false, SeqCst);
+        node.drained().await;
+        assert_eq!((puts(), node.bucket.status().outdated), (4, 2));
     });
 }
 
@@ -1054,4 +1084,29 @@ fn the_catalogue_is_rebuilt_from_the_bucket() {
 #[test]
 fn the_catalogue_is_rebuilt_from_the_bucket_of_versitygw() {
     reindexed(Kind::Versity);
+}
+
+#[test]
+fn https_is_used_and_verified() {
+    run(async {
+        let up = Upstream::start_tls().await;
+        scripted(&up, |_| Reply::status(200));
+        let data = folder();
+        std::fs::write(
+            data.path().join("remotes.yaml"),
+            "remotes:\n  files:\n    base_url: http://127.0.0.1:1\n",
+        )
+        .expect("written");
+        let env = s3::env(up.address(), "packages");
+        let mut env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let endpoint = up.base().replacen("https://", "", 1);
+        env.extend([("MINIO_ENDPOINT", endpoint.as_str()), ("MINIO_SECURE", "true")]);
+        let ended = run_binary(data.path(), &env, &["reindex"]);
+        assert_eq!(ended.code, Some(1));
+        assert!(ended.stderr.contains("certificate"), "{}", ended.text());
+        env.push(("SSL_CERT_FILE", up.ca_file().to_str().expect("a path")));
+        let ended = run_binary(data.path(), &env, &["reindex"]);
+        assert_eq!(ended.code, Some(0), "{}", ended.text());
+        assert!(ended.stdout.contains("0 objects"), "{}", ended.text());
+    });
 }

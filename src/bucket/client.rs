@@ -298,7 +298,8 @@ impl Client {
         }
     }
 
-    /// Uploads of several parts that have not ended, of names that begin with `prefix`: the first thousand.
+    /// Uploads of several parts that have not ended, of names that begin with `prefix`: the first thousand. (MinIO lists
+    /// those of a whole name only, and removes by itself what is older than a day.)
     pub async fn unfinished(&self, prefix: &str) -> Result<Vec<Unfinished>, Failure> {
         // The crate has no such action; this one asks the same resource with other words.
         let mut action = self.place.list_objects_v2(Some(&self.credentials));

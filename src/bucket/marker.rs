@@ -1,7 +1,8 @@
 //! What the marker of an upload in parts says, so that whoever finds it after a crash can go on or give it up.
 //!
-//! A line of JSON that is written before the service is asked to begin, then `upload {id}` when it has, then `part {etag}`
-//! for each part that it has, in order. A line that a crash cut is none.
+//! A line of JSON that is written before the service is asked to begin, then `upload {id}` when it has, then
+//! `part {number} {etag}` for each part that it has, in order. A line that a crash cut is none, and of what two processes
+//! wrote, during an upgrade, the first counts.
 
 use std::fs::OpenOptions;
 use std::io::{self, Write};
@@ -55,8 +56,14 @@ impl Progress {
         };
         for line in lines {
             match line.split_once(' ') {
-                Some(("upload", id)) => progress.upload = Some(id.to_owned()),
-                Some(("part", etag)) if progress.upload.is_some() => progress.parts.push(etag.to_owned()),
+                Some(("upload", id)) if progress.upload.is_none() => progress.upload = Some(id.to_owned()),
+                Some(("upload", _)) => {}
+                Some(("part", part)) => {
+                    let (number, etag) = part.split_once(' ')?;
+                    if number.parse() == Ok(progress.parts.len() + 1) {
+                        progress.parts.push(etag.to_owned());
+                    }
+                }
                 _ => break,
             }
         }
@@ -90,8 +97,9 @@ mod tests {
         };
         std::fs::write(&path, Progress::begin(&plan).unwrap()).unwrap();
         Progress::append(&path, "upload", "id with space").unwrap();
-        Progress::append(&path, "part", "\"1\"").unwrap();
-        Progress::append(&path, "part", "\"2\"").unwrap();
+        Progress::append(&path, "part", "1 \"1\"").unwrap();
+        Progress::append(&path, "part", "1 \"again\"").unwrap();
+        Progress::append(&path, "part", "2 \"2\"").unwrap();
         let whole = std::fs::read_to_string(&path).unwrap();
         let mut seen = Vec::new();
         for end in 0..=whole.len() {

@@ -89,7 +89,8 @@ pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 #[async_trait]
 pub trait Fence: Send + Sync {
     /// Whether the fleet knows other content than that of `identity` ([`crate::cache::identity`]) as the current one of
-    /// `key`: then it is not uploaded (any more).
+    /// `key`: then it is not uploaded (any more). Only if it keeps saying so for some seconds: a body may be on its way to
+    /// the bucket before the fleet has been told of it.
     async fn is_outdated(&self, key: &Key, identity: u64) -> bool;
     /// An upload turned out to be outdated when it had ended: whoever has the current body must upload it again.
     async fn overwrote(&self, key: &Key);
@@ -126,6 +127,7 @@ pub struct BucketStatus {
     /// What the service said last when it was looked for in vain, with what can be done about it.
     pub trouble: Option<String>,
     pub uploads_waiting: u64,
+    /// What they take of the disk here.
     pub bytes_waiting: u64,
     /// How long the oldest of them has waited.
     pub oldest_waiting: Option<Duration>,
@@ -196,10 +198,6 @@ impl Bucket {
     /// Begins to work: sees to it that there is a bucket, looks for a service that is away, uploads and removes what
     /// waits, also from before.
     pub fn start(self: &Arc<Self>, fence: Arc<dyn Fence>) {
-        for worker in 0..WORKERS {
-            self.runtime
-                .spawn(upload::work(Arc::clone(self), Arc::clone(&fence), worker > 0));
-        }
         let bucket = Arc::clone(self);
         self.runtime.spawn(async move {
             let scanning = Arc::clone(&bucket);
@@ -210,6 +208,10 @@ impl Bucket {
         self.runtime.spawn(async move {
             if let Err(failure) = upload::within(LIST_LIMIT, bucket.look()).await {
                 bucket.breaker.fail(failure.to_string());
+            }
+            // Only now: they need the bucket.
+            for worker in 0..WORKERS {
+                tokio::spawn(upload::work(Arc::clone(&bucket), Arc::clone(&fence), worker > 0));
             }
             bucket.breaker.keep_probing(|| bucket.probe()).await;
         });
@@ -446,16 +448,22 @@ impl Bucket {
         }
     }
 
-    /// Uploads what this node has under `key` once more, whatever the bucket has. Blocks.
-    pub fn upload_again(&self, key: &Key) {
-        let Some(stored) = self.store.open_stored(&key.hash) else {
+    /// Uploads what is stored here under `key` once more, whatever the bucket is known to have.
+    pub fn upload_again(self: &Arc<Self>, key: &Key) {
+        if !key.is_shared() {
             return;
-        };
-        self.store.mark_backed_up(&key.hash, stored.id, false);
-        if let Err(error) = self.queue.admitting(&key.hash) {
-            tracing::warn!(key = %shown(key), %error, "an upload cannot be written down");
         }
-        self.queue.admitted(&key.hash, self.store.size_of(&key.hash));
+        let (bucket, hash) = (Arc::clone(self), key.hash);
+        self.runtime.spawn_blocking(move || {
+            let Some(stored) = bucket.store.open_stored(&hash) else {
+                return;
+            };
+            bucket.store.mark_backed_up(&hash, stored.id, false);
+            if let Err(error) = bucket.queue.admitting(&hash) {
+                tracing::warn!(%error, "an upload is lost if the process ends before it is done");
+            }
+            bucket.queue.admitted(&hash, bucket.store.size_of(&hash));
+        });
     }
 
     /// A page of up to a thousand names under the prefix, in their order; `next` from the page before.
@@ -502,8 +510,8 @@ impl Backup for Bucket {
         self.queue.admitting(hash)
     }
 
-    fn admitted(&self, hash: &Hash, length: u64) {
-        self.queue.admitted(hash, length);
+    fn admitted(&self, hash: &Hash, bytes: u64) {
+        self.queue.admitted(hash, bytes);
     }
 
     fn removed(&self, hash: &Hash) {

@@ -21,6 +21,9 @@ use crate::cache::{Hash, Millis, hex, now_ms, parse_hash};
 /// Longer ones are uploaded in parts, and never take the last worker.
 pub const LARGE: u64 = 32 << 20;
 
+/// What the fleet calls outdated is so once it has said so for this long.
+const SETTLED: Duration = Duration::from_secs(5);
+
 /// The folders and what is known of them.
 pub struct Queue {
     uploads: PathBuf,
@@ -56,10 +59,13 @@ struct Job {
     /// Changes with every removal that is asked for.
     removes: u32,
     running: bool,
+    /// Since when the fleet calls it outdated.
+    outdated: Option<Instant>,
     place: Place,
     failures: u32,
     since: Millis,
-    length: u64,
+    /// What it takes of the disk.
+    bytes: u64,
 }
 
 #[derive(Default, Clone, Copy, PartialEq)]
@@ -135,8 +141,9 @@ impl Queue {
         self.removals.join(hex(hash))
     }
 
-    /// Takes up what an earlier process left. `length` says how long a stored object is. Blocks.
-    pub fn scan(&self, length: impl Fn(&Hash) -> u64) {
+    /// Takes up what an earlier process left. `size` says what a stored object takes of the disk.
+    /// Blocks.
+    pub fn scan(&self, size: impl Fn(&Hash) -> u64) {
         for (hash, since) in markers(&self.removals) {
             let mut state = self.state.lock();
             let job = state.job(hash, since);
@@ -147,13 +154,13 @@ impl Queue {
             state.enqueue(hash);
         }
         for (hash, since) in markers(&self.uploads) {
-            let bytes = length(&hash);
+            let bytes = size(&hash);
             let mut state = self.state.lock();
             let job = state.job(hash, since);
             if !job.waits() {
                 job.upload = true;
                 job.since = since;
-                job.length = bytes;
+                job.bytes = bytes;
                 state.uploads += 1;
                 state.bytes += bytes;
             }
@@ -177,7 +184,7 @@ impl Queue {
             job.admitting += 1;
             if !waited {
                 job.since = now_ms();
-                job.length = 0;
+                job.bytes = 0;
                 state.uploads += 1;
             }
         }
@@ -186,19 +193,21 @@ impl Queue {
         made.and_then(|file| self.make_durable(&file, &self.uploads))
     }
 
-    /// It has got its name, or not: what there is now, of `length` bytes, is to be uploaded.
-    pub fn admitted(&self, hash: &Hash, length: u64) {
+    /// It has got its name, or not: what there is now, which takes `bytes` of the disk, is
+    /// to be uploaded.
+    pub fn admitted(&self, hash: &Hash, bytes: u64) {
         {
             let mut state = self.state.lock();
             let job = state.job(*hash, now_ms());
             job.admitting = job.admitting.saturating_sub(1);
             job.upload = true;
             job.failures = 0;
-            let before = std::mem::replace(&mut job.length, length);
-            state.bytes = (state.bytes + length).saturating_sub(before);
+            job.outdated = None;
+            let before = std::mem::replace(&mut job.bytes, bytes);
+            state.bytes = (state.bytes + bytes).saturating_sub(before);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// What is stored under `hash` is gone: it need not be uploaded.
@@ -213,7 +222,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// The object of `hash`, called `name` in the bucket, is to be removed from there. Blocks, shortly.
@@ -235,7 +244,7 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
-        self.more.notify_one();
+        self.more.notify_waiters();
         written
     }
 
@@ -298,13 +307,7 @@ impl Queue {
                 let mut state = self.state.lock();
                 state.bring_up();
                 match state.pop(large) {
-                    Some(taken) => {
-                        // A notification wakes one worker, and that may be one for which this was not meant.
-                        if !(state.small.is_empty() && state.large.is_empty()) {
-                            self.more.notify_one();
-                        }
-                        return taken;
-                    }
+                    Some(taken) => return taken,
                     None => state.later.peek().map(|Reverse((at, _))| *at),
                 }
             };
@@ -325,6 +328,19 @@ impl Queue {
             .jobs
             .get(&taken.hash)
             .is_some_and(|job| job.asked == taken.asked)
+    }
+
+    /// The fleet calls it outdated, or not; whether that is its last word.
+    pub fn is_outdated(&self, taken: &Taken, said: bool) -> bool {
+        let mut state = self.state.lock();
+        let Some(job) = state.jobs.get_mut(&taken.hash) else {
+            return said;
+        };
+        if !said {
+            job.outdated = None;
+            return false;
+        }
+        job.outdated.get_or_insert_with(Instant::now).elapsed() >= SETTLED
     }
 
     /// What the removal of `hash` is called in the bucket.
@@ -392,7 +408,7 @@ impl Queue {
             }
         }
         // Also for a job of later: somebody has to wait until then.
-        self.more.notify_one();
+        self.more.notify_waiters();
     }
 
     /// Replaces what stands in a marker. Blocks.
@@ -429,7 +445,7 @@ impl State {
         let Some(job) = self.jobs.get_mut(hash) else { return };
         if std::mem::take(&mut job.upload) && job.admitting == 0 {
             self.uploads -= 1;
-            self.bytes = self.bytes.saturating_sub(std::mem::take(&mut job.length));
+            self.bytes = self.bytes.saturating_sub(std::mem::take(&mut job.bytes));
         }
     }
 
@@ -439,7 +455,7 @@ impl State {
             return;
         }
         job.place = Place::Ready;
-        if job.upload && job.length > LARGE {
+        if job.upload && job.bytes > LARGE {
             self.large.push_back(hash);
         } else {
             self.small.push_back(hash);
@@ -516,4 +532,112 @@ fn backoff(first: Duration, most: Duration, failures: u32) -> Duration {
 fn jitter(delay: Duration) -> Duration {
     let random = RandomState::new().hash_one(0) % 1000;
     delay / 2 + (delay / 2).mul_f64(random as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue() -> (tempfile::TempDir, Queue) {
+        let dir = tempfile::tempdir().unwrap();
+        let queue = Queue::open(dir.path(), true).unwrap();
+        queue.scan(|_| 4096);
+        (dir, queue)
+    }
+
+    fn admit(queue: &Queue, hash: &Hash, bytes: u64) {
+        queue.admitting(hash).unwrap();
+        queue.admitted(hash, bytes);
+    }
+
+    async fn take(queue: &Queue, large: bool) -> Option<Taken> {
+        tokio::time::timeout(Duration::from_millis(50), queue.take(large))
+            .await
+            .ok()
+    }
+
+    #[tokio::test]
+    async fn what_is_replaced_while_it_is_uploaded_is_uploaded_again() {
+        let (_dir, queue) = queue();
+        let hash = [7; 16];
+        admit(&queue, &hash, 4096);
+        let first = take(&queue, true).await.unwrap();
+        assert!(take(&queue, true).await.is_none(), "it is worked on already");
+        queue.admitting(&hash).unwrap();
+        queue.uploaded(&first);
+        queue.give_back(&first, None);
+        assert!(!queue.is_current(&first) && queue.is_waiting(&hash) && queue.marker(&hash).exists());
+        assert!(take(&queue, true).await.is_none(), "it has no name yet");
+        queue.admitted(&hash, 8192);
+        assert_eq!((queue.waiting().uploads, queue.waiting_bytes()), (1, 8192));
+        let second = take(&queue, true).await.unwrap();
+        queue.uploaded(&second);
+        queue.give_back(&second, None);
+        assert!(!queue.is_waiting(&hash) && !queue.marker(&hash).exists());
+        assert_eq!((queue.waiting().uploads, queue.waiting_bytes()), (0, 0));
+        tokio::time::timeout(Duration::from_secs(1), queue.drained())
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_removal_gives_up_an_upload_and_a_later_one_follows_it() {
+        let (dir, queue) = queue();
+        let hash = [7; 16];
+        admit(&queue, &hash, 4096);
+        queue.remove(&hash, "name").unwrap();
+        assert!(queue.is_removing(&hash) && !queue.is_waiting(&hash));
+        let taken = take(&queue, false).await.unwrap();
+        assert!(taken.remove && !taken.upload);
+        assert_eq!(queue.name_to_remove(&hash).unwrap(), "name");
+        // Once more while it is being removed: this is another removal.
+        queue.remove(&hash, "name").unwrap();
+        queue.removed(&taken);
+        assert!(queue.is_removing(&hash));
+        queue.give_back(&taken, None);
+        let taken = take(&queue, false).await.unwrap();
+        admit(&queue, &hash, 4096);
+        queue.removed(&taken);
+        queue.uploaded(&taken);
+        queue.give_back(&taken, None);
+        assert!(!queue.is_removing(&hash) && queue.is_waiting(&hash));
+        // What a crash leaves is found again.
+        let again = Queue::open(dir.path(), false).unwrap();
+        assert!(again.is_waiting(&hash) && !again.is_removing(&hash));
+        again.scan(|_| 4096);
+        let waiting = again.waiting();
+        assert_eq!((waiting.uploads, waiting.bytes, waiting.removals), (1, 4096, 0));
+        assert!(again.is_waiting(&hash) && !again.is_waiting(&[8; 16]));
+        let mut acted = false;
+        again.unless_waiting(&hash, &mut || acted = true);
+        assert!(!acted);
+        again.cancel(&hash);
+        again.unless_waiting(&hash, &mut || acted = true);
+        assert!(acted && again.waiting().uploads == 0);
+    }
+
+    #[tokio::test]
+    async fn the_last_worker_is_for_small_ones_and_what_failed_waits() {
+        let (_dir, queue) = queue();
+        admit(&queue, &[1; 16], LARGE + 1);
+        assert!(take(&queue, false).await.is_none());
+        admit(&queue, &[2; 16], 4096);
+        let small = take(&queue, false).await.unwrap();
+        let large = take(&queue, true).await.unwrap();
+        assert_eq!((small.hash, large.hash), ([2; 16], [1; 16]));
+        queue.give_back(&small, Some(Again::Rarely));
+        queue.give_back(&large, Some(Again::Backoff));
+        assert!(take(&queue, false).await.is_none());
+        let again = tokio::time::timeout(Duration::from_secs(3), queue.take(true))
+            .await
+            .unwrap();
+        assert_eq!(again.hash, [1; 16]);
+        // What is new does not wait for its turn.
+        admit(&queue, &[2; 16], 4096);
+        assert_eq!(take(&queue, false).await.unwrap().hash, [2; 16]);
+        assert_eq!(
+            backoff(Duration::from_secs(1), Duration::from_secs(300), 40),
+            Duration::from_secs(300)
+        );
+    }
 }

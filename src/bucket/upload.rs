@@ -43,6 +43,8 @@ enum Trouble {
     Local(io::Error),
     /// The object was replaced or flushed while it was being uploaded.
     Superseded,
+    /// The fleet knows another body, and may yet hear of this one.
+    Unsettled,
 }
 
 impl From<Failure> for Trouble {
@@ -89,7 +91,11 @@ impl Bucket {
                 Err(error) => tracing::warn!(%error, "an object that was flushed may still be in the bucket"),
             }
             let (bucket, taken) = (Arc::clone(self), *taken);
-            blocking(move || Ok(bucket.queue.removed(&taken))).await?;
+            blocking(move || {
+                bucket.queue.removed(&taken);
+                Ok(())
+            })
+            .await?;
         }
         if taken.upload {
             self.upload(taken, fence).await?;
@@ -97,7 +103,11 @@ impl Bucket {
             self.give_up_parts(taken, None).await?;
         }
         let (bucket, taken) = (Arc::clone(self), *taken);
-        blocking(move || Ok(bucket.queue.uploaded(&taken))).await?;
+        blocking(move || {
+            bucket.queue.uploaded(&taken);
+            Ok(())
+        })
+        .await?;
         Ok(())
     }
 
@@ -105,6 +115,7 @@ impl Bucket {
     async fn judge(&self, taken: &Taken, done: Result<(), Trouble>) -> Option<Again> {
         let failure = match done {
             Ok(()) | Err(Trouble::Superseded) => return None,
+            Err(Trouble::Unsettled) => return Some(Again::Soon),
             Err(Trouble::Local(error)) => {
                 tracing::warn!(%error, hash = %crate::cache::hex(&taken.hash), "an upload failed on this machine");
                 self.counters.failed.fetch_add(1, Relaxed);
@@ -167,9 +178,13 @@ impl Bucket {
         if !content_type.is_empty() && content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             about.push(("content-type".to_owned(), content_type.to_owned()));
         }
-        if self.is_outdated(&stored, fence).await {
+        let said = self.is_outdated(&stored, fence).await;
+        if self.queue.is_outdated(taken, said) {
             self.counters.outdated.fetch_add(1, Relaxed);
             return self.give_up_parts(taken, None).await;
+        }
+        if said {
+            return Err(Trouble::Unsettled);
         }
         let reading = Arc::clone(&stored);
         if !blocking(move || is_right(&reading)).await? {
@@ -194,7 +209,11 @@ impl Bucket {
             let _ = tokio::time::timeout(FENCE, fence.overwrote(&stored.key)).await;
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
-            blocking(move || Ok(store.mark_backed_up(&hash, id, true))).await?;
+            blocking(move || {
+                store.mark_backed_up(&hash, id, true);
+                Ok(())
+            })
+            .await?;
             let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())
@@ -247,7 +266,7 @@ impl Bucket {
             let sent = moving(&moved, self.client.part(object, &upload, number, part_length, body)).await;
             match sent {
                 Ok(etag) => {
-                    self.note(taken, "part", &etag).await?;
+                    self.note(taken, "part", &format!("{number} {etag}")).await?;
                     parts.push(etag);
                 }
                 Err(failure) => return Err(self.forget_missing(taken, failure).await),
@@ -256,6 +275,11 @@ impl Bucket {
         match within(COMPLETE, self.client.complete(object, &upload, &parts)).await {
             Ok(()) => Ok(()),
             Err(failure) if failure.is_missing_upload() && self.has(object, stored.id).await => Ok(()),
+            Err(failure @ Failure::Refused { status: 400, .. }) => {
+                // These parts make no object: it begins anew the next time.
+                self.give_up_parts(taken, None).await?;
+                Err(failure.into())
+            }
             Err(failure) => Err(self.forget_missing(taken, failure).await),
         }
     }

@@ -362,6 +362,11 @@ impl Object {
         }
     }
 
+    /// It may be read to its end and is not kept: it was flushed.
+    pub fn doom(&self) {
+        self.doomed.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
     /// This node went on where another one stopped.
     pub fn take_over(&self) {
         self.taken_over.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -382,9 +387,13 @@ impl Object {
         (class, checked_at, fresh_until): (Class, Millis, Millis),
         body: Arc<dyn Elsewhere>,
     ) -> Arc<Object> {
+        // Of this content under this key, wherever it is found again: views are kept by it.
+        let mut word = [0; 8];
+        word.copy_from_slice(&key.hash[..8]);
+        let id = identity(&finished, head.stands_for.as_ref()) ^ u64::from_be_bytes(word);
         Arc::new(Object {
             key,
-            id: 0,
+            id,
             head,
             fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
             body: Body::Elsewhere(body),

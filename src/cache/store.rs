@@ -46,8 +46,8 @@ pub trait Backup: Send + Sync {
     /// # Errors
     /// It cannot be seen to that the object will be in the bucket: it is not stored.
     fn admitting(&self, hash: &Hash) -> io::Result<()>;
-    /// What is stored under `hash` now is to be in the bucket; it has `length` bytes.
-    fn admitted(&self, hash: &Hash, length: u64);
+    /// What is stored under `hash` now, and takes `bytes` of the disk, is to be in the bucket.
+    fn admitted(&self, hash: &Hash, bytes: u64);
     /// What was stored under `hash` was removed here. (What the bucket holds is not touched by this.)
     fn removed(&self, hash: &Hash);
     /// Whether the bucket does not have yet what is stored under `hash`, so that it must stay.
@@ -96,6 +96,8 @@ pub struct Store {
     evicting: Mutex<()>,
     /// What is being swept out: see [`Store::sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
+    /// Held by the walk that makes them.
+    pub(super) walking: tokio::sync::Mutex<()>,
     /// Since when the file system's free space keeps things from being stored.
     starved: Mutex<Option<(Instant, String)>>,
     seed: AtomicU64,
@@ -150,6 +152,7 @@ impl Store {
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
             sweeps: ArcSwap::default(),
+            walking: tokio::sync::Mutex::new(()),
             starved: Mutex::new(None),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
@@ -209,7 +212,7 @@ impl Store {
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) {
         // If it cannot be noted, the catalogue believes it gone when it is evicted.
         if let Err(error) = self.disk.mark_backed_up(hash, id, backed_up) {
-            tracing::debug!(%error, "it could not be noted whether an object is in the bucket");
+            tracing::debug!(%error, "it could not be noted that an object is in the bucket");
         }
     }
 
@@ -363,7 +366,8 @@ impl Store {
         document: bool,
     ) -> Result<Writer, NoSpace> {
         let particulars = (freshness, Origin::Upstream);
-        self.start(key, head, particulars, previous, expected, document).await
+        self.start(key, head, particulars, previous, expected, (document, true))
+            .await
     }
 
     /// [`Store::create`], for what the bucket or another node has.
@@ -378,7 +382,22 @@ impl Store {
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
     ) -> Result<Writer, NoSpace> {
-        self.start(key, head, particulars, previous, expected, true).await
+        self.start(key, head, particulars, previous, expected, (true, true))
+            .await
+    }
+
+    /// [`Store::restore`], of what clients are not to get before it is complete.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub async fn restore_hidden(
+        &'static self,
+        key: Key,
+        head: Head,
+        particulars: ((Class, Millis, Millis), Origin),
+        expected: Option<Expected>,
+    ) -> Result<Writer, NoSpace> {
+        self.start(key, head, particulars, None, expected, (true, false)).await
     }
 
     async fn start(
@@ -388,7 +407,7 @@ impl Store {
         ((class, checked_at, fresh_until), origin): ((Class, Millis, Millis), Origin),
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
-        document: bool,
+        (document, is_shown): (bool, bool),
     ) -> Result<Writer, NoSpace> {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
@@ -427,7 +446,9 @@ impl Store {
             uses: Arc::default(),
             doomed: AtomicBool::new(!kept),
         });
-        self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        if is_shown {
+            self.growing.lock().insert(object.key.hash, Arc::clone(&object));
+        }
         Ok(Writer::new(self, object, file, previous, expected, offset, reserved))
     }
 
@@ -462,8 +483,7 @@ impl Store {
         offset: u64,
     ) -> Result<bool, String> {
         let fresh = &object.fresh;
-        // What came from there, or from the node that puts it there.
-        let backed_up = object.origin() != Origin::Upstream;
+        let backed_up = object.origin() == Origin::Bucket;
         let preamble = disk::encode(
             &object.key.text,
             object.id,
@@ -475,7 +495,7 @@ impl Store {
         .map_err(|error| error.to_string())?;
         let mut taken = disk::Unnamed::take(file).map_err(|error| error.to_string())?;
         let hash = object.key.hash;
-        let is_new = object.key.is_shared() && !backed_up;
+        let is_new = object.key.is_shared() && object.origin() == Origin::Upstream;
         let backup = self.backup.get().filter(|_| is_new);
         let published = tokio::task::spawn_blocking(move || {
             use std::os::unix::fs::FileExt;
@@ -489,7 +509,7 @@ impl Store {
                 Err(error) => Err(error),
             };
             if let Some(backup) = backup {
-                backup.admitted(&hash, finished.length);
+                backup.admitted(&hash, disk::occupied(offset + finished.length));
             }
             published.map(|()| replaced)
         })
@@ -509,15 +529,6 @@ impl Store {
             return Ok(false);
         }
         Ok(true)
-    }
-
-    /// Takes what grows out of sight: it is not what clients should get.
-    pub fn hide(&self, object: &Arc<Object>) {
-        let mut growing = self.growing.lock();
-        let is_it = |current: &Arc<Object>| Arc::ptr_eq(current, object);
-        if growing.get(&object.key.hash).is_some_and(is_it) {
-            growing.remove(&object.key.hash);
-        }
     }
 
     /// Ends the growing of `object`: readers that come now find it complete, or not at all. Called by its writer only.
@@ -611,16 +622,11 @@ impl Store {
         }
     }
 
-    /// What grows under `hash` may be read to its end by those who do, and is not kept.
-    pub fn forsake(&self, hash: &Hash) {
-        if let Some(growing) = self.growing.lock().remove(hash) {
-            growing.doomed.store(true, SeqCst);
-        }
-    }
-
     /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
     pub async fn remove(&'static self, hash: Hash) -> u64 {
-        self.forsake(&hash);
+        if let Some(growing) = self.growing.lock().remove(&hash) {
+            growing.doomed.store(true, SeqCst);
+        }
         tokio::task::spawn_blocking(move || self.remove_stored(&hash))
             .await
             .unwrap_or(0)

@@ -78,18 +78,27 @@ impl Store {
             }
             !covered || sweep.expire
         });
-        let judge = Arc::clone(&sweep);
+        // One walk at a time, which makes all sweeps that wait.
+        let _walking = self.walking.lock().await;
+        let waiting = self.sweeps.load_full();
+        if !waiting.iter().any(|other| Arc::ptr_eq(other, &sweep)) {
+            return;
+        }
+        let judges = Arc::clone(&waiting);
         self.walk(
             |_| true,
             move |store, hash, record| {
-                judge
-                    .is_for_record(record)
-                    .then(|| judge.act(store, &hash, &record.key_text))
+                let mut freed = None;
+                for sweep in judges.iter().filter(|sweep| sweep.is_for_record(record)) {
+                    freed = Some(freed.unwrap_or(0) + sweep.act(store, &hash, &record.key_text));
+                }
+                freed
             },
         )
         .await;
         self.sweeps.rcu(|sweeps| {
-            let others = sweeps.iter().filter(|other| !Arc::ptr_eq(other, &sweep));
+            let is_made = |sweep: &Arc<Sweep>| waiting.iter().any(|made| Arc::ptr_eq(made, sweep));
+            let others = sweeps.iter().filter(|sweep| !is_made(sweep));
             others.cloned().collect::<Vec<_>>()
         });
     }

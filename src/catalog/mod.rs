@@ -39,6 +39,8 @@ use queue::Shared;
 
 /// How long [`Catalog::close`] waits for the last batch.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+/// How long [`Catalog::drain`] waits for a database that takes its time.
+const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long [`Catalog::add_links`] waits for room among links that are not yet in the database.
 const LINK_ROOM_LIMIT: Duration = Duration::from_secs(10);
 
@@ -308,9 +310,10 @@ impl Catalog {
     /// Waits until everything that was recorded before this call is in the database.
     ///
     /// # Errors
-    /// As soon as a write fails; what was recorded is kept and tried again all the same.
+    /// As soon as a write fails, or after some seconds; what was recorded is kept and tried again all the same.
     pub async fn drain(&self) -> Result<(), CatalogError> {
-        self.inner.shared.drain().await
+        let written = tokio::time::timeout(DRAIN_LIMIT, self.inner.shared.drain()).await;
+        written.unwrap_or(Err(CatalogError::Busy("what was recorded is still being written")))
     }
 
     /// A page of a listing. What was recorded in the last second may be missing; call [`Catalog::drain`] first where

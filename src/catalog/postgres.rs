@@ -30,8 +30,9 @@ use crate::breaker::Breaker;
 use crate::config::Database;
 use connect::{LOOKUP_LIMIT, Server, describe};
 
-/// How long a batch may take: longer than the server's own limit for a statement of it.
-const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a batch may take, on a slow disk that has nothing of it in memory. A server that hangs is found sooner, by
+/// its being asked every second.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
 /// How long the first batch waits for the first connection.
 const START_LIMIT: Duration = Duration::from_secs(3);
 /// Times that a batch is given again at once because another node's was in its way.

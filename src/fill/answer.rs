@@ -25,6 +25,8 @@ pub struct Answer {
     pub body: Bytes,
     /// Set where there is no answer of upstream's: the reason for people.
     pub reason: Option<String>,
+    /// ... and whether that is that upstream was not reached.
+    pub unreachable: bool,
     /// `Retry-After`, where waiting helps.
     pub retry_after: Option<String>,
 }
@@ -41,6 +43,7 @@ impl Answer {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             reason: Some(failure.reason.clone()),
+            unreachable: failure.unreachable,
             retry_after,
         }
     }

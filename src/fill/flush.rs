@@ -3,14 +3,19 @@
 
 use std::sync::Arc;
 
+use futures_util::{StreamExt as _, stream};
+
 use super::{Fills, Views};
-use crate::cache::{Hash, Key, Sweep, now_ms};
+use crate::bucket::PREFIX;
+use crate::cache::{Key, Millis, Sweep, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
 use crate::formats::{self, Class};
 use crate::policy;
 
+/// Objects of the bucket that are looked at at once.
+const SWEEPERS: usize = 8;
 /// Rows looked at in one question to the catalogue.
 const PAGE: usize = 500;
 
@@ -50,8 +55,9 @@ impl Fills {
         {
             return Err(FlushError::NeedsCatalogue(error.clone()));
         }
+        let flushed_at = now_ms();
         if !request.dry_run {
-            self.tell_of_flush(request).await;
+            self.tell_of_flush(request, flushed_at).await;
         }
         if drained.is_err() {
             return Ok(self.flush_without_catalogue(filter, request.mode).await);
@@ -100,10 +106,7 @@ impl Fills {
             let matches = |key: &str| covered(config, filter, key);
             for key in self.store.growing_keys() {
                 match (matches(&key.text), request.mode) {
-                    (true, FlushMode::Delete) => {
-                        self.store.remove(key.hash).await;
-                        self.release(&key.hash);
-                    }
+                    (true, FlushMode::Delete) => drop(self.store.remove(key.hash).await),
                     (true, FlushMode::Expire) => drop(self.store.expire(key.hash).await),
                     (false, _) => {}
                 }
@@ -113,22 +116,74 @@ impl Fills {
             if filter.remote.is_none() && everything_of && request.mode == FlushMode::Delete {
                 self.store.remove_where(|key| key.starts_with('\0')).await;
             }
+            if request.mode == FlushMode::Delete && !catalog.is_shared() {
+                self.sweep_bucket(filter.remote.clone(), flushed_at);
+            }
         }
         Ok(answer)
     }
 
     /// The other nodes hear of it, and whatever of it is brought back later, from the bucket or another node, is known to be
     /// flushed.
-    async fn tell_of_flush(&self, request: &FlushRequest) {
+    async fn tell_of_flush(&self, request: &FlushRequest, at: Millis) {
         let flush = Flush {
-            at: now_ms(),
-            request: request.to_json(),
-            id: format!("{:016x}", rand_id()),
+            at,
+            ..Flush::new(request.to_json())
         };
         match &self.shared.fleet {
             Some(fleet) => fleet.flush(flush).await,
             None => self.shared.remember(flush),
         }
+    }
+
+    /// Removes from the bucket what was flushed before `at` and this node's catalogue does not list: other nodes put it
+    /// there. It is found no more already; this frees the space.
+    fn sweep_bucket(self: &Arc<Self>, remote: Option<String>, at: Millis) {
+        let Some(bucket) = self.shared.bucket.clone() else {
+            return;
+        };
+        let fills = Arc::clone(self);
+        tokio::spawn(async move {
+            let mut next = None;
+            let mut removed = 0_u64;
+            loop {
+                let page = match bucket.list(next).await {
+                    Ok(page) => page,
+                    Err(error) => {
+                        tracing::warn!(%error, removed, "the bucket is not swept to its end: what was flushed takes its space until the next flush");
+                        return;
+                    }
+                };
+                let of_remote = |object: &str| {
+                    let rest = object.strip_prefix(PREFIX);
+                    remote
+                        .as_ref()
+                        .is_none_or(|remote| rest.is_some_and(|rest| rest.starts_with(remote.as_str())))
+                };
+                let objects = page
+                    .objects
+                    .into_iter()
+                    .map(|listed| listed.object)
+                    .filter(|object| of_remote(object));
+                let found = stream::iter(objects.map(|object| {
+                    let bucket = Arc::clone(&bucket);
+                    async move { bucket.describe(&object).await }
+                }));
+                let mut found = found.buffer_unordered(SWEEPERS);
+                while let Some(found) = found.next().await {
+                    let Ok(Some(copy)) = found else { continue };
+                    if copy.head.stored_at < at && fills.shared.is_flushed(&copy.key, copy.head.stored_at) {
+                        bucket.remove(&copy.key);
+                        removed += 1;
+                    }
+                }
+                next = page.next;
+                if next.is_none() {
+                    break;
+                }
+            }
+            tracing::info!(removed, "the bucket was swept");
+        });
     }
 
     /// A flush that another node made.
@@ -139,10 +194,6 @@ impl Fills {
         };
         let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = covers.into();
         self.forget(&*covers);
-        let outdated = self.store.growing_keys().into_iter().filter(|key| covers(&key.text));
-        for key in outdated.filter(|_| !expire) {
-            self.release(&key.hash);
-        }
         let listed_here = !self.catalog.is_shared();
         let catalog = self.catalog.clone();
         let gone = move |key: &str| {
@@ -229,21 +280,4 @@ pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
         _ => Listed::Mutable,
     };
     filter.covers(remote, class, path)
-}
-
-fn parse_hash(key: &str) -> Option<Hash> {
-    let mut hash = [0; 16];
-    if key.len() != 32 || !key.is_ascii() {
-        return None;
-    }
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(key.get(index * 2..index * 2 + 2)?, 16).ok()?;
-    }
-    Some(hash)
-}
-
-/// Names a flush.
-fn rand_id() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(now_ms())
 }

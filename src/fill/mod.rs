@@ -67,7 +67,7 @@ pub struct Wanted {
     /// The query as it was asked; a URL library would re-encode some of it.
     pub query: Option<String>,
     /// The manifest that said what to expect: what turns out otherwise makes it due.
-    pub manifest: Option<Hash>,
+    pub manifest: Option<Key>,
     /// The name it is asked for by, where several share what is stored: what upstream refuses, it refuses by this name.
     pub asked: Key,
     /// The path, of a name that stands for content with a digest: what is got is not the content but where it leads.
@@ -346,6 +346,12 @@ impl Fills {
         else {
             return;
         };
+        if wanted.remote.offline {
+            return landing.publish(match previous {
+                Some(previous) => Outcome::Object(previous, How::Found),
+                None => Outcome::Answer(Arc::new(Answer::failure(&offline()))),
+            });
+        }
         if let Some(reference) = &wanted.reference {
             return landing.publish(self.follow(&wanted, reference, &method, previous).await);
         }
@@ -456,10 +462,10 @@ impl Fills {
                 if wrong {
                     self.metrics.wrong_digest(&wanted.remote.name);
                 }
-                if let Some(manifest) = wanted.manifest {
+                if let Some(manifest) = &wanted.manifest {
                     // Upstream has moved on from it, or is about to.
-                    let store = self.store;
-                    tokio::spawn(async move { store.expire(manifest).await });
+                    let (fills, manifest) = (Arc::clone(self), manifest.clone());
+                    tokio::spawn(async move { fills.note_doubt(&manifest).await });
                 }
                 self.metrics.fill_failed();
                 tracing::warn!(key = %shown(&growing.key), url = %without_query(&wanted.url), %reason, "a transfer from upstream failed");
@@ -483,6 +489,28 @@ impl Fills {
         let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
         self.store.refresh(object, wanted.policy.class, checked_at, until).await;
         self.note_refreshed(object);
+    }
+
+    /// Upstream's answer to another node. What follows for the bucket and for others that node has seen to.
+    async fn after_answer_of_other(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        previous: Option<&Arc<Object>>,
+        answer: Answer,
+    ) -> Outcome {
+        let status = answer.status;
+        if let Some(previous) = previous.filter(|_| wanted.remote.serve_stale_on.contains(&status)) {
+            return self.stale(wanted, previous, Some(status)).await;
+        }
+        let answer = Arc::new(answer);
+        if matches!(status, 404 | 410 | 451) {
+            if let Some(previous) = previous {
+                self.store.remove(previous.key.hash).await;
+            }
+            self.negative
+                .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
+        }
+        Outcome::Answer(answer)
     }
 
     /// An answer that is not stored: passed on, unless a stored copy goes before it.
@@ -524,8 +552,23 @@ impl Fills {
 
     /// The stored copy, trusted for another TTL so that upstream is not asked again until then.
     async fn stale(self: &Arc<Self>, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
-        self.refresh(wanted, previous, previous.fresh.checked_at()).await;
+        let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
+        let checked_at = previous.fresh.checked_at();
+        self.store
+            .refresh(previous, wanted.policy.class, checked_at, until)
+            .await;
+        // Not told to other nodes: they may have something newer, or reach upstream.
+        self.catalog.record(record::refreshed(previous));
         Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+}
+
+/// What is asked for is nowhere, and upstream is not to be asked.
+pub fn offline() -> Failure {
+    Failure {
+        status: 504,
+        reason: "this remote is offline and the path is not stored; remove `offline: true` to fetch it".to_owned(),
+        unreachable: false,
     }
 }
 

@@ -66,7 +66,11 @@ pub enum Reply {
         body: String,
         retry_after: Option<String>,
     },
-    /// It cannot be passed on: ask upstream.
+    /// Upstream was not reached.
+    Unreachable,
+    /// What is, or was, got here cannot be passed on: ask upstream.
+    Yours,
+    /// It is not here (any more).
     Nothing,
 }
 
@@ -161,9 +165,11 @@ impl Reply {
     }
 
     fn of_answer(answer: &Answer) -> Reply {
-        // A failure of that node's own says nothing of what this one would meet.
-        if answer.reason.is_some() {
-            return Reply::Nothing;
+        // A failure of this node's own says little of what the other would meet.
+        match answer.reason {
+            Some(_) if answer.unreachable => return Reply::Unreachable,
+            Some(_) => return Reply::Yours,
+            None => {}
         }
         let latin = |value: &HeaderValue| value.as_bytes().iter().map(|byte| char::from(*byte)).collect();
         Reply::Answer {
@@ -202,6 +208,7 @@ impl Reply {
             headers,
             body: BASE64.decode(body).ok()?.into(),
             reason: None,
+            unreachable: false,
             retry_after,
         })
     }
@@ -293,9 +300,10 @@ impl Fills {
                 .map(|object| Outcome::Object(object, How::Found)),
         };
         match outcome {
-            None | Some(Outcome::Direct) => (Reply::Nothing, None),
+            None => (Reply::Nothing, None),
+            Some(Outcome::Direct) => (Reply::Yours, None),
             Some(Outcome::Answer(answer)) => (Reply::of_answer(&answer), None),
-            Some(Outcome::Object(object, _)) if !object.is_kept() || object.head.unframed => (Reply::Nothing, None),
+            Some(Outcome::Object(object, _)) if !object.is_kept() || object.head.unframed => (Reply::Yours, None),
             Some(Outcome::Object(object, _)) if object.is_complete() && object.identity() == question.have => {
                 (Reply::Same(Life::of(&object)), None)
             }
@@ -353,6 +361,7 @@ mod tests {
             headers,
             body: Bytes::from_static(b"\x00not\nfound"),
             reason: None,
+            unreachable: false,
             retry_after: Some("3".into()),
         };
         let line = Reply::of_answer(&answer).encode();
@@ -367,6 +376,6 @@ mod tests {
             reason: Some("no route".into()),
             ..answer
         };
-        assert!(matches!(Reply::of_answer(&failure), Reply::Nothing));
+        assert!(matches!(Reply::of_answer(&failure), Reply::Yours));
     }
 }

@@ -25,8 +25,6 @@ use crate::formats::Class;
 
 /// Between two looks at what another node does.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a node that fills something may say that it has nothing to give before this one goes on without it.
-const MAX_REFUSALS: u32 = 5;
 /// A body that does not move for so long may come from a node that is dead or stopped: whether it still holds the lock tells.
 const STALL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is given up, whatever the lock says.
@@ -34,9 +32,15 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
-/// What was fetched within this time may be news.
-const LATELY_MS: Millis = 5_000;
-
+/// How often a flight that has the lock goes back because others were faster.
+const MAX_NEWS: usize = 3;
+/// An object that was fetched so lately may still be on its way into the bucket.
+const UPLOAD_MS: Millis = 60_000;
+/// An expired copy up to this is brought out of the bucket before upstream is asked about it; a longer one costs more than
+/// the question saves.
+const MAX_BROUGHT_BACK: u64 = 64 << 20;
+/// How often one body may be taken up elsewhere.
+const MAX_HAND_OVERS: usize = 8;
 /// Flushes that a node without Redis remembers.
 const MAX_OWN_FLUSHES: usize = 1000;
 
@@ -61,8 +65,6 @@ pub struct Shared {
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
     leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
-    /// What is being announced.
-    speaking: Mutex<Vec<Hash>>,
 }
 
 /// The right to go to upstream.
@@ -77,35 +79,17 @@ pub(super) struct Turn {
 pub(super) struct Held {
     fills: Arc<Fills>,
     hash: Hash,
+    lease: Arc<Lease>,
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.fills.shared.leases.lock().remove(&self.hash);
-    }
-}
-
-/// The word on a key is on its way.
-struct Speaking {
-    fills: Arc<Fills>,
-    hash: Hash,
-}
-
-impl Speaking {
-    fn of(fills: &Arc<Fills>, hash: Hash) -> Speaking {
-        fills.shared.speaking.lock().push(hash);
-        Speaking {
-            fills: Arc::clone(fills),
-            hash,
-        }
-    }
-}
-
-impl Drop for Speaking {
-    fn drop(&mut self) {
-        let mut speaking = self.fills.shared.speaking.lock();
-        if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
-            speaking.swap_remove(at);
+        let mut leases = self.fills.shared.leases.lock();
+        if leases
+            .get(&self.hash)
+            .is_some_and(|lease| Arc::ptr_eq(lease, &self.lease))
+        {
+            leases.remove(&self.hash);
         }
     }
 }
@@ -114,8 +98,10 @@ impl Drop for Speaking {
 enum Joined {
     /// Whoever waited has an answer.
     Done,
-    /// It knows nothing of it (any more), or knows what cannot be passed on.
-    Nothing,
+    /// It knows nothing of it (any more): the fleet may know more by now.
+    Ended,
+    /// What it has cannot be passed on, or cannot be stored here: nothing is gained by waiting for it.
+    Alone,
     /// It cannot be asked.
     NoWay,
 }
@@ -127,6 +113,27 @@ struct Source {
     /// Where it is complete.
     finished: Option<Finished>,
     origin: Origin,
+    /// Who sends it, if it is a node.
+    node: Option<Node>,
+}
+
+/// What comes after a cut.
+struct Rest {
+    body: Incoming,
+    node: Option<Node>,
+    from_upstream: bool,
+    held: Option<Held>,
+}
+
+impl Rest {
+    fn of(body: Incoming, node: Option<Node>) -> Rest {
+        Rest {
+            body,
+            node,
+            from_upstream: false,
+            held: None,
+        }
+    }
 }
 
 impl Shared {
@@ -148,7 +155,6 @@ impl Shared {
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
-            speaking: Mutex::default(),
         }
     }
 
@@ -157,7 +163,8 @@ impl Shared {
         Shared::new(None, None, None, Box::new(|_| None))
     }
 
-    fn is_alone(&self) -> bool {
+    /// Whether there is nothing but this node's own disk.
+    pub fn is_alone(&self) -> bool {
         self.bucket.is_none() && self.fleet.is_none()
     }
 
@@ -171,14 +178,19 @@ impl Shared {
         });
     }
 
-    /// Whether this node has still to say what it fetched under `hash`: until then the fleet's word is not on that.
-    pub(super) fn is_to_speak(&self, hash: &Hash) -> bool {
-        self.leases.lock().contains_key(hash) || self.speaking.lock().contains(hash)
-    }
-
     /// What a flush asks for, if it can be understood.
     pub fn read_flush(&self, flush: &Flush) -> Option<(Covers, bool)> {
         (self.read_flush)(flush)
+    }
+
+    /// Whether what a word is said of was flushed since: whoever has it may not have heard of that.
+    pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
+        self.flushed(key, record.checked_at, record.checked_at).is_some()
+    }
+
+    /// Whether what was stored at this time was flushed since, body and all.
+    pub fn is_flushed(&self, key: &Key, stored_at: Millis) -> bool {
+        self.flushed(key, stored_at, Millis::MAX) == Some(false)
     }
 
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
@@ -277,11 +289,6 @@ impl Fills {
         fleet.look(&wanted.key).await.map(|seen| seen.record).map_err(|_| ())
     }
 
-    /// Whether the fleet's word is from before a flush: the nodes and the bucket may still have what it speaks of.
-    fn is_flushed(&self, key: &Key, record: &Record) -> bool {
-        self.shared.flushed(key, record.checked_at, record.checked_at).is_some()
-    }
-
     /// How long a copy may be trusted. Of what is mutable only the fleet can tell, as long as it answers; `None`: it calls
     /// another body current, or none.
     fn life_of(&self, wanted: &Wanted, copy: &Copy, record: Result<&Option<Record>, &()>) -> Option<Life> {
@@ -292,7 +299,7 @@ impl Fills {
         };
         match record {
             Ok(Some(record)) if record.id == copy.identity() => {
-                (!self.is_flushed(&wanted.key, record)).then(|| life(record))
+                (!self.shared.is_flushed_word(&wanted.key, record)).then(|| life(record))
             }
             Ok(_) if wanted.policy.class == Class::Mutable => None,
             Ok(_) | Err(_) => Some(own),
@@ -330,8 +337,7 @@ impl Fills {
         }
         // As long as one waits for upstream's own first byte.
         let patience = Instant::now() + wanted.remote.timeouts.first_byte;
-        let mut waited = false;
-        let mut refused = 0;
+        let mut news = 0;
         loop {
             let find = async {
                 match previous {
@@ -345,99 +351,136 @@ impl Fills {
                     None => None,
                 }
             };
-            let (mut copy, seen) = tokio::join!(find, look);
+            let (copy, seen) = tokio::join!(find, look);
             let alone = seen.is_none();
             let (record, holder) = seen.map_or((None, None), |seen| (seen.record, seen.holder));
-            let holder = holder.filter(|node| self.shared.fleet.as_ref().is_some_and(|fleet| *fleet.me() != *node));
 
-            if let Some(holder) = holder {
+            if let Some(holder) = holder.filter(|node| !self.is_me(node)) {
                 match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
                     Joined::Done => return None,
-                    // Its fill may have ended just now; if not, it is one that cannot be passed on.
-                    Joined::Nothing if refused < MAX_REFUSALS => {
-                        refused += 1;
-                        waited = true;
+                    Joined::Ended | Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
                         tokio::time::sleep(PAUSE).await;
                         continue;
                     }
-                    Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
-                        waited = true;
-                        tokio::time::sleep(PAUSE).await;
-                        continue;
-                    }
-                    Joined::Nothing | Joined::NoWay => return Some(Turn { previous, lease: None }),
+                    Joined::Ended | Joined::NoWay | Joined::Alone => return Some(Turn { previous, lease: None }),
                 }
             }
 
-            let record = record.filter(|record| !self.is_flushed(key, record));
-            if let Some(record) = record.filter(|record| is_fresh(wanted, life(record)) && !wanted.force) {
-                if let Some(stored) = previous.as_ref().filter(|stored| stored.identity() == Some(record.id)) {
-                    let (class, checked_at, fresh_until) = life(&record).parts();
-                    self.store.refresh(stored, class, checked_at, fresh_until).await;
-                    self.catalog.record(record::refreshed(stored));
-                    publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
-                    return None;
+            let record = record.filter(|record| !self.shared.is_flushed_word(key, record));
+            match record {
+                Some(record) if is_fresh(wanted, life(&record)) && !wanted.force => {
+                    let turn = (&record, copy, previous.as_ref());
+                    match self.by_word(wanted, landing, turn).await {
+                        Joined::Done => return None,
+                        // It is on its way into the bucket.
+                        Joined::NoWay if Instant::now() < patience && self.will_be_in_bucket(&record) => {
+                            tokio::time::sleep(PAUSE).await;
+                            continue;
+                        }
+                        _ => {}
+                    }
                 }
-                if copy.is_none() && previous.is_some() {
-                    copy = self.find(wanted).await;
+                // What is here is older than what the fleet knows last; upstream is asked about the latter.
+                Some(record) if previous.as_ref().and_then(|stored| stored.identity()) != Some(record.id) => {
+                    let copy = match copy {
+                        Some(copy) => Some(copy),
+                        None => self.find(wanted).await,
+                    };
+                    if let Some(copy) = copy.filter(|copy| copy.identity() == record.id) {
+                        previous = self.bring_back(wanted, copy).await.or(previous);
+                    }
                 }
-                if let Some(copy) = copy.take().filter(|copy| copy.identity() == record.id)
-                    && self
-                        .bring(wanted, landing, copy, life(&record), previous.as_ref())
-                        .await
-                {
-                    return None;
-                }
-                if matches!(
-                    self.join_node(wanted, landing, &record.node, previous.as_ref()).await,
-                    Joined::Done
-                ) {
-                    return None;
-                }
-                if self.is_on_its_way(&record, waited) && Instant::now() < patience {
-                    waited = true;
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            } else if let Some(copy) = copy {
-                match self.life_of(wanted, &copy, if alone { Err(&()) } else { Ok(&None) }) {
-                    Some(life) if is_fresh(wanted, life) && !wanted.force => {
-                        if self.bring(wanted, landing, copy, life, None).await {
-                            return None;
+                _ => {
+                    if let Some(copy) = copy {
+                        match self.life_of(wanted, &copy, if alone { Err(&()) } else { Ok(&None) }) {
+                            Some(life) if is_fresh(wanted, life) && !wanted.force => {
+                                if self.bring(wanted, landing, copy, life, None).await {
+                                    return None;
+                                }
+                            }
+                            // It is expired: upstream may say that it is still right, or not answer.
+                            _ => previous = self.bring_back(wanted, copy).await,
                         }
                     }
-                    // It is expired: upstream may say that it is still right, or not answer.
-                    _ => previous = self.bring_back(wanted, copy).await,
                 }
             }
 
-            let Some(fleet) = &self.shared.fleet else {
+            let Some(fleet) = self.shared.fleet.as_ref().filter(|_| !wanted.remote.offline) else {
                 return Some(Turn { previous, lease: None });
             };
             match fleet.take(key).await {
                 Ok(Take::Mine(lease)) => {
-                    if !waited && self.has_news(wanted, fleet, previous.as_ref()).await {
+                    if news < MAX_NEWS && self.has_news(wanted, fleet, previous.as_ref()).await {
                         // Somebody was faster between the look and now.
-                        waited = true;
+                        news += 1;
                         continue;
                     }
-                    self.shared.leases.lock().insert(key.hash, Arc::new(lease));
-                    let held = Held {
-                        fills: Arc::clone(self),
-                        hash: key.hash,
-                    };
-                    return Some(Turn {
-                        previous,
-                        lease: Some(held),
-                    });
+                    let lease = Some(self.hold(key, lease));
+                    return Some(Turn { previous, lease });
                 }
-                Ok(Take::Theirs(node)) if node != *fleet.me() && Instant::now() < patience => {
+                Ok(Take::Theirs(node)) if !self.is_me(&node) && Instant::now() < patience => {
                     tokio::time::sleep(PAUSE / 10).await;
-                    waited = true;
                 }
                 Ok(Take::Theirs(_)) | Err(_) => return Some(Turn { previous, lease: None }),
             }
         }
+    }
+
+    /// Brings what the fleet's word calls current from where it is.
+    async fn by_word(
+        self: &Arc<Self>,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        (record, copy, previous): (&Record, Option<Copy>, Option<&Arc<Object>>),
+    ) -> Joined {
+        if let Some(stored) = previous.filter(|stored| stored.identity() == Some(record.id)) {
+            self.trust(wanted, stored, life(record)).await;
+            publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
+            return Joined::Done;
+        }
+        let copy = match (copy, previous) {
+            (None, Some(_)) => self.find(wanted).await,
+            (copy, _) => copy,
+        };
+        if let Some(copy) = copy.filter(|copy| copy.identity() == record.id)
+            && self.bring(wanted, landing, copy, life(record), previous).await
+        {
+            return Joined::Done;
+        }
+        self.join_node(wanted, landing, &record.node, previous).await
+    }
+
+    /// What is stored is fresh for as long as others say.
+    pub(super) async fn trust(self: &Arc<Self>, wanted: &Wanted, stored: &Arc<Object>, life: Life) {
+        let (class, checked_at, fresh_until) = life.parts();
+        self.store.refresh(stored, class, checked_at, fresh_until).await;
+        self.catalog.record(record::refreshed(stored));
+        self.verify_later(wanted, stored);
+    }
+
+    fn is_me(&self, node: &Node) -> bool {
+        self.shared.fleet.as_ref().is_some_and(|fleet| fleet.me() == node)
+    }
+
+    fn hold(self: &Arc<Self>, key: &Key, lease: Lease) -> Held {
+        let lease = Arc::new(lease);
+        self.shared.leases.lock().insert(key.hash, Arc::clone(&lease));
+        Held {
+            fills: Arc::clone(self),
+            hash: key.hash,
+            lease,
+        }
+    }
+
+    /// Whether a fresh body that cannot be read from its node is about to be in the bucket.
+    fn will_be_in_bucket(&self, record: &Record) -> bool {
+        let is_open = self
+            .shared
+            .bucket
+            .as_ref()
+            .is_some_and(|bucket| bucket.breaker().is_closed());
+        let is_young = now_ms().saturating_sub(record.checked_at) < UPLOAD_MS;
+        is_open && is_young && !record.in_bucket && !self.can_ask(&record.node) && !self.is_me(&record.node)
     }
 
     /// Whether the fleet has a fresh body that this flight did not see.
@@ -449,7 +492,7 @@ impl Fills {
             is_fresh(wanted, life(&record))
                 && !wanted.force
                 && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
+                && now_ms().saturating_sub(record.checked_at) < 5_000
         })
     }
 
@@ -461,16 +504,6 @@ impl Fills {
             .as_ref()
             .is_some_and(|bucket| bucket.breaker().is_closed());
         in_bucket || self.can_ask(holder)
-    }
-
-    /// Whether the body of `record`, which was fetched lately, will soon be in the bucket, and can be had nowhere else.
-    fn is_on_its_way(&self, record: &Record, waited: bool) -> bool {
-        let lately = waited || now_ms().saturating_sub(record.checked_at) < LATELY_MS;
-        let bucket = self.shared.bucket.as_ref();
-        lately
-            && !record.in_bucket
-            && !self.can_ask(&record.node)
-            && bucket.is_some_and(|bucket| bucket.breaker().is_closed())
     }
 
     fn can_ask(&self, node: &Node) -> bool {
@@ -485,8 +518,7 @@ impl Fills {
         node: &Node,
         previous: Option<&Arc<Object>>,
     ) -> Joined {
-        let is_me = self.shared.fleet.as_ref().is_some_and(|fleet| *fleet.me() == *node);
-        if is_me || !self.can_ask(node) {
+        if self.is_me(node) || !self.can_ask(node) {
             return Joined::NoWay;
         }
         let have = previous.and_then(|stored| stored.identity());
@@ -498,15 +530,6 @@ impl Fills {
             }
         };
         match reply {
-            // That node has not heard of the flush yet.
-            Reply::Object { head, life, .. }
-                if self
-                    .shared
-                    .flushed(&wanted.key, head.stored_at, life.checked_at)
-                    .is_some() =>
-            {
-                Joined::Nothing
-            }
             Reply::Object {
                 head,
                 life,
@@ -519,30 +542,36 @@ impl Fills {
                     life,
                     finished: finished.map(|(length, sha256)| Finished { length, sha256 }),
                     origin: Origin::Node,
+                    node: Some(node.clone()),
                 };
                 match self.take_in(wanted, landing, (source, body), how, previous).await {
                     true => Joined::Done,
-                    false => Joined::Nothing,
+                    false => Joined::Alone,
                 }
             }
             Reply::Same(life) => match previous {
                 Some(stored) => {
-                    let (class, checked_at, fresh_until) = life.parts();
-                    self.store.refresh(stored, class, checked_at, fresh_until).await;
-                    self.catalog.record(record::refreshed(stored));
+                    self.trust(wanted, stored, life).await;
                     publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
                     Joined::Done
                 }
-                None => Joined::Nothing,
+                None => Joined::Ended,
             },
-            Reply::Nothing => Joined::Nothing,
+            Reply::Nothing => Joined::Ended,
+            // One attempt in vain is enough for those who have something to serve.
+            Reply::Unreachable if previous.is_some() => {
+                if let Some(previous) = previous {
+                    publish(landing, self.stale(wanted, previous, None).await);
+                }
+                Joined::Done
+            }
+            Reply::Unreachable | Reply::Yours => Joined::Alone,
             answer @ Reply::Answer { .. } => match answer.into_answer() {
                 Some(answer) => {
-                    let outcome = self.after_answer(wanted, previous.cloned(), answer).await;
-                    publish(landing, outcome);
+                    publish(landing, self.after_answer_of_other(wanted, previous, answer).await);
                     Joined::Done
                 }
-                None => Joined::Nothing,
+                None => Joined::Alone,
             },
         }
     }
@@ -608,6 +637,7 @@ impl Fills {
             life,
             finished: Some(copy.finished),
             origin: Origin::Bucket,
+            node: None,
         };
         Some((source, body))
     }
@@ -629,6 +659,9 @@ impl Fills {
             return false;
         };
         let growing = Arc::clone(writer.object());
+        if !self.passes_flushes(&growing) {
+            return false;
+        }
         self.metrics.shared(match source.origin {
             Origin::Bucket => "bucket",
             Origin::Node | Origin::Upstream => "node",
@@ -636,7 +669,7 @@ impl Fills {
         publish(landing, Outcome::Object(growing, how));
         let kept = self.copy_in(wanted, writer, source, body).await;
         if let Some(object) = kept {
-            self.brought(wanted, &object).await;
+            self.verify(wanted, &object).await;
         }
         true
     }
@@ -657,6 +690,13 @@ impl Fills {
             return false;
         };
         let arrived = Arc::clone(writer.object());
+        if self
+            .shared
+            .flushed(&wanted.key, arrived.head.stored_at, life.checked_at)
+            .is_some()
+        {
+            return false;
+        }
         let whole = self.copy_in(wanted, writer, source, body).await;
         if whole.is_none() && !arrived.is_complete() {
             return false;
@@ -665,7 +705,29 @@ impl Fills {
             self.admit_set(wanted, &set, previous.cloned(), arrived, Some(life), landing)
                 .await;
         }
+        if let Some(shown) = self.store.stored(&wanted.key).await {
+            self.verify(wanted, &shown).await;
+        }
         true
+    }
+
+    /// Holds what begins to grow against the flushes that are known by now: whoever flushes from now on sees it grow.
+    fn passes_flushes(&self, growing: &Arc<Object>) -> bool {
+        let fresh = &growing.fresh;
+        match self
+            .shared
+            .flushed(&growing.key, growing.head.stored_at, fresh.checked_at())
+        {
+            None => true,
+            Some(true) => {
+                fresh.expire(fresh.checked_at());
+                true
+            }
+            Some(false) => {
+                growing.doom();
+                false
+            }
+        }
     }
 
     async fn writer_for(
@@ -700,17 +762,13 @@ impl Fills {
     ) -> Option<Arc<Object>> {
         let growing = Arc::clone(writer.object());
         let mut written = 0_u64;
-        let node = match &self.shared.fleet {
-            Some(fleet) if source.origin == Origin::Node => {
-                fleet.look(&wanted.key).await.ok().and_then(|seen| seen.holder)
-            }
-            _ => None,
-        };
         let whole = source
             .finished
             .map(|finished| finished.length)
             .or(growing.head.content_length);
-        let mut handed_over = None;
+        let (mut node, mut from_upstream, mut hand_overs, mut reached) = (source.node, false, 0, None);
+        // A lease of one's own is held to the end.
+        let mut held = None;
         loop {
             let next = body.next();
             let piece = match &node {
@@ -732,20 +790,30 @@ impl Fills {
             };
             self.metrics.shared("taken_up");
             tracing::info!(key = %crate::cache::shown(&growing.key), %failure, written, "a body is taken up elsewhere");
-            let (rest, turn) = self.rest_of(wanted, &growing, source.finished, written).await?;
-            handed_over = turn.or(handed_over);
-            body = rest;
+            hand_overs += 1;
+            if hand_overs > MAX_HAND_OVERS || from_upstream {
+                return None;
+            }
+            // Whoever stopped at this very byte before will stop again.
+            let is_stuck = reached.replace(written) == Some(written);
+            let rest = self
+                .rest_of(wanted, &growing, (source.finished, written, is_stuck))
+                .await?;
+            body = rest.body;
+            (node, from_upstream, held) = (rest.node, rest.from_upstream, rest.held.or(held));
         }
-        let by_hand_over = handed_over.is_some();
-        if by_hand_over {
+        if from_upstream {
             growing.take_over();
         }
-        match writer.finish().await {
+        let finish = writer.finish().await;
+        drop(held);
+        match finish {
             Finish::Admitted(object) => {
-                if by_hand_over {
-                    self.note_stored(&object, wanted.policy.class);
-                } else if let Some(event) = record::stored(&object, object.fresh.class()) {
-                    self.catalog.record(event);
+                // What arrives aside is nobody's yet.
+                match record::stored(&object, object.fresh.class()).filter(|_| object.key.is_shared()) {
+                    Some(_) if from_upstream => self.note_stored(&object, wanted.policy.class),
+                    Some(event) => self.catalog.record(event),
+                    None => {}
                 }
                 Some(object)
             }
@@ -773,48 +841,47 @@ impl Fills {
         self: &Arc<Self>,
         wanted: &Wanted,
         growing: &Arc<Object>,
-        finished: Option<Finished>,
-        written: u64,
-    ) -> Option<(Incoming, Option<Held>)> {
+        (finished, written, is_stuck): (Option<Finished>, u64, bool),
+    ) -> Option<Rest> {
         let until = Instant::now() + HAND_OVER;
-        let mut turn = None;
-        while Instant::now() < until {
+        let mut held = None;
+        while Instant::now() < until && !is_stuck {
             let copy = self.find(wanted).await;
             let same = copy.filter(|copy| match finished {
                 Some(finished) => copy.finished == finished,
                 None => is_same_fill(&copy.head, &growing.head),
             });
             if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
-                && let Ok(rest) = bucket.read(&copy, written, copy.finished.length).await
+                && let Ok(body) = bucket.read(&copy, written, copy.finished.length).await
             {
-                return Some((rest, None));
+                return Some(Rest::of(body, None));
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
             let nodes = seen.holder.into_iter().chain(seen.record.map(|record| record.node));
-            for node in nodes.filter(|node| node != fleet.me()) {
-                // What stopped before may stop again, which the loop's end bounds.
-                if let Ok((Reply::Object { head, .. }, rest)) = self.ask(&wanted.key, &node, written, None).await
+            for node in nodes.filter(|node| !self.is_me(node)) {
+                if let Ok((Reply::Object { head, .. }, body)) = self.ask(&wanted.key, &node, written, None).await
                     && is_same_fill(&head, &growing.head)
                 {
-                    return Some((rest, None));
+                    return Some(Rest::of(body, Some(node)));
                 }
             }
             match fleet.take(&wanted.key).await {
                 Ok(Take::Mine(lease)) => {
-                    self.shared.leases.lock().insert(wanted.key.hash, Arc::new(lease));
-                    turn = Some(Held {
-                        fills: Arc::clone(self),
-                        hash: wanted.key.hash,
-                    });
+                    held = Some(self.hold(&wanted.key, lease));
                     break;
                 }
-                Ok(Take::Theirs(_)) => tokio::time::sleep(PAUSE).await,
-                Err(_) => break,
+                Ok(Take::Theirs(node)) if !self.is_me(&node) => tokio::time::sleep(PAUSE).await,
+                Ok(Take::Theirs(_)) | Err(_) => break,
             }
         }
-        let rest = self.rest_from_upstream(wanted, growing, written).await?;
-        Some((rest, turn))
+        let body = self.rest_from_upstream(wanted, growing, written).await?;
+        Some(Rest {
+            body,
+            node: None,
+            from_upstream: true,
+            held,
+        })
     }
 
     /// Fetches the whole again, aside, and hands on what comes after `written`; what came before has to be the same.
@@ -824,21 +891,22 @@ impl Fills {
         growing: &Arc<Object>,
         written: u64,
     ) -> Option<Incoming> {
-        let (remote, path, _) = wanted.key.parts();
-        let aside = Wanted {
-            key: Key::new(remote, path, None, "~rest"),
+        let (remote, path, form) = wanted.key.parts();
+        let mut aside = Wanted {
+            key: Key::new(remote, path, None, &format!("~rest {form}")),
             replaces: Some(wanted.key.clone()),
             set: None,
             ..wanted.clone()
         };
+        aside.policy.conditional = false;
         let hash = aside.key.hash;
         let Outcome::Object(again, How::Fetched) = self.obtain_aside(aside, Method::GET).await else {
             return None;
         };
-        if again
+        let has_other_length = again
             .length()
-            .is_some_and(|length| growing.length().is_some_and(|whole| whole != length))
-        {
+            .is_some_and(|length| growing.length().is_some_and(|whole| whole != length));
+        if has_other_length || !is_same_version(&again.head, &growing.head) {
             return None;
         }
         // The last piece of a body with a known digest is not shown yet; the digest will tell.
@@ -879,12 +947,19 @@ impl Fills {
         Some(rest.boxed())
     }
 
-    /// A body was brought here while the fleet's word may have changed.
-    async fn brought(&self, wanted: &Wanted, object: &Arc<Object>) {
+    /// [`Fills::verify`], behind the answer.
+    fn verify_later(self: &Arc<Self>, wanted: &Wanted, object: &Arc<Object>) {
+        let (fills, wanted, object) = (Arc::clone(self), wanted.clone(), Arc::clone(object));
+        tokio::spawn(async move { fills.verify(&wanted, &object).await });
+    }
+
+    /// What others said of an object was acted on, and they may have said something newer meanwhile.
+    async fn verify(&self, wanted: &Wanted, object: &Arc<Object>) {
         if wanted.policy.class == Class::Immutable {
             return;
         }
-        if let Ok(Some(record)) = self.word(wanted).await {
+        let record = self.word(wanted).await.ok().flatten();
+        if let Some(record) = record.filter(|record| !self.shared.is_flushed_word(&wanted.key, record)) {
             let hash = object.key.hash;
             let store = self.store;
             let parts = life(&record).parts();
@@ -894,26 +969,36 @@ impl Fills {
 
     /// Brings an expired copy out of the bucket, whole, out of sight: for upstream to say whether it is still right.
     async fn bring_back(self: &Arc<Self>, wanted: &Wanted, copy: Copy) -> Option<Arc<Object>> {
+        if copy.finished.length > MAX_BROUGHT_BACK {
+            return None;
+        }
         let life = Life {
             immutable: copy.class == Class::Immutable,
             checked_at: copy.checked_at,
             fresh_until: copy.fresh_until.min(now_ms()),
         };
         let (source, mut body) = self.from_bucket(copy, life).await?;
-        let mut writer = self.writer_for(wanted, &wanted.key, &source, None).await.ok()?;
-        self.store.hide(writer.object());
+        let particulars = (life.parts(), Origin::Bucket);
+        let expected = source.finished.map(|finished| Expected::Sha256(finished.sha256));
+        let hidden = self
+            .store
+            .restore_hidden(wanted.key.clone(), source.head, particulars, expected);
+        let mut writer = hidden.await.ok()?;
         while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.next()).await {
             writer.write(piece.ok()?).await.ok()?;
         }
-        match writer.finish().await {
-            Finish::Admitted(object) => {
-                if let Some(event) = record::stored(&object, object.fresh.class()) {
-                    self.catalog.record(event);
-                }
-                Some(object)
-            }
-            _ => None,
+        let Finish::Admitted(object) = writer.finish().await else {
+            return None;
+        };
+        // A flush does not see what is hidden.
+        if self.shared.is_flushed(&object.key, object.head.stored_at) {
+            self.store.remove(object.key.hash).await;
+            return None;
         }
+        if let Some(event) = record::stored(&object, object.fresh.class()) {
+            self.catalog.record(event);
+        }
+        Some(object)
     }
 
     /// Tells the catalogue and the other nodes what was stored here.
@@ -930,6 +1015,14 @@ impl Fills {
         self.announce(object);
     }
 
+    /// It may not be upstream's any more: it is asked about by whoever needs it next, on every node.
+    pub async fn note_doubt(&self, key: &Key) -> bool {
+        if let Some(fleet) = self.shared.fleet.as_ref().filter(|_| key.is_shared()) {
+            fleet.expired(key);
+        }
+        self.store.expire(key.hash).await
+    }
+
     /// Tells the catalogue, the bucket and the other nodes that an object is gone upstream.
     pub(super) fn note_removed(&self, key: &Key) {
         self.catalog.record(record::removed(key));
@@ -941,20 +1034,6 @@ impl Fills {
         }
     }
 
-    /// Another node published what it fetched under the lock `fence`. If that is a later one than this node's, whose fill of
-    /// the same key still goes on, this one's is outdated: whoever reads it may end, and nobody else begins.
-    pub(super) fn outrun(&self, hash: &Hash, fence: u64) {
-        let lease = self.shared.leases.lock().get(hash).cloned();
-        if lease.is_some_and(|lease| lease.fence().0 < fence) {
-            self.store.forsake(hash);
-        }
-    }
-
-    /// A fill whose object was flushed while it grew is in nobody's way any more.
-    pub(super) fn release(&self, hash: &Hash) {
-        self.shared.leases.lock().remove(hash);
-    }
-
     fn announce(self: &Arc<Self>, object: &Arc<Object>) {
         let (Some(fleet), Some(id)) = (&self.shared.fleet, object.identity()) else {
             return;
@@ -962,7 +1041,6 @@ impl Fills {
         if !object.key.is_shared() {
             return;
         }
-        let speaking = Speaking::of(self, object.key.hash);
         // Taken now: the flight may let go of it before the word is out.
         let lease = self.shared.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
@@ -987,9 +1065,7 @@ impl Fills {
                 },
             };
             let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-            let published = fleet.publish(&object.key, &word, fence).await;
-            drop(speaking);
-            if let Published::Outdated(newer) = published {
+            if let Published::Outdated(newer) = fleet.publish(&object.key, &word, fence).await {
                 tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
@@ -1000,6 +1076,11 @@ impl Fills {
             }
         });
     }
+}
+
+/// Upstream says the same of both bodies.
+fn is_same_version(a: &Head, b: &Head) -> bool {
+    (a.etag(), a.last_modified(), a.content_encoding()) == (b.etag(), b.last_modified(), b.content_encoding())
 }
 
 /// Two nodes read what one fetched: then all that came before the body is the same, to the millisecond.

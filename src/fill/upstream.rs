@@ -303,6 +303,7 @@ impl ProxyHttp for Hooks {
                 headers: kept,
                 body: Bytes::new(),
                 reason: None,
+                unreachable: false,
                 retry_after,
             }));
         } else if let (200, true, Some(object)) = (status, stored, object) {
@@ -319,6 +320,7 @@ impl ProxyHttp for Hooks {
                 headers,
                 body: Bytes::new(),
                 reason: None,
+                unreachable: false,
                 retry_after,
             }));
             ctx.discarded = Some(0);
@@ -404,6 +406,7 @@ impl ProxyHttp for Hooks {
                     headers,
                     body: body.freeze(),
                     reason: None,
+                    unreachable: false,
                     retry_after,
                 }));
             }

@@ -282,3 +282,60 @@ impl News {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_message_panics(
+            kind in "changed|removed|expired|reupload|flush|distrust|other",
+            hash in "[0-9a-fé]{30,33}",
+            fields in proptest::collection::hash_map("key|id|class|node|bucket|fence|checked|until|at|body|flush", ".{0,20}", 0..9),
+        ) {
+            let mut fields = fields;
+            fields.insert("kind".to_owned(), kind);
+            fields.insert("hash".to_owned(), hash);
+            let _ = News::parse(&fields);
+        }
+    }
+
+    #[test]
+    fn a_message_that_did_not_come_is_missed() {
+        let folder = tempfile::tempdir().unwrap();
+        let bus = Bus::new("me", folder.path());
+        *bus.position.lock() = Some(Position {
+            epoch: "epoch".to_owned(),
+            run: String::new(),
+            number: 7,
+            id: "1-0".to_owned(),
+        });
+        let mut heard = Vec::new();
+        let mut message = |number: u64, by: &str| {
+            let fields = [
+                ("n", number.to_string()),
+                ("kind", "removed".to_owned()),
+                ("by", by.to_owned()),
+                ("hash", "0".repeat(32)),
+                ("key", "a\0b\0c".to_owned()),
+            ];
+            let fields = fields.map(|(name, value)| (name.to_owned(), value));
+            bus.heard(format!("{number}-0"), fields.into_iter().collect(), &mut |news| {
+                heard.push(news)
+            })
+        };
+        assert!(message(8, "me"));
+        assert!(message(9, "other"));
+        assert!(!message(11, "me"));
+        assert!(message(12, "me"));
+        assert!(!message(1, "other"));
+        let removed = News::Removed(Hash::default(), "a\0b\0c".to_owned());
+        assert_eq!(heard.len(), 4);
+        assert_eq!((&heard[0], &heard[3]), (&removed, &removed));
+        assert!(matches!(heard[1..3], [News::Distrust(_), News::Distrust(_)]));
+        assert_eq!(bus.position(), (1, "1-0".to_owned()));
+    }
+}

@@ -23,6 +23,8 @@ pub const LIMIT: Duration = Duration::from_millis(50);
 pub const PATIENT: Duration = Duration::from_millis(500);
 /// Connecting, TLS and logging in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+/// In microseconds. Nodes trust each other's times.
+const MAX_SKEW: i64 = 1_000_000;
 /// Calls that may be under way before further ones wait for a place.
 const CALLS: usize = 1024;
 
@@ -166,7 +168,14 @@ impl Redis {
     pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
         let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
         let since = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
-        self.ahead.store(theirs - (own_micros() - since / 2), Relaxed);
+        let ahead = theirs - (own_micros() - since / 2);
+        if ahead.abs() > MAX_SKEW && self.ahead.load(Relaxed).abs() <= MAX_SKEW {
+            tracing::warn!(
+                seconds = ahead / 1_000_000,
+                "this machine's clock differs from Redis's: what is fresh on one node may have expired on another; let NTP set both"
+            );
+        }
+        self.ahead.store(ahead, Relaxed);
     }
 
     /// What Redis's clock shows now, as near as is known.

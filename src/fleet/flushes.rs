@@ -199,3 +199,53 @@ pub fn replace(file: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn flush(at: Millis) -> Flush {
+        Flush {
+            at,
+            request: json!({"remote": "hub", "at": at}),
+            id: format!("{at}"),
+        }
+    }
+
+    #[test]
+    fn they_come_back_newest_first_with_what_is_still_to_be_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let flushes = Flushes::load(folder.path());
+        flushes.add([flush(2), flush(3), flush(2)]);
+        flushes.add_own(flush(1));
+        flushes.add_own(flush(4));
+        flushes.sent("4");
+        flushes.save(true);
+        std::fs::OpenOptions::new()
+            .append(true)
+            .open(folder.path().join("flushes"))
+            .and_then(|mut file| file.write_all(b"{\"at\": torn"))
+            .unwrap();
+        let again = Flushes::load(folder.path());
+        assert_eq!(*again.list(), [4, 3, 2, 1].map(flush));
+        assert_eq!(again.unsent(), [flush(1)]);
+        assert_eq!(again.unknown(vec![flush(0), flush(2)]), [flush(0)]);
+        again.restore(&HashSet::from(["2".to_owned(), "1".to_owned()]));
+        assert_eq!(again.unsent(), [1, 3, 4].map(flush));
+    }
+
+    #[test]
+    fn only_so_many_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let flushes = Flushes::load(folder.path());
+        flushes.add_own(flush(1));
+        flushes.add((2..).take(KEPT).map(flush));
+        assert_eq!(flushes.list().len(), KEPT);
+        assert_eq!(flushes.list().last(), Some(&flush(2)));
+        assert_eq!(flushes.count_unsent(), 0);
+        // It was known.
+        assert!(flushes.unknown(vec![flush(1)]).is_empty());
+    }
+}

@@ -117,8 +117,8 @@ impl Fleet {
     }
 
     async fn take_now(self: Arc<Self>, key: Key) -> Result<Take, Away> {
-        // The clock of Redis orders the fills; where it was put back, or a node without a lock has spoken, the record's
-        // fence does.
+        // The clock of Redis orders the fills. Where it was put back, or a node has spoken by what it took for that clock,
+        // what was said does.
         static TAKE: LazyLock<Script> = LazyLock::new(|| {
             Script::new(
                 "
@@ -126,8 +126,9 @@ local held = redis.call('HMGET', KEYS[1], 'node', 'url')
 if held[1] then return {'', held[1], held[2]} end
 local now = redis.call('TIME')
 local fence = now[1] * 1000000 + now[2]
-local spoken = tonumber(redis.call('HGET', KEYS[2], 'fence') or '0')
-if fence <= spoken then fence = spoken + 1 end
+for _, said in ipairs(redis.call('HMGET', KEYS[2], 'fence', 'expired')) do
+  if said and fence <= tonumber(said) then fence = tonumber(said) + 1 end
+end
 fence = string.format('%.0f', fence)
 redis.call('HSET', KEYS[1], 'holding', ARGV[1], 'fence', fence, 'node', ARGV[2])
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'url', ARGV[3]) end

@@ -1,5 +1,5 @@
-//! The fleet's word on an object: a hash for each key with the fields of the [`Record`], its `fence`, and since when it is
-//! `expired` for whoever checked before. Of an object that is gone the fence stays.
+//! The fleet's word on an object: a hash for each key with the fields of the [`Record`], its `fence`, and in `expired` the
+//! moment, as a fence, up to which what fills find is expired. Of an object that is gone the fence stays.
 
 use std::sync::Arc;
 use std::sync::LazyLock;
@@ -72,7 +72,10 @@ local fence, checked, ends = ARGV[1], ARGV[2], ARGV[3]
 local known = redis.call('HMGET', KEYS[1], 'fence', 'expired')
 if tonumber(known[1] or '0') > tonumber(fence) then return {0, redis.call('HGETALL', KEYS[1])} end
 local expired = known[2]
-if expired and tonumber(expired) > tonumber(checked) and tonumber(expired) < tonumber(ends) then ends = expired end
+if expired and tonumber(expired) > tonumber(fence) then
+  local at = math.floor(tonumber(expired) / 1000)
+  if at < tonumber(ends) then ends = string.format('%.0f', at) end
+end
 redis.call('DEL', KEYS[1])
 redis.call('HSET', KEYS[1], 'fence', fence, 'checked', checked, 'until', ends, unpack(ARGV, 8))
 if expired then redis.call('HSET', KEYS[1], 'expired', expired) end
@@ -113,7 +116,8 @@ return {1, {}}
 
     /// It was marked expired here: so is the fleet's word, and the other nodes are told.
     pub fn expired(&self, key: &Key) {
-        self.outbox.put(Parcel::Word(key.clone(), Word::Expired(now_ms())));
+        let word = Word::Expired(self.redis.now(), now_ms());
+        self.outbox.put(Parcel::Word(key.clone(), word));
     }
 
     /// Asks whoever has the body `id` of `key` to upload it to the bucket again.
@@ -158,24 +162,24 @@ return 1
         self.redis.run(PATIENT, script).await
     }
 
-    pub(super) async fn say_expired(&self, key: &Key, at: Millis) -> Result<(), Failure> {
+    pub(super) async fn say_expired(&self, key: &Key, fence: Fence, at: Millis) -> Result<(), Failure> {
         static EXPIRED: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
-local at = tonumber(ARGV[1])
-local known = redis.call('HMGET', KEYS[1], 'checked', 'until', 'expired')
-if tonumber(known[1] or '0') > at then return 0 end
-if tonumber(known[3] or '0') < at then redis.call('HSET', KEYS[1], 'expired', ARGV[1]) end
-if known[2] and tonumber(known[2]) > at then redis.call('HSET', KEYS[1], 'until', ARGV[1]) end
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-tell('expired', 'by', ARGV[3], 'hash', ARGV[4], 'key', ARGV[5], 'at', ARGV[1])
+local fence, at, kept = ARGV[1], ARGV[2], ARGV[3]
+local known = redis.call('HMGET', KEYS[1], 'fence', 'until', 'expired')
+if tonumber(known[1] or '0') > tonumber(fence) then return 0 end
+if tonumber(known[3] or '0') < tonumber(fence) then redis.call('HSET', KEYS[1], 'expired', fence) end
+if known[2] and tonumber(known[2]) > tonumber(at) then redis.call('HSET', KEYS[1], 'until', at) end
+if redis.call('PTTL', KEYS[1]) < tonumber(kept) then redis.call('PEXPIRE', KEYS[1], kept) end
+tell('expired', 'by', ARGV[4], 'hash', ARGV[5], 'key', ARGV[6], 'at', at)
 return 1
 ",
             )
         });
         let mut script = EXPIRED.key(name(key));
         script.key(NEWS).key(EPOCH);
-        script.arg(at).arg(MIN_KEPT.as_millis() as u64);
+        script.arg(fence.0).arg(at).arg(MIN_KEPT.as_millis() as u64);
         script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }

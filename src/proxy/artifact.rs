@@ -20,7 +20,7 @@ use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
-use crate::fill::{How, Outcome, Wanted};
+use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::{Class, Format, View, path};
 use crate::policy;
 
@@ -312,9 +312,10 @@ impl Client {
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
         }
-        if request.remote.offline {
-            let detail = "this remote is offline and the path is not stored; remove `offline: true` to fetch it";
-            let problem = Problem::new(504, detail).at(&request.remote.name, &request.path.encoded);
+        // Other nodes, or the bucket, may have it all the same.
+        if request.remote.offline && self.fills.shared.is_alone() {
+            let failure = offline();
+            let problem = Problem::new(failure.status, failure.reason).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }
         let expired = found.is_some();
@@ -350,7 +351,7 @@ impl Client {
             wanted.policy = policy::of_set_member();
             // What belongs to the manifest by its name alone is judged by more than its own age.
             wanted.force = standing.expected.is_none();
-            wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.hash);
+            wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.clone());
         }
         if !request.head
             && !expired

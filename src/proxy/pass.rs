@@ -10,9 +10,9 @@ use super::artifact::Request;
 use super::range::{self, Ranges};
 use super::reply::Problem;
 use super::{Check, Client, Ctx, PassBy};
-use crate::cache::{Key, Object};
+use crate::cache::{Key, Object, Origin};
 use crate::config::Remote;
-use crate::fill::Wanted;
+use crate::fill::{How, Wanted};
 use crate::formats::{self, ArtifactPath, Format};
 use crate::policy;
 use crate::upstream::{Ask, Exchange};
@@ -67,6 +67,12 @@ impl Client {
             Err(problem) => return self.refuse(session, Some(request.format), problem).await,
         };
         let wanted = request.wanted(url);
+        if growing.origin() == Origin::Bucket
+            && let Some(object) = self.fills.elsewhere(&wanted).await
+        {
+            let origin = super::artifact::Origin::of(&object, &How::Restored, false, false, ctx);
+            return Box::pin(self.deliver(session, ctx, request, object, origin)).await;
+        }
         ctx.cache = "partial";
         let mut headers = Vec::new();
         if let Some(range) = session.req_header().headers.get(header::RANGE) {

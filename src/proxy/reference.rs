@@ -53,7 +53,7 @@ impl Client {
             return self.deliver(session, ctx, &content, object, origin).await;
         }
         let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-        if request.remote.offline {
+        if request.remote.offline && self.fills.shared.is_alone() {
             let detail =
                 "this remote is offline and what the tag stands for is not stored; remove `offline: true` to fetch it";
             return self
@@ -77,10 +77,12 @@ impl Client {
             }
             (Outcome::Answer(answer), _) => {
                 let gone = matches!(answer.status, 404 | 410);
-                if gone && !origin.fresh_from_upstream && self.fills.store.expire(request.key.hash).await {
+                if gone && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await {
                     // The name may have moved on, and upstream has let go of what it stood for.
                     let url = request.format.upstream_url(&request.remote, &request.path);
-                    let (outcome, joined) = self.fills.obtain(request.wanted(url), Method::GET).await;
+                    let mut wanted = request.wanted(url);
+                    wanted.force = true;
+                    let (outcome, joined) = self.fills.obtain(wanted, Method::GET).await;
                     if let Outcome::Object(moved, how) = outcome
                         && how == How::Fetched
                     {

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Config, Error};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::schema;
 use super::tls;
@@ -52,7 +53,7 @@ const ALL: &str = "
 ";
 /// A batch finds its rows by the index, however few the statistics believe that there are.
 const WRITER: &str = "
-    SET statement_timeout = '8s';
+    SET statement_timeout = '20s';
     SET enable_hashjoin = off;
     SET enable_mergejoin = off;
 ";
@@ -219,7 +220,10 @@ impl Server {
             };
             if let Some(why) = why {
                 let why = self.about(&why);
-                *self.trouble.lock() = why.clone();
+                let before = std::mem::replace(&mut *self.trouble.lock(), why.clone());
+                if before != why && !self.breaker.is_closed() {
+                    tracing::warn!(%why, "the database is away for another reason");
+                }
                 self.breaker.fail(why);
                 // So that `tried` looks again.
                 self.session.send_replace(None);
@@ -253,15 +257,16 @@ impl Server {
     }
 
     async fn connect(&self) -> Result<(Session, JoinSet<String>), String> {
+        let connector = tls::connector(&self.settings.tls)?;
         let mut connections = JoinSet::new();
-        let mut writer = self.open(WRITER, &mut connections).await?;
+        let mut writer = self.open(&connector, WRITER, &mut connections).await?;
         timeout(MIGRATE_LIMIT, schema::migrate(&mut writer))
             .await
             .map_err(|_| "the catalogue's schema is being changed for too long".to_owned())??;
-        let lookup = self.open(LOOKUP, &mut connections).await?;
+        let lookup = self.open(&connector, LOOKUP, &mut connections).await?;
         let mut scans = Vec::with_capacity(SCANS);
         for _ in 0..SCANS {
-            scans.push(self.open(SCAN, &mut connections).await?);
+            scans.push(self.open(&connector, SCAN, &mut connections).await?);
         }
         let session = Session {
             writer: tokio::sync::Mutex::new(writer),
@@ -275,11 +280,15 @@ impl Server {
         Ok((session, connections))
     }
 
-    async fn open(&self, settings: &str, connections: &mut JoinSet<String>) -> Result<Client, String> {
-        let connector = tls::connector(&self.settings.tls)?;
+    async fn open(
+        &self,
+        connector: &MakeRustlsConnect,
+        settings: &str,
+        connections: &mut JoinSet<String>,
+    ) -> Result<Client, String> {
         let config = self.config();
         let opened = async {
-            let (client, connection) = config.connect(connector).await?;
+            let (client, connection) = config.connect(connector.clone()).await?;
             connections.spawn(async move {
                 match connection.await {
                     Ok(()) => "the connection was closed".to_owned(),

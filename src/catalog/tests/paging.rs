@@ -146,7 +146,7 @@ async fn a_million_rows(place: impl Place) {
     let started = Instant::now();
     fill(&catalog, 1_000_000).await;
     println!("written in {:?}", started.elapsed());
-    queries(&catalog, 1_000_000, Duration::from_millis(100)).await;
+    queries(&catalog, 1_000_000, Duration::from_millis(50)).await;
     for n in 0..20_000 {
         let row = generated(n * 49);
         catalog.hits(&row.remote, &row.path, &row.form, 1, 1_800_000_000);

@@ -128,6 +128,36 @@ fn groups_of_variables_are_whole_or_absent() {
     let db = || case().env("DBHOST", "db").env("DBUSER", "u").env("DBNAME", "n");
     assert_eq!(db().config().settings.database.map(|db| db.port), Some(5432));
     finds(&db().env("DBPORT", "0"), &["DBPORT: \"0\" is not a port"]);
+    let tls = |case: &Case| case.config().settings.database.map(|db| db.tls).expect("a database");
+    assert_eq!(tls(&db()).mode, TlsMode::Prefer);
+    for mode in TlsMode::ALL {
+        assert_eq!(tls(&db().env("PGSSLMODE", mode.name())).mode, mode);
+    }
+    let system = db().env("PGSSLMODE", "verify-full").env("PGSSLROOTCERT", "system");
+    assert_eq!(tls(&system).root_certificates, None);
+    finds(
+        &db().env("PGSSLMODE", "allow"),
+        &["PGSSLMODE \"allow\": must be one of disable, prefer, require, verify-ca, verify-full"],
+    );
+    finds(
+        &db().env("PGSSLROOTCERT", "none.pem"),
+        &["PGSSLROOTCERT \"none.pem\": cannot be read"],
+    );
+    let roots = case();
+    roots.write("empty.pem", "");
+    let empty = roots.folder.path().join("empty.pem").display().to_string();
+    finds(&db().env("PGSSLROOTCERT", &empty), &["holds no certificate"]);
+    let certified = rcgen::generate_simple_self_signed(["db".to_owned()]).expect("a certificate");
+    roots.write("roots.pem", &certified.cert.pem());
+    let file = roots.folder.path().join("roots.pem");
+    let required = db()
+        .env("PGSSLMODE", "require")
+        .env("PGSSLROOTCERT", &file.display().to_string());
+    // As libpq has it: who names whom to trust wants that to be looked at.
+    assert_eq!(tls(&required).mode, TlsMode::VerifyCa);
+    assert_eq!(tls(&required).root_certificates, Some(file));
+    // Other programs' variables, without a database of ours.
+    assert!(case().env("PGSSLMODE", "allow").config().settings.database.is_none());
     finds(
         &case().env("REDIS_URL", "http://r"),
         &["error: REDIS_URL: must begin with redis://"],
