@@ -15,6 +15,9 @@ use crate::breaker::Standing;
 use crate::cache::StoreStats;
 use crate::catalog::CatalogStatus;
 
+/// A counter, and where it is kept.
+type Taken = (IntCounterVec, fn(&Standing) -> u64);
+
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
@@ -34,7 +37,7 @@ pub struct Metrics {
     rate_limit_left: IntGaugeVec,
     gauges: IntGaugeVec,
     dependency_up: IntGaugeVec,
-    dependency_counts: Vec<(IntCounterVec, fn(&Standing) -> u64)>,
+    dependency_counts: Vec<Taken>,
     dependency_seconds: CounterVec,
     bucket: IntGaugeVec,
     bucket_counts: IntCounterVec,

@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use common::client::{Headers, parts};
 use common::fleet::{self, BUCKET, Backends};
 use common::image::{Blob, Manifest};
@@ -20,6 +22,7 @@ use common::registry::{Registry, blob_at};
 use common::s3::{self, Kind, S3Server};
 use common::server::{Settings, at, run_binary};
 use common::{Connection, File, Gate, Pattern, Proxy, Reply, Response, Upstream, eventually, run_for, sha256};
+use hmac::{Hmac, KeyInit as _, Mac as _};
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -1128,6 +1131,23 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
             moved[signature].1 = format!("{other}:{mac}");
             wrong.push(moved);
         }
+        // With the secret the same can be asked anew, but not under a time long past or to come.
+        let value = |name: &str| {
+            let found = question.iter().find(|(header, _)| header.eq_ignore_ascii_case(name));
+            found.map_or("", |(_, value)| value.as_str())
+        };
+        let key = URL_SAFE_NO_PAD.decode(value("x-artifactapi-key")).expect("a key");
+        let signed = |time: u64| {
+            let mut mac = Hmac::<sha2::Sha256>::new_from_slice(b"the-nodes-own").expect("a key");
+            let (from, have) = (value("x-artifactapi-from"), value("x-artifactapi-have"));
+            mac.update(format!("/-/node/object\n{time}\n{from}\n{have}\n").as_bytes());
+            mac.update(&key);
+            let mut headers = question.clone();
+            headers[signature].1 = format!("{time}:{}", common::hex(&mac.finalize().into_bytes()));
+            headers
+        };
+        assert_eq!(ask("GET", &signed(time + 1)).await.status, 200);
+        wrong.extend([signed(time - 400_000), signed(time + 400_000)]);
         for text in [
             "",
             ":",

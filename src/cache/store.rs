@@ -222,7 +222,11 @@ impl Store {
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) {
         // If it cannot be noted, the catalogue believes it gone when it is evicted.
         if let Err(error) = self.disk.mark_backed_up(hash, id, backed_up) {
+<<<<<<< HEAD
             tracing::debug!(%error, "it could not be noted whether an object is in the bucket");
+=======
+            tracing::debug!(%error, "it could not be noted that an object is in the bucket");
+>>>>>>> t2
         }
     }
 
@@ -632,16 +636,11 @@ impl Store {
         }
     }
 
-    /// What grows under `hash` may be read to its end by those who do, and is not kept.
-    pub fn forsake(&self, hash: &Hash) {
-        if let Some(growing) = self.growing.lock().remove(hash) {
-            growing.doomed.store(true, SeqCst);
-        }
-    }
-
     /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
     pub async fn remove(&'static self, hash: Hash) -> u64 {
-        self.forsake(&hash);
+        if let Some(growing) = self.growing.lock().remove(&hash) {
+            growing.doomed.store(true, SeqCst);
+        }
         tokio::task::spawn_blocking(move || self.remove_stored(&hash))
             .await
             .unwrap_or(0)

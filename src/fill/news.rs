@@ -1,13 +1,12 @@
 //! What other nodes tell this one, and what the bucket's uploads ask the fleet.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::{Fills, record};
+use super::Fills;
 use crate::bucket::Fence;
-use crate::cache::{Class, FOR_EVER, Hash, Key, Millis, distrust};
+use crate::cache::{FOR_EVER, Hash, Key, Millis, distrust};
 use crate::fleet::{Fleet, Flush, Listener, Record};
 
 /// Does here what was done elsewhere. Called from the bus's own task: what it does to one object takes some microseconds of
@@ -28,11 +27,17 @@ impl Listener for News {
         tokio::task::block_in_place(|| fills.store.adopt(&hash, record.id, life));
     }
 
+<<<<<<< HEAD
     fn removed(&self, hash: Hash, key_text: &str) {
         let Some(fills) = self.0.upgrade() else { return };
         tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
         if !fills.catalog.is_shared() {
             fills.catalog.record(record::removed(&Key::from_text(key_text)));
+=======
+    fn removed(&self, hash: Hash, _: &str) {
+        if let Some(fills) = self.0.upgrade() {
+            tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
+>>>>>>> t2
         }
     }
 
@@ -56,8 +61,7 @@ impl Listener for News {
             if let (Some(bucket), Some(object)) = (&fills.shared.bucket, stored)
                 && object.identity() == Some(id)
             {
-                let bucket = Arc::clone(bucket);
-                let _ = tokio::task::spawn_blocking(move || bucket.upload_again(&key)).await;
+                bucket.upload_again(&key);
             }
         });
     }
@@ -68,26 +72,12 @@ impl Listener for News {
     }
 }
 
-/// How long an upload waits for the word on what it uploads, and how often it looks whether that is out.
-const WORD_LIMIT: Duration = Duration::from_secs(1);
-const WORD_PAUSE: Duration = Duration::from_millis(10);
-
 /// So that a node that was paused overwrites nothing in the bucket.
-pub struct Fenced(pub Arc<Fleet>, pub Weak<Fills>);
+pub struct Fenced(pub Arc<Fleet>);
 
 #[async_trait]
 impl Fence for Fenced {
     async fn is_outdated(&self, key: &Key, id: u64) -> bool {
-        // Until then the fleet's word is on the body before this one.
-        let until = Instant::now() + WORD_LIMIT;
-        while self
-            .1
-            .upgrade()
-            .is_some_and(|fills| fills.shared.is_to_speak(&key.hash))
-            && Instant::now() < until
-        {
-            tokio::time::sleep(WORD_PAUSE).await;
-        }
         let seen = self.0.look(key).await;
         seen.is_ok_and(|seen| seen.record.is_some_and(|record| record.id != id))
     }

@@ -25,8 +25,6 @@ use crate::formats::Class;
 
 /// Between two looks at what another node does.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often a node that fills something may say that it has nothing to give before this one goes on without it.
-const MAX_REFUSALS: u32 = 5;
 /// A body that does not move for so long may come from a node that is dead or stopped: whether it still holds the lock tells.
 const STALL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is given up, whatever the lock says.
@@ -34,8 +32,11 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
+<<<<<<< HEAD
 /// What was fetched within this time may be news.
 const LATELY_MS: Millis = 5_000;
+=======
+>>>>>>> t2
 /// How often a flight that has the lock goes back because others were faster.
 const MAX_NEWS: usize = 3;
 /// An object that was fetched so lately may still be on its way into the bucket.
@@ -69,8 +70,6 @@ pub struct Shared {
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
     leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
-    /// What is being announced.
-    speaking: Mutex<Vec<Hash>>,
 }
 
 /// The right to go to upstream.
@@ -96,31 +95,6 @@ impl Drop for Held {
             .is_some_and(|lease| Arc::as_ptr(lease) == self.lease.as_ptr())
         {
             leases.remove(&self.hash);
-        }
-    }
-}
-
-/// The word on a key is on its way.
-struct Speaking {
-    fills: Arc<Fills>,
-    hash: Hash,
-}
-
-impl Speaking {
-    fn of(fills: &Arc<Fills>, hash: Hash) -> Speaking {
-        fills.shared.speaking.lock().push(hash);
-        Speaking {
-            fills: Arc::clone(fills),
-            hash,
-        }
-    }
-}
-
-impl Drop for Speaking {
-    fn drop(&mut self) {
-        let mut speaking = self.fills.shared.speaking.lock();
-        if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
-            speaking.swap_remove(at);
         }
     }
 }
@@ -186,7 +160,6 @@ impl Shared {
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
-            speaking: Mutex::default(),
         }
     }
 
@@ -208,11 +181,6 @@ impl Shared {
             flushes.truncate(MAX_OWN_FLUSHES);
             flushes
         });
-    }
-
-    /// Whether this node has still to say what it fetched under `hash`: until then the fleet's word is not on that.
-    pub(super) fn is_to_speak(&self, hash: &Hash) -> bool {
-        self.leases.lock().contains_key(hash) || self.speaking.lock().contains(hash)
     }
 
     /// What a flush asks for, if it can be understood.
@@ -430,7 +398,11 @@ impl Fills {
         }
         // As long as one waits for upstream's own first byte.
         let patience = Instant::now() + wanted.remote.timeouts.first_byte;
+<<<<<<< HEAD
         let (mut news, mut refused) = (0, 0);
+=======
+        let mut news = 0;
+>>>>>>> t2
         loop {
             let find = async {
                 match previous {
@@ -451,6 +423,7 @@ impl Fills {
             if let Some(holder) = holder.filter(|node| !self.is_me(node)) {
                 match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
                     Joined::Done => return None,
+<<<<<<< HEAD
                     // Its fill may have ended just now.
                     Joined::Ended if refused < MAX_REFUSALS => {
                         refused += 1;
@@ -458,6 +431,9 @@ impl Fills {
                         continue;
                     }
                     Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
+=======
+                    Joined::Ended | Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
+>>>>>>> t2
                         tokio::time::sleep(PAUSE).await;
                         continue;
                     }
@@ -592,7 +568,7 @@ impl Fills {
             is_fresh(wanted, life(&record))
                 && !wanted.force
                 && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
+                && now_ms().saturating_sub(record.checked_at) < 5_000
         })
     }
 
@@ -725,13 +701,13 @@ impl Fills {
         life: Life,
         previous: Option<&Arc<Object>>,
     ) -> bool {
-        let Some(source) = self.from_bucket(copy, life).await else {
+        let Some(source) = self.open_copy(copy, life).await else {
             return false;
         };
         self.take_in(wanted, landing, source, How::Restored, previous).await
     }
 
-    async fn from_bucket(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
+    async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
         let bucket = self.shared.bucket.as_ref()?;
         let body = match copy.finished.length {
             0 => futures_util::stream::empty().boxed(),
@@ -1082,7 +1058,7 @@ impl Fills {
             checked_at: copy.checked_at,
             fresh_until: copy.fresh_until.min(now_ms()),
         };
-        let (source, mut body) = self.from_bucket(copy, life).await?;
+        let (source, mut body) = self.open_copy(copy, life).await?;
         let particulars = (life.parts(), Origin::Bucket);
         let expected = source.finished.map(|finished| Expected::Sha256(finished.sha256));
         let hidden = self
@@ -1139,20 +1115,6 @@ impl Fills {
         }
     }
 
-    /// Another node published what it fetched under the lock `fence`. If that is a later one than this node's, whose fill of
-    /// the same key still goes on, this one's is outdated: whoever reads it may end, and nobody else begins.
-    pub(super) fn outrun(&self, hash: &Hash, fence: u64) {
-        let lease = self.shared.leases.lock().get(hash).cloned();
-        if lease.is_some_and(|lease| lease.fence().0 < fence) {
-            self.store.forsake(hash);
-        }
-    }
-
-    /// A fill whose object was flushed while it grew is in nobody's way any more.
-    pub(super) fn release(&self, hash: &Hash) {
-        self.shared.leases.lock().remove(hash);
-    }
-
     fn announce(self: &Arc<Self>, object: &Arc<Object>) {
         let (Some(fleet), Some(id)) = (&self.shared.fleet, object.identity()) else {
             return;
@@ -1160,7 +1122,6 @@ impl Fills {
         if !object.key.is_shared() {
             return;
         }
-        let speaking = Speaking::of(self, object.key.hash);
         // Taken now: the flight may let go of it before the word is out.
         let lease = self.shared.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
@@ -1185,9 +1146,7 @@ impl Fills {
                 },
             };
             let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-            let published = fleet.publish(&object.key, &word, fence).await;
-            drop(speaking);
-            if let Published::Outdated(newer) = published {
+            if let Published::Outdated(newer) = fleet.publish(&object.key, &word, fence).await {
                 tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
