@@ -222,11 +222,7 @@ impl Store {
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) {
         // If it cannot be noted, the catalogue believes it gone when it is evicted.
         if let Err(error) = self.disk.mark_backed_up(hash, id, backed_up) {
-<<<<<<< HEAD
             tracing::debug!(%error, "it could not be noted whether an object is in the bucket");
-=======
-            tracing::debug!(%error, "it could not be noted that an object is in the bucket");
->>>>>>> t2
         }
     }
 

@@ -27,17 +27,11 @@ impl Listener for News {
         tokio::task::block_in_place(|| fills.store.adopt(&hash, record.id, life));
     }
 
-<<<<<<< HEAD
     fn removed(&self, hash: Hash, key_text: &str) {
         let Some(fills) = self.0.upgrade() else { return };
         tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
         if !fills.catalog.is_shared() {
             fills.catalog.record(record::removed(&Key::from_text(key_text)));
-=======
-    fn removed(&self, hash: Hash, _: &str) {
-        if let Some(fills) = self.0.upgrade() {
-            tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
->>>>>>> t2
         }
     }
 

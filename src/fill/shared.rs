@@ -32,11 +32,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
-<<<<<<< HEAD
 /// What was fetched within this time may be news.
 const LATELY_MS: Millis = 5_000;
-=======
->>>>>>> t2
 /// How often a flight that has the lock goes back because others were faster.
 const MAX_NEWS: usize = 3;
 /// An object that was fetched so lately may still be on its way into the bucket.
@@ -398,11 +395,7 @@ impl Fills {
         }
         // As long as one waits for upstream's own first byte.
         let patience = Instant::now() + wanted.remote.timeouts.first_byte;
-<<<<<<< HEAD
         let (mut news, mut refused) = (0, 0);
-=======
-        let mut news = 0;
->>>>>>> t2
         loop {
             let find = async {
                 match previous {
@@ -423,7 +416,6 @@ impl Fills {
             if let Some(holder) = holder.filter(|node| !self.is_me(node)) {
                 match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
                     Joined::Done => return None,
-<<<<<<< HEAD
                     // Its fill may have ended just now.
                     Joined::Ended if refused < MAX_REFUSALS => {
                         refused += 1;
@@ -431,9 +423,6 @@ impl Fills {
                         continue;
                     }
                     Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
-=======
-                    Joined::Ended | Joined::NoWay if Instant::now() < patience && self.may_wait(&holder) => {
->>>>>>> t2
                         tokio::time::sleep(PAUSE).await;
                         continue;
                     }
