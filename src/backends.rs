@@ -115,7 +115,7 @@ impl Backends {
         }
         if let Some(bucket) = &self.bucket {
             let fence: Arc<dyn Fence> = match &self.fleet {
-                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet))),
+                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet), Arc::downgrade(fills))),
                 None => Arc::new(Unfenced),
             };
             bucket.start(fence);

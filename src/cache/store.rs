@@ -632,11 +632,16 @@ impl Store {
         }
     }
 
-    /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
-    pub async fn remove(&'static self, hash: Hash) -> u64 {
-        if let Some(growing) = self.growing.lock().remove(&hash) {
+    /// What grows under `hash` may be read to its end by those who do, and is not kept.
+    pub fn forsake(&self, hash: &Hash) {
+        if let Some(growing) = self.growing.lock().remove(hash) {
             growing.doomed.store(true, SeqCst);
         }
+    }
+
+    /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
+    pub async fn remove(&'static self, hash: Hash) -> u64 {
+        self.forsake(&hash);
         tokio::task::spawn_blocking(move || self.remove_stored(&hash))
             .await
             .unwrap_or(0)

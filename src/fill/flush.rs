@@ -106,7 +106,10 @@ impl Fills {
             let matches = |key: &str| covered(config, filter, key);
             for key in self.store.growing_keys() {
                 match (matches(&key.text), request.mode) {
-                    (true, FlushMode::Delete) => drop(self.store.remove(key.hash).await),
+                    (true, FlushMode::Delete) => {
+                        self.store.remove(key.hash).await;
+                        self.release(&key.hash);
+                    }
                     (true, FlushMode::Expire) => drop(self.store.expire(key.hash).await),
                     (false, _) => {}
                 }
@@ -194,6 +197,10 @@ impl Fills {
         };
         let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = covers.into();
         self.forget(&*covers);
+        let outdated = self.store.growing_keys().into_iter().filter(|key| covers(&key.text));
+        for key in outdated.filter(|_| !expire) {
+            self.release(&key.hash);
+        }
         let listed_here = !self.catalog.is_shared();
         let catalog = self.catalog.clone();
         let gone = move |key: &str| {

@@ -1,12 +1,13 @@
 //! What other nodes tell this one, and what the bucket's uploads ask the fleet.
 
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
-use super::Fills;
+use super::{Fills, record};
 use crate::bucket::Fence;
-use crate::cache::{FOR_EVER, Hash, Key, Millis, distrust};
+use crate::cache::{Class, FOR_EVER, Hash, Key, Millis, distrust};
 use crate::fleet::{Fleet, Flush, Listener, Record};
 
 /// Does here what was done elsewhere. Called from the bus's own task: what it does to one object takes some microseconds of
@@ -55,7 +56,8 @@ impl Listener for News {
             if let (Some(bucket), Some(object)) = (&fills.shared.bucket, stored)
                 && object.identity() == Some(id)
             {
-                bucket.upload_again(&key);
+                let bucket = Arc::clone(bucket);
+                let _ = tokio::task::spawn_blocking(move || bucket.upload_again(&key)).await;
             }
         });
     }
@@ -66,12 +68,26 @@ impl Listener for News {
     }
 }
 
+/// How long an upload waits for the word on what it uploads, and how often it looks whether that is out.
+const WORD_LIMIT: Duration = Duration::from_secs(1);
+const WORD_PAUSE: Duration = Duration::from_millis(10);
+
 /// So that a node that was paused overwrites nothing in the bucket.
-pub struct Fenced(pub Arc<Fleet>);
+pub struct Fenced(pub Arc<Fleet>, pub Weak<Fills>);
 
 #[async_trait]
 impl Fence for Fenced {
     async fn is_outdated(&self, key: &Key, id: u64) -> bool {
+        // Until then the fleet's word is on the body before this one.
+        let until = Instant::now() + WORD_LIMIT;
+        while self
+            .1
+            .upgrade()
+            .is_some_and(|fills| fills.shared.is_to_speak(&key.hash))
+            && Instant::now() < until
+        {
+            tokio::time::sleep(WORD_PAUSE).await;
+        }
         let seen = self.0.look(key).await;
         seen.is_ok_and(|seen| seen.record.is_some_and(|record| record.id != id))
     }

@@ -25,6 +25,8 @@ use crate::formats::Class;
 
 /// Between two looks at what another node does.
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often a node that fills something may say that it has nothing to give before this one goes on without it.
+const MAX_REFUSALS: u32 = 5;
 /// A body that does not move for so long may come from a node that is dead or stopped: whether it still holds the lock tells.
 const STALL: Duration = Duration::from_secs(2);
 /// A source that says nothing for so long is given up, whatever the lock says.
@@ -67,6 +69,8 @@ pub struct Shared {
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
     leases: Mutex<std::collections::HashMap<Hash, Arc<Lease>>>,
+    /// What is being announced.
+    speaking: Mutex<Vec<Hash>>,
 }
 
 /// The right to go to upstream.
@@ -92,6 +96,31 @@ impl Drop for Held {
             .is_some_and(|lease| Arc::as_ptr(lease) == self.lease.as_ptr())
         {
             leases.remove(&self.hash);
+        }
+    }
+}
+
+/// The word on a key is on its way.
+struct Speaking {
+    fills: Arc<Fills>,
+    hash: Hash,
+}
+
+impl Speaking {
+    fn of(fills: &Arc<Fills>, hash: Hash) -> Speaking {
+        fills.shared.speaking.lock().push(hash);
+        Speaking {
+            fills: Arc::clone(fills),
+            hash,
+        }
+    }
+}
+
+impl Drop for Speaking {
+    fn drop(&mut self) {
+        let mut speaking = self.fills.shared.speaking.lock();
+        if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
+            speaking.swap_remove(at);
         }
     }
 }
@@ -157,6 +186,7 @@ impl Shared {
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
+            speaking: Mutex::default(),
         }
     }
 
@@ -178,6 +208,11 @@ impl Shared {
             flushes.truncate(MAX_OWN_FLUSHES);
             flushes
         });
+    }
+
+    /// Whether this node has still to say what it fetched under `hash`: until then the fleet's word is not on that.
+    pub(super) fn is_to_speak(&self, hash: &Hash) -> bool {
+        self.leases.lock().contains_key(hash) || self.speaking.lock().contains(hash)
     }
 
     /// What a flush asks for, if it can be understood.
@@ -557,7 +592,7 @@ impl Fills {
             is_fresh(wanted, life(&record))
                 && !wanted.force
                 && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < 5_000
+                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
         })
     }
 
@@ -1104,6 +1139,20 @@ impl Fills {
         }
     }
 
+    /// Another node published what it fetched under the lock `fence`. If that is a later one than this node's, whose fill of
+    /// the same key still goes on, this one's is outdated: whoever reads it may end, and nobody else begins.
+    pub(super) fn outrun(&self, hash: &Hash, fence: u64) {
+        let lease = self.shared.leases.lock().get(hash).cloned();
+        if lease.is_some_and(|lease| lease.fence().0 < fence) {
+            self.store.forsake(hash);
+        }
+    }
+
+    /// A fill whose object was flushed while it grew is in nobody's way any more.
+    pub(super) fn release(&self, hash: &Hash) {
+        self.shared.leases.lock().remove(hash);
+    }
+
     fn announce(self: &Arc<Self>, object: &Arc<Object>) {
         let (Some(fleet), Some(id)) = (&self.shared.fleet, object.identity()) else {
             return;
@@ -1111,6 +1160,7 @@ impl Fills {
         if !object.key.is_shared() {
             return;
         }
+        let speaking = Speaking::of(self, object.key.hash);
         // Taken now: the flight may let go of it before the word is out.
         let lease = self.shared.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
@@ -1135,7 +1185,9 @@ impl Fills {
                 },
             };
             let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-            if let Published::Outdated(newer) = fleet.publish(&object.key, &word, fence).await {
+            let published = fleet.publish(&object.key, &word, fence).await;
+            drop(speaking);
+            if let Published::Outdated(newer) = published {
                 tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {

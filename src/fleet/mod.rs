@@ -164,8 +164,10 @@ impl Fleet {
 
     /// Connects and keeps connected, and tells `listener` what other nodes do. Once.
     pub fn start(self: &Arc<Self>, listener: Arc<dyn Listener>) {
-        let keeping = self.runtime.spawn(Arc::clone(self).keep_connected(listener));
-        let sending = self.runtime.spawn(Arc::clone(self).keep_sending());
+        let keeping = self
+            .runtime
+            .spawn(Arc::clone(self).keep_connected(Arc::clone(&listener)));
+        let sending = self.runtime.spawn(Arc::clone(self).keep_sending(listener));
         self.tasks.lock().extend([keeping, sending]);
     }
 
@@ -377,13 +379,13 @@ impl Fleet {
         !self.outbox.is_empty() || self.flushes.count_unsent() > 0
     }
 
-    async fn keep_sending(self: Arc<Self>) {
+    async fn keep_sending(self: Arc<Self>, listener: Arc<dyn Listener>) {
         loop {
             self.outbox.wake.notified().await;
             while self.waits() {
                 self.redis.answers().await;
                 self.send_flushes().await;
-                self.send_parcels().await;
+                self.send_parcels(&*listener).await;
             }
             let fleet = Arc::clone(&self);
             // It fails only when the process ends.
@@ -404,9 +406,9 @@ impl Fleet {
         }
     }
 
-    async fn send_parcels(&self) {
+    async fn send_parcels(&self, listener: &dyn Listener) {
         let parcels = self.outbox.take(SENT_AT_ONCE);
-        let sending = parcels.iter().map(|parcel| self.send(parcel));
+        let sending = parcels.iter().map(|parcel| self.send(parcel, listener));
         let sent = join_all(sending).await;
         let mut unsent = Vec::new();
         for (parcel, sent) in parcels.into_iter().zip(sent) {
@@ -420,9 +422,17 @@ impl Fleet {
         self.outbox.put_back(unsent);
     }
 
-    async fn send(&self, parcel: &Parcel) -> Result<(), Failure> {
+    async fn send(&self, parcel: &Parcel, listener: &dyn Listener) -> Result<(), Failure> {
         match parcel {
-            Parcel::Word(key, Word::Is(record)) => self.publish_now(PATIENT, key, record).await.map(|_| ()),
+            Parcel::Word(key, Word::Is(record)) => {
+                match self.publish_now(PATIENT, key, record).await? {
+                    // What this node heard before it stored the older body was of no use to it.
+                    Published::Outdated(Some(newer)) => listener.changed(key.hash, &key.text, newer),
+                    Published::Outdated(None) => listener.removed(key.hash, &key.text),
+                    Published::Yes | Published::Away => {}
+                }
+                Ok(())
+            }
             Parcel::Word(key, Word::Gone(fence)) => self.say_gone(key, *fence).await,
             Parcel::Word(key, Word::Expired(fence, at)) => self.say_expired(key, *fence, *at).await,
             Parcel::Uploaded(key, id) => self.say_uploaded(key, *id).await,
