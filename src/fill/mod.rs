@@ -20,6 +20,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderName, Method, header};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
@@ -323,9 +324,9 @@ impl Fills {
         let mut landing = Some(landing);
         let is_for_others = method == Method::GET || wanted.reference.is_some();
         let turn = if is_for_others {
-            self.share(&wanted, &mut landing, previous).await
+            self.share(&wanted, &mut landing, previous).boxed().await
         } else {
-            match self.elsewhere(&wanted).await.filter(|_| previous.is_none()) {
+            match self.elsewhere(&wanted).boxed().await.filter(|_| previous.is_none()) {
                 Some(object) => {
                     landing
                         .take()

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use futures_util::StreamExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http::Method;
 use parking_lot::Mutex;
 
@@ -449,7 +449,11 @@ impl Fills {
             let (record, holder) = seen.map_or((None, None), |seen| (seen.record, seen.holder));
 
             if let Some(holder) = holder.filter(|node| !self.is_me(node)) {
-                match self.join_node(wanted, landing, &holder, previous.as_ref()).await {
+                match self
+                    .join_node(wanted, landing, &holder, previous.as_ref())
+                    .boxed()
+                    .await
+                {
                     Joined::Done => return None,
                     // Its fill may have ended just now.
                     Joined::Ended if refused < MAX_REFUSALS => {
@@ -469,7 +473,7 @@ impl Fills {
             match record {
                 Some(record) if is_fresh(wanted, life(&record)) && !wanted.force => {
                     let turn = (&record, copy, previous.as_ref());
-                    match self.by_word(wanted, landing, turn).await {
+                    match self.by_word(wanted, landing, turn).boxed().await {
                         Joined::Done => return None,
                         // It is on its way into the bucket.
                         Joined::NoWay if Instant::now() < patience && self.will_be_in_bucket(&record) => {
@@ -486,19 +490,19 @@ impl Fills {
                         None => self.find(wanted).await,
                     };
                     if let Some(copy) = copy.filter(|copy| copy.identity() == record.id) {
-                        previous = self.bring_back(wanted, copy).await.or(previous);
+                        previous = self.bring_back(wanted, copy).boxed().await.or(previous);
                     }
                 }
                 _ => {
                     if let Some(copy) = copy {
                         match self.life_of(wanted, &copy, if alone { Err(&()) } else { Ok(&None) }) {
                             Some(life) if is_fresh(wanted, life) && !wanted.force => {
-                                if self.bring(wanted, landing, copy, life, None).await {
+                                if self.bring(wanted, landing, copy, life, None).boxed().await {
                                     return None;
                                 }
                             }
                             // It is expired: upstream may say that it is still right, or not answer.
-                            _ => previous = self.bring_back(wanted, copy).await,
+                            _ => previous = self.bring_back(wanted, copy).boxed().await,
                         }
                     }
                 }
@@ -542,11 +546,11 @@ impl Fills {
             (copy, _) => copy,
         };
         if let Some(copy) = copy.filter(|copy| copy.identity() == record.id)
-            && self.bring(wanted, landing, copy, life(record), previous).await
+            && self.bring(wanted, landing, copy, life(record), previous).boxed().await
         {
             return Joined::Done;
         }
-        self.join_node(wanted, landing, &record.node, previous).await
+        self.join_node(wanted, landing, &record.node, previous).boxed().await
     }
 
     /// What is stored is fresh for as long as others say.
@@ -622,7 +626,7 @@ impl Fills {
             return Joined::NoWay;
         }
         let have = previous.and_then(|stored| stored.identity());
-        let (reply, body) = match self.ask(&wanted.key, node, 0, have).await {
+        let (reply, body) = match self.ask(&wanted.key, node, 0, have).boxed().await {
             Ok(answered) => answered,
             Err(error) => {
                 tracing::debug!(node = ?node.url, %error, key = %crate::cache::shown(&wanted.key), "another node cannot be asked");
@@ -649,7 +653,11 @@ impl Fills {
                     origin: Origin::Node,
                     node: Some(node.clone()),
                 };
-                match self.take_in(wanted, landing, (source, body), how, previous).await {
+                match self
+                    .take_in(wanted, landing, (source, body), how, previous)
+                    .boxed()
+                    .await
+                {
                     true => Joined::Done,
                     false => Joined::Alone,
                 }
@@ -728,7 +736,9 @@ impl Fills {
         let Some(source) = self.open_copy(copy, life).await else {
             return false;
         };
-        self.take_in(wanted, landing, source, How::Restored, previous).await
+        self.take_in(wanted, landing, source, How::Restored, previous)
+            .boxed()
+            .await
     }
 
     async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
@@ -758,7 +768,10 @@ impl Fills {
         previous: Option<&Arc<Object>>,
     ) -> bool {
         if wanted.set.is_some() {
-            return self.take_in_set(wanted, landing, (source, body), previous).await;
+            return self
+                .take_in_set(wanted, landing, (source, body), previous)
+                .boxed()
+                .await;
         }
         let Ok(writer) = self.writer_for(wanted, &wanted.key, &source, previous).await else {
             return false;
@@ -772,7 +785,7 @@ impl Fills {
             Origin::Node | Origin::Upstream => "node",
         });
         publish(landing, Outcome::Object(growing, how));
-        let kept = self.copy_in(wanted, writer, source, body).await;
+        let kept = self.copy_in(wanted, writer, source, body).boxed().await;
         if let Some(object) = kept {
             self.verify(wanted, &object).await;
         }
@@ -802,7 +815,7 @@ impl Fills {
         {
             return false;
         }
-        let whole = self.copy_in(wanted, writer, source, body).await;
+        let whole = self.copy_in(wanted, writer, source, body).boxed().await;
         if whole.is_none() && !arrived.is_complete() {
             return false;
         }
@@ -903,6 +916,7 @@ impl Fills {
             let is_stuck = reached.replace(written) == Some(written);
             let rest = self
                 .rest_of(wanted, &growing, (source.finished, written, is_stuck))
+                .boxed()
                 .await?;
             body = rest.body;
             (node, from_upstream, held) = (rest.node, rest.from_upstream, rest.held.or(held));
@@ -965,7 +979,8 @@ impl Fills {
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
             let nodes = seen.holder.into_iter().chain(seen.record.map(|record| record.node));
             for node in nodes.filter(|node| !self.is_me(node)) {
-                if let Ok((Reply::Object { head, .. }, body)) = self.ask(&wanted.key, &node, written, None).await
+                if let Ok((Reply::Object { head, .. }, body)) =
+                    self.ask(&wanted.key, &node, written, None).boxed().await
                     && is_same_fill(&head, &growing.head)
                 {
                     return Some(Rest::of(body, Some(node)));
@@ -980,7 +995,7 @@ impl Fills {
                 Ok(Take::Theirs(_)) | Err(_) => break,
             }
         }
-        let body = self.rest_from_upstream(wanted, growing, written).await?;
+        let body = self.rest_from_upstream(wanted, growing, written).boxed().await?;
         Some(Rest {
             body,
             node: None,
