@@ -206,9 +206,6 @@ impl Client {
         let key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), "");
         let mut wanted = Wanted::new(remote, key, url, policy);
         wanted.query = path.query;
-        if method == Method::POST && session.req_header().headers.contains_key(header::EXPECT) {
-            session.as_downstream_mut().write_continue_response().await?;
-        }
         self.pass(session, ctx, &wanted, "artifactapi; fwd=bypass", method, headers)
             .await
     }

@@ -23,6 +23,8 @@ use crate::deadline::Deadline;
 
 /// Redirects followed for one question.
 const MAX_REDIRECTS: u8 = 10;
+/// Answers that only announce one (1xx), taken for one question.
+const MAX_INTERIM: u8 = 100;
 /// Idle upstream connections are kept this long.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Not a failure: the question goes on, at another place or with another authorization.
@@ -86,6 +88,7 @@ pub struct Exchange {
     /// The query of `url` as it was asked, until a redirect leads elsewhere.
     query: Option<String>,
     redirects: u8,
+    interim: u8,
     addresses: Vec<SocketAddr>,
     tried: usize,
     pub deadline: Arc<Deadline>,
@@ -115,6 +118,7 @@ impl Exchange {
             url,
             query: None,
             redirects: 0,
+            interim: 0,
             addresses: Vec::new(),
             tried: 0,
             deadline: Arc::default(),
@@ -386,14 +390,16 @@ impl Exchange {
     /// # Errors
     /// A header that cannot be built.
     pub fn write_request(&mut self, request: &mut RequestHeader) -> Result<()> {
+        let framing = framing(request).filter(|_| self.ask.method == Method::POST);
         let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
         for name in names {
             let kept = self.ask.conditional && (name == header::IF_NONE_MATCH || name == header::IF_MODIFIED_SINCE);
-            let framing = self.ask.method == Method::POST
-                && (name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING);
-            if !kept && !framing {
+            if !kept {
                 request.remove_header(&name);
             }
+        }
+        if let Some((name, value)) = framing {
+            request.insert_header(name, value)?;
         }
         request.set_method(self.ask.method.clone());
         let mut target = self.url.path().to_owned();
@@ -445,7 +451,7 @@ impl Exchange {
     pub fn read_header(&mut self, response: &mut ResponseHeader) -> Result<()> {
         let status = response.status.as_u16();
         if status < 200 {
-            return Ok(());
+            return self.read_interim(status);
         }
         self.deadline.set(self.remote.timeouts.idle);
         if self.is_at_remote() {
@@ -505,6 +511,23 @@ impl Exchange {
             if other || !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
                 return Err(self.fail(Failure::refused("upstream answered another range than was asked for")));
             }
+        }
+        Ok(())
+    }
+
+    /// What comes before the answer is of no interest, unless there is no end of it, or it would end the message: nobody
+    /// asked for another protocol.
+    fn read_interim(&mut self, status: u16) -> Result<()> {
+        self.interim += 1;
+        if status == 101 {
+            return Err(self.fail(Failure::refused(
+                "upstream switched to another protocol, which nobody asked for",
+            )));
+        }
+        if self.interim > MAX_INTERIM {
+            return Err(self.fail(Failure::refused(format!(
+                "upstream sent more than {MAX_INTERIM} interim answers and no final one"
+            ))));
         }
         Ok(())
     }
@@ -633,6 +656,16 @@ impl Exchange {
             unreachable: true,
         }
     }
+}
+
+/// What frames the body that Pingora will send, written anew out of a client's own words for it. Where a client's frames
+/// need none, Pingora finds one.
+fn framing(request: &RequestHeader) -> Option<(HeaderName, HeaderValue)> {
+    if request.headers.contains_key(header::TRANSFER_ENCODING) {
+        return Some((header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")));
+    }
+    let length: u64 = request.headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()?;
+    Some((header::CONTENT_LENGTH, length.into()))
 }
 
 /// An error's chain in one line, for people.
