@@ -391,7 +391,7 @@ fn who_may_flush() {
         let mut own = H2Connection::open(proxy.address()).await;
         own.send("PUT", "/cache/flush", &[], b"{}").await.ok();
         // With one it is needed, and enough.
-        let guarded = Proxy::settings().env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2").start().await;
+        let guarded = Proxy::settings().remotes("").env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2").start().await;
         for (headers, status) in [
             (vec![], 401),
             (vec![("Authorization", "Bearer hunter")], 401),
