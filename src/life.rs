@@ -45,6 +45,7 @@ pub struct State {
     stopping: AtomicBool,
     in_flight: AtomicUsize,
     idle: Notify,
+    reloaded: Notify,
 }
 
 /// One request in flight.
@@ -68,6 +69,7 @@ impl State {
             stopping: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            reloaded: Notify::new(),
         })
     }
 
@@ -112,6 +114,7 @@ impl State {
                     "the configuration was reloaded"
                 );
                 self.config.store(Arc::new(config));
+                self.reloaded.notify_one();
                 self.last_reload_failed.store(false, Ordering::Relaxed);
             }
             None => {
@@ -287,6 +290,16 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
     );
 }
 
+/// Finds out which remotes are private, of each configuration that is loaded.
+async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
+    loop {
+        let config = state.config();
+        upstream.learn(&config).await;
+        drop(config);
+        state.reloaded.notified().await;
+    }
+}
+
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
@@ -319,9 +332,11 @@ impl Listening {
         let shared = backends
             .shared(state)
             .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
+        let upstream = Arc::new(upstream);
+        tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
         let fills = Fills::new(
             store,
-            Arc::new(upstream),
+            upstream,
             backends.catalog.clone(),
             Arc::clone(metrics),
             shared,

@@ -748,6 +748,13 @@ fn an_answer_that_is_none_is_an_error() {
                 assert!(answer.header("set-cookie").is_none());
             }
         }
+        let passing = Proxy::start(&format!("npm:\n  package: npm\n  base_url: {}\n", up.base())).await;
+        up.on("/-/npm/v1/security/audits/quick", move |_| {
+            Reply::raw(format!("HTTP/1.1 101 Switching Protocols\r\n\r\n{behind}").into_bytes())
+        });
+        let audit = at("npm", "-/npm/v1/security/audits/quick");
+        let answer = passing.request("POST", &audit, &[], b"{}").await;
+        assert_eq!(answer.status, 502, "{}", answer.text());
     });
 }
 

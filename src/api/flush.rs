@@ -19,7 +19,7 @@ impl Api {
             Ok(body) => body,
             Err(problem) => return reply::problem(session, None, problem).await,
         };
-        let request = match FlushRequest::parse(&body) {
+        let request = match FlushRequest::parse(&body.bytes) {
             Ok(request) => request,
             Err(error) => return reply::problem(session, None, Problem::new(400, error.to_string())).await,
         };

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
@@ -134,9 +134,11 @@ pub struct UpstreamSettings {
     pub timeouts: Timeouts,
     /// Upstream fetches under way at once; further ones queue.
     pub max_concurrent: usize,
+    /// How many of them may be one remote's.
+    pub max_per_remote: usize,
 }
 
-/// Limits on idleness, never on the whole of a transfer.
+/// Limits on what upstream may be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP and TLS, for each address tried.
@@ -145,6 +147,12 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// Bytes a second that a body comes at, at least; 0: no matter how slowly.
+    pub least_rate: u64,
+    /// What the rate is measured over.
+    pub rate_window: Duration,
+    /// For a body as a whole.
+    pub whole: Duration,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -319,6 +327,10 @@ pub struct Remote {
     pub credentials: Option<Credentials>,
     /// Sent to the remote's own host only.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Upstream's header fields that clients get besides those that describe content.
+    pub headers_keep: Vec<HeaderName>,
+    /// Under the names of its own (`hosts`), what this remote has may run in browsers.
+    pub active_content: bool,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
     pub immutable_patterns: Option<Vec<Pattern>>,
     pub mutable_patterns: Vec<Pattern>,
@@ -329,6 +341,8 @@ pub struct Remote {
     pub file_hosts: Vec<FileHost>,
     /// docker: further hosts whose token service may see the credentials; https, or on this machine.
     pub token_realms: Vec<FileHost>,
+    /// The hosts of all these; that of `base_url` comes first.
+    pub own_hosts: Vec<OwnHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,
     pub offline: bool,
@@ -342,6 +356,31 @@ pub struct Remote {
     pub tarball_urls: TarballUrls,
     pub ttl: Ttls,
     pub timeouts: Timeouts,
+}
+
+/// A host that a remote names, and whether it is private. That is found out when the configuration is loaded, and kept: who
+/// answers for the name later cannot change it.
+#[derive(Debug)]
+pub struct OwnHost {
+    /// Lower case, an IPv6 address without its brackets.
+    pub name: String,
+    /// Empty as long as its addresses are not known.
+    pub is_private: OnceLock<bool>,
+}
+
+impl OwnHost {
+    /// `host` as it stands in a URL.
+    pub fn new(host: &str) -> Self {
+        OwnHost {
+            name: Self::name_of(host),
+            is_private: OnceLock::new(),
+        }
+    }
+
+    /// `host`, as it stands in a URL, as its name here.
+    pub fn name_of(host: &str) -> String {
+        host.trim_matches(['[', ']']).to_ascii_lowercase()
+    }
 }
 
 #[derive(Debug, Clone)]

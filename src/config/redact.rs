@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
 use serde_json::{Map, Value, json};
 use url::Url;
 
@@ -63,6 +64,8 @@ fn remote_json(remote: &Remote) -> Value {
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
+        "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
+        "active_content": remote.active_content,
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
         "mutable_patterns": patterns(&remote.mutable_patterns),
         "check_mutable_updates": remote.check_mutable_updates,
@@ -93,6 +96,7 @@ fn remote_json(remote: &Remote) -> Value {
 fn settings_json(settings: &Settings) -> Value {
     let mut upstream = timeouts(&settings.upstream.timeouts);
     upstream["max_concurrent"] = json!(settings.upstream.max_concurrent);
+    upstream["max_per_remote"] = json!(settings.upstream.max_per_remote);
     let CacheSettings {
         disk_bytes,
         disk_min_free,
@@ -198,6 +202,9 @@ fn timeouts(timeouts: &Timeouts) -> Value {
         "connect_timeout": seconds(timeouts.connect),
         "first_byte_timeout": seconds(timeouts.first_byte),
         "idle_timeout": seconds(timeouts.idle),
+        "least_rate": timeouts.least_rate,
+        "rate_window": seconds(timeouts.rate_window),
+        "transfer_timeout": seconds(timeouts.whole),
     })
 }
 

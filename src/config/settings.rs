@@ -50,6 +50,10 @@ const ELSEWHERE: Elsewhere = &[
     ("write_timeout", "under `clients:`"),
     ("http2_streams", "under `clients:`"),
     ("http2_unread", "under `clients:`"),
+    ("max_per_remote", "under `upstream:`"),
+    ("least_rate", "under `upstream:`"),
+    ("rate_window", "under `upstream:`"),
+    ("transfer_timeout", "under `upstream:`"),
     ("default_remote", "under `docker:`"),
     ("remotes", "in a file of its own: --remotes or ARTIFACTAPI_REMOTES"),
     (
@@ -62,7 +66,14 @@ const ELSEWHERE: Elsewhere = &[
 ];
 
 /// The keys of `upstream:` that a remote has too.
-pub(super) const TIMEOUT_KEYS: [&str; 3] = ["connect_timeout", "first_byte_timeout", "idle_timeout"];
+pub(super) const TIMEOUT_KEYS: [&str; 6] = [
+    "connect_timeout",
+    "first_byte_timeout",
+    "idle_timeout",
+    "least_rate",
+    "rate_window",
+    "transfer_timeout",
+];
 
 const CLIENT_KEYS: &[&str] = &[
     "head_timeout",
@@ -110,8 +121,12 @@ impl Default for FromFile {
                     connect: Duration::from_secs(5),
                     first_byte: Duration::from_secs(30),
                     idle: Duration::from_secs(60),
+                    least_rate: 1000,
+                    rate_window: Duration::from_secs(300),
+                    whole: Duration::from_secs(24 * 3600),
                 },
                 max_concurrent: 256,
+                max_per_remote: share(256),
             },
             docker_default_remote: None,
         }
@@ -263,11 +278,19 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     if let Some(clients) = top.section("clients", "clients.", CLIENT_KEYS) {
         result.clients = client_settings(&clients, result.clients);
     }
-    let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent"]].concat();
+    let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent", "max_per_remote"]].concat();
     if let Some(upstream) = top.section("upstream", "upstream.", &upstream_keys) {
         result.upstream.timeouts = timeouts(&upstream, result.upstream.timeouts);
-        if let Some(number) = upstream.integer("max_concurrent", 1..=1_000_000) {
-            result.upstream.max_concurrent = usize::try_from(number).unwrap_or(usize::MAX);
+        let number = |key| {
+            let number = upstream.integer(key, 1..=1_000_000)?;
+            usize::try_from(number).ok()
+        };
+        if let Some(number) = number("max_concurrent") {
+            result.upstream.max_concurrent = number;
+            result.upstream.max_per_remote = share(number);
+        }
+        if let Some(number) = number("max_per_remote") {
+            result.upstream.max_per_remote = number;
         }
     }
     if let Some(docker) = top.section("docker", "docker.", &["default_remote"]) {
@@ -305,12 +328,20 @@ fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSet
     }
 }
 
+/// How many of the concurrent fetches may be one remote's, by default.
+fn share(max_concurrent: usize) -> usize {
+    max_concurrent.div_ceil(2).max(8).min(max_concurrent)
+}
+
 /// Reads the time-outs of an `upstream:`, of the settings or of a remote.
 pub(super) fn timeouts(section: &Section<'_>, defaults: Timeouts) -> Timeouts {
     Timeouts {
         connect: section.timeout("connect_timeout").unwrap_or(defaults.connect),
         first_byte: section.timeout("first_byte_timeout").unwrap_or(defaults.first_byte),
         idle: section.timeout("idle_timeout").unwrap_or(defaults.idle),
+        least_rate: section.parse("least_rate", values::size).unwrap_or(defaults.least_rate),
+        rate_window: section.timeout("rate_window").unwrap_or(defaults.rate_window),
+        whole: section.timeout("transfer_timeout").unwrap_or(defaults.whole),
     }
 }
 

@@ -4,6 +4,7 @@
 mod artifact;
 pub(crate) mod body;
 mod chunks;
+mod dress;
 mod foreign;
 mod front;
 mod gate;
@@ -35,17 +36,18 @@ use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
 use crate::cache::{Expected, Object, Verifier};
 use crate::config::{ClientSettings, Config, Package, Remote};
 use crate::fill::{Fills, Views};
+use crate::formats::Format;
 use crate::headers;
 use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
-use crate::upstream::Exchange;
+use crate::upstream::{Exchange, Place};
 pub(crate) use artifact::arrival;
+use dress::{NO_CACHE, Shown};
 pub use front::Front;
 use reply::Problem;
 pub use resolve::Hot;
@@ -72,13 +74,18 @@ pub struct Client {
 struct PassBy {
     exchange: Exchange,
     cache_status: String,
+    format: &'static dyn Format,
+    /// As it is asked for, with its query.
     path: String,
+    /// See [`dress::Shown`].
+    decoded: String,
+    bound_host: bool,
     /// Headers that stand there whatever upstream says.
     says: HeaderMap,
     /// For a whole body that a digest names.
     check: Option<Check>,
     /// One of the concurrent upstream places, held to the end.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
@@ -281,43 +288,34 @@ impl ProxyHttp for Hooks {
             return Ok(());
         }
         let pass = pass(ctx)?;
-        let said = crate::formats::of(pass.exchange.remote.package).status_of(response.status.as_u16());
-        response.set_status(said)?;
-        let (kept, length) = headers::of_stored(response, &pass.path);
-        let range = response.headers.get(header::CONTENT_RANGE).cloned();
-        let names: Vec<_> = response.headers.keys().cloned().collect();
-        for name in names {
-            // Framing is Pingora's: it knows what it will write.
-            if name != header::TRANSFER_ENCODING {
-                response.remove_header(&name);
-            }
-        }
-        for (name, value) in &kept {
-            response.append_header(name.clone(), value.clone())?;
-        }
+        let remote = Arc::clone(&pass.exchange.remote);
+        let shown = Shown {
+            remote: &remote,
+            format: pass.format,
+            path: &pass.decoded,
+            bound_host: pass.bound_host,
+        };
+        let passed = dress::of_passed(response, &shown, &pass.path, pass.exchange.url())?;
+        let mut said = passed.header;
+        let status = said.status.as_u16();
         // A part, or a coding of it, has no digest that could be compared.
-        if response.status != 200 || kept.contains_key(header::CONTENT_ENCODING) {
+        if status != 200 || passed.is_coded {
             pass.check = None;
         }
         for (name, value) in &pass.says {
-            let said = name == header::ETAG && kept.contains_key(name);
-            if !said && matches!(response.status.as_u16(), 200 | 206) {
-                response.insert_header(name.clone(), value.clone())?;
+            let said_already = name == header::ETAG && said.headers.contains_key(name);
+            if !said_already && matches!(status, 200 | 206) {
+                said.insert_header(name.clone(), value.clone())?;
             }
         }
-        if let Some(length) = length {
-            response.insert_header(header::CONTENT_LENGTH, length)?;
+        let origin = ("remote", headers::value(&pass.cache_status));
+        dress::finish(&mut said, &shown, origin, NO_CACHE)?;
+        // Framing is Pingora's: it knows what it will write.
+        if let Some(value) = response.headers.get(header::TRANSFER_ENCODING) {
+            said.insert_header(header::TRANSFER_ENCODING, value.clone())?;
         }
-        if let Some(range) = range {
-            response.insert_header(header::CONTENT_RANGE, range)?;
-        }
-        if matches!(response.status.as_u16(), 200 | 206) {
-            response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-        }
-        response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", "remote")?;
-        response.insert_header("cache-status", headers::value(&pass.cache_status))?;
-        response.insert_header(header::CACHE_CONTROL, "no-cache")?;
+        said.set_version(response.version);
+        *response = said;
         Ok(())
     }
 
@@ -329,7 +327,7 @@ impl ProxyHttp for Hooks {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if let Some(pass) = &mut ctx.pass {
-            pass.exchange.body_piece(end);
+            pass.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
             if let Some(check) = &mut pass.check {
                 let Some(free) = check.take(body.take(), end) else {
                     let (remote, expected) = (&pass.exchange.remote.name, &check.expected);
@@ -388,7 +386,7 @@ impl ProxyHttp for Hooks {
         let failure = pass.exchange.failure(error);
         let remote = Arc::clone(&pass.exchange.remote);
         let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
-        let sent = reply::problem(session, Some(crate::formats::of(remote.package)), problem).await;
+        let sent = reply::problem(session, Some(pass.format), problem).await;
         FailToProxy {
             error_code: if sent.is_ok() { failure.status } else { 0 },
             can_reuse_downstream: false,
@@ -440,7 +438,7 @@ impl Client {
 
     /// A hit whose body is in memory and goes out in one piece.
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
-        let gzip = resolved.view.is_some() && artifact::accepts(session, "gzip");
+        let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
         let remote_url = || {
             let arrival = artifact::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)

@@ -6,24 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::dress::{self, Shown};
 use super::range::{self, Condition, Ranges};
 use super::unread::{self, Unread};
 use crate::cache::{Body, Left, Object, Prepared, Reader, State};
 use crate::config::ClientSettings;
-use crate::formats::{Class, Format};
+use crate::formats::Class;
 use crate::headers;
 use crate::policy::{Basis, Policy};
 
 /// The longest piece that is written at once: what the write time-out is measured on.
 pub const PIECE: usize = 256 << 10;
-
-static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
-static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a response says beside the object's own header.
 pub struct Dress<'a> {
@@ -33,10 +31,9 @@ pub struct Dress<'a> {
     pub age: Option<u64>,
     pub source: &'static str,
     pub cache_status: Cow<'static, str>,
-    pub vary: Option<&'static str>,
-    /// Says the `Content-Type` of `path` where upstream named none.
-    pub format: &'static dyn Format,
-    pub path: &'a str,
+    pub shown: Shown<'a>,
+    /// The request's `Accept-Encoding` had a say in it.
+    pub by_coding: bool,
     /// What the client calls the document's type, where that is an alias of upstream's word for it.
     pub presented_as: Option<&'static str>,
     pub head_only: bool,
@@ -87,13 +84,12 @@ impl Reading<'_> {
 /// The header of the response, but for what range and framing decide.
 fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseHeader>> {
     let mut response = Box::new(prepared.clone());
-    response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(dress.source))?;
     let cache_status = match &dress.cache_status {
         Cow::Borrowed(text) => HeaderValue::from_static(text),
         Cow::Owned(text) => headers::value(text),
     };
-    response.insert_header(CACHE_STATUS.clone(), cache_status)?;
-    response.insert_header(header::CACHE_CONTROL, cache_control(dress))?;
+    let origin = (dress.source, cache_status);
+    dress::finish(&mut response, &dress.shown, origin, cache_control(dress))?;
     if let Some(name) = dress.presented_as {
         response.insert_header(header::CONTENT_TYPE, name)?;
     }
@@ -116,6 +112,9 @@ pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &
     head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     head.extend_from_slice(&prepared.lines);
     head.extend_from_slice(lines);
+    if !dress.shown.is_active() {
+        head.extend_from_slice(dress::INERT_LINES);
+    }
     let mut line = |name: &[u8], value: &[u8]| {
         for part in [name, value, b"\r\n"] {
             head.extend_from_slice(part);
@@ -276,40 +275,28 @@ async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
 
 /// The part of the header that is the same for every response, built once for each object.
 fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
-    if let Some(prepared) = object.prepared.get() {
+    let headers_keep = &dress.shown.remote.headers_keep;
+    let known = object.prepared.get();
+    // A reload may have changed what is kept.
+    if let Some(prepared) = known.filter(|prepared| prepared.headers_keep == *headers_keep) {
         return Ok(Arc::clone(prepared));
     }
-    // Without the map that keeps the spelling of names: it would be copied with every response.
-    let mut response = ResponseHeader::build_no_case(200, Some(object.head.headers.len() + 12))?;
-    for (name, value) in &object.head.headers {
-        response.append_header(name.clone(), value.clone())?;
-    }
-    if !object.head.headers.contains_key(header::CONTENT_TYPE) {
-        response.insert_header(
-            header::CONTENT_TYPE,
-            headers::value(dress.format.content_type(dress.path)),
-        )?;
-    }
-    response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-    response.insert_header(header::VIA, "1.1 artifactapi")?;
-    // One document is always asked for in the same forms, so this is the object's, not the request's.
-    if let Some(vary) = dress.vary {
-        response.insert_header(header::VARY, vary)?;
-    }
+    let mut response = dress::of_content(200, &object.head.headers, &dress.shown, dress.by_coding)?;
     if let (Some(etag), None) = (object.etag(), object.head.etag()) {
         response.insert_header(header::ETAG, etag)?;
     }
     let mut lines = Vec::with_capacity(256);
     response.header_to_h1_wire(&mut lines);
     let response = Arc::new(Prepared {
+        headers_keep: headers_keep.clone(),
         header: response,
         lines,
     });
     // A digest is only known at the end, and with it the validator.
-    if !object.is_complete() {
-        return Ok(response);
+    if object.is_complete() && known.is_none() {
+        let _ = object.prepared.set(Arc::clone(&response));
     }
-    Ok(Arc::clone(object.prepared.get_or_init(|| response)))
+    Ok(response)
 }
 
 /// What a client's own cache may do with it.

@@ -69,12 +69,32 @@ fn settings_are_checked_with_place() {
         ],
     );
     // A remote takes what it does not set itself from the settings.
-    let case = generic("upstream: {idle_timeout: 7s}").conf("upstream: {connect_timeout: 250ms}");
+    let case = generic("upstream: {idle_timeout: 7s, least_rate: 0, transfer_timeout: 1h}")
+        .conf("upstream: {connect_timeout: 250ms, least_rate: 5KB, rate_window: 1m}");
     let timeouts = case.remote("x").timeouts;
     assert_eq!(
         (timeouts.connect, timeouts.idle),
         (Duration::from_millis(250), Duration::from_secs(7))
     );
+    assert_eq!(
+        (timeouts.least_rate, timeouts.rate_window, timeouts.whole),
+        (0, Duration::from_secs(60), Duration::from_secs(3600))
+    );
+}
+
+#[test]
+fn a_remotes_share_follows_from_all_places_or_is_set() {
+    let shares = [
+        ("", (256, 128)),
+        ("{max_concurrent: 4}", (4, 4)),
+        ("{max_concurrent: 30}", (30, 15)),
+        ("{max_concurrent: 4, max_per_remote: 1}", (4, 1)),
+        ("{max_per_remote: 7}", (256, 7)),
+    ];
+    for (text, expected) in shares {
+        let upstream = generic("").conf(&format!("upstream: {text}")).config().settings.upstream;
+        assert_eq!((upstream.max_concurrent, upstream.max_per_remote), expected, "{text}");
+    }
 }
 
 #[test]
