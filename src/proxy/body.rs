@@ -36,7 +36,7 @@ pub async fn read(session: &mut Session) -> Result<std::result::Result<Body, Pro
     match timeout(TIME, collect(session)).await {
         Ok(Ok(Some(body))) => Ok(Ok(body)),
         Ok(Ok(None)) => Ok(Err(
-            Problem::new(503, "too many bodies are on their way; try again").header(header::RETRY_AFTER, "5"),
+            Problem::new(503, "too many bodies are on their way; try again").header(header::RETRY_AFTER, "5")
         )),
         Ok(Err(Some(error))) => Err(error),
         Ok(Err(None)) => problem(413, format!("the body is longer than {MAX_BODY} bytes")),
