@@ -334,13 +334,7 @@ impl Listening {
             .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
         let upstream = Arc::new(upstream);
         tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
-        let fills = Fills::new(
-            store,
-            upstream,
-            backends.catalog.clone(),
-            Arc::clone(metrics),
-            shared,
-        );
+        let fills = Fills::new(store, upstream, backends.catalog.clone(), Arc::clone(metrics), shared);
         backends.start(&fills);
         let views = Arc::new(Views::new(store, backends.catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(

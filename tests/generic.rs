@@ -670,7 +670,8 @@ fn a_coding_is_not_served_to_who_did_not_accept_it() {
         );
         up.reply("/app.tgz", Reply::ok(packed.clone()).content_type("application/gzip"));
         for _ in 0..2 {
-            let plain = proxy.fetch("files", "page.txt").await.ok();
+            let identity = [("Accept-Encoding", "identity")];
+            let plain = proxy.fetch_with("files", "page.txt", &identity).await.ok();
             assert_eq!((plain.header("content-encoding"), plain.text()), (None, text.clone()));
             let accepted = proxy
                 .fetch_with("files", "page.txt", &[("Accept-Encoding", "gzip")])

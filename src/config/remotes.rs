@@ -15,7 +15,8 @@ use url::Url;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    Credentials, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls,
+    Credentials, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls,
+    Timeouts, Ttls,
 };
 use super::pattern::Pattern;
 use super::problem::{Context, Fault, Pos, Report};
@@ -548,8 +549,10 @@ fn headers_keep(section: &Section<'_>) -> Vec<HeaderName> {
         let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| Fault::new("is no name of a header"))?;
         match crate::headers::may_be_kept(&name) {
             true => Ok(name),
-            false => Err(Fault::new("is never passed on: it is the connection's, a cache's or this proxy's own")
-                .hint("remove it")),
+            false => Err(
+                Fault::new("is never passed on: it is the connection's, a cache's or this proxy's own")
+                    .hint("remove it"),
+            ),
         }
     });
     names.unwrap_or_default().into_iter().map(|(_, name)| name).collect()

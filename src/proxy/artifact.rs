@@ -10,8 +10,8 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 use url::Url;
 
-use super::head::{head_is_enough, head_must_be_get};
 use super::dress::Shown;
+use super::head::{head_is_enough, head_must_be_get};
 use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
@@ -516,7 +516,7 @@ impl Client {
             (Some(View { absolute: false }), _) => Some(Kind::Relative),
             // A coding that the client did not accept is taken off, and so is one that upstream only names.
             (None, Some(coding)) if is_gzip(coding) => {
-                let as_it_is = accepts_gzip(session) && has_gzip_bytes(&original).await;
+                let as_it_is = accepts(session, "gzip") && has_gzip_bytes(&original).await;
                 (!as_it_is).then_some(Kind::Decoded)
             }
             (None, _) => None,
@@ -640,13 +640,9 @@ fn accepts(session: &Session, coding: &str) -> bool {
     values.iter().next().is_none() || accepted(values.iter().filter_map(|value| value.to_str().ok()), coding)
 }
 
-fn accepts_gzip(session: &Session) -> bool {
-    accepts(session, "gzip") || accepts(session, "x-gzip")
-}
-
 /// Whether the client asks for gzip where both forms can be had.
 pub(super) fn wants_gzip(session: &Session) -> bool {
-    session.req_header().headers.contains_key(header::ACCEPT_ENCODING) && accepts_gzip(session)
+    session.req_header().headers.contains_key(header::ACCEPT_ENCODING) && accepts(session, "gzip")
 }
 
 /// RFC 9110 section 12.5.3: whether values of `Accept-Encoding` allow a coding.
@@ -663,7 +659,7 @@ pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) 
                     .then(|| weight.trim().parse::<f32>().unwrap_or(0.0))
             });
             let allowed = weight.unwrap_or(1.0) > 0.0;
-            if coding.eq_ignore_ascii_case(wanted) {
+            if plain(coding).eq_ignore_ascii_case(plain(wanted)) {
                 return allowed;
             }
             if coding == "*" {
@@ -672,6 +668,16 @@ pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) 
         }
     }
     any.unwrap_or(false)
+}
+
+/// `x-gzip` is `gzip`, by another name (RFC 9110 section 8.4.1.3).
+fn plain(coding: &str) -> &str {
+    let (prefix, rest) = coding.split_at_checked(2).unwrap_or(("", coding));
+    if prefix.eq_ignore_ascii_case("x-") {
+        rest
+    } else {
+        coding
+    }
 }
 
 /// How a request came here.

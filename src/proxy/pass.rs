@@ -98,8 +98,14 @@ impl Client {
             total: growing.length(),
             conditional: false,
         };
-        self.pass(session, ctx, (Shown::of(request), &wanted), "artifactapi; fwd=partial", ask)
-            .await
+        self.pass(
+            session,
+            ctx,
+            (Shown::of(request), &wanted),
+            "artifactapi; fwd=partial",
+            ask,
+        )
+        .await
     }
 
     pub(super) async fn pass_by(
@@ -256,7 +262,9 @@ impl Client {
                 _ => response.insert_header(header::TRANSFER_ENCODING, "chunked")?,
             }
         }
-        session.write_response_header(Box::new(response), next.is_none()).await?;
+        session
+            .write_response_header(Box::new(response), next.is_none())
+            .await?;
         while let Some(piece) = next {
             ctx.sent += piece.len() as u64;
             next = answering.piece().await?;

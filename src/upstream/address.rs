@@ -69,7 +69,10 @@ const V6: &[(Ipv6Net, Option<Special>)] = &[
     (v6([0x2001, 4, 0x112, 0], [0, 0, 0, 0], 48), None),
     (v6([0x2001, 0x20, 0, 0], [0, 0, 0, 0], 28), None),
     (v6([0x2001, 0x30, 0, 0], [0, 0, 0, 0], 28), None),
-    (v6([0x2001, 0, 0, 0], [0, 0, 0, 0], 23), special("protocol-assignment (2001::/23)")),
+    (
+        v6([0x2001, 0, 0, 0], [0, 0, 0, 0], 23),
+        special("protocol-assignment (2001::/23)"),
+    ),
     (v6([0x2001, 0xdb8, 0, 0], [0, 0, 0, 0], 32), special("documentation")),
     (v6([0x2002, 0, 0, 0], [0, 0, 0, 0], 16), special("6to4")),
     (v6([0x3fff, 0, 0, 0], [0, 0, 0, 0], 20), special("documentation")),
@@ -183,15 +186,27 @@ mod tests {
     #[test]
     fn special_addresses_are_known_in_every_disguise() {
         for (expected, addresses) in [
-            ("loopback", "127.0.0.1 127.255.255.255 ::1 ::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::7f00:1 64:ff9b:1::7f00:1"),
+            (
+                "loopback",
+                "127.0.0.1 127.255.255.255 ::1 ::ffff:127.0.0.1 ::127.0.0.1 64:ff9b::7f00:1 64:ff9b:1::7f00:1",
+            ),
             ("loopback", "2002:7f00:1:: 2001::80ff:fffe 2001:0:7f00:1::fefe:fefe"),
-            ("private", "10.1.2.3 172.16.0.1 172.31.255.255 192.168.1.1 ::ffff:10.0.0.1 64:ff9b::a00:1 64:ff9b:1::a00:1"),
+            (
+                "private",
+                "10.1.2.3 172.16.0.1 172.31.255.255 192.168.1.1 ::ffff:10.0.0.1 64:ff9b::a00:1 64:ff9b:1::a00:1",
+            ),
             ("private", "2002:a00:1::1 2002:c0a8:101::"),
-            ("link-local", "169.254.169.254 fe80::1 febf::1 2002:a9fe:a9fe::1 64:ff9b::a9fe:a9fe"),
+            (
+                "link-local",
+                "169.254.169.254 fe80::1 febf::1 2002:a9fe:a9fe::1 64:ff9b::a9fe:a9fe",
+            ),
             ("shared", "100.64.0.1 100.127.255.254"),
             ("unspecified", "0.0.0.0 0.1.2.3 ::"),
             ("protocol-assignment", "192.0.0.1 192.0.0.171 2001:100::1"),
-            ("documentation", "192.0.2.1 198.51.100.1 203.0.113.255 2001:db8::1 3fff::1"),
+            (
+                "documentation",
+                "192.0.2.1 198.51.100.1 203.0.113.255 2001:db8::1 3fff::1",
+            ),
             ("benchmarking", "198.18.0.1 198.19.255.255"),
             ("multicast", "224.0.0.1 239.1.2.3 ff02::1"),
             ("reserved", "240.0.0.1 255.255.255.255"),
@@ -203,7 +218,10 @@ mod tests {
             ("local NAT64", "64:ff9b:1::101:101"),
             ("discard", "100::1"),
             ("segment-routing", "5f00::1"),
-            ("metadata", "fd00:ec2::254 fd00:ec2::23 fd20:ce::254 100.100.100.200 192.0.0.192 168.63.129.16"),
+            (
+                "metadata",
+                "fd00:ec2::254 fd00:ec2::23 fd20:ce::254 100.100.100.200 192.0.0.192 168.63.129.16",
+            ),
         ] {
             for text in addresses.split(' ') {
                 let found = kind(text).unwrap_or_else(|| panic!("{text} is public"));
@@ -221,7 +239,11 @@ mod tests {
 
     #[test]
     fn nothing_in_a_tunnel_is_better_than_where_it_leads() {
-        for (inside, metadata) in [("169.254.169.254", true), ("100.100.100.200", true), ("10.0.0.1", false)] {
+        for (inside, metadata) in [
+            ("169.254.169.254", true),
+            ("100.100.100.200", true),
+            ("10.0.0.1", false),
+        ] {
             let [a, b, c, d] = inside.parse::<Ipv4Addr>().unwrap().octets();
             let (high, low) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
             for text in [

@@ -1,6 +1,7 @@
 //! One question on a connection of its own: where there is no client's request that Pingora could carry on.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, header};
@@ -12,6 +13,8 @@ use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::exchange::{Exchange, Failure};
 
+/// What is waited for besides upstream (a password) bounds itself; this is the last resort.
+const PATIENCE: Duration = Duration::from_secs(600);
 /// Addresses, redirects and challenges together.
 const MAX_TRIES: usize = 32;
 
@@ -28,9 +31,14 @@ impl Exchange {
     /// # Errors
     /// Upstream gives no answer that can be passed on.
     pub async fn ask_directly(mut self, body: &Bytes) -> std::result::Result<Answering, Failure> {
-        let upstream = Arc::clone(self.upstream());
+        let (upstream, deadline) = (Arc::clone(self.upstream()), Arc::clone(&self.deadline));
         for _ in 0..MAX_TRIES {
-            match self.try_once(&upstream.connector, body).await {
+            // Also a header that drips comes to an end.
+            let tried = tokio::select! {
+                tried = self.try_once(&upstream.connector, body) => tried,
+                () = deadline.passed(PATIENCE) => return Err(Exchange::timed_out(&self.remote, self.url())),
+            };
+            match tried {
                 Ok((header, session)) => {
                     return Ok(Answering {
                         header,
@@ -68,7 +76,10 @@ impl Exchange {
         };
         session.write_request_header(Box::new(request)).await.map_err(failed)?;
         if self.ask().method == Method::POST {
+            // Of the body, each piece has its time; of the answer, the whole header.
+            self.deadline.clear();
             session.write_request_body(body.clone(), true).await.map_err(failed)?;
+            self.deadline.set(self.remote.timeouts.first_byte);
         }
         session.finish_request_body().await.map_err(failed)?;
         loop {

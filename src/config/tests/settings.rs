@@ -112,7 +112,11 @@ fn a_remotes_share_follows_from_all_places_or_is_set() {
         ("{max_per_remote: 7}", (256, 7)),
     ];
     for (text, expected) in shares {
-        let upstream = generic("").conf(&format!("upstream: {text}")).config().settings.upstream;
+        let upstream = generic("")
+            .conf(&format!("upstream: {text}"))
+            .config()
+            .settings
+            .upstream;
         assert_eq!((upstream.max_concurrent, upstream.max_per_remote), expected, "{text}");
     }
 }
