@@ -255,6 +255,9 @@ mod tests {
         );
         assert_eq!(directives("warn"), "warn,artifactapi=warn");
         assert_eq!(directives("off"), "off,artifactapi=off");
-        assert_eq!(directives("pingora_proxy=trace"), format!("{LIBRARIES},pingora_proxy=trace"));
+        assert_eq!(
+            directives("pingora_proxy=trace"),
+            format!("{LIBRARIES},pingora_proxy=trace")
+        );
     }
 }

@@ -165,7 +165,10 @@ fn the_most_talkative_log_has_no_secret() {
             .env("ARTIFACTAPI_LOG", "trace")
             .start()
             .await;
-        let secrets = [("Authorization", "Bearer hunter2-bearer"), ("Cookie", "a=hunter2-cookie")];
+        let secrets = [
+            ("Authorization", "Bearer hunter2-bearer"),
+            ("Cookie", "a=hunter2-cookie"),
+        ];
         proxy.fetch_with("files", "x", &secrets).await.ok();
         let ranged = [secrets[0], secrets[1], ("Range", "bytes=0-0")];
         proxy.fetch_with("files", "y", &ranged).await;

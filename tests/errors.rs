@@ -363,9 +363,13 @@ fn who_may_flush() {
         let own = format!("localhost:{port}");
         let page = format!("http://{own}");
         flush(&[]).await.ok();
-        flush(&[("Host", own.as_str()), ("Origin", page.as_str()), ("Sec-Fetch-Site", "same-origin")])
-            .await
-            .ok();
+        flush(&[
+            ("Host", own.as_str()),
+            ("Origin", page.as_str()),
+            ("Sec-Fetch-Site", "same-origin"),
+        ])
+        .await
+        .ok();
         for header in [
             ("Host", "rebound.test"),
             ("Host", "10.0.0.1"),
@@ -384,19 +388,34 @@ fn who_may_flush() {
             ("CF-Connecting-IP", "10.0.0.1"),
         ] {
             let refused = flush(&[header]).await.expect(401);
-            assert!(refused.json()["detail"].as_str().is_some_and(|text| text.contains("ARTIFACTAPI_ADMIN_TOKEN")));
+            assert!(
+                refused.json()["detail"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("ARTIFACTAPI_ADMIN_TOKEN"))
+            );
         }
         let mut foreign = H2Connection::open_as(proxy.address(), "rebound.test").await;
         assert_eq!(foreign.send("PUT", "/cache/flush", &[], b"{}").await.status, 401);
         let mut own = H2Connection::open(proxy.address()).await;
         own.send("PUT", "/cache/flush", &[], b"{}").await.ok();
         // With one it is needed, and enough.
-        let guarded = Proxy::settings().remotes("").env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2").start().await;
+        let guarded = Proxy::settings()
+            .remotes("")
+            .env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2")
+            .start()
+            .await;
         for (headers, status) in [
             (vec![], 401),
             (vec![("Authorization", "Bearer hunter")], 401),
             (vec![("Authorization", "Bearer hunter2")], 200),
-            (vec![("Authorization", "Bearer hunter2"), ("Host", "a.test"), ("Via", "1.1 a")], 200),
+            (
+                vec![
+                    ("Authorization", "Bearer hunter2"),
+                    ("Host", "a.test"),
+                    ("Via", "1.1 a"),
+                ],
+                200,
+            ),
         ] {
             let answer = guarded.request("PUT", "/cache/flush", &headers, b"{}").await;
             assert_eq!(answer.status, status, "{headers:?}");

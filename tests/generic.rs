@@ -730,7 +730,10 @@ fn an_answer_that_is_none_is_an_error() {
         let (up, proxy) = pair().await;
         let behind = "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 4\r\n\r\nevil";
         for (path, head) in [
-            ("/101", "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n".to_owned()),
+            (
+                "/101",
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n".to_owned(),
+            ),
             ("/bare", "HTTP/1.1 101 \r\n\r\n".to_owned()),
             ("/none", "HTTP/1.1 099 None\r\n\r\n".to_owned()),
             ("/many", "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(200)),
@@ -772,7 +775,9 @@ fn interim_answers_stay_here() {
             (&passing, "POST", at("npm", "-/npm/v1/security/audits/quick")),
         ] {
             let mut connection = proxy.connect().await;
-            connection.send(method, &target, &[], if method == "POST" { b"{}" } else { b"" }).await;
+            connection
+                .send(method, &target, &[], if method == "POST" { b"{}" } else { b"" })
+                .await;
             let mut line = [0; 12];
             assert!(connection.read_exact_raw(&mut line).await, "{method}");
             assert_eq!(&line, b"HTTP/1.1 200", "{method}");

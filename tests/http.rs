@@ -173,7 +173,8 @@ fn a_chunked_body_is_read_as_chunks() {
         let (_up, proxy) = pair().await;
         let mut connection = proxy.connect().await;
         let body = "9\r\n{\"mode\": \r\n9;x=y\r\n\"expire\"}\r\n0\r\nX-Trailer: 1\r\n\r\n";
-        let request = format!("PUT /cache/flush HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+        let request =
+            format!("PUT /cache/flush HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
         connection.write_raw(request.as_bytes()).await;
         let answer = connection.response("PUT").await.ok().json();
         assert_eq!(answer["matched"], 0);
@@ -245,7 +246,9 @@ fn a_body_that_is_announced_waits_for_the_word() {
         let audit = at("npm", "-/npm/v1/security/audits/quick");
         for (method, target) in [("PUT", "/cache/flush"), ("POST", audit.as_str())] {
             let head = |version: &str, expect: &str| {
-                format!("{method} {target} {version}\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: {expect}\r\n\r\n")
+                format!(
+                    "{method} {target} {version}\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: {expect}\r\n\r\n"
+                )
             };
             let mut connection = proxy.connect().await;
             connection.write_raw(head("HTTP/1.1", "100-continue").as_bytes()).await;
@@ -368,17 +371,25 @@ fn the_framing_of_a_body_is_written_anew() {
         assert_eq!((status, closed), (400, true));
         assert_eq!(up.total(), 0);
         let mut connection = proxy.connect().await;
-        connection.write_raw(post("Content-Length: 0004", "null").as_bytes()).await;
+        connection
+            .write_raw(post("Content-Length: 0004", "null").as_bytes())
+            .await;
         assert_eq!(connection.response("POST").await.ok().body, "null");
         let seen = up.last("POST", "/-/npm/v1/security/audits/quick");
-        assert_eq!((framed(&seen), seen.body.as_ref()), (("4".into(), String::new()), b"null".as_ref()));
+        assert_eq!(
+            (framed(&seen), seen.body.as_ref()),
+            (("4".into(), String::new()), b"null".as_ref())
+        );
         let chunks = "2;x=y\r\nnu\r\n2\r\nll\r\n0\r\nX: y\r\n\r\n";
         connection
             .write_raw(post("Transfer-Encoding: Chunked", chunks).as_bytes())
             .await;
         assert_eq!(connection.response("POST").await.ok().body, "null");
         let seen = up.last("POST", "/-/npm/v1/security/audits/quick");
-        assert_eq!((framed(&seen), seen.body.as_ref()), (("4".into(), String::new()), b"null".as_ref()));
+        assert_eq!(
+            (framed(&seen), seen.body.as_ref()),
+            (("4".into(), String::new()), b"null".as_ref())
+        );
         up.forget();
         let mut h2 = H2Connection::open(proxy.address()).await;
         let twice = [("content-length", "4"), ("content-length", "4")];
@@ -396,7 +407,11 @@ fn paths_have_a_longest() {
         let (up, proxy) = pair().await;
         up.fallback(|_| Reply::ok("x"));
         let mut h2 = H2Connection::open(proxy.address()).await;
-        for (path, status) in [("p".repeat(3000), 200), ("p".repeat(5000), 414), ("p".repeat(60_000), 414)] {
+        for (path, status) in [
+            ("p".repeat(3000), 200),
+            ("p".repeat(5000), 414),
+            ("p".repeat(60_000), 414),
+        ] {
             assert_eq!(proxy.fetch("files", &path).await.status, status);
             assert_eq!(h2.get(&at("files", &path)).await.status, status);
         }

@@ -16,7 +16,8 @@ const MB: u64 = 1_000_000;
 /// Far beyond the limits that the tests set, and far below those that nobody set.
 const SOON: Duration = Duration::from_secs(20);
 
-const SHORT: &str = "clients: {head_timeout: 1s, idle_timeout: 1s, body_timeout: 1s, body_rate: 20B, write_timeout: 2s}\n";
+const SHORT: &str =
+    "clients: {head_timeout: 1s, idle_timeout: 1s, body_timeout: 1s, body_rate: 20B, write_timeout: 2s}\n";
 
 async fn with(conf: &str) -> (Upstream, Proxy) {
     let up = Upstream::start().await;
@@ -62,21 +63,45 @@ fn every_wait_for_a_client_ends() {
         let cases = [
             ("silence", String::new(), false),
             ("a part of the preface of HTTP/2", "PRI * HTTP/2.0\r\n".into(), false),
-            ("the preface and nothing more", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), false),
+            (
+                "the preface and nothing more",
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(),
+                false,
+            ),
             ("a head that drips", begun.into(), true),
             ("a long head that drips", format!("{begun}{}", "x".repeat(20_000)), true),
             ("a head behind an answer of Pingora's", format!("{live}{begun}"), true),
-            ("a long head behind a miss", format!("{miss}{begun}{}", "x".repeat(20_000)), true),
+            (
+                "a long head behind a miss",
+                format!("{miss}{begun}{}", "x".repeat(20_000)),
+                true,
+            ),
             ("silence behind a miss", get(&at("files", "other")), false),
-            ("a body that stops", body("PUT", "/cache/flush", "Content-Length: 9999"), false),
-            ("a body that drips", body("PUT", "/cache/flush", "Content-Length: 9999"), true),
+            (
+                "a body that stops",
+                body("PUT", "/cache/flush", "Content-Length: 9999"),
+                false,
+            ),
+            (
+                "a body that drips",
+                body("PUT", "/cache/flush", "Content-Length: 9999"),
+                true,
+            ),
             (
                 "a chunk that drips",
                 body("PUT", "/cache/flush", "Transfer-Encoding: chunked") + "fff\r\n",
                 true,
             ),
-            ("a body for upstream that drips", body("POST", &audit, "Content-Length: 9999"), true),
-            ("a body that nobody reads", body("GET", "/health/live", "Content-Length: 9999"), true),
+            (
+                "a body for upstream that drips",
+                body("POST", &audit, "Content-Length: 9999"),
+                true,
+            ),
+            (
+                "a body that nobody reads",
+                body("GET", "/health/live", "Content-Length: 9999"),
+                true,
+            ),
         ];
         let mut waiting = JoinSet::new();
         for (what, first, drips) in cases {
@@ -146,7 +171,10 @@ fn a_slow_body_that_keeps_up_is_read() {
             connection.write_raw(piece).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        assert!(began.elapsed() > Duration::from_secs(1), "longer than a body may do nothing");
+        assert!(
+            began.elapsed() > Duration::from_secs(1),
+            "longer than a body may do nothing"
+        );
         connection.response("PUT").await.ok();
     });
 }

@@ -14,8 +14,8 @@ use super::Flags;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, TlsMode,
-    UpstreamSettings,
+    CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
+    Tls, TlsMode, UpstreamSettings,
 };
 use super::problem::{Context, Fault, Report};
 use super::section::{Elsewhere, Section};

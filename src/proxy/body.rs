@@ -87,5 +87,8 @@ pub fn problem(error: &Error) -> Option<Problem> {
 }
 
 fn too_slow() -> Problem {
-    Problem::new(408, "the body came too slowly; see `clients.body_timeout` and `clients.body_rate`")
+    Problem::new(
+        408,
+        "the body came too slowly; see `clients.body_timeout` and `clients.body_rate`",
+    )
 }

@@ -261,7 +261,9 @@ impl Front {
     async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal) -> io::Result<()> {
         let started = Instant::now();
         let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
-        let phrase = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+        let phrase = StatusCode::from_u16(status)
+            .ok()
+            .and_then(|status| status.canonical_reason());
         let head = format!(
             "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n\
              Content-Length: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",

@@ -274,7 +274,9 @@ impl GetSocketDigest for Gate {
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Gate").field("stream", &self.stream).finish_non_exhaustive()
+        f.debug_struct("Gate")
+            .field("stream", &self.stream)
+            .finish_non_exhaustive()
     }
 }
 

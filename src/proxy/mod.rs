@@ -374,7 +374,9 @@ impl ProxyHttp for Hooks {
             return gone;
         }
         if error.esource() == &ErrorSource::Downstream {
-            let Some(problem) = body::problem(error) else { return gone };
+            let Some(problem) = body::problem(error) else {
+                return gone;
+            };
             let status = problem.status;
             let sent = reply::problem(session, None, problem).await;
             return FailToProxy {

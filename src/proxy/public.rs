@@ -172,7 +172,9 @@ mod tests {
         for good in ["a", "a.example:8080", "127.0.0.1", "[::1]", "[::1]:80", "under_score"] {
             assert!(is_host(good), "{good}");
         }
-        for bad in ["", "a b", "a/b", "a:b", "a:99999", "a:+80", "[::1", "a\"", "<x>", ":80", "a@b"] {
+        for bad in [
+            "", "a b", "a/b", "a:b", "a:99999", "a:+80", "[::1", "a\"", "<x>", ":80", "a@b",
+        ] {
             assert!(!is_host(bad), "{bad}");
         }
         assert_eq!(without_port("[::1]:80"), "[::1]");

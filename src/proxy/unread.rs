@@ -59,10 +59,7 @@ impl Unread {
         });
         match waited.await {
             Ok(written) => written,
-            Err(_) => Err(Error::explain(
-                ErrorType::WriteTimedout,
-                "the client reads too slowly",
-            )),
+            Err(_) => Err(Error::explain(ErrorType::WriteTimedout, "the client reads too slowly")),
         }
         .map_err(|error| error.into_down())
     }

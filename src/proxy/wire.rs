@@ -200,7 +200,10 @@ fn chunked(coding: &[u8]) -> Result<Framing, Refusal> {
     let mut codings = coding.split(|byte| *byte == b',').map(<[u8]>::trim_ascii);
     let last = codings.next_back().unwrap_or_default();
     if !last.eq_ignore_ascii_case(b"chunked") || codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked")) {
-        return refuse(400, "the end of the request's body cannot be told: it must be `chunked`, once and last");
+        return refuse(
+            400,
+            "the end of the request's body cannot be told: it must be `chunked`, once and last",
+        );
     }
     refuse(501, "no Transfer-Encoding is known here but `chunked`")
 }

@@ -84,7 +84,9 @@ impl Exchange {
         session.finish_request_body().await.map_err(failed)?;
         loop {
             session.read_response_header().await.map_err(failed)?;
-            let Some(mut response) = session.response_header().cloned() else { continue };
+            let Some(mut response) = session.response_header().cloned() else {
+                continue;
+            };
             self.read_header(&mut response)?;
             if !response.status.is_informational() {
                 return Ok((response, session));
