@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
@@ -29,13 +30,11 @@ use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
 use crate::upstream::{SharedTokens, Upstream};
 
 /// After SIGTERM, what is in flight has this long.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// An HTTP/2 connection without a stream is closed after this.
-const H2_IDLE: Duration = Duration::from_secs(75);
 
 /// What outlives a request: the current configuration, and how many requests there are.
 pub struct State {
@@ -345,6 +344,7 @@ impl Listening {
             Arc::clone(metrics),
             backends.clone(),
         );
+        let limits = state.config().settings.clients;
         let client = Arc::new(Client {
             state: Arc::clone(state),
             fills,
@@ -352,12 +352,19 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
+            limits,
+            unread: Unread::new(limits.http2_unread),
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
-        options.h2_idle_timeout = Some(H2_IDLE);
+        options.h2_idle_timeout = Some(limits.idle_timeout);
         proxy.server_options = Some(options);
+        let mut http2 = default_h2_options();
+        http2.max_concurrent_streams(limits.http2_streams);
+        // Of each stream, beside the piece that is handed to it.
+        http2.max_send_buffer_size(unread::PIECE);
+        proxy.h2_options = Some(http2);
         Ok(Front::new(client, proxy))
     }
 }

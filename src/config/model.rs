@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
@@ -45,6 +45,7 @@ pub struct Settings {
     pub resolver: Vec<SocketAddr>,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
+    pub clients: ClientSettings,
     pub upstream: UpstreamSettings,
     /// The remote that is asked for images whose name begins with none (`docker.default_remote`).
     pub docker_default_remote: Option<String>,
@@ -82,6 +83,50 @@ pub enum MinFree {
     Bytes(u64),
     /// Of the file system's size, 0 to 100.
     Percent(f64),
+}
+
+/// What one client may hold, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientSettings {
+    /// From the first byte of a request to the end of its head.
+    pub head_timeout: Duration,
+    /// The longest head of a request, in bytes.
+    pub head_bytes: usize,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// For a request's body, beside the time that it takes at `body_rate`.
+    pub body_timeout: Duration,
+    /// Bytes per second.
+    pub body_rate: u64,
+    /// For a client to take one piece of a body.
+    pub write_timeout: Duration,
+    /// Streams of one HTTP/2 connection at once.
+    pub http2_streams: u32,
+    /// HTTP/2 streams of all connections that wait for their clients to read.
+    pub http2_unread: usize,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        ClientSettings {
+            head_timeout: Duration::from_secs(60),
+            head_bytes: 64 << 10,
+            idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(60),
+            body_rate: 1000,
+            write_timeout: Duration::from_secs(480),
+            http2_streams: 100,
+            http2_unread: 1000,
+        }
+    }
+}
+
+impl ClientSettings {
+    /// How long a body may still take that began at `began`, and of which `arrived` bytes are here.
+    pub fn body_left(&self, began: Instant, arrived: u64) -> Duration {
+        let allowed = self.body_timeout + Duration::from_millis(arrived.saturating_mul(1000) / self.body_rate.max(1));
+        allowed.saturating_sub(began.elapsed())
+    }
 }
 
 #[derive(Debug, Clone)]

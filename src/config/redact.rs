@@ -103,6 +103,7 @@ fn settings_json(settings: &Settings) -> Value {
         memory_bytes,
         sync,
     } = &settings.cache;
+    let clients = &settings.clients;
     json!({
         "listen": settings.listen,
         "public_url": settings.public_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
@@ -122,6 +123,16 @@ fn settings_json(settings: &Settings) -> Value {
             },
             "memory_bytes": memory_bytes,
             "sync": sync,
+        },
+        "clients": {
+            "head_timeout": seconds(clients.head_timeout),
+            "head_bytes": clients.head_bytes,
+            "idle_timeout": seconds(clients.idle_timeout),
+            "body_timeout": seconds(clients.body_timeout),
+            "body_rate": clients.body_rate,
+            "write_timeout": seconds(clients.write_timeout),
+            "http2_streams": clients.http2_streams,
+            "http2_unread": clients.http2_unread,
         },
         "upstream": upstream,
         "outbound": {

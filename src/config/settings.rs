@@ -14,8 +14,8 @@ use super::Flags;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    CacheSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, TlsMode,
-    UpstreamSettings,
+    CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
+    Tls, TlsMode, UpstreamSettings,
 };
 use super::problem::{Context, Fault, Report};
 use super::section::{Elsewhere, Section};
@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "trusted_proxies",
     "resolver",
     "cache",
+    "clients",
     "upstream",
     "docker",
 ];
@@ -42,6 +43,13 @@ const ELSEWHERE: Elsewhere = &[
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
     ("max_concurrent", "under `upstream:`"),
+    ("head_timeout", "under `clients:`"),
+    ("head_bytes", "under `clients:`"),
+    ("body_timeout", "under `clients:`"),
+    ("body_rate", "under `clients:`"),
+    ("write_timeout", "under `clients:`"),
+    ("http2_streams", "under `clients:`"),
+    ("http2_unread", "under `clients:`"),
     ("max_per_remote", "under `upstream:`"),
     ("least_rate", "under `upstream:`"),
     ("rate_window", "under `upstream:`"),
@@ -67,6 +75,17 @@ pub(super) const TIMEOUT_KEYS: [&str; 6] = [
     "transfer_timeout",
 ];
 
+const CLIENT_KEYS: &[&str] = &[
+    "head_timeout",
+    "head_bytes",
+    "idle_timeout",
+    "body_timeout",
+    "body_rate",
+    "write_timeout",
+    "http2_streams",
+    "http2_unread",
+];
+
 /// What the file may set.
 struct FromFile {
     listen: Option<Vec<SocketAddr>>,
@@ -75,6 +94,7 @@ struct FromFile {
     trusted_proxies: Vec<IpNet>,
     resolver: Vec<SocketAddr>,
     cache: CacheSettings,
+    clients: ClientSettings,
     upstream: UpstreamSettings,
     docker_default_remote: Option<String>,
 }
@@ -95,6 +115,7 @@ impl Default for FromFile {
                 memory_bytes: 256_000_000,
                 sync: false,
             },
+            clients: ClientSettings::default(),
             upstream: UpstreamSettings {
                 timeouts: Timeouts {
                     connect: Duration::from_secs(5),
@@ -137,6 +158,7 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         resolver: file.resolver,
         tls: file.tls,
         cache: file.cache,
+        clients: file.clients,
         upstream: file.upstream,
         docker_default_remote: outside
             .parse(
@@ -253,6 +275,9 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
             sync: cache.boolean("sync").unwrap_or(defaults.sync),
         };
     }
+    if let Some(clients) = top.section("clients", "clients.", CLIENT_KEYS) {
+        result.clients = client_settings(&clients, result.clients);
+    }
     let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent", "max_per_remote"]].concat();
     if let Some(upstream) = top.section("upstream", "upstream.", &upstream_keys) {
         result.upstream.timeouts = timeouts(&upstream, result.upstream.timeouts);
@@ -272,6 +297,35 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
         result.docker_default_remote = docker.text("default_remote").map(|text| text.value);
     }
     result
+}
+
+fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSettings {
+    let head_bytes = section.parse("head_bytes", |text| {
+        let bytes = values::size(text)?;
+        match usize::try_from(bytes) {
+            Ok(bytes @ 4096..=1_000_000) => Ok(bytes),
+            _ => Err(Fault::new("must be from 4KiB to 1MB")),
+        }
+    });
+    let body_rate = section.parse("body_rate", |text| match values::size(text)? {
+        0 => Err(Fault::new("must be more than nothing").hint("write bytes per second, such as 1KB")),
+        rate => Ok(rate),
+    });
+    ClientSettings {
+        head_timeout: section.timeout("head_timeout").unwrap_or(defaults.head_timeout),
+        head_bytes: head_bytes.unwrap_or(defaults.head_bytes),
+        idle_timeout: section.timeout("idle_timeout").unwrap_or(defaults.idle_timeout),
+        body_timeout: section.timeout("body_timeout").unwrap_or(defaults.body_timeout),
+        body_rate: body_rate.unwrap_or(defaults.body_rate),
+        write_timeout: section.timeout("write_timeout").unwrap_or(defaults.write_timeout),
+        http2_streams: section
+            .integer("http2_streams", 1..=10_000)
+            .unwrap_or(defaults.http2_streams),
+        http2_unread: section
+            .integer("http2_unread", 1..=1_000_000)
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(defaults.http2_unread),
+    }
 }
 
 /// How many of the concurrent fetches may be one remote's, by default.

@@ -290,6 +290,10 @@ impl ProxyHttp for Hooks {
     }
 
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        // The answer is still to come.
+        if response.status.is_informational() {
+            return Ok(());
+        }
         let stored = session.cache.enabled() && session.cache.phase() != CachePhase::Bypass;
         let not_modified = ctx.not_modified;
         let status = response.status.as_u16();

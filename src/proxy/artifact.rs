@@ -581,7 +581,7 @@ impl Client {
             head_only: request.head,
         };
         ctx.source = Some(origin.source);
-        ctx.sent += serve::serve(session, &object, &dress).await?;
+        ctx.sent += serve::serve(&mut self.reading(session), &object, &dress).await?;
         Ok(true)
     }
 }

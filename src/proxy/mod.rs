@@ -2,10 +2,12 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
-mod body;
+pub(crate) mod body;
+mod chunks;
 mod dress;
 mod foreign;
 mod front;
+mod gate;
 mod head;
 mod node;
 mod pass;
@@ -19,16 +21,16 @@ mod resolve;
 pub(crate) mod route;
 mod serve;
 mod threads;
+pub mod unread;
 mod wire;
 
-use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
@@ -37,24 +39,23 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::api::Api;
 use crate::cache::{Expected, Object, Verifier};
-use crate::config::{Config, Package, Remote};
+use crate::config::{ClientSettings, Config, Package, Remote};
 use crate::fill::{Fills, Views};
 use crate::formats::Format;
 use crate::headers;
 use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
 use crate::upstream::{Exchange, Place};
+pub(crate) use artifact::arrival;
 use dress::{NO_CACHE, Shown};
 pub use front::Front;
 use reply::Problem;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
-
-/// An idle connection is kept for the next request this long.
-const KEEP_ALIVE: u64 = 75;
-/// One write of at most 256 KiB: a client that takes less than half a kilobyte a second is gone.
-const WRITE_LIMIT: Duration = Duration::from_secs(480);
+use serve::Reading;
+pub use unread::Unread;
+use wire::Refusal;
 
 /// Everything that answering a client needs.
 pub struct Client {
@@ -64,6 +65,9 @@ pub struct Client {
     pub metrics: Arc<Metrics>,
     pub api: Api,
     pub hot: Hot,
+    /// What one client may hold. Settings are not reloaded.
+    pub limits: ClientSettings,
+    pub unread: Unread,
 }
 
 /// A request that goes on to upstream by itself.
@@ -168,19 +172,25 @@ impl ProxyHttp for Hooks {
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
-            session.set_keepalive(Some(KEEP_ALIVE));
+            session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
         }
-        session.as_downstream_mut().set_pipelining_enabled(true);
-        session.as_downstream_mut().set_write_timeout(Some(WRITE_LIMIT));
+        session
+            .as_downstream_mut()
+            .set_write_timeout(Some(self.limits.write_timeout));
+        // What upstream says before its answer is for this proxy.
+        session.as_downstream_mut().set_ignore_info_resp(true);
+        // The gate says it, when the body is waited for.
+        session.req_header_mut().remove_header(&header::EXPECT);
         // A client may close its sending side once the request is out, and still wants the answer.
         session.as_downstream_mut().set_abort_on_close(false);
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        if let Err(reason) = wire::check(session) {
-            session.set_keepalive(None);
-            reply::problem(session, None, Problem::new(400, reason)).await?;
+        if session.req_header().version == Version::HTTP_2
+            && let Err(refusal) = self.check_http2(session)
+        {
+            reply::problem(session, None, Problem::new(refusal.status, refusal.reason)).await?;
             return Ok(true);
         }
         let config = self.state.config();
@@ -212,7 +222,7 @@ impl ProxyHttp for Hooks {
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
                 ctx.sent = body.len() as u64;
                 session.write_response_header(header, false).await?;
-                session.write_response_body(Some(body), true).await?;
+                self.reading(session).write(body, true).await?;
                 return Ok(true);
             }
             ctx.remote = Some(Arc::clone(&resolved.remote));
@@ -273,6 +283,10 @@ impl ProxyHttp for Hooks {
     }
 
     async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        // Nobody is told, and the answer is still to come.
+        if response.status.is_informational() {
+            return Ok(());
+        }
         let pass = pass(ctx)?;
         let remote = Arc::clone(&pass.exchange.remote);
         let shown = Shown {
@@ -356,8 +370,19 @@ impl ProxyHttp for Hooks {
             error_code: 0,
             can_reuse_downstream: false,
         };
-        if session.response_written().is_some() || error.esource() == &ErrorSource::Downstream {
+        if session.response_written().is_some() {
             return gone;
+        }
+        if error.esource() == &ErrorSource::Downstream {
+            let Some(problem) = body::problem(error) else {
+                return gone;
+            };
+            let status = problem.status;
+            let sent = reply::problem(session, None, problem).await;
+            return FailToProxy {
+                error_code: if sent.is_ok() { status } else { 0 },
+                can_reuse_downstream: false,
+            };
         }
         let Some(pass) = &mut ctx.pass else { return gone };
         let failure = pass.exchange.failure(error);
@@ -382,14 +407,6 @@ impl ProxyHttp for Hooks {
         }
     }
 
-    /// Tells [`Front`] that Pingora may have read the beginning of another request: it does so while it waits for
-    /// upstream, and when it reads a body.
-    fn persist_connection_context(&self, session: &Session, ctx: &Ctx) -> Option<Box<dyn Any + Send + Sync>> {
-        let headers = &session.req_header().headers;
-        let has_body = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
-        (has_body || ctx.pass.is_some()).then(|| Box::new(()) as Box<dyn Any + Send + Sync>)
-    }
-
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
         true
     }
@@ -407,6 +424,20 @@ struct SmallHit {
 }
 
 impl Client {
+    fn reading<'a>(&'a self, session: &'a mut Session) -> Reading<'a> {
+        Reading {
+            session,
+            unread: &self.unread,
+            limits: &self.limits,
+        }
+    }
+
+    fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
+        let request = session.req_header();
+        let arrival = artifact::arrival(session);
+        wire::check_http2(request.raw_path(), arrival.authority, &request.headers)
+    }
+
     /// A hit whose body is in memory and goes out in one piece.
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
         let gzip = resolved.view.is_some() && artifact::wants_gzip(session);

@@ -19,6 +19,8 @@ use crate::formats::{self, ArtifactPath, Format};
 use crate::policy;
 use crate::upstream::{Ask, Exchange, Failure};
 
+/// The longest body of a POST: what npm's clients send is a list of packages.
+const MAX_BODY: usize = 16 << 20;
 /// A range that starts this far ahead of what has arrived does not wait for it.
 const FAR_AHEAD: u64 = 8 << 20;
 
@@ -228,11 +230,9 @@ impl Client {
         ask: Ask,
     ) -> Result<bool> {
         let path = wanted.key.parts().1;
-        let body = match body::read(session).await? {
+        let body = match body::read(session, MAX_BODY, &self.limits).await? {
             Ok(body) => body,
             Err(problem) => {
-                // What is left of it would be read as another request.
-                session.set_keepalive(None);
                 let problem = problem.at(&wanted.remote.name, path);
                 return self.refuse(session, Some(shown.format), problem).await;
             }
@@ -268,7 +268,7 @@ impl Client {
         while let Some(piece) = next {
             ctx.sent += piece.len() as u64;
             next = answering.piece().await?;
-            session.write_response_body(Some(piece), next.is_none()).await?;
+            self.reading(session).write(piece, next.is_none()).await?;
         }
         answering.end().await;
         Ok(true)

@@ -13,7 +13,9 @@ use pingora_proxy::Session;
 
 use super::dress::{self, Shown};
 use super::range::{self, Condition, Ranges};
+use super::unread::{self, Unread};
 use crate::cache::{Body, Left, Object, Prepared, Reader, State};
+use crate::config::ClientSettings;
 use crate::formats::Class;
 use crate::headers;
 use crate::policy::{Basis, Policy};
@@ -35,6 +37,48 @@ pub struct Dress<'a> {
     /// What the client calls the document's type, where that is an alias of upstream's word for it.
     pub presented_as: Option<&'static str>,
     pub head_only: bool,
+}
+
+/// A client that is written to, and the limits that it has.
+pub struct Reading<'a> {
+    pub session: &'a mut Session,
+    pub unread: &'a Unread,
+    pub limits: &'a ClientSettings,
+}
+
+impl Reading<'_> {
+    /// Sends a piece of a body.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn write(&mut self, mut piece: Bytes, last: bool) -> Result<()> {
+        if !self.session.as_downstream().is_http2() {
+            while piece.len() > PIECE {
+                let part = piece.split_to(PIECE);
+                self.session.write_response_body(Some(part), false).await?;
+            }
+            return self.session.write_response_body(Some(piece), last).await;
+        }
+        while piece.len() > unread::PIECE {
+            let part = piece.split_to(unread::PIECE);
+            self.write_to_stream(part, false).await?;
+        }
+        self.write_to_stream(piece, last).await
+    }
+
+    /// What is read at once of a body is what is written at once.
+    fn reader(&self, object: &Arc<Object>, start: u64, end: u64) -> Reader {
+        let reader = Reader::range(Arc::clone(object), start, end);
+        match self.session.as_downstream().is_http2() {
+            true => reader.in_pieces_of(unread::PIECE as u64),
+            false => reader,
+        }
+    }
+
+    async fn write_to_stream(&mut self, piece: Bytes, last: bool) -> Result<()> {
+        let write = self.session.write_response_body(Some(piece), last);
+        self.unread.write(write, self.limits.write_timeout).await
+    }
 }
 
 /// The header of the response, but for what range and framing decide.
@@ -139,7 +183,8 @@ pub fn has_conditions(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// The client is gone, or a growing object failed: the connection must then break.
-pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+pub async fn serve(client: &mut Reading<'_>, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+    let session = &mut *client.session;
     let request = session.req_header();
     let head_only = dress.head_only || request.method == Method::HEAD;
     let prepared = prepared(object, dress)?;
@@ -195,7 +240,7 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
             response.insert_header(header::CONTENT_LENGTH, end - start)?;
             (start, end)
         }
-        Ranges::Several(ranges) => return several(session, object, response, &ranges).await,
+        Ranges::Several(ranges) => return several(client, object, response, &ranges).await,
     };
     if head_only || start == end {
         session.write_response_header(response, true).await?;
@@ -203,11 +248,11 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     }
     session.write_response_header(response, false).await?;
     let mut sent = 0;
-    let mut reader = Reader::range(Arc::clone(object), start, end);
+    let mut reader = client.reader(object, start, end);
     let whole = if end == u64::MAX { None } else { Some(end - start) };
     while let Some(piece) = next(&mut reader).await? {
         sent += piece.len() as u64;
-        write(session, piece, whole == Some(sent)).await?;
+        client.write(piece, whole == Some(sent)).await?;
     }
     if whole.is_some_and(|whole| sent != whole) {
         return Err(Error::explain(
@@ -216,7 +261,7 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         ));
     }
     if whole.is_none() {
-        session.write_response_body(None, true).await?;
+        client.session.write_response_body(None, true).await?;
     }
     Ok(sent)
 }
@@ -226,14 +271,6 @@ async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
         .next()
         .await
         .map_err(|error| Error::because(ErrorType::ReadError, "reading what is served", error))
-}
-
-async fn write(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()> {
-    while piece.len() > PIECE {
-        let part = piece.split_to(PIECE);
-        session.write_response_body(Some(part), false).await?;
-    }
-    session.write_response_body(Some(piece), last).await
 }
 
 /// The part of the header that is the same for every response, built once for each object.
@@ -301,7 +338,7 @@ async fn without_body(session: &mut Session, mut response: Box<ResponseHeader>) 
 
 /// `multipart/byteranges` (RFC 9110 section 14.6), its length known beforehand.
 async fn several(
-    session: &mut Session,
+    client: &mut Reading<'_>,
     object: &Arc<Object>,
     mut response: Box<ResponseHeader>,
     ranges: &[(u64, u64)],
@@ -333,14 +370,14 @@ async fn several(
         format!("multipart/byteranges; boundary={boundary}"),
     )?;
     response.insert_header(header::CONTENT_LENGTH, sum)?;
-    session.write_response_header(response, false).await?;
+    client.session.write_response_header(response, false).await?;
     for (head, (start, end)) in heads.into_iter().zip(ranges) {
-        session.write_response_body(Some(head.into()), false).await?;
-        let mut reader = Reader::range(Arc::clone(object), *start, *end);
+        client.write(head.into(), false).await?;
+        let mut reader = client.reader(object, *start, *end);
         let mut sent = 0;
         while let Some(piece) = next(&mut reader).await? {
             sent += piece.len() as u64;
-            write(session, piece, false).await?;
+            client.write(piece, false).await?;
         }
         if sent != end - start {
             return Err(Error::explain(
@@ -349,7 +386,7 @@ async fn several(
             ));
         }
     }
-    session.write_response_body(Some(tail.into()), true).await?;
+    client.write(tail.into(), true).await?;
     Ok(sum)
 }
 

@@ -82,15 +82,16 @@ impl Exchange {
             self.deadline.set(self.remote.timeouts.first_byte);
         }
         session.finish_request_body().await.map_err(failed)?;
-        let mut response = loop {
+        loop {
             session.read_response_header().await.map_err(failed)?;
-            match session.response_header() {
-                Some(response) if response.status.as_u16() >= 200 => break response.clone(),
-                _ => {}
+            let Some(mut response) = session.response_header().cloned() else {
+                continue;
+            };
+            self.read_header(&mut response)?;
+            if !response.status.is_informational() {
+                return Ok((response, session));
             }
-        };
-        self.read_header(&mut response)?;
-        Ok((response, session))
+        }
     }
 }
 

@@ -23,6 +23,8 @@ use crate::deadline::Deadline;
 
 /// Redirects followed for one question.
 const MAX_REDIRECTS: u8 = 10;
+/// Answers that only announce one (1xx), taken for one question.
+const MAX_INTERIM: u8 = 100;
 /// Idle upstream connections are kept this long.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Not a failure: the question goes on, at another place or with another authorization.
@@ -86,6 +88,7 @@ pub struct Exchange {
     /// The query of `url` as it was asked, until a redirect leads elsewhere.
     query: Option<String>,
     redirects: u8,
+    interim: u8,
     addresses: Vec<SocketAddr>,
     tried: usize,
     pub deadline: Arc<Deadline>,
@@ -125,6 +128,7 @@ impl Exchange {
             url,
             query: None,
             redirects: 0,
+            interim: 0,
             addresses: Vec::new(),
             tried: 0,
             deadline: Arc::default(),
@@ -470,7 +474,7 @@ impl Exchange {
     pub fn read_header(&mut self, response: &mut ResponseHeader) -> Result<()> {
         let status = response.status.as_u16();
         if status < 200 {
-            return Ok(());
+            return self.read_interim(status);
         }
         self.deadline.set(self.remote.timeouts.idle);
         if self.is_at_remote() {
@@ -530,6 +534,23 @@ impl Exchange {
             if other || !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
                 return Err(self.fail(Failure::refused("upstream answered another range than was asked for")));
             }
+        }
+        Ok(())
+    }
+
+    /// What comes before the answer is of no interest, unless there is no end of it, or it would end the message: nobody
+    /// asked for another protocol.
+    fn read_interim(&mut self, status: u16) -> Result<()> {
+        self.interim += 1;
+        if status == 101 {
+            return Err(self.fail(Failure::refused(
+                "upstream switched to another protocol, which nobody asked for",
+            )));
+        }
+        if self.interim > MAX_INTERIM {
+            return Err(self.fail(Failure::refused(format!(
+                "upstream sent more than {MAX_INTERIM} interim answers and no final one"
+            ))));
         }
         Ok(())
     }
