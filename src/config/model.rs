@@ -43,6 +43,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Name servers; empty means the system's.
     pub resolver: Vec<SocketAddr>,
+    /// What is in flight when a signal stops the service has this long.
+    pub stop_timeout: Duration,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
     pub upstream: UpstreamSettings,

@@ -106,6 +106,7 @@ fn settings_json(settings: &Settings) -> Value {
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "resolver": settings.resolver,
+        "stop_timeout": seconds(settings.stop_timeout),
         "tls": settings.tls.as_ref().map(|tls| json!({
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),

@@ -28,6 +28,7 @@ const KEYS: &[&str] = &[
     "tls",
     "trusted_proxies",
     "resolver",
+    "stop_timeout",
     "cache",
     "upstream",
     "docker",
@@ -63,6 +64,7 @@ struct FromFile {
     tls: Option<Tls>,
     trusted_proxies: Vec<IpNet>,
     resolver: Vec<SocketAddr>,
+    stop_timeout: Duration,
     cache: CacheSettings,
     upstream: UpstreamSettings,
     docker_default_remote: Option<String>,
@@ -78,6 +80,7 @@ impl Default for FromFile {
             tls: None,
             trusted_proxies: vec![IpNet::V4(loopback4), IpNet::V6(loopback6)],
             resolver: Vec::new(),
+            stop_timeout: Duration::from_secs(30),
             cache: CacheSettings {
                 disk_bytes: 50_000_000_000,
                 disk_min_free: MinFree::Percent(5.0),
@@ -120,6 +123,7 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         remotes_file: outside.path(flags.remotes.as_deref(), "ARTIFACTAPI_REMOTES", "remotes.yaml"),
         trusted_proxies: file.trusted_proxies,
         resolver: file.resolver,
+        stop_timeout: file.stop_timeout,
         tls: file.tls,
         cache: file.cache,
         upstream: file.upstream,
@@ -223,6 +227,9 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     }
     if let Some(servers) = top.list("resolver", address::resolver_address) {
         result.resolver = servers.into_iter().map(|(_, server)| server).collect();
+    }
+    if let Some(limit) = top.timeout("stop_timeout") {
+        result.stop_timeout = limit;
     }
     let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync"];
     if let Some(cache) = top.section("cache", "cache.", &cache_keys) {

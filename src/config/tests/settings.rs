@@ -6,6 +6,15 @@ use std::time::Duration;
 use super::*;
 
 #[test]
+fn the_time_that_stopping_may_take_can_be_set() {
+    let limit = |conf: &str| Case::new("remotes: {}").conf(conf).config().settings.stop_timeout;
+    assert_eq!(limit(""), Duration::from_secs(30));
+    assert_eq!(limit("stop_timeout: 2m"), Duration::from_secs(120));
+    let case = Case::new("remotes: {}").conf("stop_timeout: 0");
+    finds(&case, &["conf.yaml:1:15: error: `stop_timeout`"]);
+}
+
+#[test]
 fn a_flag_wins_over_its_variable_and_that_over_the_file() {
     let mut case = Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\npublic_url: https://file/");
     let listen = |case: &Case| {
