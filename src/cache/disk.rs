@@ -215,7 +215,7 @@ impl Disk {
 
     /// The first half of [`Disk::load`]: says quickly that something is not stored.
     pub fn open_file(&self, hash: &Hash) -> Option<File> {
-        match File::open(self.path(hash)) {
+        match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
             Ok(file) => Some(file),
             Err(error) => {
                 if error.kind() != io::ErrorKind::NotFound {
@@ -251,7 +251,7 @@ impl Disk {
         checked_at: Millis,
         fresh_until: Millis,
     ) -> io::Result<bool> {
-        let file = match OpenOptions::new().read(true).write(true).open(self.path(hash)) {
+        let file = match open_regular(&self.path(hash), OpenOptions::new().read(true).write(true)) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
@@ -267,7 +267,7 @@ impl Disk {
 
     /// Notes whether the object of `hash` is in the bucket too, if it still is the one with `id`.
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(hash))?;
+        let file = open_regular(&self.path(hash), OpenOptions::new().read(true).write(true))?;
         let mut preamble = [0; PREAMBLE];
         file.read_exact_at(&mut preamble, 0)?;
         if &preamble[0..8] == MAGIC && number(&preamble, 24) == id {
@@ -303,6 +303,15 @@ impl Disk {
             stat.f_bavail.saturating_mul(stat.f_frsize),
             stat.f_blocks.saturating_mul(stat.f_frsize),
         ))
+    }
+}
+
+/// Opens what is a file, and waits for nothing that is none: opening a pipe waits for its other end.
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
     }
 }
 

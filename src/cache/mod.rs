@@ -31,6 +31,7 @@ pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
 };
+pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use sweep::Sweep;
@@ -41,8 +42,11 @@ pub type Millis = u64;
 
 /// Now, as stored.
 pub fn now_ms() -> Millis {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+    millis(SystemTime::now())
+}
+
+fn millis(time: SystemTime) -> Millis {
+    time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }
 
