@@ -27,6 +27,8 @@ pub enum NoSpace {
     Bound { needed: u64, limit: u64 },
     #[error("the file system has {free} bytes free, and {kept} are kept free")]
     FileSystem { free: u64, kept: u64 },
+    #[error("the file system has room for {free} files (inodes), and {kept} are kept free")]
+    Files { free: u64, kept: u64 },
     #[error("{0}")]
     Io(#[from] io::Error),
 }
@@ -247,6 +249,11 @@ impl Writer {
                 .map_err(|_| io::Error::other("the write was given up"))?
         };
         (self.sha256, self.sha512) = (sha256, sha512);
+        if let Err(error) = &written
+            && room.is_ok()
+        {
+            self.store.note_failure(error, &self.object.key.hash);
+        }
         if let Err(error) = room.and(written) {
             self.overflow(kept, &error)?;
         }

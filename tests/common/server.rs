@@ -19,6 +19,7 @@ pub struct Settings {
     conf: Option<String>,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    under: Vec<String>,
     data_dir: Option<PathBuf>,
 }
 
@@ -43,6 +44,12 @@ impl Settings {
 
     pub fn arg(mut self, arg: impl Into<String>) -> Self {
         self.args.push(arg.into());
+        self
+    }
+
+    /// The program is started by this one, which must become it.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|part| (*part).to_owned()).collect();
         self
     }
 
@@ -173,8 +180,10 @@ impl Proxy {
     }
 
     fn spawn(&self) -> Child {
-        let mut command = Command::new(BINARY);
+        let mut words = self.settings.under.iter().map(String::as_str).chain([BINARY]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .env_clear()
             .current_dir(self.folder.path())
             .arg("serve")
