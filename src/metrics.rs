@@ -193,10 +193,7 @@ impl Metrics {
                 "artifactapi_scrubbed_objects_total",
                 "Stored files compared with their digests by the scrubber.",
             ),
-            scrubbed_bytes: counter(
-                "artifactapi_scrubbed_bytes_total",
-                "Bytes that the scrubber has read.",
-            ),
+            scrubbed_bytes: counter("artifactapi_scrubbed_bytes_total", "Bytes that the scrubber has read."),
             rate_limit: gauge(
                 "artifactapi_upstream_ratelimit_limit",
                 "Requests that upstream allows in its period, as it last said.",

@@ -136,7 +136,9 @@ async fn strike_missing(catalog: Catalog, store: &'static Store) {
 }
 
 fn strike_if_missing(catalog: &Catalog, store: &Store, record: &Record) -> bool {
-    let Some(hash) = parse_hash(&record.key) else { return false };
+    let Some(hash) = parse_hash(&record.key) else {
+        return false;
+    };
     if store.size_of(&hash) > 0 {
         return false;
     }

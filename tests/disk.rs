@@ -82,7 +82,10 @@ async fn health(proxy: &Proxy) -> serde_json::Value {
 async fn trouble(proxy: &Proxy) -> String {
     let health = health(proxy).await;
     assert_eq!(health["status"], "degraded", "{health}");
-    health["dependencies"]["disk"]["detail"].as_str().unwrap_or_default().to_owned()
+    health["dependencies"]["disk"]["detail"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }
 
 #[track_caller]
@@ -112,7 +115,9 @@ fn a_file_that_was_cut_costs_one_client_its_answer() {
             let file = stored(data.path(), path);
             cut(&file, length);
             let mut connection = proxy.connect().await;
-            connection.send("GET", &common::server::at("files", path), &headers, b"").await;
+            connection
+                .send("GET", &common::server::at("files", path), &headers, b"")
+                .await;
             if connection.try_read_head("GET").await.is_ok() {
                 let got = connection.read_body().await;
                 assert!(!connection.is_complete(), "{path}: {} bytes", got.len());
@@ -173,7 +178,9 @@ fn a_disk_that_cannot_be_read_is_in_nobodys_way() {
             .await;
         // One is cut.
         let mut connection = proxy.connect().await;
-        connection.send("GET", &common::server::at("files", "stored"), &[], b"").await;
+        connection
+            .send("GET", &common::server::at("files", "stored"), &[], b"")
+            .await;
         if connection.try_read_head("GET").await.is_ok() {
             connection.read_body().await;
             assert!(!connection.is_complete());
@@ -296,10 +303,20 @@ fn verify_finds_removes_and_tells_what_is_damaged() {
         let folder = data.path().to_str().unwrap();
         let remotes = proxy.remotes_file();
         let remotes = remotes.to_str().unwrap();
-        let verify = || run_binary(proxy.folder(), &[], &["verify", "--data-dir", folder, "--remotes", remotes]);
+        let verify = || {
+            run_binary(
+                proxy.folder(),
+                &[],
+                &["verify", "--data-dir", folder, "--remotes", remotes],
+            )
+        };
         let ended = verify();
         assert_eq!(ended.code, Some(0), "{}", ended.text());
-        assert!(ended.stdout.contains("4 objects, 2000000 bytes: 0 damaged"), "{}", ended.text());
+        assert!(
+            ended.stdout.contains("4 objects, 2000000 bytes: 0 damaged"),
+            "{}",
+            ended.text()
+        );
         // While the service runs, and has them open.
         let (a, b) = (stored(data.path(), "a"), stored(data.path(), "b"));
         flip(&a, -1);
@@ -307,15 +324,25 @@ fn verify_finds_removes_and_tells_what_is_damaged() {
         cut(&stored(data.path(), "c"), 200_000);
         let ended = verify();
         assert_eq!(ended.code, Some(1), "{}", ended.text());
-        assert!(ended.stdout.contains("4 objects") && ended.stdout.contains("3 damaged"), "{}", ended.text());
-        assert!(ended.stdout.contains("damaged: files a: its body does not match"), "{}", ended.text());
+        assert!(
+            ended.stdout.contains("4 objects") && ended.stdout.contains("3 damaged"),
+            "{}",
+            ended.text()
+        );
+        assert!(
+            ended.stdout.contains("damaged: files a: its body does not match"),
+            "{}",
+            ended.text()
+        );
         assert!(!a.exists() && !b.exists());
         let ended = verify();
         assert_eq!(ended.code, Some(0), "{}", ended.text());
         for path in ["a", "b", "c"] {
             // Nobody gets what it was.
             let mut connection = proxy.connect().await;
-            connection.send("GET", &common::server::at("files", path), &[], b"").await;
+            connection
+                .send("GET", &common::server::at("files", path), &[], b"")
+                .await;
             if connection.try_read_head("GET").await.is_ok() {
                 connection.read_body().await;
                 assert!(!connection.is_complete(), "{path}");
@@ -323,7 +350,11 @@ fn verify_finds_removes_and_tells_what_is_damaged() {
             proxy.fetch("files", path).await.is("remote", body.whole());
         }
         proxy.fetch("files", "d").await.is("cache", body.whole());
-        let nothing = run_binary(proxy.folder(), &[], &["verify", "--data-dir", "none", "--remotes", remotes]);
+        let nothing = run_binary(
+            proxy.folder(),
+            &[],
+            &["verify", "--data-dir", "none", "--remotes", remotes],
+        );
         assert_eq!(nothing.code, Some(1), "{}", nothing.text());
         assert!(nothing.stderr.contains("none cannot be verified"), "{}", nothing.text());
     });
@@ -360,7 +391,10 @@ fn mount(options: &[&str], at: &Path) {
     let output = Command::new(program("mount")).args(options).arg(at).output();
     let output = output.expect("mount can be run");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "this test mounts a tmpfs, which takes root: {said}");
+    assert!(
+        output.status.success(),
+        "this test mounts a tmpfs, which takes root: {said}"
+    );
 }
 
 fn free_files(folder: &Path) -> u64 {
@@ -493,7 +527,12 @@ fn what_keeps_files_from_being_named_is_said_and_mended() {
         }
         let why = trouble(&proxy).await;
         assert!(why.contains("cross-device link"), "{why}");
-        assert_eq!(proxy.log().matches("NOTHING CAN BE STORED").count(), 1, "{}", proxy.log());
+        assert_eq!(
+            proxy.log().matches("NOTHING CAN BE STORED").count(),
+            1,
+            "{}",
+            proxy.log()
+        );
         assert!(proxy.metric("artifactapi_store_failures_total", &[]).await >= 5.0);
         assert_eq!(proxy.metric("artifactapi_dependency_up", &["disk"]).await, 0.0);
         drop(mounted);
@@ -538,8 +577,15 @@ fn folders_count_towards_the_bound_and_empty_ones_go() {
             connection.get(&target).await.ok();
         }
         let objects = data.path().join("objects");
-        eventually(Duration::from_secs(10), "the bound holds", async || taken(&objects) < 2_100_000).await;
-        assert!(files_below(&objects).len() > 100, "{} are left", files_below(&objects).len());
+        eventually(Duration::from_secs(10), "the bound holds", async || {
+            taken(&objects) < 2_100_000
+        })
+        .await;
+        assert!(
+            files_below(&objects).len() > 100,
+            "{} are left",
+            files_below(&objects).len()
+        );
         // Of what is gone no folder is left.
         proxy.request("PUT", "/cache/flush", &[], b"{}").await.ok();
         eventually(Duration::from_secs(10), "all is flushed", async || {
@@ -567,7 +613,10 @@ fn what_was_evicted_just_before_a_kill_is_not_listed_for_ever() {
             let listed = proxy.request("GET", "/api/v1/artifacts", &[], b"").await.ok().json();
             listed["total"].as_u64().expect("a number")
         };
-        eventually(Duration::from_secs(10), "all are listed", async || listed(&proxy).await == 60).await;
+        eventually(Duration::from_secs(10), "all are listed", async || {
+            listed(&proxy).await == 60
+        })
+        .await;
         proxy.stop().await;
         // What a process does that evicts, and ends before it has told anybody.
         let objects = data.path().join("objects");
@@ -575,7 +624,10 @@ fn what_was_evicted_just_before_a_kill_is_not_listed_for_ever() {
             fs::remove_file(file).unwrap();
         }
         let proxy = with(&up, &conf("100MB"), data.path()).await;
-        eventually(Duration::from_secs(10), "what is gone is not listed", async || listed(&proxy).await == 20).await;
+        eventually(Duration::from_secs(10), "what is gone is not listed", async || {
+            listed(&proxy).await == 20
+        })
+        .await;
         // What is stored is found by its entry still.
         let flushed = proxy.request("PUT", "/cache/flush", &[], b"{}").await.ok().json();
         assert_eq!(flushed["deleted"], 20, "{flushed}");

@@ -31,8 +31,9 @@ const OFFSET_CHECK: usize = 120;
 const FRESHNESS: usize = 17;
 /// A file system has no smaller file or folder.
 pub const BLOCK: u64 = 4096;
-/// Tries to name a file while eviction removes the folder that it goes to.
-const TRIES: usize = 5;
+/// Tries to do what another thread may undo in the same moment: the folder of a file that is to be named is removed, a
+/// freshness that is read is overwritten.
+const TRIES: usize = 100;
 /// In the temporary folder, what is older was left by a crash.
 const YOUNG: Duration = Duration::from_secs(60);
 /// One read gets the preamble and, nearly always, the head.
@@ -349,7 +350,10 @@ impl Disk {
         if &preamble[0..8] != MAGIC || number(&preamble, 24) != id {
             return Ok(false);
         }
-        file.write_all_at(&freshness_bytes(id, class, checked_at, fresh_until), OFFSET_FRESHNESS as u64)?;
+        file.write_all_at(
+            &freshness_bytes(id, class, checked_at, fresh_until),
+            OFFSET_FRESHNESS as u64,
+        )?;
         Ok(true)
     }
 
@@ -676,7 +680,10 @@ mod tests {
     /// A file as the first version wrote it: without checksums of preamble and freshness.
     fn old_file() -> Vec<u8> {
         let json = r#"{"key":"files\u0000a/b.txt\u0000","head":{"url":"http://127.0.0.1:1/a/b.txt","headers":[["content-type","text/plain"],["etag","\"v1\""]],"content_length":5,"stored_at":1700000000000}}"#;
-        let hex = |text: &str| (0..text.len() / 2).map(|at| u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).unwrap());
+        let hex = |text: &'static str| {
+            let byte = move |at| u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).unwrap();
+            (0..text.len() / 2).map(byte)
+        };
         let mut bytes = b"AAPIOBJ1".to_vec();
         for number in [json.len() as u64, 5, 0x1234_5678_9abc_def0] {
             bytes.extend_from_slice(&number.to_le_bytes());
@@ -704,7 +711,14 @@ mod tests {
     /// All that is read, but for the head's headers.
     fn told(record: &Record) -> (String, u64, Finished, Class, [Millis; 2], bool) {
         let times = [record.checked_at, record.fresh_until];
-        (record.key_text.clone(), record.id, record.finished, record.class, times, record.backed_up)
+        (
+            record.key_text.clone(),
+            record.id,
+            record.finished,
+            record.class,
+            times,
+            record.backed_up,
+        )
     }
 
     #[test]
@@ -714,14 +728,23 @@ mod tests {
         let file = store(&disk, &hash, &old_file());
         let record = read_record(&file).unwrap();
         assert_eq!(record.key_text, "files\0a/b.txt\0");
-        assert_eq!((record.id, record.finished.length, record.offset), (0x1234_5678_9abc_def0, 5, 128 + 183));
-        assert_eq!((record.class, record.checked_at, record.fresh_until), (Class::Immutable, 1_700_000_000_123, FOR_EVER));
+        assert_eq!(
+            (record.id, record.finished.length, record.offset),
+            (0x1234_5678_9abc_def0, 5, 128 + 183)
+        );
+        assert_eq!(
+            (record.class, record.checked_at, record.fresh_until),
+            (Class::Immutable, 1_700_000_000_123, FOR_EVER)
+        );
         assert!(record.backed_up && record.head.etag() == Some("\"v1\"") && record.head.content_type() == "text/plain");
         assert!(is_intact(&file, record.offset, &record.finished, |_| {}).unwrap());
         // From now on its freshness has a checksum.
         assert!(disk.refresh(&hash, record.id, Class::Mutable, 8, 9).unwrap());
         let refreshed = read_record(&file).unwrap();
-        assert_eq!((refreshed.class, refreshed.checked_at, refreshed.fresh_until), (Class::Mutable, 8, 9));
+        assert_eq!(
+            (refreshed.class, refreshed.checked_at, refreshed.fresh_until),
+            (Class::Mutable, 8, 9)
+        );
         let mut bytes = fs::read(disk.path(&hash)).unwrap();
         bytes[73] ^= 1;
         let error = read_record(&store(&disk, &hash, &bytes)).unwrap_err();
@@ -744,7 +767,11 @@ mod tests {
                 Err(error) => assert_eq!(error.kind(), io::ErrorKind::InvalidData, "bit {bit}: {error}"),
                 // What is not used, and that the bucket has it, which only spares a question.
                 Ok(other) => {
-                    assert!((OFFSET_BACKED_UP..OFFSET_CHECK).contains(&(bit / 8)), "bit {bit} of {}", right.len());
+                    assert!(
+                        (OFFSET_BACKED_UP..OFFSET_CHECK).contains(&(bit / 8)),
+                        "bit {bit} of {}",
+                        right.len()
+                    );
                     let mut other = told(&other);
                     other.5 = false;
                     assert_eq!(other, record, "bit {bit}");
@@ -780,19 +807,25 @@ mod tests {
     fn files_are_named_while_their_folders_are_removed() {
         let (_dir, disk) = disk();
         let done = AtomicBool::new(false);
-        let hashes: Vec<Hash> = (0..4).map(|last| [&[5; 15][..], &[last]].concat().try_into().unwrap()).collect();
+        let hashes: Vec<Hash> = (0..4)
+            .map(|last| [&[5; 15][..], &[last]].concat().try_into().unwrap())
+            .collect();
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Relaxed) {
                     hashes.iter().for_each(|hash| drop(disk.prune(hash)));
                 }
             });
-            for round in 0..500 {
-                let hash = &hashes[round % hashes.len()];
-                disk.publish(&mut disk.create(10).unwrap(), hash, false).unwrap();
-                disk.remove(hash, None).unwrap();
-            }
+            let results: Vec<_> = (0..500)
+                .map(|round| {
+                    let hash = &hashes[round % hashes.len()];
+                    disk.publish(&mut disk.create(10)?, hash, false)?;
+                    disk.remove(hash, None)
+                })
+                .collect();
             done.store(true, Relaxed);
+            let failed = results.into_iter().filter_map(Result::err).next();
+            assert!(failed.is_none(), "{failed:?}");
         });
     }
 }

@@ -110,7 +110,11 @@ pub fn each_hash_below(outer: &Path, mut visit: impl FnMut(Hash) -> bool) -> io:
     for inner in folders_in(outer)? {
         match names(&outer.join(inner)) {
             Ok(names) => {
-                if names.iter().filter_map(|name| parse_hash(name)).any(|hash| !visit(hash)) {
+                if names
+                    .iter()
+                    .filter_map(|name| parse_hash(name))
+                    .any(|hash| !visit(hash))
+                {
                     return Ok(false);
                 }
             }
@@ -141,9 +145,8 @@ fn listed(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEn
     match fs::read_dir(folder) {
         Ok(entries) => Ok(Some(entries).into_iter().flatten()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
-        Err(error) => Err(error).map_err(|error| {
-            io::Error::new(error.kind(), format!("{} cannot be listed: {error}", folder.display()))
-        }),
+        Err(error) => Err(error)
+            .map_err(|error| io::Error::new(error.kind(), format!("{} cannot be listed: {error}", folder.display()))),
     }
 }
 
@@ -182,6 +185,7 @@ pub fn parse_hash(name: &str) -> Option<Hash> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::disk;
     use std::collections::HashSet;
 
     fn make(root: &Path, n: u32) {
@@ -243,7 +247,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 300);
         let used = folders(dir.path());
-        assert_eq!(taken(dir.path()).unwrap(), Amount { bytes: (300 + used) * 4096, files: 300 + used });
+        assert_eq!(
+            taken(dir.path()).unwrap(),
+            Amount {
+                bytes: (300 + used) * 4096,
+                files: 300 + used
+            }
+        );
         for outer in names(dir.path()).unwrap() {
             fs::create_dir_all(dir.path().join(outer).join("zz")).unwrap();
         }

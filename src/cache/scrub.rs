@@ -208,3 +208,40 @@ fn look(file: &File, bytes: &mut u64) -> (Option<String>, Result<(), String>) {
         Err(error) => (name, Err(error.to_string())),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn no_more_is_spent_than_the_rate() {
+        let mut pace = Pace {
+            rate: 10_000_000,
+            owed: Duration::ZERO,
+        };
+        let began = Instant::now();
+        for _ in 0..200 {
+            pace.spend(10_000);
+        }
+        assert!(began.elapsed() >= Duration::from_millis(180), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn the_position_is_kept_and_no_round_is_put_off_by_a_clock_that_was_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let scrub = || Scrub::new(dir.path().join("scrubbed"));
+        assert_eq!(scrub().load(), None);
+        scrub().save(64, 1000);
+        assert_eq!(scrub().load(), Some((64, 1000)));
+        let ahead = now_ms() + 400 * ROUND;
+        scrub().save(256, ahead);
+        assert!(
+            scrub()
+                .load()
+                .is_some_and(|(folder, began)| folder == 256 && began < ahead)
+        );
+        fs::write(dir.path().join("scrubbed"), "x").unwrap();
+        assert_eq!(scrub().load(), None);
+    }
+}

@@ -35,7 +35,7 @@ const MAX_USED: usize = 65_536;
 /// Bodies remembered to be what they were when they were stored.
 const MAX_PROVEN: usize = 65_536;
 /// Bodies remembered that are not to be used again.
-const MAX_UNREADABLE: usize = 65_536;
+const MAX_UNREADABLE: usize = 4096;
 /// What an object needs of the file system beside its bytes: the file, two folders, and one that another fill takes meanwhile.
 const FILES: u64 = 4;
 /// Damage is told by `/health` for so long.
@@ -1001,8 +1001,8 @@ impl Store {
         // What waits to be uploaded stays, however short space is.
         let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
         let evictable = self.usage.evictable();
-        let possible = over().max(missing.bytes) <= evictable.bytes.saturating_sub(waiting)
-            && missing.files <= evictable.files;
+        let possible =
+            over().max(missing.bytes) <= evictable.bytes.saturating_sub(waiting) && missing.files <= evictable.files;
         while possible && fruitless <= 3 {
             let wanted = Amount {
                 bytes: over().max(missing.bytes.saturating_sub(freed.bytes)),
@@ -1073,7 +1073,10 @@ impl Store {
             .as_ref()
             .is_some_and(|trouble| trouble.last.elapsed() < Duration::from_secs(10));
         if !quiet {
-            tracing::error!(why, "NOTHING CAN BE STORED: answers pass by uncached until it can again");
+            tracing::error!(
+                why,
+                "NOTHING CAN BE STORED: answers pass by uncached until it can again"
+            );
         }
         *trouble = Some(Trouble {
             last: Instant::now(),

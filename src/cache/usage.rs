@@ -53,7 +53,10 @@ impl Usage {
 
     pub fn save(&self) {
         let line = |number: fn(&Folder) -> &AtomicU64| {
-            let numbers = self.folders.iter().map(|folder| number(folder).load(Relaxed).to_string());
+            let numbers = self
+                .folders
+                .iter()
+                .map(|folder| number(folder).load(Relaxed).to_string());
             numbers.collect::<Vec<_>>().join(" ") + "\n"
         };
         let text = line(|folder| &folder.bytes) + &line(|folder| &folder.files);
@@ -179,7 +182,13 @@ mod tests {
         assert_eq!(again.evictable(), usage.evictable());
         again.recount(&root).unwrap();
         assert_eq!(again.total(), whole);
-        again.removed(&[7; 16], Amount { bytes: u64::MAX, files: u64::MAX });
+        again.removed(
+            &[7; 16],
+            Amount {
+                bytes: u64::MAX,
+                files: u64::MAX,
+            },
+        );
         assert_eq!(again.total(), 0);
     }
 
@@ -206,6 +215,12 @@ mod tests {
         let file = dir.path().join("usage");
         fs::write(&file, "4096 ".repeat(256) + "\n").unwrap();
         let usage = Usage::load(file);
-        assert_eq!(usage.evictable(), Amount { bytes: 256 * 4096, files: 0 });
+        assert_eq!(
+            usage.evictable(),
+            Amount {
+                bytes: 256 * 4096,
+                files: 0
+            }
+        );
     }
 }
