@@ -461,6 +461,10 @@ impl Observer for Witness {
 
     fn evicted(&self, key: &str, bytes: u64, backed_up: bool) {
         self.metrics.evicted(bytes);
+        self.lost(key, backed_up);
+    }
+
+    fn lost(&self, key: &str, backed_up: bool) {
         if backed_up {
             return;
         }

@@ -10,6 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use rustix::io::ReadWriteFlags;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
 use super::overflow::{Place, Position};
@@ -32,6 +33,10 @@ pub enum ReadError {
     TooSlow,
     #[error("reading the stored object failed: {0}")]
     Io(#[from] io::Error),
+    #[error("the stored object is not what it was when it was stored")]
+    Damaged,
+    #[error("the read was given up")]
+    GivenUp,
 }
 
 /// A position in an object. Reads wait for a growing object to grow.
@@ -49,6 +54,8 @@ pub struct Reader {
     piece: u64,
     /// What is being read of a body that is elsewhere.
     stream: Option<Incoming>,
+    /// Of the bytes read so far, while a body that was not compared with its digest lately is read from its beginning.
+    proof: Option<Sha256>,
 }
 
 /// A stream that its reader alone polls; the lock is never waited for, and makes a reader `Sync`.
@@ -84,6 +91,7 @@ impl Reader {
             .as_ref()
             .and_then(|_| object.overflow.get())
             .map(|overflow| overflow.reader());
+        let proof = (!object.is_proven()).then(Sha256::new);
         Reader {
             object,
             position: 0,
@@ -93,7 +101,14 @@ impl Reader {
             buffer: Arc::default(),
             piece: PIECE,
             stream: None,
+            proof,
         }
+    }
+
+    /// Compares the whole with its digest, whenever that was done last.
+    pub(super) fn proving(mut self) -> Self {
+        self.proof = Some(Sha256::new());
+        self
     }
 
     /// The same, in pieces of at most so many bytes of a file.
@@ -111,6 +126,8 @@ impl Reader {
 
     pub fn seek(&mut self, start: u64, end: u64) {
         self.stream = None;
+        let whole = start == 0 && self.object.length().is_none_or(|length| end >= length);
+        self.proof = (whole && !self.object.is_proven()).then(Sha256::new);
         self.end = end;
         self.move_to(start);
     }
@@ -173,7 +190,17 @@ impl Reader {
             }
             Body::File { file, offset } => {
                 let length = (available - self.position).min(self.piece) as usize;
-                read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await?
+                let read = read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await;
+                match &read {
+                    // The next reader would not fare better.
+                    Err(ReadError::Io(why)) if why.kind() != io::ErrorKind::OutOfMemory => {
+                        self.object.lose(&why.to_string());
+                    }
+                    _ => {}
+                }
+                let piece = read?;
+                self.prove(&piece).await?;
+                piece
             }
             Body::Elsewhere(body) => {
                 let stream = match &mut self.stream {
@@ -191,6 +218,27 @@ impl Reader {
         };
         self.move_to(self.position + piece.len() as u64);
         Ok(Some(piece))
+    }
+
+    /// Digests a piece that was read. The last one is handed out only if the whole is what was stored: who has all that its
+    /// length promises has the right bytes.
+    async fn prove(&mut self, piece: &[u8]) -> Result<(), ReadError> {
+        let (Some(proof), Some(finished)) = (&mut self.proof, self.object.finished()) else {
+            return Ok(());
+        };
+        proof.update(piece);
+        if self.position + (piece.len() as u64) < finished.length {
+            // Others are waiting for this thread.
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
+        let digest = self.proof.take().map(Sha256::finalize);
+        if digest.is_some_and(|digest| digest.as_slice() == finished.sha256) {
+            self.object.is_proven_now();
+            return Ok(());
+        }
+        self.object.lose("its body does not match its digest");
+        Err(ReadError::Damaged)
     }
 
     /// The whole rest, if it is at most `limit` bytes.
@@ -221,6 +269,18 @@ impl Drop for Reader {
 
 fn read_now(file: &std::fs::File, buffer: &mut [u8], at: u64) -> Result<usize, rustix::io::Errno> {
     rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
+}
+
+/// Reads as a [`Reader`] does, on a thread that may wait.
+pub(super) fn read_at(file: &std::fs::File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    use rustix::io::Errno;
+    match read_now(file, buffer, at) {
+        Ok(got) if got == buffer.len() => Ok(()),
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+            file.read_exact_at(buffer, at)
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Reads without leaving this thread when the page cache has the bytes (`preadv2` with `RWF_NOWAIT`), on the blocking
@@ -257,7 +317,7 @@ async fn read_file(
                 (buffer, got)
             });
             let Ok((filled, got)) = reading.await else {
-                return Err(ReadError::Io(io::Error::other("the read was given up")));
+                return Err(ReadError::GivenUp);
             };
             buffer = filled;
             got?

@@ -29,6 +29,8 @@ pub enum NoSpace {
     Bound { needed: u64, limit: u64 },
     #[error("the file system has {free} bytes free, and {kept} are kept free")]
     FileSystem { free: u64, kept: u64 },
+    #[error("the file system has room for {free} files (inodes), and {kept} are kept free")]
+    Files { free: u64, kept: u64 },
     #[error("{0}")]
     Io(#[from] io::Error),
 }
@@ -266,6 +268,7 @@ impl Writer {
         };
         (self.sha256, self.sha512) = (sha256, sha512);
         if let Err(why) = &written {
+            self.store.note_failure(why, &self.object.key.hash);
             tracing::warn!(key = %super::shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
             self.file = None;
             self.object.doomed.store(true, SeqCst);

@@ -77,6 +77,8 @@ pub struct CacheSettings {
     pub memory_bytes: u64,
     /// fsync a body before its fill is admitted.
     pub sync: bool,
+    /// Bytes a second that are read to compare what is stored with its digests; 0: none.
+    pub scrub_rate: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -98,6 +98,7 @@ fn settings_json(settings: &Settings) -> Value {
         disk_min_free,
         memory_bytes,
         sync,
+        scrub_rate,
     } = &settings.cache;
     json!({
         "listen": settings.listen,
@@ -119,6 +120,7 @@ fn settings_json(settings: &Settings) -> Value {
             },
             "memory_bytes": memory_bytes,
             "sync": sync,
+            "scrub_rate": scrub_rate,
         },
         "upstream": upstream,
         "outbound": {

@@ -39,6 +39,7 @@ const ELSEWHERE: Elsewhere = &[
     ("disk_min_free", "under `cache:`"),
     ("memory_bytes", "under `cache:`"),
     ("sync", "under `cache:`"),
+    ("scrub_rate", "under `cache:`"),
     ("connect_timeout", "under `upstream:`"),
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
@@ -86,6 +87,7 @@ impl Default for FromFile {
                 disk_min_free: MinFree::Percent(5.0),
                 memory_bytes: 256_000_000,
                 sync: false,
+                scrub_rate: 4_000_000,
             },
             upstream: UpstreamSettings {
                 timeouts: Timeouts {
@@ -231,7 +233,7 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     if let Some(limit) = top.timeout("stop_timeout") {
         result.stop_timeout = limit;
     }
-    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync"];
+    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync", "scrub_rate"];
     if let Some(cache) = top.section("cache", "cache.", &cache_keys) {
         let defaults = result.cache;
         result.cache = CacheSettings {
@@ -243,6 +245,7 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
                 .parse("memory_bytes", values::size)
                 .unwrap_or(defaults.memory_bytes),
             sync: cache.boolean("sync").unwrap_or(defaults.sync),
+            scrub_rate: cache.parse("scrub_rate", values::size).unwrap_or(defaults.scrub_rate),
         };
     }
     let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent"]].concat();

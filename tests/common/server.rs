@@ -19,8 +19,8 @@ pub struct Settings {
     conf: Option<String>,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    under: Vec<String>,
     data_dir: Option<PathBuf>,
-    cgroup: Option<PathBuf>,
     mute: bool,
 }
 
@@ -48,6 +48,12 @@ impl Settings {
         self
     }
 
+    /// The program is started by this one, which must become it.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
     /// A data folder that outlives the proxy.
     pub fn data_dir(mut self, path: &Path) -> Self {
         self.data_dir = Some(path.to_owned());
@@ -55,9 +61,9 @@ impl Settings {
     }
 
     /// Runs in the control group whose list of processes this is.
-    pub fn in_cgroup(mut self, processes: &Path) -> Self {
-        self.cgroup = Some(processes.to_owned());
-        self
+    pub fn in_cgroup(self, processes: &Path) -> Self {
+        let processes = processes.to_str().expect("a plain path");
+        self.under(&["/bin/sh", "-c", "echo $$ > \"$0\" && exec \"$@\"", processes])
     }
 
     /// Nobody reads what it says.
@@ -187,18 +193,10 @@ impl Proxy {
     }
 
     fn spawn(&self) -> Child {
-        let mut command = match &self.settings.cgroup {
-            None => Command::new(BINARY),
-            Some(processes) => {
-                let mut command = Command::new("/bin/sh");
-                command
-                    .args(["-c", "echo $$ > \"$0\" && exec \"$@\""])
-                    .arg(processes)
-                    .arg(BINARY);
-                command
-            }
-        };
+        let mut words = self.settings.under.iter().map(String::as_str).chain([BINARY]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .env_clear()
             .current_dir(self.folder.path())
             .arg("serve")

@@ -77,6 +77,14 @@ fn settings_are_checked_with_place() {
             "conf.yaml:8:13: error: `public_url` \"https://a?b\": has a query",
         ],
     );
+    let scrub_rate = |conf: &str| generic("").conf(conf).config().settings.cache.scrub_rate;
+    assert_eq!(scrub_rate("resolver: []"), 4_000_000);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 1MiB}"), 1 << 20);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 0}"), 0);
+    finds(
+        &generic("").conf("scrub_rate: 1MB"),
+        &["conf.yaml:1:1: error: unknown key `scrub_rate`\n    hint: `scrub_rate` belongs under `cache:`"],
+    );
     // A remote takes what it does not set itself from the settings.
     let case = generic("upstream: {idle_timeout: 7s}").conf("upstream: {connect_timeout: 250ms}");
     let timeouts = case.remote("x").timeouts;
