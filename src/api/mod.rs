@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::backends::Backends;
 use crate::breaker::Standing;
+use crate::cache::StoreStats;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
 use crate::fill::{Fills, Views};
@@ -104,13 +105,8 @@ impl Api {
         let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
         let away = self.backends.standings().iter().any(|standing| !standing.healthy);
         let deaf = fleet.as_ref().is_some_and(|fleet| !fleet.listening);
-        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed || away || deaf;
-        let disk = match &store.starved {
-            None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
-            Some(why) => {
-                json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why})
-            }
-        };
+        let disk = disk(&store);
+        let degraded = disk["status"] != "ok" || !catalog.healthy || reload_failed || away || deaf;
         let catalogue = match (&catalog.error, catalog.healthy) {
             (_, true) => json!({"status": "ok", "queued": catalog.queued}),
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
@@ -206,6 +202,19 @@ impl Api {
             Err(error) => reply::problem(session, None, away(&error)).await,
         }
     }
+}
+
+/// How the store fares: what cannot be stored, or was found damaged lately, is for people to see to.
+fn disk(store: &StoreStats) -> serde_json::Value {
+    let mut disk = json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit});
+    let damaged = store.damaged.as_ref().map(|which| {
+        format!("a stored file was damaged or could not be read, and is fetched again when it is asked for: {which}")
+    });
+    if let Some(why) = store.starved.clone().or(damaged) {
+        disk["status"] = json!("degraded");
+        disk["detail"] = json!(why);
+    }
+    disk
 }
 
 /// How a dependency fares, for people; `trouble` is more than its breaker knows.

@@ -43,6 +43,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Name servers; empty means the system's.
     pub resolver: Vec<SocketAddr>,
+    /// What is in flight when a signal stops the service has this long.
+    pub stop_timeout: Duration,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
     pub clients: ClientSettings,
@@ -76,6 +78,8 @@ pub struct CacheSettings {
     pub memory_bytes: u64,
     /// fsync a body before its fill is admitted.
     pub sync: bool,
+    /// Bytes a second that are read to compare what is stored with its digests; 0: none.
+    pub scrub_rate: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -102,6 +102,7 @@ fn settings_json(settings: &Settings) -> Value {
         disk_min_free,
         memory_bytes,
         sync,
+        scrub_rate,
     } = &settings.cache;
     let clients = &settings.clients;
     json!({
@@ -111,6 +112,7 @@ fn settings_json(settings: &Settings) -> Value {
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "resolver": settings.resolver,
+        "stop_timeout": seconds(settings.stop_timeout),
         "tls": settings.tls.as_ref().map(|tls| json!({
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),
@@ -123,6 +125,7 @@ fn settings_json(settings: &Settings) -> Value {
             },
             "memory_bytes": memory_bytes,
             "sync": sync,
+            "scrub_rate": scrub_rate,
         },
         "clients": {
             "head_timeout": seconds(clients.head_timeout),

@@ -535,10 +535,9 @@ impl Client {
                     view
                 }
                 Err(error) => {
-                    let status = if matches!(error, ViewError::NoSpace(_)) {
-                        503
-                    } else {
-                        502
+                    let status = match error {
+                        ViewError::NoSpace(_) | ViewError::Busy => 503,
+                        ViewError::Coding(_) => 502,
                     };
                     let problem = Problem::new(status, format!("the document cannot be rewritten: {error}"))
                         .at(&request.remote.name, &request.path.encoded);
@@ -555,6 +554,10 @@ impl Client {
             serve::has_begun(&object).await
         };
         if !usable {
+            if let Some(copy) = self.fills.copy_before(&original, request.policy).await {
+                let origin = Origin::of(&copy, &How::Stale(None), true, false, ctx);
+                return Box::pin(self.deliver(session, ctx, request, copy, origin)).await;
+            }
             let detail = if kind.is_some() {
                 "upstream's document could not be rewritten: it ended early, or is not what its type says"
             } else {

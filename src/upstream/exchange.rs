@@ -41,6 +41,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The body ended early, and nothing of it has gone out: as if there had been no answer.
+    pub fn broken_off() -> Self {
+        Failure {
+            status: 502,
+            reason: "the transfer from upstream ended early; try again".to_owned(),
+            unreachable: true,
+        }
+    }
+
     fn refused(reason: impl Into<String>) -> Self {
         Failure {
             status: 502,
