@@ -1,7 +1,7 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush.
 
 mod flush;
-mod local;
+pub(crate) mod local;
 
 use std::sync::Arc;
 

@@ -127,8 +127,8 @@ mod tests {
             })
             .await;
             assert!(first.await.is_err());
-            assert!(timeout(Duration::from_millis(10), second).await.is_err());
-            assert_eq!(unread.waiting.lock().streams.len(), 1);
+            assert!(timeout(Duration::from_millis(10), second.as_mut()).await.is_err());
+            assert_eq!(unread.waiting.lock().streams.len(), 2);
             assert!(unread.write(pending(), Duration::from_millis(1)).await.is_err());
         });
     }

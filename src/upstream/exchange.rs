@@ -437,7 +437,9 @@ impl Exchange {
         let proxy = self.upstream.proxy_for(&self.remote, &self.url);
         if let (Some(proxy), "http") = (proxy, self.url.scheme()) {
             target = format!("http://{host}{target}");
-            if let Some(authorization) = tunnel::authorization(proxy) {
+            let authorization = tunnel::authorization(proxy).map(HeaderValue::try_from);
+            if let Some(Ok(mut authorization)) = authorization {
+                authorization.set_sensitive(true);
                 request.insert_header(header::PROXY_AUTHORIZATION, authorization)?;
             }
         }
