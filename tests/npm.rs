@@ -671,7 +671,7 @@ fn stored_bases(proxy: &Proxy) -> Vec<String> {
     stored_views(proxy).into_keys().collect()
 }
 
-/// The same, each with its file's number on the disk.
+/// Base URLs with the number, on the disk, of the file of a view.
 fn stored_views(proxy: &Proxy) -> std::collections::BTreeMap<String, u64> {
     use std::os::unix::fs::MetadataExt;
     let mut views = std::collections::BTreeMap::new();

@@ -24,7 +24,7 @@ const LEAST: u64 = 1 << 20;
 const NO_READER: Duration = Duration::from_secs(5);
 /// A reader that does not move for so long is left behind where others wait for it.
 const LAGGARD: Duration = Duration::from_secs(60);
-/// The same where nobody else reads: as long as one write to a client may take.
+/// Where nobody else reads, a reader has as long as one write to a client may take.
 const ONLY_READER: Duration = Duration::from_secs(480);
 /// `at` of a body that the disk takes.
 const NOTHING: u64 = u64::MAX;

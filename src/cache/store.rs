@@ -131,7 +131,7 @@ enum Length {
     /// Upstream says it.
     Said(u64),
     Unknown,
-    /// It passes through just now, longer than what can be held.
+    /// Longer than what can be held: the body passes through just now.
     Passing,
     /// So long it was, or may become.
     About(u64),
