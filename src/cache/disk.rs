@@ -182,7 +182,9 @@ impl Disk {
                 .metadata()
                 .and_then(|meta| meta.modified())
                 .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < YOUNG));
-            let Ok(file) = File::open(entry.path()) else { continue };
+            let Ok(file) = open_regular(&entry.path(), OpenOptions::new().read(true)) else {
+                continue;
+            };
             let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
             if !locked && (!young || !self.unnamed.load(Relaxed)) {
                 let _ = fs::remove_file(entry.path());
@@ -320,7 +322,7 @@ impl Disk {
 
     /// Opens the object of `hash`. `None`: not stored, or not to be opened now.
     pub fn open_file(&self, hash: &Hash) -> Option<File> {
-        match File::open(self.path(hash)) {
+        match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
             Ok(file) => Some(file),
             Err(error) => {
                 if !is_missing(&error) {
@@ -340,7 +342,7 @@ impl Disk {
         checked_at: Millis,
         fresh_until: Millis,
     ) -> io::Result<bool> {
-        let file = match OpenOptions::new().read(true).write(true).open(self.path(hash)) {
+        let file = match open_regular(&self.path(hash), OpenOptions::new().read(true).write(true)) {
             Ok(file) => file,
             Err(error) if is_missing(&error) => return Ok(false),
             Err(error) => return Err(error),
@@ -359,7 +361,7 @@ impl Disk {
 
     /// Notes whether the object of `hash` is in the bucket too, if it still is the one with `id`.
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(hash))?;
+        let file = open_regular(&self.path(hash), OpenOptions::new().read(true).write(true))?;
         let mut preamble = [0; PREAMBLE];
         file.read_exact_at(&mut preamble, 0)?;
         if &preamble[0..8] == MAGIC && number(&preamble, 24) == id {
@@ -454,6 +456,15 @@ fn make_folders(target: &Path) -> io::Result<u64> {
         }
     }
     Ok(made)
+}
+
+/// Opens what is a file, and waits for nothing that is none: opening a pipe waits for its other end.
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
+    }
 }
 
 /// What a file of `length` bytes takes on disk.

@@ -4,10 +4,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::Hash;
 use super::disk::Amount;
+use super::freshness::AHEAD;
 
 /// Candidates that are looked at before the oldest of them go.
 const SAMPLE: usize = 64;
@@ -155,6 +156,7 @@ fn listed(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEn
 
 fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidate>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
+    let ahead = SystemTime::now() + Duration::from_millis(AHEAD);
     for entry in entries.flatten() {
         let Some(hash) = entry.file_name().to_str().and_then(parse_hash) else {
             continue;
@@ -163,7 +165,9 @@ fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidat
             continue;
         }
         let Ok(meta) = entry.metadata() else { continue };
-        let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        // A time that lies ahead was written by a clock that was wrong, and says nothing.
+        let used = meta.modified().ok().filter(|used| *used <= ahead);
+        let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
         seen.push(Candidate {
             path: entry.path(),
             hash,
@@ -216,6 +220,19 @@ mod tests {
             let rest = victims(dir.path(), random, |hash| *hash == spared);
             assert!(rest.len() == 39 && rest.iter().all(|candidate| candidate.hash != spared));
         }
+    }
+
+    #[test]
+    fn what_was_used_when_the_clock_was_ahead_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), 10);
+        let seen = victims(dir.path(), 0, |_| false);
+        let ahead = &seen[7];
+        let year = Duration::from_secs(365 * 24 * 3600);
+        disk::touch(&ahead.path, SystemTime::now() + year).unwrap();
+        assert_eq!(victims(dir.path(), 0, |_| false)[0].hash, ahead.hash);
+        disk::touch(&ahead.path, SystemTime::now()).unwrap();
+        assert_eq!(victims(dir.path(), 0, |_| false)[9].hash, ahead.hash);
     }
 
     #[test]

@@ -28,11 +28,14 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use crate::headers;
+
 pub use disk::in_folder;
 pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
 };
+pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
@@ -44,8 +47,11 @@ pub type Millis = u64;
 
 /// Now, as stored.
 pub fn now_ms() -> Millis {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+    millis(SystemTime::now())
+}
+
+fn millis(time: SystemTime) -> Millis {
+    time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -153,11 +159,9 @@ impl Head {
     pub fn content_type(&self) -> &str {
         self.text(header::CONTENT_TYPE).unwrap_or("")
     }
-    /// Only `gzip` and its like; `identity` is none.
+    /// Only `gzip` and its like; `identity` is none, nor is what is no registered coding.
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(header::CONTENT_ENCODING)
-            .map(str::trim)
-            .filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+        headers::known_coding(&self.headers)
     }
     pub fn etag(&self) -> Option<&str> {
         self.text(header::ETAG)
@@ -268,6 +272,8 @@ pub enum Origin {
 /// What every response with an object's body begins with.
 #[derive(Debug)]
 pub struct Prepared {
+    /// What the remote wanted kept of upstream's fields when this was built.
+    pub headers_keep: Vec<HeaderName>,
     pub header: pingora_http::ResponseHeader,
     /// Its fields as they go over HTTP/1.1, a line each.
     pub lines: Vec<u8>,

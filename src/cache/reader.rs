@@ -13,6 +13,7 @@ use rustix::io::ReadWriteFlags;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use super::overflow::{Place, Position};
 use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
@@ -28,6 +29,8 @@ static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
 pub enum ReadError {
     #[error("the transfer that this response was reading from failed")]
     FillFailed,
+    #[error("the body passes through unstored, and this response was too slow for it")]
+    TooSlow,
     #[error("reading the stored object failed: {0}")]
     Io(#[from] io::Error),
     #[error("the stored object is not what it was when it was stored")]
@@ -44,6 +47,8 @@ pub struct Reader {
     /// Exclusive; `u64::MAX` reads to the end.
     end: u64,
     watch: Option<watch::Receiver<Progress>>,
+    /// Told to the one who writes a growing object: it may have to wait for its readers.
+    place: Option<Arc<Position>>,
     /// Read into again once whoever had the piece before has let go of it.
     buffer: Arc<Buffer>,
     piece: u64,
@@ -82,12 +87,17 @@ impl Reader {
         } else {
             object.growth.as_ref().map(|growth| growth.subscribe())
         };
+        let place = watch
+            .as_ref()
+            .and_then(|_| object.overflow.get())
+            .map(|overflow| overflow.reader());
         let proof = (!object.is_proven()).then(Sha256::new);
         Reader {
             object,
             position: 0,
             end: u64::MAX,
             watch,
+            place,
             buffer: Arc::default(),
             piece: PIECE,
             stream: None,
@@ -118,8 +128,16 @@ impl Reader {
         self.stream = None;
         let whole = start == 0 && self.object.length().is_none_or(|length| end >= length);
         self.proof = (whole && !self.object.is_proven()).then(Sha256::new);
-        self.position = start;
         self.end = end;
+        self.move_to(start);
+    }
+
+    fn move_to(&mut self, position: u64) {
+        self.position = position;
+        if let (Some(place), Some(overflow)) = (&self.place, self.object.overflow.get()) {
+            let wanted = if position < self.end { position } else { u64::MAX };
+            overflow.move_to(place, wanted);
+        }
     }
 
     /// The next piece; `None` at the end.
@@ -152,15 +170,15 @@ impl Reader {
             }
         };
         let overflow = self.object.overflow.get();
-        if let Some(overflow) = overflow.filter(|overflow| self.position >= overflow.at) {
-            let piece = overflow.read(self.position, available);
-            if piece.is_empty() {
-                return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+        let available = match overflow.map(|overflow| overflow.find(self.position, available)) {
+            None => available,
+            Some(Place::Body(available)) => available,
+            Some(Place::Held(piece)) => {
+                self.move_to(self.position + piece.len() as u64);
+                return Ok(Some(piece));
             }
-            self.position += piece.len() as u64;
-            return Ok(Some(piece));
-        }
-        let available = overflow.map_or(available, |overflow| available.min(overflow.at));
+            Some(Place::Gone) => return Err(ReadError::TooSlow),
+        };
         let piece = match &self.object.body {
             // A body in memory goes out in one piece: it is shared, not copied.
             Body::Memory(bytes, _) => {
@@ -198,7 +216,7 @@ impl Reader {
                 }
             }
         };
-        self.position += piece.len() as u64;
+        self.move_to(self.position + piece.len() as u64);
         Ok(Some(piece))
     }
 
@@ -242,6 +260,13 @@ impl Reader {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.end = 0;
+        self.move_to(0);
+    }
+}
+
 fn read_now(file: &std::fs::File, buffer: &mut [u8], at: u64) -> Result<usize, rustix::io::Errno> {
     rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
 }
@@ -259,7 +284,8 @@ pub(super) fn read_at(file: &std::fs::File, buffer: &mut [u8], at: u64) -> io::R
 }
 
 /// Reads without leaving this thread when the page cache has the bytes (`preadv2` with `RWF_NOWAIT`), on the blocking
-/// pool otherwise.
+/// pool otherwise. The buffer is this thread's in both cases: what one thread allocates and another frees comes back late, and
+/// there are many that block.
 async fn read_file(
     object: &Arc<Object>,
     file: &std::fs::File,
@@ -267,19 +293,14 @@ async fn read_file(
     length: usize,
     lent: &mut Arc<Buffer>,
 ) -> Result<Bytes, ReadError> {
+    let mut buffer = Arc::get_mut(lent).map_or_else(Vec::new, |buffer| std::mem::take(&mut buffer.0));
+    if buffer.len() < length {
+        buffer = vec![0; length];
+    }
+    let mut read = None;
     if !MUST_BLOCK.load(Relaxed) {
-        let read = match Arc::get_mut(lent).filter(|buffer| buffer.0.len() >= length) {
-            Some(buffer) => read_now(file, &mut buffer.0[..length], at),
-            None => {
-                let mut buffer = vec![0; length];
-                let read = read_now(file, &mut buffer, at);
-                *lent = Arc::new(Buffer(buffer));
-                read
-            }
-        };
-        match read {
-            Ok(0) => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(got) => return Ok(Bytes::from_owner(Lent(Arc::clone(lent), got))),
+        match read_now(file, &mut buffer[..length], at) {
+            Ok(got) => read = Some(got),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
                 MUST_BLOCK.store(true, Relaxed);
@@ -287,27 +308,36 @@ async fn read_file(
             Err(error) => return Err(ReadError::Io(error.into())),
         }
     }
-    let object = Arc::clone(object);
-    let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
-        let Body::File { file, .. } = &object.body else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let mut buffer = vec![0; length];
-        let got = loop {
-            match file.read_at(&mut buffer, at) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    let got = match read {
+        Some(got) => got,
+        None => {
+            let object = Arc::clone(object);
+            let reading = tokio::task::spawn_blocking(move || {
+                let got = read_waiting(&object, &mut buffer[..length], at);
+                (buffer, got)
+            });
+            let Ok((filled, got)) = reading.await else {
+                return Err(ReadError::GivenUp);
+            };
+            buffer = filled;
+            got?
         }
-        buffer.truncate(got);
-        Ok(Bytes::from(buffer))
-    })
-    .await;
-    match read {
-        Ok(bytes) => Ok(bytes?),
-        Err(_) => Err(ReadError::GivenUp),
+    };
+    if got == 0 {
+        return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    *lent = Arc::new(Buffer(buffer));
+    Ok(Bytes::from_owner(Lent(Arc::clone(lent), got)))
+}
+
+fn read_waiting(object: &Object, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let Body::File { file, .. } = &object.body else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    loop {
+        match file.read_at(buffer, at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }

@@ -15,12 +15,13 @@ use tokio::sync::watch;
 
 use super::Class;
 use super::disk::{self, Amount, Disk, Record};
+use super::freshness;
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
 use super::scrub::{Scrub, Scrubbed};
 use super::sweep::Sweep;
 use super::usage::Usage;
-use super::writer::{Expected, NoSpace, Writer};
+use super::writer::{Expected, NoSpace, Space, Writer};
 use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Progress, ReadError, State, evict};
 use crate::config::{CacheSettings, MinFree};
 
@@ -40,6 +41,16 @@ const MAX_UNREADABLE: usize = 4096;
 const FILES: u64 = 4;
 /// Damage is told by `/health` for so long.
 const DAMAGE_TOLD: Duration = Duration::from_secs(600);
+/// Lengths remembered of bodies that came without one.
+const MAX_LENGTHS: usize = 4096;
+/// ... for so long: upstream may have another body by then.
+const LENGTH_LIMIT: Duration = Duration::from_secs(3600);
+/// What passes through is not tried again for so long.
+const PASSING_LIMIT: Duration = Duration::from_secs(60);
+/// The disk is given so long for one answer ...
+const DISK_LIMIT: Duration = Duration::from_secs(15);
+/// ... and if there is none is not asked again for so long: a network file system may hang for hours.
+const DISK_PAUSE: Duration = Duration::from_secs(30);
 
 /// Told what happens to stored objects, for the catalogue and the metrics. Never called on a request's path.
 pub trait Observer: Send + Sync {
@@ -96,6 +107,36 @@ impl Stored {
     }
 }
 
+/// How room is had on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// By eviction: it is known that what wants it can be kept.
+    Made,
+    /// Only what is free.
+    Free,
+}
+
+/// Bytes that are counted as used until somebody takes them over: whoever asked for them may have given up.
+struct Reserved(&'static Store, u64);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.0.release(self.1);
+    }
+}
+
+/// What is known of the length of a body before it has come.
+#[derive(Debug, Clone, Copy)]
+enum Length {
+    /// Upstream says it.
+    Said(u64),
+    Unknown,
+    /// It passes through just now, longer than what can be held.
+    Passing,
+    /// So long it was, or may become.
+    About(u64),
+}
+
 /// Why nothing could be stored.
 struct Trouble {
     last: Instant,
@@ -111,6 +152,22 @@ struct Short {
     kept: Amount,
 }
 
+impl Short {
+    /// Why there is no space, after so much was freed.
+    fn error(&self, freed: Amount) -> NoSpace {
+        match self.missing.files > freed.files {
+            true => NoSpace::Files {
+                free: self.free.files,
+                kept: self.kept.files,
+            },
+            false => NoSpace::FileSystem {
+                free: self.free.bytes,
+                kept: self.kept.bytes,
+            },
+        }
+    }
+}
+
 /// Memory and disk tier.
 pub struct Store {
     pub(super) disk: Disk,
@@ -123,6 +180,9 @@ pub struct Store {
     /// Change with every change of what is stored, by the first byte of the hash.
     versions: [AtomicU32; 256],
     evicting: Mutex<()>,
+    lengths: quick_cache::sync::Cache<Hash, (Instant, Length)>,
+    /// When the disk last did not answer in time.
+    hangs_since: Mutex<Option<Instant>>,
     /// What is being swept out: see [`Store::sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
@@ -200,6 +260,8 @@ impl Store {
             used: Mutex::default(),
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
+            lengths: quick_cache::sync::Cache::new(MAX_LENGTHS),
+            hangs_since: Mutex::new(None),
             sweeps: ArcSwap::default(),
             walking: tokio::sync::Mutex::new(()),
             trouble: Mutex::new(None),
@@ -214,6 +276,11 @@ impl Store {
             backup: OnceLock::new(),
             closing: AtomicBool::new(false),
         }));
+        // Saved every two seconds: a time that lies ahead shows that the clock was ahead when this last ran.
+        let saved = fs::metadata(data_dir.join("usage")).and_then(|meta| meta.modified());
+        if saved.is_ok_and(|saved| freshness::is_ahead(super::millis(saved), super::now_ms())) {
+            super::distrust(super::now_ms());
+        }
         let hash = [0; 16];
         if let Err(error) = store.disk.probe(&hash) {
             store.note_failure(&error, &hash);
@@ -431,11 +498,8 @@ impl Store {
         }
         let (store, hash) = (self, key.hash);
         let before = self.version(&hash).load(SeqCst);
-        // On this thread, as nginx does: most names that are not there are known to the system.
-        let file = self.disk.open_file(&hash)?;
-        let (file, mut record) = tokio::task::spawn_blocking(move || store.read(&hash, file))
-            .await
-            .ok()??;
+        // Off this thread: a file system that hangs must not stop whoever is served by it.
+        let (file, mut record) = self.patiently(move || store.load(&hash)).await??;
         if record.key_text != *key.text || !self.survives_sweeps(&hash, &mut record) {
             return None;
         }
@@ -446,6 +510,26 @@ impl Store {
             observer.found(&object);
         }
         Some(object)
+    }
+
+    /// Does what the disk has to answer, off this thread. `None`: it does not answer, now or since a moment ago, and is not
+    /// waited for.
+    async fn patiently<T: Send + 'static>(&'static self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let hangs = self
+            .hangs_since
+            .lock()
+            .is_some_and(|since| since.elapsed() < DISK_PAUSE);
+        if hangs {
+            return None;
+        }
+        match tokio::time::timeout(DISK_LIMIT, tokio::task::spawn_blocking(work)).await {
+            Ok(done) => done.ok(),
+            Err(_) => {
+                *self.hangs_since.lock() = Some(Instant::now());
+                self.say_starved("the disk did not answer in time", None);
+                None
+            }
+        }
     }
 
     /// Whether the body is in a file and small enough for memory.
@@ -585,21 +669,26 @@ impl Store {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
         let offset = encoded.len() as u64;
-        let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
-        let (file, body, reserved) = match self.open_new(key.hash, encoded, reserve).await {
-            Ok((unnamed, file)) => (Some(unnamed), Body::File { file, offset }, reserve),
+        let length = match (head.content_length, self.length_of(&key.hash)) {
+            (Some(length), _) => Length::Said(length),
+            (None, Some(length)) => length,
+            (None, None) => match previous.as_ref().and_then(|previous| previous.length()) {
+                Some(length) => Length::About(length),
+                None => Length::Unknown,
+            },
+        };
+        let overflow = Overflow::default();
+        let (file, body, space) = match self.open_new(key.hash, encoded, length, document).await {
+            Ok((unnamed, file, space)) => (Some(unnamed), Body::File { file, offset }, space),
             // What is short enough is shared from memory while it is read, and not kept.
             Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
                 tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
-                (None, Body::Memory(bytes::Bytes::new(), None), 0)
+                overflow.begin(0);
+                (None, Body::Memory(bytes::Bytes::new(), None), Space::default())
             }
             Err(why) => return Err(why),
         };
         let kept = file.is_some() && !head.unframed;
-        let overflow = OnceLock::new();
-        if file.is_none() {
-            let _ = overflow.set(Overflow::new(0));
-        }
         let (growth, _) = watch::channel(Progress {
             visible: 0,
             state: State::Growing,
@@ -612,7 +701,7 @@ impl Store {
             body,
             origin,
             taken_over: AtomicBool::new(false),
-            overflow,
+            overflow: overflow.into(),
             finished: OnceLock::new(),
             growth: Some(growth),
             prepared: OnceLock::new(),
@@ -624,7 +713,7 @@ impl Store {
         if is_shown {
             self.growing.lock().insert(object.key.hash, Arc::clone(&object));
         }
-        Ok(Writer::new(self, object, file, previous, expected, offset, reserved))
+        Ok(Writer::new(self, object, file, previous, expected, space))
     }
 
     /// A new file with its space reserved and counted.
@@ -632,24 +721,84 @@ impl Store {
         &'static self,
         hash: Hash,
         encoded: Vec<u8>,
-        reserve: u64,
-    ) -> Result<(disk::Unnamed, fs::File), NoSpace> {
-        self.reserve(reserve).await?;
-        let opened = tokio::task::spawn_blocking(move || {
-            let unnamed = self.disk.create(reserve)?;
-            self.disk.begin(&unnamed.file, &encoded)?;
-            let reading = unnamed.file.try_clone()?;
-            Ok::<_, io::Error>((unnamed, reading))
-        })
-        .await;
-        let error = match opened {
-            Ok(Ok(files)) => return Ok(files),
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::other("opening a file was given up"),
+        length: Length,
+        document: bool,
+    ) -> Result<(disk::Unnamed, fs::File, Space), NoSpace> {
+        let opened = self
+            .patiently(move || {
+                let space = self.space_for(encoded.len() as u64, length, document)?;
+                let reserved = Reserved(self, space.reserved);
+                let create = || {
+                    let unnamed = self.disk.create(space.reserved)?;
+                    self.disk.begin(&unnamed.file, &encoded)?;
+                    let reading = unnamed.file.try_clone()?;
+                    Ok::<_, io::Error>((unnamed, reading))
+                };
+                let (unnamed, reading) = create().inspect_err(|error| self.note_failure(error, &hash))?;
+                Ok((unnamed, reading, space, reserved))
+            })
+            .await;
+        let opened = opened.unwrap_or_else(|| Err(NoSpace::Io(io::ErrorKind::TimedOut.into())));
+        let (unnamed, reading, space, mut reserved) = opened?;
+        // The writer's from now on.
+        reserved.1 = 0;
+        Ok((unnamed, reading, space))
+    }
+
+    /// Reserves space for a body that begins at `offset` of its file. Of a body whose length is not known only what stands
+    /// before it, and where there is no free room nothing yet: the file waits for what the end of the body tells.
+    fn space_for(&'static self, offset: u64, length: Length, document: bool) -> Result<Space, NoSpace> {
+        let occupied = |length: u64| disk::occupied(offset.saturating_add(length));
+        let (reserve, evicts_to) = match length {
+            Length::Said(length) => {
+                let reserved = occupied(length);
+                self.reserve(reserved, Room::Made)?;
+                let evicts_to = reserved;
+                return Ok(Space {
+                    offset,
+                    reserved,
+                    evicts_to,
+                });
+            }
+            Length::About(length) if self.can_make_room(occupied(length)) => (occupied(0), occupied(length)),
+            // What another try would only push through again, whoever wants it fetches for himself.
+            Length::About(_) | Length::Passing if !document => return Err(NoSpace::TooLong),
+            Length::About(_) | Length::Passing | Length::Unknown => (occupied(0), 0),
         };
-        self.release(reserve);
-        self.note_failure(&error, &hash);
-        Err(NoSpace::Io(error))
+        let reserved = match self.reserve(reserve, Room::Free) {
+            Ok(()) => reserve,
+            Err(_) if self.can_make_room(reserve) => 0,
+            Err(why) => {
+                self.say_starved(&why.to_string(), None);
+                return Err(why);
+            }
+        };
+        Ok(Space {
+            offset,
+            reserved,
+            evicts_to,
+        })
+    }
+
+    fn length_of(&self, hash: &Hash) -> Option<Length> {
+        let (at, length) = self.lengths.get(hash)?;
+        let limit = match length {
+            Length::Passing => PASSING_LIMIT,
+            _ => LENGTH_LIMIT,
+        };
+        (at.elapsed() < limit).then_some(length)
+    }
+
+    /// What is about to be stored under `hash`, and comes without a length, is about so long: room may be made for as much.
+    pub fn expect_length(&self, hash: &Hash, length: u64) {
+        self.lengths.insert(*hash, (Instant::now(), Length::About(length)));
+    }
+
+    /// `object` is longer than what can be held and passes through: nobody begins to read it any more.
+    pub(super) fn passes(&self, object: &Arc<Object>) {
+        object.doomed.store(true, SeqCst);
+        self.lengths.insert(object.key.hash, (Instant::now(), Length::Passing));
+        self.hide(object);
     }
 
     /// Gives a complete object its place; `false` if it was flushed meanwhile. Called by its writer only.
@@ -719,6 +868,11 @@ impl Store {
             self.version(&object.key.hash).fetch_add(1, SeqCst);
             self.memory.insert(Arc::clone(object));
         }
+        self.hide(object);
+    }
+
+    /// Whoever looks for what grows does not find `object` any more.
+    fn hide(&self, object: &Arc<Object>) {
         let mut growing = self.growing.lock();
         if growing
             .get(&object.key.hash)
@@ -726,6 +880,19 @@ impl Store {
         {
             growing.remove(&object.key.hash);
         }
+    }
+
+    /// [`Store::hide`], if only its writer holds it beside the list of what grows. `false`: others do.
+    pub(super) fn hide_if_alone(&self, object: &Arc<Object>) -> bool {
+        let mut growing = self.growing.lock();
+        let hash = &object.key.hash;
+        let is_listed = growing.get(hash).is_some_and(|current| Arc::ptr_eq(current, object));
+        // Under the lock nobody gets it from the list.
+        let is_alone = Arc::strong_count(object) <= 1 + usize::from(is_listed);
+        if is_alone && is_listed {
+            growing.remove(hash);
+        }
+        is_alone
     }
 
     /// Notes that `object` is upstream's current one until `fresh_until`. `false`: it is no longer on disk.
@@ -921,36 +1088,73 @@ impl Store {
         .unwrap_or((0, 0))
     }
 
-    /// Makes sure that `file` has space up to `end`; `reserved` is what it has.
-    pub(super) async fn room_for(&'static self, file: &disk::Unnamed, end: u64, reserved: &mut u64) -> io::Result<()> {
+    /// Makes sure that the file of `object` has space up to `end`; `reserved` is what it has.
+    pub(super) async fn room_for(
+        &'static self,
+        object: &Arc<Object>,
+        end: u64,
+        reserved: &mut u64,
+        room: Room,
+    ) -> io::Result<()> {
         let needed = disk::occupied(end);
-        if needed <= *reserved {
+        let from = *reserved;
+        let Some(more) = needed.checked_sub(from).filter(|more| *more > 0) else {
             return Ok(());
-        }
-        let more = (needed - *reserved).max(super::writer::STEP);
-        self.reserve(more).await.map_err(io::Error::other)?;
-        disk::allocate(&file.file, *reserved, more).inspect_err(|_| self.release(more))?;
+        };
+        let object = Arc::clone(object);
+        let had = tokio::task::spawn_blocking(move || {
+            let Body::File { file, .. } = &object.body else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            self.reserve(more, room).map_err(io::Error::other)?;
+            disk::allocate(file, from, more).inspect_err(|_| self.release(more))
+        });
+        had.await
+            .unwrap_or_else(|_| Err(io::Error::other("making room was given up")))?;
         *reserved += more;
         Ok(())
     }
 
-    /// Counts `bytes` as used, making room where there is too little.
-    pub(super) async fn reserve(&'static self, bytes: u64) -> Result<(), NoSpace> {
+    /// Counts `bytes` as used, making room where there is too little and that is allowed. Blocks.
+    fn reserve(&'static self, bytes: u64, room: Room) -> Result<(), NoSpace> {
         let limit = self.settings.disk_bytes;
-        if bytes > limit {
-            return Err(NoSpace::Bound { needed: bytes, limit });
+        let bound = NoSpace::Bound { needed: bytes, limit };
+        // Not counted, so that others do not make room for it in vain.
+        if bytes > limit.saturating_sub(self.pinned()) {
+            if room == Room::Made && bytes <= limit {
+                self.say_starved(&bound.to_string(), None);
+            }
+            return Err(bound);
         }
         // Counted first: those who reserve at the same time see each other.
         self.usage.reserve(bytes);
-        if self.usage.total() > limit || self.short_of_free_space(bytes).is_some() {
-            let made = tokio::task::spawn_blocking(move || self.make_room(bytes)).await;
-            let made = made.unwrap_or_else(|_| Err(io::Error::other("making room was given up").into()));
-            if let Err(error) = made {
-                self.usage.release(bytes);
-                return Err(error);
-            }
+        let short = self.short_of_free_space(bytes);
+        if self.usage.total() <= limit && short.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let made = match (room, short) {
+            (Room::Made, _) => self.make_room(bytes),
+            (Room::Free, Some(short)) => Err(short.error(Amount::default())),
+            (Room::Free, None) => Err(bound),
+        };
+        made.inspect_err(|_| self.usage.release(bytes))
+    }
+
+    /// Bytes that eviction cannot free: what grows, and what waits to be uploaded.
+    fn pinned(&self) -> u64 {
+        let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
+        self.usage.total().saturating_sub(self.usage.evictable().bytes) + waiting
+    }
+
+    /// Whether eviction could make room for a file of `bytes` more.
+    fn can_make_room(&self, bytes: u64) -> bool {
+        let short = self.short_of_free_space(bytes);
+        let missing = short.map_or(Amount::default(), |short| short.missing);
+        let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
+        let evictable = self.usage.evictable();
+        bytes <= self.settings.disk_bytes.saturating_sub(self.pinned())
+            && missing.bytes <= evictable.bytes.saturating_sub(waiting)
+            && missing.files <= evictable.files
     }
 
     /// Gives back bytes that were counted.
@@ -1018,14 +1222,7 @@ impl Store {
             }
         }
         let error = match short {
-            Some(Short { free, kept, missing }) if over() == 0 && missing.files > freed.files => NoSpace::Files {
-                free: free.files,
-                kept: kept.files,
-            },
-            Some(Short { free, kept, .. }) if over() == 0 => NoSpace::FileSystem {
-                free: free.bytes,
-                kept: kept.bytes,
-            },
+            Some(short) if over() == 0 => short.error(freed),
             _ => NoSpace::Bound { needed: bytes, limit },
         };
         self.say_starved(&error.to_string(), None);
@@ -1132,8 +1329,10 @@ impl Store {
 
     fn keep_house(&'static self) {
         let mut saved = u64::MAX;
+        let mut clock = (Instant::now(), super::now_ms());
         while !self.is_closing() {
             std::thread::sleep(HOUSEKEEPING);
+            clock = watch_clock(clock);
             self.write_uses();
             self.probe();
             self.disk.sweep_temporary();
@@ -1204,6 +1403,20 @@ impl Store {
             proven: AtomicBool::new(self.proven.get(&record.id).is_some()),
         }
     }
+}
+
+/// A clock that goes back was ahead: what was trusted meanwhile may have been so for too long. Takes and gives both clocks.
+fn watch_clock((before, wall): (Instant, Millis)) -> (Instant, Millis) {
+    let (now, now_ms) = (Instant::now(), super::now_ms());
+    let expected = wall.saturating_add((now - before).as_millis() as u64);
+    if freshness::is_ahead(expected, now_ms) {
+        tracing::warn!(
+            seconds = (expected - now_ms) / 1000,
+            "the clock went back: what is mutable is verified again"
+        );
+        super::distrust(now_ms);
+    }
+    (now, now_ms)
 }
 
 /// A walk over the folders was not a walk over all of them.

@@ -21,6 +21,7 @@ pub struct Settings {
     args: Vec<String>,
     under: Vec<String>,
     data_dir: Option<PathBuf>,
+    mute: bool,
 }
 
 impl Settings {
@@ -56,6 +57,18 @@ impl Settings {
     /// A data folder that outlives the proxy.
     pub fn data_dir(mut self, path: &Path) -> Self {
         self.data_dir = Some(path.to_owned());
+        self
+    }
+
+    /// Runs in the control group whose list of processes this is.
+    pub fn in_cgroup(self, processes: &Path) -> Self {
+        let processes = processes.to_str().expect("a plain path");
+        self.under(&["/bin/sh", "-c", "echo $$ > \"$0\" && exec \"$@\"", processes])
+    }
+
+    /// Nobody reads what it says.
+    pub fn unheard(mut self) -> Self {
+        self.mute = true;
         self
     }
 
@@ -146,7 +159,7 @@ impl Proxy {
     /// Starts the program again after `stop` or `kill`, on the same data and the same address.
     pub async fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let mut again = self.log.text().is_empty();
+        let mut again = self.log.text().is_empty() && !self.settings.mute;
         let end = Instant::now() + Duration::from_secs(20);
         let mut child = self.spawn();
         loop {
@@ -204,8 +217,10 @@ impl Proxy {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{BINARY}: {error}"));
-        self.log.follow(child.stdout.take().expect("its output"));
-        self.log.follow(child.stderr.take().expect("its errors"));
+        if !self.settings.mute {
+            self.log.follow(child.stdout.take().expect("its output"));
+            self.log.follow(child.stderr.take().expect("its errors"));
+        }
         child
     }
 
@@ -425,6 +440,24 @@ impl Drop for Proxy {
 /// The request target of a path below a remote.
 pub fn at(remote: &str, path: &str) -> String {
     format!("/api/v1/remote/{remote}/{}", path.trim_start_matches('/'))
+}
+
+/// The files of the stored objects in a data folder.
+pub fn stored_files(data_dir: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![data_dir.join("objects")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(_) => files.push(entry.path()),
+                // Evicted meanwhile.
+                Err(_) => {}
+            }
+        }
+    }
+    files.sort();
+    files
 }
 
 /// What a run of the program to its end said and how it ended.
