@@ -699,6 +699,7 @@ impl Observer for &'static Seen {
         let count = if backed_up { &self.backed_up } else { &self.lost };
         count.fetch_add(1, SeqCst);
     }
+    fn lost(&self, _: &str, _: bool) {}
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use common::client::Headers;
 use common::clients::{program, tool};
 use common::server::{Settings, run_binary};
-use common::{Pattern, Proxy, Reply, Response, Upstream, eventually, run};
+use common::{Gate, Pattern, Proxy, Reply, Response, Upstream, eventually, run};
 
 const MB: u64 = 1_000_000;
 /// Only what is smaller than 16 KB is held in memory.
@@ -246,6 +246,48 @@ fn a_flipped_bit_is_not_served_twice() {
             proxy.fetch("files", "large").await.is("cache", large.whole());
         }
         assert_eq!(health(&proxy).await["status"], "ok");
+    });
+}
+
+#[test]
+fn what_was_damaged_before_it_had_a_name_is_not_served() {
+    run(async {
+        let up = Upstream::start().await;
+        let data = tempfile::tempdir().unwrap();
+        let (body, gate) = (Pattern::new(1, 5 * MB), Gate::new());
+        up.sequence("/x", vec![Reply::ok(body).pause_at(3 * MB, &gate), Reply::ok(body)]);
+        let proxy = with(&up, LITTLE_MEMORY, data.path()).await;
+        let mut connection = proxy.connect().await;
+        connection
+            .send("GET", &common::server::at("files", "x"), &[], b"")
+            .await;
+        connection.read_head("GET").await;
+        connection.read_body_until(3 * MB as usize).await;
+        // The file that it grows in loses what was written: the rest is written behind a hole.
+        let files = fs::read_dir(format!("/proc/{}/fd", proxy.pid())).unwrap().flatten();
+        let is_growing = |file: &PathBuf| {
+            let name = fs::read_link(file).unwrap_or_default();
+            name.starts_with(data.path().join("objects")) && fs::metadata(file).is_ok_and(|file| file.len() > MB)
+        };
+        let file = files
+            .map(|entry| entry.path())
+            .find(is_growing)
+            .expect("a file that grows");
+        cut(&file, 100_000);
+        gate.open();
+        connection.read_body().await;
+        assert!(connection.is_complete());
+        // One finds out, or nobody, if the housekeeping was quicker.
+        eventually(Duration::from_secs(10), "it is fetched again", async || {
+            let answer = proxy.fetch("files", "x").await;
+            assert!(
+                !answer.complete || answer.body == body.whole(),
+                "wrong bytes as a whole"
+            );
+            answer.complete && up.count("GET", "/x") == 2
+        })
+        .await;
+        proxy.until_cached("files", "x").await.is("cache", body.whole());
     });
 }
 

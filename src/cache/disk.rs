@@ -824,7 +824,9 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Relaxed) {
-                    hashes.iter().for_each(|hash| drop(disk.prune(hash)));
+                    for hash in &hashes {
+                        disk.prune(hash);
+                    }
                 }
             });
             let results: Vec<_> = (0..500)

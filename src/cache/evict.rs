@@ -105,7 +105,10 @@ pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::
     failed.map_or(Ok(()), Err)
 }
 
-/// The same for one outer folder; `false` if `visit` ended it.
+/// Calls `visit` with the hash of every object in an outer folder, as long as it says so; `false` if it ended that.
+///
+/// # Errors
+/// A folder cannot be listed. The others were visited.
 pub fn each_hash_below(outer: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<bool> {
     let mut failed = None;
     for inner in folders_in(outer)? {

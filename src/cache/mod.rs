@@ -305,13 +305,14 @@ pub struct Object {
     doomed: std::sync::atomic::AtomicBool,
     /// The store that holds its file.
     store: Option<&'static Store>,
-    /// The body was compared with its digest when it was written, or read, by this process.
+    /// The body was read by this process, and compared with its digest.
     proven: std::sync::atomic::AtomicBool,
 }
 
 impl Object {
+    /// Whether nobody needs to compare it with its digest. Of what grows there is none yet.
     fn is_proven(&self) -> bool {
-        self.proven.load(std::sync::atomic::Ordering::Relaxed)
+        self.proven.load(std::sync::atomic::Ordering::Relaxed) || !self.is_complete()
     }
 
     fn is_proven_now(&self) {

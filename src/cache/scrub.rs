@@ -24,7 +24,7 @@ const LEAST: u64 = 16 << 10;
 /// Shorter waits are added up.
 const NAP: Duration = Duration::from_millis(20);
 
-/// How far the scrubber has come.
+/// The scrubber's counters, and its position.
 #[derive(Debug)]
 pub struct Scrub {
     /// Keeps the position over a restart.
@@ -36,7 +36,7 @@ pub struct Scrub {
     rounds: AtomicU64,
 }
 
-/// The same, for `/metrics`: since the start, but for `percent`, which is of this round.
+/// How far the scrubber has come, for `/metrics`: since the start, but for `percent`, which is of this round.
 #[derive(Debug, Clone, Copy)]
 pub struct Scrubbed {
     pub objects: u64,

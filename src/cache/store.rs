@@ -187,8 +187,9 @@ pub struct Store {
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
     pub(super) walking: tokio::sync::Mutex<()>,
+    /// Set until something can be stored again.
     trouble: Mutex<Option<Trouble>>,
-    /// Answers that were to be stored and could not be.
+    /// Times that something could not be stored.
     unstored: AtomicU64,
     /// When a file was last found damaged or unreadable, and which.
     damage: Mutex<Option<(Instant, String)>>,
@@ -223,7 +224,7 @@ pub struct StoreStats {
     pub growing: usize,
     /// Why nothing is stored, if that was so in the last minute.
     pub starved: Option<String>,
-    /// Answers that were to be stored and could not be.
+    /// Times that something could not be stored.
     pub unstored: u64,
     /// A file that was found damaged or unreadable lately.
     pub damaged: Option<String>,
@@ -707,7 +708,7 @@ impl Store {
             uses: Arc::default(),
             doomed: AtomicBool::new(!kept),
             store: Some(self),
-            proven: AtomicBool::new(true),
+            proven: AtomicBool::new(false),
         });
         if is_shown {
             self.growing.lock().insert(object.key.hash, Arc::clone(&object));
