@@ -272,8 +272,9 @@ pub struct Remote {
     /// pypi: what stands before `/simple/…`; its path ends in `/`.
     pub index_url: Option<Url>,
     pub credentials: Option<Credentials>,
-    /// Sent to the remote's own host only.
+    /// Sent where the credentials are.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub credentials_within: CredentialsWithin,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
     pub immutable_patterns: Option<Vec<Pattern>>,
     pub mutable_patterns: Vec<Pattern>,
@@ -303,6 +304,15 @@ pub struct Remote {
 pub struct Credentials {
     pub username: String,
     pub password: Password,
+}
+
+/// Where the credentials and headers of a remote may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CredentialsWithin {
+    /// To every path of its own host: some registries keep their files beside their index.
+    Host,
+    /// To what is below `base_url` only: others share that host.
+    BaseUrl,
 }
 
 /// Where a password comes from.

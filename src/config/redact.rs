@@ -6,7 +6,8 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::model::{
-    CacheSettings, Config, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
+    CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
+    TarballUrls, Timeouts,
 };
 use super::values::mask;
 
@@ -63,6 +64,10 @@ fn remote_json(remote: &Remote) -> Value {
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
+        "credentials_within": match remote.credentials_within {
+            CredentialsWithin::Host => "host",
+            CredentialsWithin::BaseUrl => "base_url",
+        },
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
         "mutable_patterns": patterns(&remote.mutable_patterns),
         "check_mutable_updates": remote.check_mutable_updates,
