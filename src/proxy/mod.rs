@@ -269,6 +269,8 @@ impl ProxyHttp for Hooks {
         let said = crate::formats::of(pass.exchange.remote.package).status_of(response.status.as_u16());
         response.set_status(said)?;
         let (kept, length) = headers::of_stored(response, &pass.path);
+        registry::check_pages(&pass.exchange.remote, &pass.path, &kept)
+            .map_err(|reason| Error::explain(ErrorType::HTTPStatus(502), reason))?;
         let range = response.headers.get(header::CONTENT_RANGE).cloned();
         let names: Vec<_> = response.headers.keys().cloned().collect();
         for name in names {
