@@ -238,6 +238,8 @@ pub struct Member {
     pub checksum_type: String,
     /// Lower-case hexadecimal.
     pub checksum: String,
+    /// Clients that read the manifest read this as well.
+    pub is_read_with_it: bool,
 }
 
 /// How a document is rewritten.
