@@ -15,7 +15,7 @@ const UNSENDABLE: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').
 pub struct ExactUrl {
     /// With the query as the `url` crate spells it.
     pub url: Url,
-    /// As it was written, without `?`.
+    /// Letter for letter, without `?`.
     pub query: Option<String>,
 }
 

@@ -72,7 +72,7 @@ fn tags_are_listed_page_by_page_through_the_proxy() {
     });
 }
 
-/// The same registry, whose `Link` has this in place of what it writes; `{}` stands for the target.
+/// Has the registry write its `Link` like this; `{}` stands for the target.
 fn linking(registry: &Registry, link: &'static str) {
     registry.change("/v2/team/app/tags/list", move |_, mut reply| {
         for (name, value) in &mut reply.headers {

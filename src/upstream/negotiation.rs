@@ -125,15 +125,15 @@ impl Negotiation {
                 false => Verdict::Answer,
             };
         }
-        let offered = challenges(headers);
-        let is_foreign = !offered.is_empty();
-        let offered = best(offered);
-        let is_foreign = is_foreign && offered.is_none();
+        let challenges = challenges(headers);
+        let is_silent = challenges.is_empty();
+        let offered = best(challenges);
+        let is_unknown = !is_silent && offered.is_none();
         self.plan(offered);
         match &self.failure {
             _ if !self.ways.is_empty() => Verdict::Again,
             Some(failure) => Verdict::Failed(failure.clone()),
-            None if is_foreign => Verdict::Failed(Failure {
+            None if is_unknown => Verdict::Failed(Failure {
                 reason: "upstream wants a kind of authentication that is not known here".to_owned(),
                 ..refusal()
             }),

@@ -503,7 +503,7 @@ impl Tokens {
         }
     }
 
-    /// By the same way as any other question.
+    /// Goes the way of any other question, redirects and addresses included.
     async fn ask(
         &self,
         upstream: &Arc<Upstream>,
