@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
@@ -29,13 +30,11 @@ use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
 use crate::upstream::{SharedTokens, Upstream};
 
 /// After SIGTERM, what is in flight has this long.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// An HTTP/2 connection without a stream is closed after this.
-const H2_IDLE: Duration = Duration::from_secs(75);
 
 /// What outlives a request: the current configuration, and how many requests there are.
 pub struct State {
@@ -46,6 +45,7 @@ pub struct State {
     stopping: AtomicBool,
     in_flight: AtomicUsize,
     idle: Notify,
+    reloaded: Notify,
 }
 
 /// One request in flight.
@@ -69,6 +69,7 @@ impl State {
             stopping: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            reloaded: Notify::new(),
         })
     }
 
@@ -113,6 +114,7 @@ impl State {
                     "the configuration was reloaded"
                 );
                 self.config.store(Arc::new(config));
+                self.reloaded.notify_one();
                 self.last_reload_failed.store(false, Ordering::Relaxed);
             }
             None => {
@@ -288,6 +290,16 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
     );
 }
 
+/// Finds out which remotes are private, of each configuration that is loaded.
+async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
+    loop {
+        let config = state.config();
+        upstream.learn(&config).await;
+        drop(config);
+        state.reloaded.notified().await;
+    }
+}
+
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
@@ -320,13 +332,9 @@ impl Listening {
         let shared = backends
             .shared(state)
             .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
-        let fills = Fills::new(
-            store,
-            Arc::new(upstream),
-            backends.catalog.clone(),
-            Arc::clone(metrics),
-            shared,
-        );
+        let upstream = Arc::new(upstream);
+        tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
+        let fills = Fills::new(store, upstream, backends.catalog.clone(), Arc::clone(metrics), shared);
         backends.start(&fills);
         let views = Arc::new(Views::new(store, backends.catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(
@@ -336,6 +344,7 @@ impl Listening {
             Arc::clone(metrics),
             backends.clone(),
         );
+        let limits = state.config().settings.clients;
         let client = Arc::new(Client {
             state: Arc::clone(state),
             fills,
@@ -343,12 +352,19 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
+            limits,
+            unread: Unread::new(limits.http2_unread),
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
-        options.h2_idle_timeout = Some(H2_IDLE);
+        options.h2_idle_timeout = Some(limits.idle_timeout);
         proxy.server_options = Some(options);
+        let mut http2 = default_h2_options();
+        http2.max_concurrent_streams(limits.http2_streams);
+        // Of each stream, beside the piece that is handed to it.
+        http2.max_send_buffer_size(unread::PIECE);
+        proxy.h2_options = Some(http2);
         Ok(Front::new(client, proxy))
     }
 }

@@ -10,6 +10,7 @@ use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Seve
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -204,15 +205,59 @@ fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
     }
 }
 
+/// What libraries say that is of use to whoever runs this. They may write down whole requests and URLs, secrets included,
+/// so they say no more than this unless they are named.
+const LIBRARIES: &str = "info,pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,\
+                         pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error";
+
 fn log() {
-    let filter = EnvFilter::try_from_env("ARTIFACTAPI_LOG").unwrap_or_else(|_| {
-        EnvFilter::new(
-            "info,pingora_core=warn,pingora_core::connectors=off,pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error",
-        )
-    });
+    let wanted = std::env::var("ARTIFACTAPI_LOG").unwrap_or_default();
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::new(directives(&wanted)))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// A level without a name is this program's; where it is less than what libraries say, theirs too.
+fn directives(wanted: &str) -> String {
+    let (named, levels): (Vec<&str>, Vec<&str>) = wanted
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+        .partition(|directive| directive.parse::<LevelFilter>().is_err());
+    let level: Option<LevelFilter> = levels.last().and_then(|level| level.parse().ok());
+    let mut all = match level {
+        Some(level) if level < LevelFilter::INFO => level.to_string(),
+        _ => LIBRARIES.to_owned(),
+    };
+    if let Some(level) = level {
+        all.push_str(&format!(",artifactapi={level}"));
+    }
+    for directive in named {
+        all.push(',');
+        all.push_str(directive);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quiet_unless_they_are_named() {
+        assert_eq!(directives(""), LIBRARIES);
+        assert_eq!(directives("debug"), format!("{LIBRARIES},artifactapi=debug"));
+        assert_eq!(
+            directives("trace, h2=debug"),
+            format!("{LIBRARIES},artifactapi=trace,h2=debug")
+        );
+        assert_eq!(directives("warn"), "warn,artifactapi=warn");
+        assert_eq!(directives("off"), "off,artifactapi=off");
+        assert_eq!(
+            directives("pingora_proxy=trace"),
+            format!("{LIBRARIES},pingora_proxy=trace")
+        );
+    }
 }

@@ -471,6 +471,110 @@ fn a_limit_on_concurrent_fetches_queues_and_does_not_refuse() {
     });
 }
 
+#[test]
+fn one_remote_does_not_keep_the_others_waiting() {
+    run(async {
+        let (slow, quick) = (Upstream::start().await, Upstream::start().await);
+        let gate = Gate::new();
+        let held = gate.clone();
+        slow.fallback(move |_| Reply::ok("slow").gated(&held));
+        quick.fallback(|_| Reply::ok("quick"));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "slow:\n  base_url: {}\nquick:\n  base_url: {}\n",
+                slow.base(),
+                quick.base()
+            ))
+            .conf("upstream: {max_concurrent: 4, max_per_remote: 3}\n")
+            .start()
+            .await;
+        let mut clients = JoinSet::new();
+        for number in 0..12 {
+            let address = proxy.address();
+            clients.spawn(async move { common::get(address, &at("slow", &number.to_string())).await.ok().text() });
+        }
+        slow.wait_in_flight(3).await;
+        for number in 0..5 {
+            proxy.fetch("quick", &number.to_string()).await.is("remote", "quick");
+        }
+        assert_eq!(slow.in_flight(), 3);
+        gate.open();
+        while let Some(text) = clients.join_next().await {
+            assert_eq!(text.unwrap(), "slow");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_a_client_holds_back_takes_nobodys_place() {
+    run(async {
+        let up = Upstream::start().await;
+        up.on("/-/v1/search", |_| Reply::ok("{}"));
+        up.on("/-/npm/v1/security/audits", |seen| Reply::ok(seen.body.to_vec()));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^']\n",
+                up.base()
+            ))
+            .conf("upstream: {max_concurrent: 2}\n")
+            .start()
+            .await;
+        let audit = at("npm", "-/npm/v1/security/audits");
+        let mut holding = Vec::new();
+        for _ in 0..4 {
+            let mut connection = proxy.connect().await;
+            connection
+                .send("POST", &audit, &[("Content-Length", "10")], b"01234")
+                .await;
+            holding.push(connection);
+        }
+        proxy.fetch("npm", "-/v1/search").await.is("remote", "{}");
+        // What is there is sent on, however long, and framed anew.
+        let long = vec![b'x'; 300_000];
+        let answer = proxy.request("POST", &audit, &[], &long).await.ok();
+        assert!(answer.body == long);
+        assert_eq!(
+            up.last("POST", "/-/npm/v1/security/audits").header("content-length"),
+            Some("300000")
+        );
+        let mut last = holding.pop().unwrap();
+        last.write_raw(b"56789").await;
+        assert_eq!(last.response("POST").await.ok().body, "0123456789");
+        assert_eq!(up.count("POST", "/-/npm/v1/security/audits"), 2);
+    });
+}
+
+#[test]
+fn a_body_that_drips_is_ended_and_a_slow_one_is_not() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "files:\n  base_url: {0}\nshort:\n  base_url: {0}\n  upstream: {{transfer_timeout: 1s}}\n",
+                up.base()
+            ))
+            .conf("upstream: {least_rate: 1KB, rate_window: 500ms}\n")
+            .start()
+            .await;
+        let drip = |body: Pattern, bytes| Reply::ok(body).pieces(bytes).between_pieces(Duration::from_millis(50));
+        up.reply("/drip", drip(Pattern::new(30, 5000), 5));
+        up.reply("/slow", drip(Pattern::new(31, 30_000), 500));
+        up.reply("/endless", drip(Pattern::new(32, MB), 5000).chunked());
+        let start = Instant::now();
+        assert!(!proxy.fetch("files", "drip").await.complete);
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        proxy.wait_for_log("least_rate").await;
+        proxy
+            .fetch("files", "slow")
+            .await
+            .is("remote", Pattern::new(31, 30_000).whole());
+        assert!(!proxy.fetch("short", "endless").await.complete);
+        proxy.wait_for_log("transfer_timeout").await;
+        up.reply("/drip", Reply::ok("whole now"));
+        proxy.fetch("files", "drip").await.is("remote", "whole now");
+    });
+}
+
 mod heavy {
     use super::*;
 

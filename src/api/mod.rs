@@ -1,10 +1,10 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush.
 
 mod flush;
+pub(crate) mod local;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
@@ -258,22 +258,4 @@ fn root(config: &Config) -> serde_json::Value {
 
 fn away(error: &crate::catalog::CatalogError) -> Problem {
     Problem::new(503, error.to_string()).header(header::RETRY_AFTER, "5")
-}
-
-/// Reads a request's body.
-///
-/// # Errors
-/// The client is gone, `Ok(Err)`: it is too long.
-async fn body(session: &mut Session) -> Result<std::result::Result<Bytes, Problem>> {
-    let mut all = Vec::new();
-    while let Some(piece) = session.as_downstream_mut().read_request_body().await? {
-        if all.len() + piece.len() > MAX_BODY {
-            return Ok(Err(Problem::new(
-                413,
-                format!("the body is longer than {MAX_BODY} bytes"),
-            )));
-        }
-        all.extend_from_slice(&piece);
-    }
-    Ok(Ok(all.into()))
 }

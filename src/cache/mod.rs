@@ -27,6 +27,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use crate::headers;
+
 pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
@@ -150,11 +152,9 @@ impl Head {
     pub fn content_type(&self) -> &str {
         self.text(header::CONTENT_TYPE).unwrap_or("")
     }
-    /// Only `gzip` and its like; `identity` is none.
+    /// Only `gzip` and its like; `identity` is none, nor is what is no registered coding.
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(header::CONTENT_ENCODING)
-            .map(str::trim)
-            .filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+        headers::known_coding(&self.headers)
     }
     pub fn etag(&self) -> Option<&str> {
         self.text(header::ETAG)
@@ -265,6 +265,8 @@ pub enum Origin {
 /// What every response with an object's body begins with.
 #[derive(Debug)]
 pub struct Prepared {
+    /// What the remote wanted kept of upstream's fields when this was built.
+    pub headers_keep: Vec<HeaderName>,
     pub header: pingora_http::ResponseHeader,
     /// Its fields as they go over HTTP/1.1, a line each.
     pub lines: Vec<u8>,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
-use super::view::is_gzip;
+use super::view::{has_gzip_bytes, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
 use crate::upstream::Failure;
@@ -64,7 +64,7 @@ impl Fills {
             tokio::task::yield_now().await;
         }
         let as_it_came = verifier.finds_right(expected);
-        let gzip = arrived.head.content_encoding().is_some_and(is_gzip);
+        let gzip = arrived.head.content_encoding().is_none_or(is_gzip) && has_gzip_bytes(arrived).await;
         if !as_it_came && !gzip {
             self.metrics.wrong_digest(&wanted.remote.name);
             return Err(format!("upstream's content has another digest than {expected}"));

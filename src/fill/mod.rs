@@ -359,7 +359,7 @@ impl Fills {
         if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
             return self.fly_set(&wanted, &set, previous, landing).await;
         }
-        let place = match self.upstream.place().await {
+        let place = match self.upstream.place(&wanted.remote).await {
             Ok(place) => place,
             Err(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
         };

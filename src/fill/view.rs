@@ -263,10 +263,8 @@ impl Views {
             })
         });
         let mut reader = Reader::new(Arc::clone(original));
-        let mut decoder = original
-            .head
-            .content_encoding()
-            .map(|_| MultiGzDecoder::new(Vec::new()));
+        let is_coded = original.head.content_encoding().is_some() && has_gzip_bytes(original).await;
+        let mut decoder = is_coded.then(|| MultiGzDecoder::new(Vec::new()));
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
@@ -407,9 +405,22 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
 
+/// What a gzip stream begins with (RFC 1952 section 2.3.1).
+pub const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// Whether a stored coding can be decoded.
 pub fn is_gzip(coding: &str) -> bool {
     coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
+}
+
+/// Whether a body begins as gzip does; what upstream says of it may be wrong.
+pub async fn has_gzip_bytes(object: &Arc<Object>) -> bool {
+    let mut reader = Reader::range(Arc::clone(object), 0, GZIP.len() as u64);
+    let mut begin = Vec::new();
+    while let Ok(Some(piece)) = reader.next().await {
+        begin.extend_from_slice(&piece);
+    }
+    begin.starts_with(&GZIP)
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -153,7 +153,7 @@ fn is_port(text: &str) -> bool {
 }
 
 /// A host as it may stand in a URL, with an optional port.
-fn is_host(host: &str) -> bool {
+pub(super) fn is_host(host: &str) -> bool {
     let name = without_port(host);
     let rest = &host[name.len()..];
     let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
@@ -171,7 +171,7 @@ fn is_host(host: &str) -> bool {
     port && name_fits && host.len() <= 255
 }
 
-fn without_port(host: &str) -> &str {
+pub(crate) fn without_port(host: &str) -> &str {
     match host.rfind(':') {
         Some(at) if !host[at..].contains(']') => &host[..at],
         _ => host,
