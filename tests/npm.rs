@@ -223,6 +223,20 @@ fn a_trusted_proxy_says_how_clients_know_us() {
                 &[("Forwarded", "host=f.test;proto=https"), ("X-Forwarded-Host", "x.test")],
                 "https://f.test",
             ),
+            // What stands in quotes parts nothing.
+            (
+                &[(
+                    "Forwarded",
+                    "host=f.test;by=\"a, host=evil.test;proto=http\";proto=\"https\"",
+                )],
+                "https://f.test",
+            ),
+            (&[("Forwarded", "host=\"f\\.test\";proto=https")], "https://f.test"),
+            (&[("Host", "h.test"), ("X-Forwarded-Port", "+80")], "http://h.test"),
+            (
+                &[("Host", "h.test:81"), ("X-Forwarded-Port", "+80")],
+                "http://h.test:81",
+            ),
         ] {
             assert_eq!(base_of(&proxy, headers).await, base, "{headers:?}");
         }

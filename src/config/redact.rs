@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::model::{
-    CacheSettings, Config, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
+    CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
+    TarballUrls, Timeouts,
 };
 use super::values::mask;
 
@@ -64,6 +65,10 @@ fn remote_json(remote: &Remote) -> Value {
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
+        "credentials_within": match remote.credentials_within {
+            CredentialsWithin::Host => "host",
+            CredentialsWithin::BaseUrl => "base_url",
+        },
         "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
         "active_content": remote.active_content,
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),

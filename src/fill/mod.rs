@@ -132,7 +132,7 @@ impl Wanted {
     pub fn describe(&mut self, format: &'static dyn Format, path: &ArtifactPath, form: Form) {
         self.accept = form.accept;
         self.query = path.query.clone();
-        self.scope = format.token_scope(&path.decoded);
+        self.scope = format.token_scope(&self.remote, &path.decoded);
         if format.stored_as(&path.decoded).is_some() {
             self.asked = Key::new(&self.remote.name, &path.encoded, None, "");
         }
