@@ -127,7 +127,7 @@ impl std::fmt::Display for Expected {
 pub enum Finish {
     /// The object is stored.
     Admitted(Arc<Object>),
-    /// The same bytes as before: the object that was there stays and is fresh again.
+    /// The same content as before: the object that was there stays and is fresh again.
     Same(Arc<Object>),
     /// Complete, and not kept (it was flushed while it grew).
     Dropped,
@@ -318,10 +318,12 @@ impl Writer {
             length: self.written,
             sha256,
         };
+        // Of a name the bodies, which are empty, say nothing.
+        let identity = super::identity(&finished, self.object.head.stands_for.as_ref());
         let same = self
             .previous
             .take()
-            .filter(|previous| previous.finished() == Some(finished));
+            .filter(|previous| previous.identity() == Some(identity));
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
         self.store.release(std::mem::take(&mut self.reserved));
         let _ = self.object.finished.set(finished);

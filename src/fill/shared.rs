@@ -967,7 +967,7 @@ impl Fills {
         while Instant::now() < until && !is_stuck {
             let copy = self.find(wanted).await;
             let same = copy.filter(|copy| match finished {
-                Some(finished) => copy.finished == finished,
+                Some(finished) => copy.identity() == identity(&finished, growing.head.stands_for.as_ref()),
                 None => is_same_fill(&copy.head, &growing.head),
             });
             if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
