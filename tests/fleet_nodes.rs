@@ -599,6 +599,42 @@ fn what_is_gone_upstream_is_gone_on_every_node_and_from_the_bucket() {
     });
 }
 
+#[test]
+fn what_is_refused_by_one_name_stays_for_those_who_share_it() {
+    run_for(LIMIT, async {
+        let redis = Redis::start().await;
+        let image = Manifest::image("app", "amd64", 1);
+        let registry = Registry::with("team/app", "v1", &image).await;
+        let blob = &image.blobs[1];
+        let gate = Gate::new();
+        let (ours, theirs) = (blob_at("team/app", &blob.digest), blob_at("other/app", &blob.digest));
+        let refusal = common::registry::error(404, "BLOB_UNKNOWN").gated(&gate);
+        registry.instead(&theirs, refusal);
+        let remotes = registry.remote("hub", "cache: {immutable_ttl: 1}");
+        let [a, b] = with_redis(&redis, &remotes).await;
+        get_blob(&b, "hub/team/app", &blob.digest).await.ok();
+        // It has expired on B when A asks for it by a name by which it is refused, and B joins.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let target = blob_at("hub/other/app", &blob.digest);
+        let mut clients = [a.connect().await, b.connect().await];
+        clients[0].send("GET", &target, &[], b"").await;
+        registry.up.wait_for("GET", &theirs, 1).await;
+        clients[1].send("GET", &target, &[], b"").await;
+        // Nothing tells that it waits for A; it would have asked upstream by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        gate.open();
+        for client in &mut clients {
+            assert_eq!(client.response("GET").await.status, 404);
+        }
+        assert_eq!(registry.count("GET", &theirs), 1, "B joined A");
+        registry.switch_off().await;
+        get_blob(&b, "hub/team/app", &blob.digest)
+            .await
+            .is("cache", blob.bytes());
+        assert_eq!(registry.count("GET", &ours), 1);
+    });
+}
+
 /// An upstream whose first answer for `/live/page` is `old` and stops half-way until `gate` is open, and whose later ones
 /// are `new`.
 async fn changing(gate: &Gate) -> Upstream {
