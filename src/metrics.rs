@@ -306,6 +306,7 @@ impl Metrics {
             seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));
         }
         if let Some(bucket) = backends.bucket.as_ref().map(|bucket| bucket.status()) {
+            self.bucket_takes.set(i64::from(bucket.refusing.is_none()));
             set("uploads", bucket.uploads_waiting);
             set("upload_bytes", bucket.bytes_waiting);
             set("removals", bucket.removals_waiting);
@@ -320,6 +321,7 @@ impl Metrics {
                 ("removals", bucket.removed),
                 ("unfit", bucket.unfit),
                 ("outdated", bucket.outdated),
+                ("missing", bucket.missing),
             ] {
                 raise(&self.bucket_counts, what, value);
             }

@@ -102,9 +102,6 @@ impl Api {
         let reload_failed = self.state.last_reload_failed();
         let bucket = self.backends.bucket.as_ref().map(|bucket| bucket.status());
         let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
-        let away = self.backends.standings().iter().any(|standing| !standing.healthy);
-        let deaf = fleet.as_ref().is_some_and(|fleet| !fleet.listening);
-        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed || away || deaf;
         let disk = match &store.starved {
             None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
             Some(why) => {
@@ -118,6 +115,11 @@ impl Api {
         let mut dependencies = json!({"disk": disk, "catalogue": catalogue});
         if let Some(bucket) = bucket {
             let mut s3 = standing(&bucket.standing, bucket.trouble);
+            if let Some((why, since)) = bucket.refusing.filter(|_| bucket.standing.healthy) {
+                s3["status"] = json!("degraded");
+                s3["detail"] = json!(format!("it takes no uploads, which wait on this node's disk: {why}"));
+                s3["seconds"] = json!(since.as_secs());
+            }
             s3["uploads_waiting"] = json!(bucket.uploads_waiting);
             s3["bytes_waiting"] = json!(bucket.bytes_waiting);
             s3["oldest_waiting_seconds"] = json!(bucket.oldest_waiting.map(|waiting| waiting.as_secs()));
@@ -142,6 +144,8 @@ impl Api {
         {
             dependencies["postgres"] = standing(breaker, None);
         }
+        let is_ok = |dependency: &serde_json::Value| dependency["status"] == "ok";
+        let degraded = reload_failed || !dependencies.as_object().is_some_and(|all| all.values().all(is_ok));
         json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),

@@ -213,6 +213,21 @@ impl Store {
         });
     }
 
+    /// Calls `visit` with the hash of all that is stored, without opening any of it, as long as it says so. Blocks, for as
+    /// long as a walk takes.
+    pub fn each_hash(&self, visit: impl FnMut(Hash) -> bool) {
+        evict::each_hash_while(self.disk.root(), visit);
+    }
+
+    /// Some of what is stored, of which `wanted` is true, by chance. Blocks.
+    pub fn sample(&self, wanted: impl Fn(&Stored) -> bool) -> Option<Stored> {
+        let candidates = evict::victims(self.disk.root(), self.random() as u16, |_| false);
+        let mut stored = candidates
+            .iter()
+            .filter_map(|candidate| self.open_stored(&candidate.hash));
+        stored.find(wanted)
+    }
+
     /// Bytes that what is stored under `hash` takes on disk; 0 if nothing is. Blocks.
     pub fn size_of(&self, hash: &Hash) -> u64 {
         self.disk.size(hash)
