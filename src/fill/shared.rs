@@ -150,14 +150,14 @@ struct Source {
 
 /// What comes after a cut.
 struct Rest {
-    body: Incoming,
+    body: Body,
     node: Option<Node>,
     from_upstream: bool,
     held: Option<Held>,
 }
 
 impl Rest {
-    fn of(body: Incoming, node: Option<Node>) -> Rest {
+    fn of(body: Body, node: Option<Node>) -> Rest {
         Rest {
             body,
             node,
@@ -192,7 +192,7 @@ impl Shared {
 
     /// Shares with nobody.
     pub fn alone() -> Self {
-        Shared::new(None, None, None, Box::new(|_| None))
+        Shared::new(None, None, None, Box::new(|_| None), None)
     }
 
     /// Whether there is nothing but this node's own disk.
@@ -679,6 +679,8 @@ impl Fills {
                 Joined::Done
             }
             Reply::Unreachable | Reply::Yours => Joined::Alone,
+            // It is not the one that is known by this URL.
+            Reply::Node { .. } => Joined::NoWay,
             answer @ Reply::Answer { .. } => match answer.into_answer() {
                 Some(answer) => {
                     publish(landing, self.after_answer_of_other(wanted, previous, answer).await);
@@ -690,7 +692,7 @@ impl Fills {
     }
 
     /// Asks `node`, and goes on waiting as long as it lives.
-    async fn ask(&self, key: &Key, node: &Node, from: u64, have: Option<u64>) -> io::Result<(Reply, Incoming)> {
+    async fn ask(&self, key: &Key, node: &Node, from: u64, have: Option<u64>) -> io::Result<(Reply, Body)> {
         let (Some(peers), Some(url)) = (&self.shared.peers, &node.url) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -741,7 +743,7 @@ impl Fills {
             .await
     }
 
-    async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
+    async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Body)> {
         let bucket = self.shared.bucket.as_ref()?;
         let body = match copy.finished.length {
             0 => futures_util::stream::empty().boxed(),
@@ -754,7 +756,8 @@ impl Fills {
             origin: Origin::Bucket,
             node: None,
         };
-        Some((source, body))
+        let whole = source.finished;
+        Some((source, Body::new(body, whole)))
     }
 
     /// Makes the body of `source` grow here and lets everybody read it meanwhile. `false`: nothing came of it, and nobody
@@ -763,7 +766,7 @@ impl Fills {
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Incoming),
+        (source, body): (Source, Body),
         how: How,
         previous: Option<&Arc<Object>>,
     ) -> bool {
@@ -797,7 +800,7 @@ impl Fills {
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Incoming),
+        (source, body): (Source, Body),
         previous: Option<&Arc<Object>>,
     ) -> bool {
         let Some(set) = wanted.set.clone() else { return false };
@@ -876,9 +879,12 @@ impl Fills {
         wanted: &Wanted,
         mut writer: Writer,
         source: Source,
-        mut body: Incoming,
+        mut body: Body,
     ) -> Option<Arc<Object>> {
         let growing = Arc::clone(writer.object());
+        if source.finished.is_none() {
+            writer.hold_back();
+        }
         let mut written = 0_u64;
         let whole = source
             .finished
@@ -888,7 +894,7 @@ impl Fills {
         // A lease of one's own is held to the end.
         let mut held = None;
         loop {
-            let next = body.next();
+            let next = body.pieces.next();
             let piece = match &node {
                 Some(node) => self.while_it_lives(&wanted.key, node, next).await,
                 None => tokio::time::timeout(SILENCE, next).await.map_err(io::Error::from),
@@ -915,7 +921,7 @@ impl Fills {
             // Whoever stopped at this very byte before will stop again.
             let is_stuck = reached.replace(written) == Some(written);
             let rest = self
-                .rest_of(wanted, &growing, (source.finished, written, is_stuck))
+                .rest_of(wanted, &growing, (source.finished, written, is_stuck), writer.held())
                 .boxed()
                 .await?;
             body = rest.body;
@@ -923,6 +929,9 @@ impl Fills {
         }
         if from_upstream {
             growing.take_over();
+        }
+        if let Some(whole) = body.whole.get() {
+            writer.expect(Expected::Sha256(whole.sha256));
         }
         let finish = writer.finish().await;
         drop(held);
@@ -961,9 +970,10 @@ impl Fills {
         wanted: &Wanted,
         growing: &Arc<Object>,
         (finished, written, is_stuck): (Option<Finished>, u64, bool),
+        held: bytes::Bytes,
     ) -> Option<Rest> {
         let until = Instant::now() + HAND_OVER;
-        let mut held = None;
+        let mut lease_held = None;
         while Instant::now() < until && !is_stuck {
             let copy = self.find(wanted).await;
             let same = copy.filter(|copy| match finished {
@@ -973,7 +983,7 @@ impl Fills {
             if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
                 && let Ok(body) = bucket.read(&copy, written, copy.finished.length).await
             {
-                return Some(Rest::of(body, None));
+                return Some(Rest::of(Body::new(body, Some(copy.finished)), None));
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
@@ -988,28 +998,30 @@ impl Fills {
             }
             match fleet.take(&wanted.key).await {
                 Ok(Take::Mine(lease)) => {
-                    held = Some(self.hold(&wanted.key, lease));
+                    lease_held = Some(self.hold(&wanted.key, lease));
                     break;
                 }
                 Ok(Take::Theirs(node)) if !self.is_me(&node) => tokio::time::sleep(PAUSE).await,
                 Ok(Take::Theirs(_)) | Err(_) => break,
             }
         }
-        let body = self.rest_from_upstream(wanted, growing, written).boxed().await?;
+        let body = self.rest_from_upstream(wanted, growing, written, held).boxed().await?;
         Some(Rest {
-            body,
+            body: Body::new(body, None),
             node: None,
             from_upstream: true,
-            held,
+            held: lease_held,
         })
     }
 
-    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before has to be the same.
+    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before, of which `held` was not
+    /// shown yet, has to be the same.
     async fn rest_from_upstream(
         self: &Arc<Self>,
         wanted: &Wanted,
         growing: &Arc<Object>,
         written: u64,
+        mut held: bytes::Bytes,
     ) -> Option<Incoming> {
         let (remote, path, form) = wanted.key.parts();
         let mut aside = Wanted {
@@ -1029,15 +1041,19 @@ impl Fills {
         if has_other_length || !is_same_version(&again.head, &growing.head) {
             return None;
         }
-        // The last piece of a body with a known digest is not shown yet; the digest will tell.
+        // Of a body with a known digest the last piece is neither shown nor held: the digest will tell.
         let shown = growing.progress().visible.min(written);
+        let known = shown + held.len() as u64;
         let mut old = Reader::range(Arc::clone(growing), 0, shown);
-        let mut new = Reader::range(Arc::clone(&again), 0, shown);
+        let mut new = Reader::range(Arc::clone(&again), 0, known);
         let (mut left, mut right) = (bytes::Bytes::new(), bytes::Bytes::new());
         let mut compared = 0;
-        while compared < shown {
+        while compared < known {
             if left.is_empty() {
-                left = old.next().await.ok()??;
+                left = match compared < shown {
+                    true => old.next().await.ok()??,
+                    false => std::mem::take(&mut held),
+                };
             }
             if right.is_empty() {
                 right = tokio::time::timeout(SILENCE, new.next()).await.ok()?.ok()??;
@@ -1104,7 +1120,7 @@ impl Fills {
             .store
             .restore_hidden(wanted.key.clone(), source.head, particulars, expected);
         let mut writer = hidden.await.ok()?;
-        while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.next()).await {
+        while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.pieces.next()).await {
             writer.write(piece.ok()?).await.ok()?;
         }
         let Finish::Admitted(object) = writer.finish().await else {
