@@ -13,6 +13,7 @@ use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
 use crate::config::Settings;
 use crate::fill::Fills;
 use crate::fill::flush::covered;
+use crate::fill::neighbours::Neighbours;
 use crate::fill::news::{Fenced, News};
 use crate::fill::node::Peers;
 use crate::fill::shared::{Covers, Shared};
@@ -29,6 +30,8 @@ pub struct Backends {
     pub catalog: Catalog,
     pub bucket: Option<Arc<Bucket>>,
     pub fleet: Option<Arc<Fleet>>,
+    /// The other nodes, as this one reaches them.
+    pub neighbours: Arc<Neighbours>,
     postgres: Option<Arc<Breaker>>,
     told: Told,
     runtime: Handle,
@@ -74,6 +77,7 @@ impl Backends {
             catalog,
             bucket,
             fleet,
+            neighbours: Arc::default(),
             postgres,
             told: Told::new(&settings.data_dir),
             runtime: handle,
@@ -112,6 +116,8 @@ impl Backends {
             // What happened while this node was down it is yet to hear.
             distrust(now_ms());
             fleet.start(Arc::new(News(Arc::downgrade(fills))));
+            let neighbours = Arc::clone(&self.neighbours);
+            self.runtime.spawn(neighbours.keep_trying(Arc::clone(fills)));
         }
         if let Some(bucket) = &self.bucket {
             let fence: Arc<dyn Fence> = match &self.fleet {

@@ -40,6 +40,8 @@ pub struct Metrics {
     dependency_counts: Vec<Taken>,
     dependency_seconds: CounterVec,
     bucket: IntGaugeVec,
+    bucket_takes: IntGauge,
+    node_reachable: IntGaugeVec,
     bucket_counts: IntCounterVec,
     fleet_counts: IntCounterVec,
     shared: IntCounterVec,
@@ -123,6 +125,23 @@ impl Metrics {
                 IntGaugeVec::new(
                     Opts::new("artifactapi_bucket_waiting", "What waits to be done in S3."),
                     &["what"],
+                ),
+            ),
+            node_reachable: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "artifactapi_node_reachable",
+                        "Whether this node can read from another one.",
+                    ),
+                    &["node"],
+                ),
+            ),
+            bucket_takes: register(
+                &registry,
+                IntGauge::new(
+                    "artifactapi_bucket_takes_uploads",
+                    "Whether the last upload to S3 was not refused for all objects (a full bucket, a missing permission).",
                 ),
             ),
             bucket_counts: vector("artifactapi_bucket_total", "What was done in S3.", &["what"]),
@@ -325,6 +344,14 @@ impl Metrics {
             ] {
                 raise(&self.bucket_counts, what, value);
             }
+        }
+        self.node_reachable.reset();
+        let nodes = backends.neighbours.list();
+        for node in &nodes {
+            // Two that are known by one URL are in trouble both.
+            let mut same = nodes.iter().filter(|other| other.url == node.url);
+            let reachable = self.node_reachable.with_label_values(&[&node.url]);
+            reachable.set(i64::from(same.all(|other| other.trouble.is_none())));
         }
         if let Some(fleet) = backends.fleet.as_ref().map(|fleet| fleet.status()) {
             for (what, value) in [

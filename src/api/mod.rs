@@ -14,6 +14,7 @@ use crate::backends::Backends;
 use crate::breaker::Standing;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
+use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, Handling, path};
 use crate::life::State;
@@ -136,6 +137,10 @@ impl Api {
             redis["waiting"] = json!(fleet.outbox + fleet.unsent_flushes);
             dependencies["redis"] = redis;
         }
+        let neighbours = self.backends.neighbours.list();
+        if !neighbours.is_empty() {
+            dependencies["nodes"] = nodes(&neighbours);
+        }
         for breaker in self
             .backends
             .standings()
@@ -220,6 +225,31 @@ fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
             let detail = trouble.unwrap_or_else(|| why.clone());
             json!({"status": "degraded", "detail": detail, "seconds": since.as_secs()})
         }
+    };
+    if let Some(ahead) = skew {
+        shown["clock_ahead_seconds"] = json!(ahead as f64 / 1e6);
+    }
+    shown
+}
+
+/// How the other nodes are reached, for people.
+fn nodes(neighbours: &[Neighbour]) -> serde_json::Value {
+    let troubled = neighbours
+        .iter()
+        .filter_map(|node| Some((&node.url, node.trouble.as_ref()?)));
+    let details: Vec<String> = troubled
+        .clone()
+        .map(|(url, (why, _))| format!("{url}: {why}"))
+        .collect();
+    let seconds = troubled.map(|(_, (_, since))| since.as_secs()).max();
+    match seconds {
+        None => json!({"status": "ok", "others": neighbours.len()}),
+        Some(seconds) => json!({
+            "status": "degraded",
+            "others": neighbours.len(),
+            "detail": format!("not reached: {}", details.join("; ")),
+            "seconds": seconds,
+        }),
     }
 }
 

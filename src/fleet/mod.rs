@@ -8,6 +8,7 @@ mod bus;
 mod connection;
 mod flushes;
 mod lock;
+mod nodes;
 mod outbox;
 mod record;
 mod tokens;
@@ -311,6 +312,7 @@ impl Fleet {
             .arg("id")
             .arg(format!("{:016x}", random()));
         beat.cmd("HMGET").arg(EPOCH).arg("id").arg("news");
+        self.sign_in(&mut beat);
         let began = Instant::now();
         let beating = beat.query_async::<((i64, i64), bool, (String, Option<u64>))>(&mut connection);
         let ((seconds, micros), _, (epoch, number)) = match tokio::time::timeout(PATIENT, beating).await {
@@ -464,7 +466,7 @@ return 1
 }
 
 /// Told apart from all others, not secret.
-fn random() -> u64 {
+pub fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
 }
