@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{
-    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::backends::Backends;
@@ -39,6 +39,7 @@ pub struct Metrics {
     dependency_up: IntGaugeVec,
     dependency_counts: Vec<Taken>,
     dependency_seconds: CounterVec,
+    dependency_clock: GaugeVec,
     bucket: IntGaugeVec,
     bucket_takes: IntGauge,
     node_reachable: IntGaugeVec,
@@ -110,6 +111,16 @@ impl Metrics {
                     |standing| standing.skipped,
                 ),
             ],
+            dependency_clock: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "artifactapi_dependency_clock_ahead_seconds",
+                        "By how much a dependency's clock is ahead of this machine's.",
+                    ),
+                    &["dependency"],
+                ),
+            ),
             dependency_seconds: register(
                 &registry,
                 CounterVec::new(
@@ -320,6 +331,10 @@ impl Metrics {
             up.set(i64::from(standing.healthy));
             for (counter, of) in &self.dependency_counts {
                 raise(counter, standing.name, of(&standing));
+            }
+            if let Some(ahead) = standing.clock_ahead {
+                let clock = self.dependency_clock.with_label_values(&[standing.name]);
+                clock.set(ahead as f64 / 1e6);
             }
             let seconds = self.dependency_seconds.with_label_values(&[standing.name]);
             seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));

@@ -11,7 +11,7 @@ use pingora_proxy::Session;
 use serde_json::json;
 
 use crate::backends::Backends;
-use crate::breaker::Standing;
+use crate::breaker::{MAX_SKEW, Standing};
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
@@ -219,9 +219,14 @@ impl Api {
 
 /// How a dependency fares, for people; `trouble` is more than its breaker knows.
 fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
-    match &breaker.error {
-        None => json!({"status": "ok"}),
-        Some((why, since)) => {
+    let skew = breaker.clock_ahead.filter(|ahead| ahead.abs() >= MAX_SKEW);
+    let mut shown = match (&breaker.error, skew) {
+        (None, None) => json!({"status": "ok"}),
+        (None, Some(_)) => json!({
+            "status": "degraded",
+            "detail": "its clock and that of this machine differ; let NTP set both",
+        }),
+        (Some((why, since)), _) => {
             let detail = trouble.unwrap_or_else(|| why.clone());
             json!({"status": "degraded", "detail": detail, "seconds": since.as_secs()})
         }

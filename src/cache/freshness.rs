@@ -24,6 +24,11 @@ pub fn distrust(at: Millis) {
     DISTRUSTED_BEFORE.fetch_max(at, Relaxed);
 }
 
+/// What was distrusted until a time that is yet to come is distrusted until now.
+pub(super) fn clock_was_set() {
+    DISTRUSTED_BEFORE.fetch_min(super::now_ms(), Relaxed);
+}
+
 /// When an object was last known to be upstream's current one, and until when that is trusted.
 #[derive(Debug)]
 pub struct Freshness {

@@ -16,6 +16,7 @@ mod sweep;
 mod usage;
 mod writer;
 
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,11 +40,31 @@ pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 /// Milliseconds since 1970, the unit of every stored time.
 pub type Millis = u64;
 
-/// Now, as stored.
+/// By how many milliseconds the fleet's clock is ahead of this machine's.
+static AHEAD: AtomicI64 = AtomicI64::new(0);
+
+/// Now, as stored: by the fleet's clock, because nodes compare their times with one another's.
 pub fn now_ms() -> Millis {
-    SystemTime::now()
+    let own = SystemTime::now()
         .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64)
+        .map_or(0, |since| since.as_millis() as u64);
+    own.saturating_add_signed(AHEAD.load(Relaxed))
+}
+
+/// From now on [`now_ms`] is so many milliseconds ahead of this machine's clock.
+pub fn set_clock(ahead: i64) {
+    if AHEAD.swap(ahead, Relaxed) != ahead {
+        freshness::clock_was_set();
+    }
+}
+
+/// How far apart two times may be that were to be the same.
+const MAX_SKEW_MS: Millis = 1_000;
+
+/// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
+/// wrong: it counts as before, because it may have been.
+pub fn is_before(moment: Millis, at: Millis) -> bool {
+    moment < at || moment > now_ms().saturating_add(MAX_SKEW_MS)
 }
 
 /// The hash that names an object in every tier.

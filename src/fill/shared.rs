@@ -18,9 +18,10 @@ use super::node::{Incoming, Life, Peers, Question, Reply};
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
-    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer, now_ms,
+    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
+    identity, is_before, now_ms,
 };
-use crate::fleet::{Fleet, Flush, Lease, Node, Published, Record, Take};
+use crate::fleet::{Fence, Fleet, Flush, Lease, Node, Published, Record, Take};
 use crate::formats::Class;
 
 /// Between two looks at what another node does.
@@ -220,9 +221,11 @@ impl Shared {
         (self.read_flush)(flush)
     }
 
-    /// Whether what a word is said of was flushed since: whoever has it may not have heard of that.
+    /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
+    /// that. Both times are Redis's.
     pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
-        self.flushed(key, record.checked_at, record.checked_at).is_some()
+        let began = Fence(record.generation).millis();
+        self.flushed(key, began, began).is_some()
     }
 
     /// Whether what was stored at this time was flushed since, body and all.
@@ -248,7 +251,7 @@ impl Shared {
         let mut only_expired = None;
         for (at, covers, expire) in &self.flushes.load().flushes {
             let moment = if *expire { checked_at } else { stored_at };
-            if moment < *at && covers(&key.text) {
+            if is_before(moment, *at) && covers(&key.text) {
                 if !expire {
                     return Some(false);
                 }

@@ -14,7 +14,8 @@ use redis::{
 use tokio::sync::{Notify, watch};
 
 use super::{Fence, FleetError};
-use crate::breaker::{Away, Breaker};
+use crate::breaker::{Away, Breaker, own_micros};
+use crate::cache::set_clock;
 use crate::config::Secret;
 
 /// What a request waits for an answer.
@@ -23,8 +24,8 @@ pub const LIMIT: Duration = Duration::from_millis(50);
 pub const PATIENT: Duration = Duration::from_millis(500);
 /// Connecting, TLS and logging in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// In microseconds. Nodes trust each other's times.
-const MAX_SKEW: i64 = 1_000_000;
+/// In microseconds: what clocks that are the same seem to differ by.
+const NOISE: i64 = 20_000;
 /// Calls that may be under way before further ones wait for a place.
 const CALLS: usize = 1024;
 
@@ -55,7 +56,7 @@ pub struct Redis {
     connection: watch::Sender<Option<MultiplexedConnection>>,
     /// A call failed: whoever watches the connection looks now.
     pub trouble: Notify,
-    /// By how many microseconds Redis's clock is ahead of this machine's.
+    /// By how many microseconds Redis's clock is taken to be ahead of this machine's.
     ahead: AtomicI64,
 }
 
@@ -164,29 +165,21 @@ impl Redis {
         self.ask(limit, run).await
     }
 
-    /// Notes that Redis's clock showed `seconds` and `micros` at some moment after `asked`.
+    /// Notes that Redis's clock showed `seconds` and `micros` at some moment since `asked`. All times that nodes compare are
+    /// by that clock; what cannot be told from the time that the answer took changes nothing.
     pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
         let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
-        let since = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
-        let ahead = theirs - (own_micros() - since / 2);
-        if ahead.abs() > MAX_SKEW && self.ahead.load(Relaxed).abs() <= MAX_SKEW {
-            tracing::warn!(
-                seconds = ahead / 1_000_000,
-                "this machine's clock differs from Redis's: what is fresh on one node may have expired on another; let NTP set both"
-            );
+        let ahead = self.breaker.clock_was(theirs, asked);
+        if (ahead - self.ahead.load(Relaxed)).abs() > NOISE + taken / 2 {
+            self.ahead.store(ahead, Relaxed);
+            set_clock(ahead / 1000);
         }
-        self.ahead.store(ahead, Relaxed);
     }
 
     /// What Redis's clock shows now, as near as is known.
     pub fn now(&self) -> Fence {
         Fence(u64::try_from(own_micros().saturating_add(self.ahead.load(Relaxed))).unwrap_or_default())
     }
-}
-
-fn own_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Whether Redis is there and does not want this one command: nothing that a reconnection would change.

@@ -31,7 +31,6 @@ use crate::cache::{Hash, Millis, now_ms};
 use crate::config;
 use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
 use connection::{Failure, LIMIT, PATIENT, Redis, said};
-pub use flushes::Flush;
 use flushes::{FLUSHES, Flushes, KEPT};
 pub use lock::{Lease, Take};
 use outbox::{Outbox, Parcel, Word};
@@ -39,6 +38,8 @@ pub use record::{Fence, Node, Record};
 
 /// Between two questions whether all is well.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often Redis's clock is looked at before anything is compared with it.
+const CLOCK_LOOKS: usize = 3;
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_millis(400);
 /// What is sent at once of what waits.
@@ -250,6 +251,7 @@ impl Fleet {
     async fn session(self: &Arc<Self>, listener: &dyn Listener) -> Result<std::convert::Infallible, String> {
         let connection = self.redis.connect().await?;
         let mut ear = self.redis.connect().await?;
+        self.set_clock(&mut ear).await?;
         if self.bus.join(&mut ear).await? == Joined::Anew {
             tracing::info!("Redis has lost what it knew, or is new here: what is stored here is asked about again");
             listener.distrust(now_ms());
@@ -319,11 +321,10 @@ impl Fleet {
             Ok(answer) => answer.map_err(|error| said(&error))?,
             Err(_) => return Err(format!("no answer within {PATIENT:?}")),
         };
-        let taken = began.elapsed();
         if !self.bus.is_of(&epoch) {
             return Err("it has lost its data".to_owned());
         }
-        if taken <= LIMIT {
+        if began.elapsed() <= LIMIT {
             self.redis.clock_was(seconds, micros, began);
         }
         let (heard, _) = self.bus.position();

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod clients;
+pub mod clock;
 pub mod dns;
 pub mod fleet;
 pub mod h2client;
