@@ -17,6 +17,7 @@ use crate::fill::neighbours::Neighbours;
 use crate::fill::news::{Fenced, News};
 use crate::fill::node::Peers;
 use crate::fill::shared::{Covers, Shared};
+use crate::fill::unfinished::Unfinished;
 use crate::fleet::{Fleet, Flush, Node};
 use crate::life::{StartError, State};
 use crate::relist::Told;
@@ -89,7 +90,9 @@ impl Backends {
     /// # Errors
     /// The system's certificates cannot be used.
     pub fn shared(&self, state: &Arc<State>) -> reqwest::Result<Shared> {
-        let peers = match (&state.config().settings.node_secret, &self.fleet) {
+        let settings = &state.config().settings;
+        let unfinished = Unfinished::new(&settings.data_dir);
+        let peers = match (&settings.node_secret, &self.fleet) {
             (Some(secret), Some(_)) => Some(Peers::new(secret.clone())?),
             _ => None,
         };
@@ -105,11 +108,13 @@ impl Backends {
             self.fleet.clone(),
             peers,
             Box::new(read_flush),
+            Some(unfinished),
         ))
     }
 
     /// Connects them, and lets `fills` hear what other nodes do.
     pub fn start(&self, fills: &Arc<Fills>) {
+        fills.finish_flushes(&self.runtime);
         self.runtime
             .spawn(self.told.clone().keep(self.catalog.clone(), fills.store));
         if let Some(fleet) = &self.fleet {

@@ -122,14 +122,14 @@ impl Breaker {
         }
         self.calls.fetch_add(1, Relaxed);
         let began = Instant::now();
-        let away = match tokio::time::timeout(limit, call).await {
-            Ok(Ok(value)) => {
+        let away = match within(limit, call).await {
+            Some((Ok(value), _)) => {
                 let taken = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.answered_micros.fetch_add(taken, Relaxed);
                 return Ok(value);
             }
-            Ok(Err(error)) => Away::Failed(self.name, error.to_string()),
-            Err(_) => Away::TimedOut(self.name, limit),
+            Some((Err(error), _)) => Away::Failed(self.name, error.to_string()),
+            None => Away::TimedOut(self.name, limit),
         };
         self.fail(away.to_string());
         Err(away)
@@ -186,7 +186,7 @@ impl Breaker {
                 self.opened.notified().await;
             }
             tokio::time::sleep(PROBE_PAUSE).await;
-            if let Ok(Ok(())) = tokio::time::timeout(PROBE_LIMIT, probe()).await {
+            if let Some((Ok(()), _)) = within(PROBE_LIMIT, probe()).await {
                 self.close();
             }
         }
@@ -216,6 +216,27 @@ pub fn own_micros() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn time_in_which_nothing_could_run_is_nobodys_fault() {
+        let breaker = Breaker::new("thing");
+        let limit = Duration::from_millis(50);
+        let (answer, coming) = tokio::sync::oneshot::channel();
+        // Whatever else runs here takes the thread for longer than anything may take, and the answer waits behind it.
+        let overload = tokio::spawn(async move {
+            for _ in 0..5 {
+                std::thread::sleep(limit);
+                tokio::task::yield_now().await;
+            }
+            let _ = answer.send(7);
+        });
+        assert_eq!(breaker.call(limit, coming).await, Ok(7));
+        overload.await.expect("it ends");
+        let began = Instant::now();
+        let hung = breaker.call(limit, std::future::pending::<Result<u8, String>>()).await;
+        assert_eq!(hung, Err(Away::TimedOut("thing", limit)));
+        assert!(began.elapsed() >= limit);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn opens_at_the_first_failure_and_closes_when_a_probe_succeeds() {

@@ -34,7 +34,7 @@ pub use freshness::{
 };
 pub use reader::{ReadError, Reader};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
-pub use sweep::Sweep;
+pub use sweep::{Sweep, Swept};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.

@@ -94,7 +94,7 @@ pub struct Store {
     /// Change with every change of what is stored, by the first byte of the hash.
     versions: [AtomicU32; 256],
     evicting: Mutex<()>,
-    /// What is being swept out: see [`Store::sweep`].
+    /// What is being swept out: see [`Store::begin_sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
     pub(super) walking: tokio::sync::Mutex<()>,

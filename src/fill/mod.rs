@@ -14,6 +14,7 @@ pub mod record;
 pub mod reference;
 pub mod set;
 pub mod shared;
+pub mod unfinished;
 pub mod upstream;
 pub mod view;
 

@@ -14,7 +14,8 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use http::Method;
 use parking_lot::Mutex;
 
-use super::node::{Incoming, Life, Peers, Question, Reply};
+use super::node::{Body, Incoming, Life, Peers, Question, Reply};
+use super::unfinished::Unfinished;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
@@ -66,6 +67,7 @@ pub struct Shared {
     pub fleet: Option<Arc<Fleet>>,
     pub peers: Option<Peers>,
     read_flush: ReadFlush,
+    unfinished: Option<Arc<Unfinished>>,
     /// Those of this node, where there is no Redis to remember them.
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
@@ -174,6 +176,7 @@ impl Shared {
         fleet: Option<Arc<Fleet>>,
         peers: Option<Peers>,
         read_flush: ReadFlush,
+        unfinished: Option<Unfinished>,
     ) -> Self {
         let known = Known {
             of: Arc::default(),
@@ -184,6 +187,7 @@ impl Shared {
             fleet,
             peers,
             read_flush,
+            unfinished: unfinished.map(Arc::new),
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
@@ -199,6 +203,27 @@ impl Shared {
     /// Whether there is nothing but this node's own disk.
     pub fn is_alone(&self) -> bool {
         self.bucket.is_none() && self.fleet.is_none()
+    }
+
+    /// Notes on disk that a flush was begun here, or was made.
+    pub(super) async fn note_flush(&self, flush: &Flush, begun: bool) {
+        let Some(unfinished) = self.unfinished.clone() else {
+            return;
+        };
+        let flush = flush.clone();
+        let noting = tokio::task::spawn_blocking(move || match begun {
+            true => unfinished.begin(&flush),
+            false => unfinished.end(&flush),
+        });
+        // It fails only when the process ends.
+        let _ = noting.await;
+    }
+
+    /// The flushes that an earlier process has begun and not made. Blocks, shortly.
+    pub(super) fn begun_flushes(&self) -> Vec<Flush> {
+        self.unfinished
+            .as_ref()
+            .map_or_else(Vec::new, |unfinished| unfinished.list())
     }
 
     /// Without Redis: what was flushed here is not brought back from the bucket.

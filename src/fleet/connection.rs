@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
@@ -11,6 +11,7 @@ use redis::{
     AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, RedisResult,
     ScriptInvocation, ServerErrorKind,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use super::{Fence, FleetError};
@@ -53,6 +54,8 @@ impl From<Failure> for Away {
 pub struct Redis {
     client: Client,
     pub breaker: Arc<Breaker>,
+    /// Where the connections are driven.
+    runtime: Handle,
     connection: watch::Sender<Option<MultiplexedConnection>>,
     /// A call failed: whoever watches the connection looks now.
     pub trouble: Notify,
@@ -61,7 +64,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub fn new(url: &Secret, breaker: Arc<Breaker>) -> Result<Self, FleetError> {
+    pub fn new(url: &Secret, breaker: Arc<Breaker>, runtime: Handle) -> Result<Self, FleetError> {
         // Without this a small command waits for the acknowledgement of the one before.
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = url.reveal().into_connection_info();
@@ -69,6 +72,7 @@ impl Redis {
         Ok(Redis {
             client: client.map_err(|error| FleetError::Url(error.to_string()))?,
             breaker,
+            runtime,
             connection: watch::Sender::new(None),
             trouble: Notify::new(),
             ahead: AtomicI64::new(0),
@@ -115,16 +119,21 @@ impl Redis {
     /// # Errors
     /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer. Or it
     /// refuses.
-    pub async fn ask<T, F>(&self, limit: Duration, call: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, Failure>
+    pub async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        call: impl FnOnce(MultiplexedConnection) -> F + Send + 'static,
+    ) -> Result<T, Failure>
     where
-        F: Future<Output = RedisResult<T>>,
+        T: Send + 'static,
+        F: Future<Output = RedisResult<T>> + Send,
     {
-        let asking = async {
-            let connection = self.connection.borrow().clone();
+        let mut coming = self.connection.subscribe();
+        let asking = async move {
+            let connection = coming.borrow().clone();
             let connection = match connection {
                 Some(connection) => connection,
                 None => {
-                    let mut coming = self.connection.subscribe();
                     let come = coming.wait_for(Option::is_some).await;
                     come.ok()
                         .and_then(|come| come.clone())
@@ -137,7 +146,11 @@ impl Redis {
                 Err(error) => Err(said(&error)),
             }
         };
-        match self.breaker.call(limit, asking).await {
+        // Where answers are read, so that what keeps them from being read is seen.
+        let breaker = Arc::clone(&self.breaker);
+        let asked = self.runtime.spawn(async move { breaker.call(limit, asking).await });
+        let ended = |_| Err(Away::Failed(self.breaker.name(), "the process ends".to_owned()));
+        match asked.await.unwrap_or_else(ended) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(refusal)) => {
                 tracing::warn!(why = %refusal, "Redis refused one command");
@@ -156,7 +169,7 @@ impl Redis {
     ///
     /// # Errors
     /// The same.
-    pub async fn run<T: FromRedisValue>(
+    pub async fn run<T: FromRedisValue + Send + 'static>(
         &self,
         limit: Duration,
         script: ScriptInvocation<'static>,
@@ -168,6 +181,7 @@ impl Redis {
     /// Notes that Redis's clock showed `seconds` and `micros` at some moment since `asked`. All times that nodes compare are
     /// by that clock; what cannot be told from the time that the answer took changes nothing.
     pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
+        let taken = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
         let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
         let ahead = self.breaker.clock_was(theirs, asked);
         if (ahead - self.ahead.load(Relaxed)).abs() > NOISE + taken / 2 {

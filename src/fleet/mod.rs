@@ -26,12 +26,13 @@ use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
-use crate::breaker::{Breaker, Standing};
+use crate::breaker::{Breaker, Standing, within};
 use crate::cache::{Hash, Millis, now_ms};
 use crate::config;
 use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
 use connection::{Failure, LIMIT, PATIENT, Redis, said};
 use flushes::{FLUSHES, Flushes, KEPT};
+pub use flushes::{Flush, replace};
 pub use lock::{Lease, Take};
 use outbox::{Outbox, Parcel, Word};
 pub use record::{Fence, Node, Record};
@@ -153,7 +154,7 @@ impl Fleet {
             error,
         })?;
         Ok(Arc::new(Fleet {
-            redis: Redis::new(url, Breaker::new("redis"))?,
+            redis: Redis::new(url, Breaker::new("redis"), runtime.clone())?,
             bus: Bus::new(&me.name, &folder),
             flushes: Flushes::load(&folder),
             outbox: Outbox::default(),
@@ -280,6 +281,20 @@ impl Fleet {
         }
     }
 
+    /// Looks at Redis's clock, some times: the answer that came fastest tells best.
+    async fn set_clock(&self, connection: &mut MultiplexedConnection) -> Result<(), String> {
+        for _ in 0..CLOCK_LOOKS {
+            let asked = Instant::now();
+            let time = redis::cmd("TIME");
+            let (seconds, micros) = match within(PATIENT, time.query_async(connection)).await {
+                Some((time, _)) => time.map_err(|error| said(&error))?,
+                None => return Err(format!("no answer within {PATIENT:?}")),
+            };
+            self.redis.clock_was(seconds, micros, asked);
+        }
+        Ok(())
+    }
+
     /// Looks every now and then whether Redis is still there and whole, and at once when a call failed: it may only have
     /// been this process that was slow.
     async fn watch(&self, connection: MultiplexedConnection) -> Result<std::convert::Infallible, String> {
@@ -317,9 +332,9 @@ impl Fleet {
         self.sign_in(&mut beat);
         let began = Instant::now();
         let beating = beat.query_async::<((i64, i64), bool, (String, Option<u64>))>(&mut connection);
-        let ((seconds, micros), _, (epoch, number)) = match tokio::time::timeout(PATIENT, beating).await {
-            Ok(answer) => answer.map_err(|error| said(&error))?,
-            Err(_) => return Err(format!("no answer within {PATIENT:?}")),
+        let (((seconds, micros), _, (epoch, number)), taken) = match within(PATIENT, beating).await {
+            Some((answer, taken)) => (answer.map_err(|error| said(&error))?, taken),
+            None => return Err(format!("no answer within {PATIENT:?}")),
         };
         if !self.bus.is_of(&epoch) {
             return Err("it has lost its data".to_owned());
@@ -359,9 +374,9 @@ impl Fleet {
     async fn read_flushes(&self, ear: &mut MultiplexedConnection, listener: &dyn Listener) -> Result<(), String> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(FLUSHES).arg(0).arg(-1);
-        let there = match tokio::time::timeout(4 * PATIENT, read.query_async::<Vec<String>>(ear)).await {
-            Ok(there) => there.map_err(|error| said(&error))?,
-            Err(_) => return Err("no answer when asked for flushes".to_owned()),
+        let there = match within(4 * PATIENT, read.query_async::<Vec<String>>(ear)).await {
+            Some((there, _)) => there.map_err(|error| said(&error))?,
+            None => return Err("no answer when asked for flushes".to_owned()),
         };
         let there: Vec<Flush> = there
             .iter()
