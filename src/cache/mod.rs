@@ -10,6 +10,7 @@ mod freshness;
 mod memory;
 mod overflow;
 mod reader;
+mod scrub;
 pub mod storage;
 mod store;
 mod sweep;
@@ -28,11 +29,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use crate::headers;
+
+pub use disk::in_folder;
 pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
 };
+pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
+pub use scrub::{Verified, verify};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use sweep::{Sweep, Swept};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
@@ -45,26 +51,23 @@ static AHEAD: AtomicI64 = AtomicI64::new(0);
 
 /// Now, as stored: by the fleet's clock, because nodes compare their times with one another's.
 pub fn now_ms() -> Millis {
-    let own = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_millis() as u64);
-    own.saturating_add_signed(AHEAD.load(Relaxed))
+    millis(SystemTime::now()).saturating_add_signed(AHEAD.load(Relaxed))
 }
 
 /// From now on [`now_ms`] is so many milliseconds ahead of this machine's clock.
 pub fn set_clock(ahead: i64) {
-    if AHEAD.swap(ahead, Relaxed) != ahead {
-        freshness::clock_was_set();
-    }
+    AHEAD.store(ahead, Relaxed);
 }
-
-/// How far apart two times may be that were to be the same.
-const MAX_SKEW_MS: Millis = 1_000;
 
 /// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
 /// wrong: it counts as before, because it may have been.
 pub fn is_before(moment: Millis, at: Millis) -> bool {
-    moment < at || moment > now_ms().saturating_add(MAX_SKEW_MS)
+    moment < at || freshness::is_ahead(moment, now_ms())
+}
+
+fn millis(time: SystemTime) -> Millis {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis() as u64)
 }
 
 /// The hash that names an object in every tier.
@@ -171,11 +174,9 @@ impl Head {
     pub fn content_type(&self) -> &str {
         self.text(header::CONTENT_TYPE).unwrap_or("")
     }
-    /// Only `gzip` and its like; `identity` is none.
+    /// Only `gzip` and its like; `identity` is none, nor is what is no registered coding.
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(header::CONTENT_ENCODING)
-            .map(str::trim)
-            .filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+        headers::known_coding(&self.headers)
     }
     pub fn etag(&self) -> Option<&str> {
         self.text(header::ETAG)
@@ -286,6 +287,8 @@ pub enum Origin {
 /// What every response with an object's body begins with.
 #[derive(Debug)]
 pub struct Prepared {
+    /// What the remote wanted kept of upstream's fields when this was built.
+    pub headers_keep: Vec<HeaderName>,
     pub header: pingora_http::ResponseHeader,
     /// Its fields as they go over HTTP/1.1, a line each.
     pub lines: Vec<u8>,
@@ -315,9 +318,31 @@ pub struct Object {
     uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.
     doomed: std::sync::atomic::AtomicBool,
+    /// The store that holds its file.
+    store: Option<&'static Store>,
+    /// The body was compared with its digest when it was written, or read, by this process.
+    proven: std::sync::atomic::AtomicBool,
 }
 
 impl Object {
+    fn is_proven(&self) -> bool {
+        self.proven.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn is_proven_now(&self) {
+        self.proven.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(store) = self.store {
+            store.proven.insert(self.id, ());
+        }
+    }
+
+    /// The body cannot be read to its end, or is not what was stored: whoever asks next has it fetched again.
+    fn lose(self: &Arc<Self>, why: &str) {
+        if let Some(store) = self.store {
+            store.lose(self, why);
+        }
+    }
+
     /// Length and digest, once complete.
     pub fn finished(&self) -> Option<Finished> {
         self.finished.get().copied()
@@ -426,6 +451,8 @@ impl Object {
             prepared: OnceLock::new(),
             uses: Arc::default(),
             doomed: std::sync::atomic::AtomicBool::new(false),
+            store: None,
+            proven: std::sync::atomic::AtomicBool::new(true),
         })
     }
 

@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use super::disk::Record;
 use super::{Hash, Millis, Object, Store};
 
-/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`.
+/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`, or by a
+/// clock that was ahead.
 pub struct Sweep {
     pub at: Millis,
     /// By the text of the key.
@@ -94,7 +95,7 @@ impl Store {
 
     /// Makes `sweep` on what is stored under `hash`, which it is known to cover. Blocks.
     pub fn sweep_one(&self, sweep: &Sweep, hash: &Hash) -> Swept {
-        let Some((_, record)) = self.disk.load(hash) else {
+        let Some((_, record)) = self.load(hash) else {
             return Swept::Made(None);
         };
         if !sweep.is_before(record.head.stored_at, record.checked_at) {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
-use super::view::is_gzip;
+use super::view::{GZIP, is_gzip};
 use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
 use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
@@ -91,6 +91,7 @@ impl Fills {
                 self.point(wanted, previous, (referent, &kept), How::Fetched, (is_flushed, began))
                     .await
             }
+            Err(failure) if failure.unreachable => self.after_failure(wanted, previous, failure).await,
             Err(failure) => Outcome::Answer(Arc::new(Answer::failure(&failure))),
         };
         self.store.remove(key).await;
@@ -119,12 +120,14 @@ impl Fills {
         ) {
             (true, Ok(body)) => body,
             (true, Err(_)) => return Err(refused("upstream's manifest is longer than any registry takes")),
-            (false, _) => return Err(refused("the transfer from upstream ended early; try again")),
+            (false, _) => return Err(Failure::broken_off()),
         };
         let body = match arrived.head.content_encoding() {
-            None => body,
-            // Unasked; a digest is that of the content, not of its coding.
-            Some(coding) if is_gzip(coding) => {
+            Some(coding) if !is_gzip(coding) => {
+                return Err(refused("upstream sent its manifest in a coding that nobody asked for"));
+            }
+            // Unasked, and not always said; a digest is that of the content, not of its coding.
+            _ if body.starts_with(&GZIP) => {
                 let mut decoded = Vec::new();
                 let decoder = MultiGzDecoder::new(body.as_slice());
                 let read = decoder.take(MAX_CONTENT as u64 + 1).read_to_end(&mut decoded);
@@ -137,7 +140,7 @@ impl Fills {
                     }
                 }
             }
-            Some(_) => return Err(refused("upstream sent its manifest in a coding that nobody asked for")),
+            _ => body,
         };
         if arrived.head.content_type().starts_with("text/html") {
             return Err(refused("upstream sent a page, not a manifest"));
