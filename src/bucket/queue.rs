@@ -407,6 +407,19 @@ impl Queue {
         self.more.notify_waiters();
     }
 
+    /// What has failed is tried again at once: what kept it from succeeding is gone.
+    pub fn hurry(&self) {
+        {
+            let mut state = self.state.lock();
+            for Reverse((at, hash)) in std::mem::take(&mut state.later) {
+                if state.jobs.get(&hash).is_some_and(|job| job.place == Place::Later(at)) {
+                    state.enqueue(hash);
+                }
+            }
+        }
+        self.more.notify_waiters();
+    }
+
     /// Replaces what stands in a marker. Blocks.
     pub fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
         let new = path.with_extension("new");

@@ -17,6 +17,7 @@ mod sweep;
 mod usage;
 mod writer;
 
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -39,15 +40,29 @@ pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
-pub use sweep::Sweep;
+pub use sweep::{Sweep, Swept};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.
 pub type Millis = u64;
 
-/// Now, as stored.
+/// By how many milliseconds the fleet's clock is ahead of this machine's.
+static AHEAD: AtomicI64 = AtomicI64::new(0);
+
+/// Now, as stored: by the fleet's clock, because nodes compare their times with one another's.
 pub fn now_ms() -> Millis {
-    millis(SystemTime::now())
+    millis(SystemTime::now()).saturating_add_signed(AHEAD.load(Relaxed))
+}
+
+/// From now on [`now_ms`] is so many milliseconds ahead of this machine's clock.
+pub fn set_clock(ahead: i64) {
+    AHEAD.store(ahead, Relaxed);
+}
+
+/// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
+/// wrong: it counts as before, because it may have been.
+pub fn is_before(moment: Millis, at: Millis) -> bool {
+    moment < at || freshness::is_ahead(moment, now_ms())
 }
 
 fn millis(time: SystemTime) -> Millis {

@@ -183,7 +183,7 @@ pub struct Store {
     lengths: quick_cache::sync::Cache<Hash, (Instant, Length)>,
     /// When the disk last did not answer in time.
     hangs_since: Mutex<Option<Instant>>,
-    /// What is being swept out: see [`Store::sweep`].
+    /// What is being swept out: see [`Store::begin_sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
     pub(super) walking: tokio::sync::Mutex<()>,
@@ -343,13 +343,28 @@ impl Store {
         say_unlisted(walked);
     }
 
+    /// Calls `visit` with the hash of all that is stored, without opening any of it, as long as it says so. Blocks, for as
+    /// long as a walk takes.
+    pub fn each_hash(&self, visit: impl FnMut(Hash) -> bool) {
+        say_unlisted(evict::each_hash_while(self.disk.root(), visit));
+    }
+
+    /// Some of what is stored, of which `wanted` is true, by chance. Blocks.
+    pub fn sample(&self, wanted: impl Fn(&Stored) -> bool) -> Option<Stored> {
+        let candidates = evict::victims(self.disk.root(), self.random() as u16, |_| false);
+        let mut stored = candidates
+            .iter()
+            .filter_map(|candidate| self.open_stored(&candidate.hash));
+        stored.find(wanted)
+    }
+
     /// Bytes that what is stored under `hash` takes on disk; 0 if nothing is. Blocks.
     pub fn size_of(&self, hash: &Hash) -> u64 {
         self.disk.size(hash).bytes
     }
 
     /// What stands in front of the body of `hash`, and the file. `None`: not stored, or not to be read.
-    fn load(&self, hash: &Hash) -> Option<(fs::File, Record)> {
+    pub(super) fn load(&self, hash: &Hash) -> Option<(fs::File, Record)> {
         self.read(hash, self.disk.open_file(hash)?)
     }
 

@@ -1,5 +1,6 @@
 //! Making an object grow: the one way in which bytes get into the store.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -131,7 +132,7 @@ impl std::fmt::Display for Expected {
 pub enum Finish {
     /// The object is stored.
     Admitted(Arc<Object>),
-    /// The same bytes as before: the object that was there stays and is fresh again.
+    /// The same content as before: the object that was there stays and is fresh again.
     Same(Arc<Object>),
     /// Complete, and not kept (it was flushed while it grew).
     Dropped,
@@ -162,6 +163,8 @@ pub struct Writer {
     expected: Option<Expected>,
     sha256: Sha256,
     sha512: Option<Sha512>,
+    /// The last pieces, of which the readers see nothing yet though no digest is known: see [`Writer::hold_back`].
+    held: Option<VecDeque<Bytes>>,
     space: Space,
     written: u64,
     done: bool,
@@ -185,6 +188,7 @@ impl Writer {
             expected,
             sha256: Sha256::new(),
             sha512,
+            held: None,
             space,
             written: 0,
             done: false,
@@ -194,6 +198,34 @@ impl Writer {
     /// The object that grows.
     pub fn object(&self) -> &Arc<Object> {
         &self.object
+    }
+
+    /// The digest will be known at the end only, by [`Writer::expect`]: as much is held back as if it were known.
+    pub fn hold_back(&mut self) {
+        if self.expected.is_none() {
+            self.held = Some(VecDeque::new());
+        }
+    }
+
+    /// What was written and is not shown, where it is held back for want of a digest.
+    pub fn held(&self) -> Bytes {
+        let hidden = (self.written - self.visible()) as usize;
+        let Some(held) = &self.held else { return Bytes::new() };
+        let all: Bytes = held.iter().flatten().copied().collect();
+        all.slice(all.len() - hidden..)
+    }
+
+    /// What the body must turn out to be, unless that was known before.
+    pub fn expect(&mut self, expected: Expected) {
+        self.expected.get_or_insert(expected);
+    }
+
+    /// How much of what was written the readers may see.
+    fn visible(&self) -> u64 {
+        match self.expected.is_some() || self.held.is_some() {
+            true => self.written.saturating_sub(HELD_BACK),
+            false => self.written,
+        }
     }
 
     /// Appends a piece and shows it to the readers.
@@ -211,15 +243,20 @@ impl Writer {
                 "the body is longer than its Content-Length",
             ));
         }
+        if let Some(held) = &mut self.held {
+            held.push_back(data.clone());
+            let mut bytes: usize = held.iter().map(Bytes::len).sum();
+            while let Some(first) = held.front().map(Bytes::len)
+                && bytes - first >= HELD_BACK as usize
+            {
+                held.pop_front();
+                bytes -= first;
+            }
+        }
         self.digest_and_store(data).await?;
         self.written = end;
-        let visible = if self.expected.is_some() {
-            end.saturating_sub(HELD_BACK)
-        } else {
-            end
-        };
         self.show(Progress {
-            visible,
+            visible: self.visible(),
             state: State::Growing,
         });
         Ok(())
@@ -356,10 +393,12 @@ impl Writer {
             length: self.written,
             sha256,
         };
+        // Of a name the bodies, which are empty, say nothing.
+        let identity = super::identity(&finished, self.object.head.stands_for.as_ref());
         let same = self
             .previous
             .take()
-            .filter(|previous| previous.finished() == Some(finished));
+            .filter(|previous| previous.identity() == Some(identity));
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
         if self.object.head.content_length.is_none() && matches!(finish, Finish::Dropped) {
             // The next one is judged by it.

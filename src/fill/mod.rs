@@ -7,12 +7,14 @@
 mod answer;
 mod coded;
 pub mod flush;
+pub mod neighbours;
 pub mod news;
 pub mod node;
 pub mod record;
 pub mod reference;
 pub mod set;
 pub mod shared;
+pub mod unfinished;
 pub mod upstream;
 pub mod view;
 
@@ -503,15 +505,7 @@ impl Fills {
         if let Some(previous) = previous.filter(|_| wanted.remote.serve_stale_on.contains(&status)) {
             return self.stale(wanted, previous, Some(status)).await;
         }
-        let answer = Arc::new(answer);
-        if matches!(status, 404 | 410 | 451) {
-            if let Some(previous) = previous {
-                self.store.remove(previous.key.hash).await;
-            }
-            self.negative
-                .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
-        }
-        Outcome::Answer(answer)
+        self.answered(wanted, previous, answer).await.0
     }
 
     /// An answer that is not stored: passed on, unless a stored copy goes before it.
@@ -522,19 +516,34 @@ impl Fills {
         {
             return self.stale(wanted, previous, Some(status)).await;
         }
-        let gone = matches!(status, 404 | 410 | 451);
+        let (outcome, removed) = self.answered(wanted, previous.as_ref(), answer).await;
+        if let Some(key) = removed {
+            self.note_removed(&key);
+        }
+        outcome
+    }
+
+    /// Upstream's own answer, whichever node got it. One that says that there is no such thing is remembered, and takes
+    /// what is stored with it: the key of that, if so.
+    async fn answered(
+        &self,
+        wanted: &Wanted,
+        previous: Option<&Arc<Object>>,
+        answer: Answer,
+    ) -> (Outcome, Option<Key>) {
         let answer = Arc::new(answer);
-        if gone {
+        let mut removed = None;
+        if matches!(answer.status, 404 | 410 | 451) {
             // What others name too is theirs as well.
             let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces.is_none();
-            if let Some(previous) = previous.as_ref().filter(|_| !shared) {
+            if let Some(previous) = previous.filter(|_| !shared) {
                 self.store.remove(previous.key.hash).await;
-                self.note_removed(&previous.key);
+                removed = Some(previous.key.clone());
             }
             self.negative
                 .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
         }
-        Outcome::Answer(answer)
+        (Outcome::Answer(answer), removed)
     }
 
     async fn after_failure(

@@ -166,7 +166,7 @@ impl Fills {
         };
         if let Some(previous) = previous
             .as_ref()
-            .filter(|previous| previous.finished() == arrived.finished())
+            .filter(|previous| previous.identity() == arrived.identity())
         {
             match life {
                 None => self.refresh(wanted, previous, now_ms()).await,

@@ -154,8 +154,8 @@ impl Views {
         Key::new("", &format!("view/{}/{form}", hex(&id.to_be_bytes())), None, coding)
     }
 
-    /// Removes the views of an original that is flushed, as far as they are known.
-    pub async fn forget(&self, id: u64) {
+    /// Removes the views of an original that is flushed, as far as they are known. Blocks.
+    pub fn forget(&self, id: u64) {
         let bases = self
             .bases
             .remove(&id)
@@ -163,7 +163,9 @@ impl Views {
         let absolute = bases.into_iter().map(|base| format!("for {}", base.url));
         for form in absolute.chain(["relative".to_owned(), "decoded".to_owned()]) {
             for coding in ["gzip", "identity"] {
-                self.store.remove(Self::key_of(id, &form, coding).hash).await;
+                let hash = Self::key_of(id, &form, coding).hash;
+                self.store.forsake(&hash);
+                self.store.remove_stored(&hash);
             }
         }
     }

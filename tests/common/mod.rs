@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod client;
 pub mod clients;
+pub mod clock;
 pub mod dns;
 pub mod fleet;
 pub mod h2client;
