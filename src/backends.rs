@@ -13,9 +13,11 @@ use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
 use crate::config::Settings;
 use crate::fill::Fills;
 use crate::fill::flush::covered;
+use crate::fill::neighbours::Neighbours;
 use crate::fill::news::{Fenced, News};
 use crate::fill::node::Peers;
 use crate::fill::shared::{Covers, Shared};
+use crate::fill::unfinished::Unfinished;
 use crate::fleet::{Fleet, Flush, Node};
 use crate::life::{StartError, State};
 use crate::relist::Told;
@@ -29,6 +31,8 @@ pub struct Backends {
     pub catalog: Catalog,
     pub bucket: Option<Arc<Bucket>>,
     pub fleet: Option<Arc<Fleet>>,
+    /// The other nodes, as this one reaches them.
+    pub neighbours: Arc<Neighbours>,
     postgres: Option<Arc<Breaker>>,
     told: Told,
     runtime: Handle,
@@ -74,6 +78,7 @@ impl Backends {
             catalog,
             bucket,
             fleet,
+            neighbours: Arc::default(),
             postgres,
             told: Told::new(&settings.data_dir),
             runtime: handle,
@@ -85,7 +90,9 @@ impl Backends {
     /// # Errors
     /// The system's certificates cannot be used.
     pub fn shared(&self, state: &Arc<State>) -> reqwest::Result<Shared> {
-        let peers = match (&state.config().settings.node_secret, &self.fleet) {
+        let settings = &state.config().settings;
+        let unfinished = Unfinished::new(&settings.data_dir);
+        let peers = match (&settings.node_secret, &self.fleet) {
             (Some(secret), Some(_)) => Some(Peers::new(secret.clone())?),
             _ => None,
         };
@@ -101,17 +108,23 @@ impl Backends {
             self.fleet.clone(),
             peers,
             Box::new(read_flush),
+            Some(unfinished),
         ))
     }
 
     /// Connects them, and lets `fills` hear what other nodes do.
     pub fn start(&self, fills: &Arc<Fills>) {
-        self.runtime
-            .spawn(self.told.clone().keep(self.catalog.clone(), fills.store));
+        fills.finish_flushes(&self.runtime);
+        // What was evicted here may be in the bucket, or with another node that writes to the same catalogue.
+        let is_alone = self.bucket.is_none() && !self.catalog.is_shared();
+        let telling = self.told.clone().keep(self.catalog.clone(), fills.store, is_alone);
+        self.runtime.spawn(telling);
         if let Some(fleet) = &self.fleet {
             // What happened while this node was down it is yet to hear.
             distrust(now_ms());
             fleet.start(Arc::new(News(Arc::downgrade(fills))));
+            let neighbours = Arc::clone(&self.neighbours);
+            self.runtime.spawn(neighbours.keep_trying(Arc::clone(fills)));
         }
         if let Some(bucket) = &self.bucket {
             let fence: Arc<dyn Fence> = match &self.fleet {

@@ -8,7 +8,7 @@ use std::fmt::Display;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -43,6 +43,29 @@ pub struct Standing {
     pub skipped: u64,
     /// Time spent in calls that were answered.
     pub answered: Duration,
+    /// By how many microseconds its clock was ahead of this machine's, if it has been asked.
+    pub clock_ahead: Option<i64>,
+}
+
+/// In microseconds. Further apart, the clocks are said to be.
+pub const MAX_SKEW: i64 = 1_000_000;
+
+/// A limit is waited for in so many parts.
+const PARTS: u32 = 10;
+
+/// Waits for `call` as long as `limit`, of the time in which this task could run: a part of it that took longer by the clock,
+/// because the machine has too much to do or the process was stopped, counts as one part, so that nobody else is blamed for
+/// it. With the time that counted; `None`: the limit has passed. For a call whose answers are read on the same runtime.
+pub async fn within<T>(limit: Duration, call: impl Future<Output = T>) -> Option<(T, Duration)> {
+    tokio::pin!(call);
+    let part = limit / PARTS;
+    for passed in 0..PARTS {
+        let began = Instant::now();
+        if let Ok(answer) = tokio::time::timeout(part, &mut call).await {
+            return Some((answer, part * passed + began.elapsed().min(part)));
+        }
+    }
+    None
 }
 
 /// One dependency's breaker.
@@ -56,6 +79,7 @@ pub struct Breaker {
     failures: AtomicU64,
     skipped: AtomicU64,
     answered_micros: AtomicU64,
+    clock: Mutex<Option<i64>>,
 }
 
 impl Breaker {
@@ -70,6 +94,7 @@ impl Breaker {
             failures: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
             answered_micros: AtomicU64::new(0),
+            clock: Mutex::new(None),
         })
     }
 
@@ -97,17 +122,33 @@ impl Breaker {
         }
         self.calls.fetch_add(1, Relaxed);
         let began = Instant::now();
-        let away = match tokio::time::timeout(limit, call).await {
-            Ok(Ok(value)) => {
+        let away = match within(limit, call).await {
+            Some((Ok(value), _)) => {
                 let taken = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.answered_micros.fetch_add(taken, Relaxed);
                 return Ok(value);
             }
-            Ok(Err(error)) => Away::Failed(self.name, error.to_string()),
-            Err(_) => Away::TimedOut(self.name, limit),
+            Some((Err(error), _)) => Away::Failed(self.name, error.to_string()),
+            None => Away::TimedOut(self.name, limit),
         };
         self.fail(away.to_string());
         Err(away)
+    }
+
+    /// Notes that its clock showed `theirs`, in microseconds since 1970, at some moment since `asked`. By how much it is
+    /// ahead of this machine's.
+    pub fn clock_was(&self, theirs: i64, asked: Instant) -> i64 {
+        let since = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
+        let ahead = theirs - (own_micros() - since / 2);
+        let before = self.clock.lock().replace(ahead).unwrap_or_default();
+        if ahead.abs() >= MAX_SKEW && before.abs() < MAX_SKEW {
+            tracing::warn!(
+                dependency = self.name,
+                seconds_ahead = ahead / 1_000_000,
+                "the clocks of this machine and of a dependency differ; let NTP set both"
+            );
+        }
+        ahead
     }
 
     /// Counts a call that is not made because there is nothing to make it on.
@@ -145,7 +186,7 @@ impl Breaker {
                 self.opened.notified().await;
             }
             tokio::time::sleep(PROBE_PAUSE).await;
-            if let Ok(Ok(())) = tokio::time::timeout(PROBE_LIMIT, probe()).await {
+            if let Some((Ok(()), _)) = within(PROBE_LIMIT, probe()).await {
                 self.close();
             }
         }
@@ -161,13 +202,41 @@ impl Breaker {
             failures: self.failures.load(Relaxed),
             skipped: self.skipped.load(Relaxed),
             answered: Duration::from_micros(self.answered_micros.load(Relaxed)),
+            clock_ahead: *self.clock.lock(),
         }
     }
+}
+
+/// This machine's clock, in microseconds since 1970.
+pub fn own_micros() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn time_in_which_nothing_could_run_is_nobodys_fault() {
+        let breaker = Breaker::new("thing");
+        let limit = Duration::from_millis(50);
+        let (answer, coming) = tokio::sync::oneshot::channel();
+        // Whatever else runs here takes the thread for longer than anything may take, and the answer waits behind it.
+        let overload = tokio::spawn(async move {
+            for _ in 0..5 {
+                std::thread::sleep(limit);
+                tokio::task::yield_now().await;
+            }
+            let _ = answer.send(7);
+        });
+        assert_eq!(breaker.call(limit, coming).await, Ok(7));
+        overload.await.expect("it ends");
+        let began = Instant::now();
+        let hung = breaker.call(limit, std::future::pending::<Result<u8, String>>()).await;
+        assert_eq!(hung, Err(Away::TimedOut("thing", limit)));
+        assert!(began.elapsed() >= limit);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn opens_at_the_first_failure_and_closes_when_a_probe_succeeds() {

@@ -10,6 +10,8 @@ pub mod cache;
 pub mod catalog;
 pub mod config;
 pub mod deadline;
+pub mod exact_url;
+pub mod fields;
 pub mod fill;
 pub mod fleet;
 pub mod formats;

@@ -17,14 +17,13 @@ use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownS
 use pingora_core::services::Service;
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
-use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
 use crate::backends::{self, Backends};
-use crate::cache::{Key, Object, Observer, Store};
+use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
@@ -33,8 +32,8 @@ use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
 use crate::upstream::{SharedTokens, Upstream};
 
-/// After SIGTERM, what is in flight has this long.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
+/// What ends after the requests (the catalogue, the connections to what stands behind) has this long.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What outlives a request: the current configuration, and how many requests there are.
 pub struct State {
@@ -175,6 +174,25 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
+/// Hears of SIGTERM, SIGINT and SIGQUIT, and ends the process if it has not ended when it should have. On a thread of its
+/// own: the others may hang, in a file system or a pipe that nobody reads.
+fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
+    let failed = |error| StartError::Other(format!("the signals that stop this process cannot be caught: {error}"));
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT]).map_err(failed)?;
+    let (asking, asked) = watch::channel(false);
+    std::thread::Builder::new()
+        .name("stop".into())
+        .spawn(move || {
+            signals.forever().next();
+            asking.send_replace(true);
+            std::thread::sleep(limit + CLOSE_LIMIT);
+            // Nothing is said: that could hang too.
+            std::process::exit(1);
+        })
+        .map_err(failed)?;
+    Ok(asked)
+}
+
 /// Serves until a signal ends it.
 ///
 /// # Errors
@@ -186,6 +204,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         .iter()
         .map(|address| bind(*address))
         .collect::<Result<Vec<_>, _>>()?;
+    cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
     let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
         folder: folder.clone(),
@@ -212,6 +231,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         })
         .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
 
+    let asked_to_stop = catch_stops(settings.stop_timeout)?;
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let conf = ServerConf {
         threads,
@@ -243,7 +263,12 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     };
     server.add_service(listening);
     server.run(RunArgs {
-        shutdown_signal: Box::new(Stop { state, stopping }),
+        shutdown_signal: Box::new(Stop {
+            state,
+            asked: asked_to_stop,
+            limit: settings.stop_timeout,
+            stopping,
+        }),
     });
 
     store.close();
@@ -402,33 +427,27 @@ impl Service for Listening {
     }
 }
 
-/// SIGTERM, SIGINT and SIGQUIT stop accepting, let what is in flight finish within a limit, and end at once.
+/// A signal stops accepting, lets what is in flight finish within a limit, and ends at once.
 struct Stop {
     state: Arc<State>,
+    asked: watch::Receiver<bool>,
+    limit: Duration,
     stopping: watch::Sender<bool>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
-        let caught = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-            signal(SignalKind::quit()),
-        );
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)) = caught else {
-            tracing::error!("signals cannot be caught: only SIGKILL will stop this process");
+        let mut asked = self.asked.clone();
+        if asked.wait_for(|asked| *asked).await.is_err() {
+            tracing::error!("signals cannot be caught any more: only SIGKILL will stop this process");
             return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = quit.recv() => {}
         }
-        tracing::info!("stopping");
+        // Before anything is said: the log may hang.
         self.state.stopping.store(true, Ordering::Relaxed);
         self.stopping.send_replace(true);
-        self.state.drained(STOP_LIMIT).await;
+        tracing::info!("stopping");
+        self.state.drained(self.limit).await;
         ShutdownSignal::GracefulTerminate
     }
 }
@@ -458,6 +477,10 @@ impl Observer for Witness {
 
     fn evicted(&self, key: &str, bytes: u64, backed_up: bool) {
         self.metrics.evicted(bytes);
+        self.lost(key, backed_up);
+    }
+
+    fn lost(&self, key: &str, backed_up: bool) {
         if backed_up {
             return;
         }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use artifactapi::backends;
 use artifactapi::bucket::reindex;
+use artifactapi::cache;
 use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
@@ -29,6 +30,8 @@ enum Command {
     Serve(Options),
     /// Validate the configuration and print every problem.
     Check(Options),
+    /// Compare all that is stored with its digests and remove what is damaged; the service may run meanwhile.
+    Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
 }
@@ -89,6 +92,7 @@ fn main() -> ExitCode {
     let environment = Environment::from_process();
     match cli.command {
         Command::Check(options) => check(&options.into(), &environment),
+        Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {
             log();
             reindex(&options.into(), &environment)
@@ -170,6 +174,31 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
             println!("failed: {errors} errors, {} warnings", problems.len() - errors);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn verify(flags: &Flags, environment: &Environment) -> ExitCode {
+    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    errors.for_each(|problem| eprintln!("{problem}"));
+    let Some(config) = config else {
+        return ExitCode::FAILURE;
+    };
+    let folder = &config.settings.data_dir;
+    let found = match cache::verify(folder, |line| println!("damaged: {line}")) {
+        Ok(found) => found,
+        Err(error) => return fail(&format!("{} cannot be verified: {error}", folder.display())),
+    };
+    println!(
+        "{} objects, {} bytes: {} damaged",
+        found.objects, found.bytes, found.damaged
+    );
+    if let Some(error) = &found.unlisted {
+        return fail(&format!("not all was looked at: {error}"));
+    }
+    match found.damaged {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 

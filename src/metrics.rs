@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use prometheus::{
-    CounterVec, Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::backends::Backends;
@@ -33,13 +33,20 @@ pub struct Metrics {
     upstream_failures: IntCounterVec,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
+    unstored: IntCounter,
+    lost: IntCounter,
+    scrubbed_objects: IntCounter,
+    scrubbed_bytes: IntCounter,
     rate_limit: IntGaugeVec,
     rate_limit_left: IntGaugeVec,
     gauges: IntGaugeVec,
     dependency_up: IntGaugeVec,
     dependency_counts: Vec<Taken>,
     dependency_seconds: CounterVec,
+    dependency_clock: GaugeVec,
     bucket: IntGaugeVec,
+    bucket_takes: IntGauge,
+    node_reachable: IntGaugeVec,
     bucket_counts: IntCounterVec,
     fleet_counts: IntCounterVec,
     shared: IntCounterVec,
@@ -108,6 +115,16 @@ impl Metrics {
                     |standing| standing.skipped,
                 ),
             ],
+            dependency_clock: register(
+                &registry,
+                GaugeVec::new(
+                    Opts::new(
+                        "artifactapi_dependency_clock_ahead_seconds",
+                        "By how much a dependency's clock is ahead of this machine's.",
+                    ),
+                    &["dependency"],
+                ),
+            ),
             dependency_seconds: register(
                 &registry,
                 CounterVec::new(
@@ -123,6 +140,23 @@ impl Metrics {
                 IntGaugeVec::new(
                     Opts::new("artifactapi_bucket_waiting", "What waits to be done in S3."),
                     &["what"],
+                ),
+            ),
+            node_reachable: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "artifactapi_node_reachable",
+                        "Whether this node can read from another one.",
+                    ),
+                    &["node"],
+                ),
+            ),
+            bucket_takes: register(
+                &registry,
+                IntGauge::new(
+                    "artifactapi_bucket_takes_uploads",
+                    "Whether the last upload to S3 was not refused for all objects (a full bucket, a missing permission).",
                 ),
             ),
             bucket_counts: vector("artifactapi_bucket_total", "What was done in S3.", &["what"]),
@@ -177,6 +211,19 @@ impl Metrics {
                 "Objects removed because space was short.",
             ),
             evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
+            unstored: counter(
+                "artifactapi_store_failures_total",
+                "Times that something could not be stored.",
+            ),
+            lost: counter(
+                "artifactapi_damaged_objects_total",
+                "Stored files found damaged or unreadable, and dropped.",
+            ),
+            scrubbed_objects: counter(
+                "artifactapi_scrubbed_objects_total",
+                "Stored files compared with their digests by the scrubber.",
+            ),
+            scrubbed_bytes: counter("artifactapi_scrubbed_bytes_total", "Bytes that the scrubber has read."),
             rate_limit: gauge(
                 "artifactapi_upstream_ratelimit_limit",
                 "Requests that upstream allows in its period, as it last said.",
@@ -302,10 +349,15 @@ impl Metrics {
             for (counter, of) in &self.dependency_counts {
                 raise(counter, standing.name, of(&standing));
             }
+            if let Some(ahead) = standing.clock_ahead {
+                let clock = self.dependency_clock.with_label_values(&[standing.name]);
+                clock.set(ahead as f64 / 1e6);
+            }
             let seconds = self.dependency_seconds.with_label_values(&[standing.name]);
             seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));
         }
         if let Some(bucket) = backends.bucket.as_ref().map(|bucket| bucket.status()) {
+            self.bucket_takes.set(i64::from(bucket.refusing.is_none()));
             set("uploads", bucket.uploads_waiting);
             set("upload_bytes", bucket.bytes_waiting);
             set("removals", bucket.removals_waiting);
@@ -320,9 +372,18 @@ impl Metrics {
                 ("removals", bucket.removed),
                 ("unfit", bucket.unfit),
                 ("outdated", bucket.outdated),
+                ("missing", bucket.missing),
             ] {
                 raise(&self.bucket_counts, what, value);
             }
+        }
+        self.node_reachable.reset();
+        let nodes = backends.neighbours.list();
+        for node in &nodes {
+            // Two that are known by one URL are in trouble both.
+            let mut same = nodes.iter().filter(|other| other.url == node.url);
+            let reachable = self.node_reachable.with_label_values(&[&node.url]);
+            reachable.set(i64::from(same.all(|other| other.trouble.is_none())));
         }
         if let Some(fleet) = backends.fleet.as_ref().map(|fleet| fleet.status()) {
             for (what, value) in [
@@ -354,6 +415,18 @@ impl Metrics {
         };
         set("disk", "bytes", store.disk_bytes);
         set("disk", "limit_bytes", store.disk_limit);
+        set("disk", "scrubbed_percent", store.scrubbed.percent);
+        set("disk", "scrub_rounds", store.scrubbed.rounds);
+        for (counter, value) in [
+            (&self.unstored, store.unstored),
+            (&self.lost, store.lost),
+            (&self.scrubbed_objects, store.scrubbed.objects),
+            (&self.scrubbed_bytes, store.scrubbed.bytes),
+        ] {
+            counter.inc_by(value.saturating_sub(counter.get()));
+        }
+        let up = self.dependency_up.with_label_values(&["disk"]);
+        up.set(i64::from(store.starved.is_none()));
         set("memory", "bytes", store.memory_bytes);
         set("memory", "objects", store.memory_items as u64);
         set("growing", "objects", store.growing as u64);

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use common::link::Link;
 use common::s3::{self, Kind, S3Server};
 use common::server::run_binary;
-use common::{Pattern, Reply, Upstream, eventually, run, run_for};
+use common::{Pattern, Proxy, Reply, Upstream, eventually, run, run_for};
 use futures_util::StreamExt;
 use http::{HeaderName, HeaderValue};
 use tokio::runtime::Runtime;
@@ -46,6 +46,7 @@ impl Node {
             disk_min_free: MinFree::Bytes(0),
             memory_bytes: 1_000_000,
             sync: false,
+            scrub_rate: 0,
         };
         let store = Store::open(folder, cache).expect("a store");
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
@@ -698,6 +699,7 @@ impl Observer for &'static Seen {
         let count = if backed_up { &self.backed_up } else { &self.lost };
         count.fetch_add(1, SeqCst);
     }
+    fn lost(&self, _: &str, _: bool) {}
 }
 
 #[test]
@@ -855,6 +857,142 @@ fn an_object_that_is_refused_holds_up_no_other() {
         allowed.store(true, SeqCst);
         node.admit(&key("bad-0"), "y").await;
         eventually(LONG, "the new one", async || node.bucket.status().uploaded == 51).await;
+    });
+}
+
+#[test]
+fn a_bucket_that_takes_nothing_is_said_and_gets_everything_later() {
+    run(async {
+        let refusals = [
+            (507, "XMinioStorageFull"),
+            (403, "QuotaExceeded"),
+            (403, "AccessDenied"),
+            (500, "InternalError"),
+        ];
+        for (status, code) in refusals {
+            let up = Upstream::start().await;
+            let refuses = Arc::new(AtomicBool::new(true));
+            let now = refuses.clone();
+            scripted(&up, move |_| match now.load(SeqCst) {
+                true => Reply::new(
+                    status,
+                    format!("<Error><Code>{code}</Code><Message>No.</Message></Error>"),
+                ),
+                false => Reply::status(200),
+            });
+            let folder = folder();
+            let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
+            for n in 0..5 {
+                node.admit(&key(&format!("object-{n}")), "x").await;
+            }
+            eventually(LONG, "it is said", async || node.bucket.status().refusing.is_some()).await;
+            let status = node.bucket.status();
+            let (why, _) = status.refusing.clone().expect("why");
+            assert!(why.contains(code) && status.uploads_waiting == 5, "{status:?}");
+            // What the bucket has can be had all the same.
+            assert!(status.standing.healthy && node.bucket.find(&key("other")).await.expect("an answer").is_none());
+            refuses.store(false, SeqCst);
+            node.drained().await;
+            let status = node.bucket.status();
+            assert!(status.refusing.is_none() && status.uploaded == 5, "{status:?}");
+        }
+    });
+}
+
+#[test]
+fn a_full_bucket_is_degraded_and_says_what_waits() {
+    run(async {
+        let up = Upstream::start().await;
+        let full = Arc::new(AtomicBool::new(true));
+        let now = full.clone();
+        scripted(&up, move |_| match now.load(SeqCst) {
+            true => Reply::new(
+                507,
+                "<Error><Code>XMinioStorageFull</Code><Message>No room.</Message></Error>",
+            ),
+            false => Reply::status(200),
+        });
+        let files = Upstream::start().await;
+        files.fallback(|seen| Reply::ok(seen.path.clone()));
+        let mut settings = Proxy::settings().remotes(&format!("files: {{base_url: '{}'}}", files.base()));
+        for (name, value) in s3::env(up.address(), "packages") {
+            settings = settings.env(name, value);
+        }
+        let proxy = settings.start().await;
+        for path in ["a", "b", "c"] {
+            proxy.fetch("files", path).await.ok();
+        }
+        let health = async || proxy.request("GET", "/health", &[], b"").await.ok().json();
+        eventually(LONG, "it is said", async || health().await["status"] == "degraded").await;
+        let s3 = health().await["dependencies"]["s3"].clone();
+        let detail = s3["detail"].as_str().expect("a reason");
+        assert!(
+            detail.contains("takes no uploads") && detail.contains("XMinioStorageFull"),
+            "{s3}"
+        );
+        assert!(s3["uploads_waiting"] == 3 && s3["status"] == "degraded", "{s3}");
+        assert_eq!(proxy.metric("artifactapi_bucket_takes_uploads", &[]).await, 0.0);
+        assert!(proxy.log_contains("make room in the bucket") && !proxy.log_contains("policy"));
+        full.store(false, SeqCst);
+        eventually(LONG, "all is well", async || {
+            let health = health().await;
+            health["status"] == "ok" && health["dependencies"]["s3"]["uploads_waiting"] == 0
+        })
+        .await;
+        assert_eq!(proxy.metric("artifactapi_bucket_takes_uploads", &[]).await, 1.0);
+    });
+}
+
+#[test]
+fn a_bucket_that_was_made_anew_gets_back_what_is_stored() {
+    run_for(LONG * 3, async {
+        let mut server = S3Server::start(Kind::Minio).await;
+        let settings = server.settings("packages");
+        let client = server.client("packages");
+        let folder = folder();
+        let mut node = Node::new(folder.path(), &settings);
+        for n in 0..70 {
+            node.admit(&key(&format!("object-{n}")), format!("body {n}")).await;
+        }
+        node.drained().await;
+        let all = s3::names(&client).await;
+        assert_eq!(all.len(), 70);
+        let whole = async || {
+            eventually(LONG, "all of it is there", async || {
+                client.ping().await.is_ok() && s3::names(&client).await == all
+            })
+            .await;
+        };
+        // Somebody removed everything while this node was down.
+        drop(node);
+        for object in &all {
+            client.delete(object).await.expect("removed");
+        }
+        node = Node::new(folder.path(), &settings);
+        whole().await;
+        node.drained().await;
+        // The whole of it went, with and without this node.
+        for is_down in [true, false] {
+            server.kill();
+            std::fs::remove_dir_all(server.folder().join("data/packages")).expect("removed");
+            if is_down {
+                drop(node);
+                server.launch().await;
+                node = Node::new(folder.path(), &settings);
+            } else {
+                server.launch().await;
+                // Whoever asks finds that it is gone.
+                eventually(LONG, "an answer", async || {
+                    node.bucket.find(&key("other")).await.is_ok()
+                })
+                .await;
+            }
+            whole().await;
+            node.drained().await;
+        }
+        // Twice for this node: once from before its start.
+        assert_eq!(node.bucket.status().missing, 140);
+        assert_eq!(node.whole(&key("object-7")).await, b"body 7");
     });
 }
 

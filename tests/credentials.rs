@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::client::Headers;
 use common::dns::Dns;
 use common::outbound::OutboundProxy;
 use common::{Proxy, Reply, Upstream, run};
@@ -48,6 +49,43 @@ fn the_remotes_credentials_and_headers_go_to_its_own_host_only() {
             assert_eq!(away.header(name), None, "{name} went to {}", away.host());
         }
         assert_ne!(away.header("user-agent"), Some("special/1"));
+    });
+}
+
+#[test]
+fn credentials_stay_below_the_base_url_where_that_is_asked_for() {
+    run(async {
+        let up = Upstream::start().await;
+        up.reply("/team/a/x", Reply::ok("x"))
+            .reply("/team/a/away", Reply::redirect(302, "/team/b/y"))
+            .reply("/team/a/up", Reply::redirect(302, "/team/a/..%2fb/y"))
+            .reply("/team/a/near", Reply::redirect(302, "/team/a/x"));
+        up.fallback(|_| Reply::ok("y"));
+        let remote = |name: &str, within: &str| {
+            format!(
+                "{name}:\n  base_url: {}/team/a\n  username: me\n  password: secret\n  headers: {{X-Token: t0ken}}\n  {within}\n",
+                up.base()
+            )
+        };
+        let yaml = remote("all", "") + &remote("host", "credentials_within: host");
+        let proxy = Proxy::start(&(yaml + &remote("narrow", "credentials_within: base_url"))).await;
+        for name in ["all", "host", "narrow"] {
+            let before = up.total();
+            for path in ["x", "away", "up", "near"] {
+                proxy.fetch(name, path).await.ok();
+            }
+            for seen in &up.log()[before..] {
+                let expected = name != "narrow" || seen.path.starts_with("/team/a/") && !seen.path.contains("..");
+                for secret in ["authorization", "x-token"] {
+                    assert_eq!(
+                        seen.header(secret).is_some(),
+                        expected,
+                        "{name}: {secret} at {}",
+                        seen.path
+                    );
+                }
+            }
+        }
     });
 }
 
@@ -314,6 +352,36 @@ fn a_refusing_outbound_proxy_is_an_unreachable_upstream() {
                 "{}",
                 answer.text()
             );
+        }
+    });
+}
+
+#[test]
+fn a_407_of_upstreams_own_is_an_answer() {
+    run(async {
+        let authority = common::upstream::Authority::new();
+        let plain = Upstream::start().await;
+        let tunnelled = Upstream::start_tls_with(&authority, "files.test", &["http/1.1"]).await;
+        let outbound = OutboundProxy::start().await;
+        outbound.place("files.test:443", tunnelled.address());
+        let keys = "mutable_patterns: ['x']\n  cache: {mutable_ttl: 0}";
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "plain:\n  base_url: {}\n  {keys}\ntunnelled:\n  base_url: https://files.test\n  proxy: {}\n  {keys}\n",
+                plain.base(),
+                outbound.url()
+            ))
+            .env("SSL_CERT_FILE", authority.path().to_str().unwrap())
+            .start()
+            .await;
+        for (remote, up) in [("plain", &plain), ("tunnelled", &tunnelled)] {
+            up.reply("/x", Reply::ok("stored"));
+            proxy.fetch(remote, "x").await.is("remote", "stored");
+            let refusal = Reply::status(407).header("Proxy-Authenticate", "Basic realm=\"theirs\"");
+            up.reply("/x", refusal);
+            // The stored copy is for an upstream that cannot be reached.
+            let answer = proxy.fetch(remote, "x").await.expect(407);
+            assert_eq!(answer.header("proxy-authenticate"), None, "{remote}");
         }
     });
 }

@@ -229,7 +229,8 @@ fn credentials_go_to_the_token_service_and_to_basic_registries() {
             .request("GET", "/v2/basic/a/manifests/1", &client, b"")
             .await
             .is("remote", "{}");
-        let seen = basic.log();
+        let mut seen = basic.log();
+        seen.retain(|seen| seen.path != "/v2/");
         let sent: Vec<_> = seen.iter().map(|seen| seen.header("authorization")).collect();
         assert_eq!(sent, [None, Some("Basic bWU6c2VjcmV0")]);
         let denied = get(&proxy, "/v2/anonymous/a/manifests/1").await.expect(403);

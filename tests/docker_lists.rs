@@ -72,6 +72,77 @@ fn tags_are_listed_page_by_page_through_the_proxy() {
     });
 }
 
+/// Has the registry write its `Link` like this; `{}` stands for the target.
+fn linking(registry: &Registry, link: &'static str) {
+    registry.change("/v2/team/app/tags/list", move |_, mut reply| {
+        for (name, value) in &mut reply.headers {
+            if name == "Link" {
+                let target = value.trim_start_matches('<').split('>').next().unwrap_or_default();
+                *value = link.replace("{}", target);
+            }
+        }
+        reply
+    });
+}
+
+#[test]
+fn the_next_page_is_found_however_the_registry_writes_its_link() {
+    run(async {
+        for link in [
+            "<{}>",
+            "<{}>; title=\"next, of course\"",
+            "{}; rel=\"next\"",
+            "{}",
+            "<{}>; rel='next'",
+            "<{}>; rel='prev next'",
+            "<{}> ; REL = Next",
+            "</v2/team/app/tags/list?n=1>; rel=\"first\", <{}>; rel=\"next\"",
+        ] {
+            let registry = Registry::start().await.paged(2);
+            let names = tagged(&registry, 5).await;
+            linking(&registry, link);
+            let proxy = Proxy::start(&registry.remote("hub", "")).await;
+            let (mut target, mut found) = (Some("/v2/hub/team/app/tags/list".to_owned()), Vec::new());
+            while let Some(here) = target {
+                let answer = client::get(proxy.address(), &here).await.ok();
+                let tags = answer.json()["tags"].as_array().expect("tags").clone();
+                found.extend(tags.iter().map(|tag| tag.as_str().unwrap().to_owned()));
+                target = next(&answer, &proxy, &here);
+                assert!(found.len() <= names.len(), "no end: {link}");
+            }
+            assert_eq!(found, names, "{link}");
+        }
+    });
+}
+
+#[test]
+fn a_list_whose_rest_cannot_be_found_is_an_error_and_not_complete() {
+    run(async {
+        for link in [
+            "<{}",
+            "<>; rel=\"next\"",
+            "<page2>; rel=\"next\"",
+            "next",
+            "<?>; rel=next",
+        ] {
+            let registry = Registry::start().await.paged(2);
+            tagged(&registry, 5).await;
+            linking(&registry, link);
+            let proxy = Proxy::start(&registry.remote("hub", "")).await;
+            // Twice: the second time it is stored.
+            for _ in 0..2 {
+                let answer = client::get(proxy.address(), "/v2/hub/team/app/tags/list").await;
+                let message = refused(answer, 502, "UNAVAILABLE");
+                assert!(message.contains("Link"), "{link}: {message}");
+            }
+            // The last page has no link, and nothing is missing.
+            client::get(proxy.address(), "/v2/hub/team/app/tags/list?last=v003")
+                .await
+                .ok();
+        }
+    });
+}
+
 #[test]
 fn n_and_last_are_passed_on_and_each_page_is_kept_by_itself() {
     run(async {

@@ -221,6 +221,254 @@ fn a_token_without_a_time_is_kept_for_more_than_a_moment() {
     });
 }
 
+/// What stands in `WWW-Authenticate` of a 401 in place of the registry's own challenge.
+fn saying_instead(registry: &Registry, path: &str, challenge: Option<String>) {
+    registry.change(path, move |_, reply| match (reply.status, &challenge) {
+        (401, Some(challenge)) => error(401, "UNAUTHORIZED").header("WWW-Authenticate", challenge),
+        (401, None) => error(401, "UNAUTHORIZED"),
+        _ => reply,
+    });
+}
+
+#[test]
+fn a_token_that_the_registry_has_forgotten_is_replaced_whatever_it_says() {
+    run(async {
+        let elsewhere = Upstream::start().await;
+        elsewhere.fallback(|_| Reply::status(404));
+        for challenge in [
+            None,
+            Some("Basic realm=\"balancer\"".to_owned()),
+            Some("Negotiate".to_owned()),
+            Some("Bearer".to_owned()),
+            Some(format!("Bearer realm=\"{}\",service=\"s\"", elsewhere.url("/token"))),
+        ] {
+            let (tokens, image) = (Tokens::start().await.saying(json!({"expires_in": 3600})), image());
+            let registry = guarded(&tokens, &image).await;
+            let proxy = Proxy::start(&registry.remote("hub", "")).await;
+            get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+            tokens.revoke();
+            let blob = &image.blobs[1];
+            let path = blob_at("team/app", &blob.digest);
+            saying_instead(&registry, &path, challenge.clone());
+            let answer = get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+            assert!(answer.body == blob.bytes(), "{challenge:?}");
+            assert_eq!(tokens.count(), 2, "{challenge:?}");
+            assert_eq!(registry.count("*", &path), 2, "{challenge:?}");
+            // For the whole repository.
+            let before = registry.up.total();
+            get_blob(&proxy, "hub/team/app", &image.blobs[0].digest).await.ok();
+            assert_eq!((tokens.count(), registry.up.total()), (2, before + 1), "{challenge:?}");
+        }
+        assert_eq!(elsewhere.total(), 0, "what worked last goes first");
+    });
+}
+
+#[test]
+fn a_service_that_the_registry_no_longer_believes_gives_way_to_the_new_one() {
+    run(async {
+        for old_one_is_there in [true, false] {
+            let (old, new, image) = (Tokens::start().await, Tokens::start().await, many_layers(4));
+            let registry = guarded(&old, &image).await;
+            let proxy = Proxy::start(&registry.remote("hub", "")).await;
+            get_blob(&proxy, "hub/team/app", &image.blobs[0].digest).await.ok();
+            let registry = registry.guarded(&new);
+            if !old_one_is_there {
+                old.up.reply("/token", Reply::new(503, "gone"));
+            }
+            for blob in &image.blobs[1..3] {
+                get_blob(&proxy, "hub/team/app", &blob.digest).await.ok();
+            }
+            assert_eq!((old.count(), new.count()), (2, 1));
+            drop(registry);
+        }
+    });
+}
+
+#[test]
+fn a_registry_that_wants_nothing_any_more_is_asked_without() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await, many_layers(4));
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", "")).await;
+        get_blob(&proxy, "hub/team/app", &image.blobs[0].digest).await.ok();
+        for blob in &image.blobs[1..3] {
+            let bytes = blob.bytes();
+            registry.change(&blob_at("team/app", &blob.digest), move |seen, _| {
+                match seen.header("authorization") {
+                    Some(_) => error(401, "UNAUTHORIZED"),
+                    None => Reply::ok(bytes.clone()),
+                }
+            });
+        }
+        get_blob(&proxy, "hub/team/app", &image.blobs[1].digest).await.ok();
+        assert_eq!(registry.count("*", &blob_at("team/app", &image.blobs[1].digest)), 3);
+        // From then on at once.
+        get_blob(&proxy, "hub/team/app", &image.blobs[2].digest).await.ok();
+        assert_eq!(registry.count("*", &blob_at("team/app", &image.blobs[2].digest)), 1);
+        assert_eq!(tokens.count(), 2);
+    });
+}
+
+#[test]
+fn configured_credentials_are_used_where_strangers_are_told_nothing() {
+    run(async {
+        let image = image();
+        for (status, by_token) in [(403, true), (404, true), (429, true), (404, false)] {
+            let tokens = Tokens::start().await.to("robot", "s3cr:et");
+            let registry = match by_token {
+                true => Registry::start().await.guarded(&tokens),
+                false => Registry::start().await.basic("robot", "s3cr:et"),
+            };
+            registry.push("team/app", "v1", &image);
+            let mut paths = vec![manifest_at("team/app", "v1")];
+            for part in image.all() {
+                paths.push(manifest_at("team/app", &part.digest));
+                paths.extend(part.blobs.iter().map(|blob| blob_at("team/app", &blob.digest)));
+            }
+            for path in &paths {
+                registry.change(path, move |seen, reply| match seen.header("authorization") {
+                    None => error(status, "DENIED"),
+                    Some(_) => reply,
+                });
+            }
+            let yaml = registry.remote("hub", CREDENTIALS) + &registry.remote("stranger", "");
+            let proxy = Proxy::start(&yaml).await;
+            pull(&proxy, "hub/team/app", "v1", &image).await;
+            for path in &paths {
+                assert_eq!(registry.count("*", path), registry.authorized("*", path), "{path}");
+            }
+            assert_eq!(registry.count("*", "/v2/"), 1);
+            // Who has no credentials is not helped by the question.
+            get_manifest(&proxy, "stranger/team/app", "v1").await.expect(status);
+            assert_eq!(registry.count("*", "/v2/"), 1);
+        }
+    });
+}
+
+#[test]
+fn one_question_for_the_version_serves_all_repositories() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await.to("robot", "s3cr:et"), image());
+        let registry = Registry::start().await.guarded(&tokens);
+        let names = (0..12).map(|number| format!("team/app{number}")).collect::<Vec<_>>();
+        for name in &names {
+            registry.push(name, "v1", &image);
+        }
+        let proxy = Arc::new(Proxy::start(&registry.remote("hub", CREDENTIALS)).await);
+        let mut pulls = JoinSet::new();
+        for name in names {
+            let proxy = proxy.clone();
+            pulls.spawn(async move { get_manifest(&proxy, &format!("hub/{name}"), "v1").await.status });
+        }
+        while let Some(status) = pulls.join_next().await {
+            assert_eq!(status.unwrap(), 200);
+        }
+        assert_eq!((registry.count("*", "/v2/"), tokens.count()), (1, 12));
+    });
+}
+
+#[test]
+fn a_registry_that_does_not_say_what_it_wants_is_upstreams_trouble() {
+    run(async {
+        let (tokens, image) = (Tokens::start().await.to("robot", "s3cr:et"), image());
+        let registry = guarded(&tokens, &image).await;
+        let proxy = Proxy::start(&registry.remote("hub", &format!("{CREDENTIALS}\ncache: {{mutable_ttl: 0}}"))).await;
+        registry.instead("/v2/", Reply::new(503, "later"));
+        // A stranger's question might be answered as if there were nothing.
+        get_manifest(&proxy, "hub/team/app", "v1").await.expect(502);
+        assert_eq!(registry.count("*", &manifest_at("team/app", "v1")), 0);
+        registry.normal("/v2/");
+        get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+    });
+}
+
+#[test]
+fn a_bearer_challenge_without_a_realm_does_not_beat_basic() {
+    run(async {
+        let image = image();
+        for challenge in [
+            "Bearer scope=\"x\", Basic realm=\"registry\"",
+            "Bearer realm=\"\", Basic realm=\"registry\"",
+            "Bearer, Basic realm=\"registry\"",
+        ] {
+            let registry = Registry::start().await.basic("robot", "s3cr:et");
+            registry.push("team/app", "v1", &image);
+            let path = manifest_at("team/app", "v1");
+            saying_instead(&registry, &path, Some(challenge.to_owned()));
+            saying_instead(&registry, "/v2/", Some(challenge.to_owned()));
+            let proxy = Proxy::start(&registry.remote("hub", CREDENTIALS)).await;
+            get_manifest(&proxy, "hub/team/app", "v1").await.ok();
+            assert_eq!(
+                registry.authorized("*", &path),
+                registry.count("*", &path),
+                "{challenge}"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_token_is_asked_for_what_the_request_needs_and_nothing_else() {
+    run(async {
+        for scope in [
+            "repository:team/app:pull,push repository:other/private:pull registry:catalog:*",
+            "repository:team/app:*",
+            "repository:user/image:pull",
+            "",
+        ] {
+            let (tokens, image) = (Tokens::start().await, image());
+            let challenge = format!("realm=\"{}\",service=\"s\",scope=\"{scope}\"", tokens.realm());
+            let registry = Registry::start().await.challenging(&tokens, &challenge);
+            registry.push("team/app", "v1", &image);
+            // Once by the whole name, once below a base URL that names a part of it.
+            let below = format!("team:\n  base_url: {}/v2/team\n  package: docker\n", registry.up.base());
+            let proxy = Proxy::start(&(registry.remote("hub", "") + &below)).await;
+            pull(&proxy, "hub/team/app", "v1", &image).await;
+            pull(&proxy, "team/app", "v1", &image).await;
+            assert_eq!(tokens.scopes(), ["repository:team/app:pull"; 2], "{scope}");
+        }
+    });
+}
+
+#[test]
+fn a_realm_outside_of_the_base_url_is_told_no_credentials_where_they_stay_below_it() {
+    run(async {
+        for (within, keys) in [
+            ("host", String::new()),
+            ("base_url", String::new()),
+            ("base_url", "token_realms: ['{base}']".to_owned()),
+        ] {
+            let image = image();
+            let registry = Registry::start().await;
+            // The registry is its own token service, below another path.
+            registry.up.on("/service/token", |_| Reply::ok("{\"token\": \"t\"}"));
+            registry.push("team/app", "v1", &image);
+            let realm = registry.up.url("/service/token");
+            registry.change(&manifest_at("team/app", "v1"), move |seen, reply| {
+                match seen.header("authorization") {
+                    Some("Bearer t") => reply,
+                    _ => error(401, "UNAUTHORIZED").header("WWW-Authenticate", format!("Bearer realm=\"{realm}\"")),
+                }
+            });
+            let base = registry.up.base();
+            let proxy = Proxy::start(&format!(
+                "team:\n  base_url: {base}/v2/team\n  package: docker\n  username: robot\n  password: secret\n  \
+                 credentials_within: {within}\n  {}\n",
+                keys.replace("{base}", &base)
+            ))
+            .await;
+            get_manifest(&proxy, "team/app", "v1").await.ok();
+            let asked = registry.up.log();
+            let asked = asked
+                .iter()
+                .find(|seen| seen.path.starts_with("/service/token?"))
+                .expect("a token");
+            let expected = within == "host" || !keys.is_empty();
+            assert_eq!(asked.header("authorization").is_some(), expected, "{within} {keys}");
+        }
+    });
+}
+
 /// An image of so many small layers: each can be asked for once, so that the registry has to answer.
 fn many_layers(count: usize) -> Manifest {
     let layers = (0..count).map(|number| Blob::new(format!("layer {number}"))).collect();

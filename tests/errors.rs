@@ -7,7 +7,7 @@ use common::h2client::H2Connection;
 use common::server::at;
 use common::{Proxy, Reply, Upstream, eventually, run};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 async fn pair() -> (Upstream, Proxy) {
     let up = Upstream::start().await;
@@ -420,6 +420,70 @@ fn who_may_flush() {
             let answer = guarded.request("PUT", "/cache/flush", &headers, b"{}").await;
             assert_eq!(answer.status, status, "{headers:?}");
         }
+    });
+}
+
+#[test]
+fn a_flush_of_much_is_answered_soon_and_covers_all_of_it_at_once() {
+    run(async {
+        let (up, proxy) = pair().await;
+        up.fallback(|seen| Reply::ok(seen.path.clone()));
+        let path = |n: usize| format!("{}/{n}", if n % 50 == 0 { "kept" } else { "much" });
+        for first in (0..1200).step_by(20) {
+            let mut connection = proxy.connect().await;
+            for n in first..first + 20 {
+                let target = common::server::at("files", &path(n));
+                connection.request("GET", &target, &[], b"").await.ok();
+            }
+        }
+        let began = Instant::now();
+        let body = json!({"pattern": "^m.*ch/"}).to_string();
+        let answer = proxy
+            .request("PUT", "/cache/flush", &[], body.as_bytes())
+            .await
+            .ok()
+            .json();
+        assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(answer["matched"], 1176, "{answer}");
+        assert!(answer["unfinished"] == true || answer["deleted"] == 1176, "{answer}");
+        for n in (0..1200).step_by(25) {
+            let source = if n % 50 == 0 { "cache" } else { "remote" };
+            proxy.fetch("files", &path(n)).await.is(source, format!("/{}", path(n)));
+        }
+        // What was fetched anew is not taken away by the rest of it.
+        common::eventually(Duration::from_secs(20), "all of it is gone", async || {
+            let list = proxy.request("GET", "/api/v1/artifacts?limit=1", &[], b"").await;
+            list.ok().json()["total"] == 48
+        })
+        .await;
+        for n in (0..1200).step_by(25) {
+            proxy
+                .fetch("files", &path(n))
+                .await
+                .is("cache", format!("/{}", path(n)));
+        }
+    });
+}
+
+#[test]
+fn a_flush_that_was_cut_short_is_made_by_the_next_start() {
+    run(async {
+        let (up, mut proxy) = pair().await;
+        up.fallback(|seen| Reply::ok(seen.path.clone()));
+        for path in ["a/1", "b/1"] {
+            proxy.fetch("files", path).await.ok();
+            proxy.until_cached("files", path).await;
+        }
+        proxy.kill();
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = at.expect("a time").as_millis() as u64;
+        let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
+        let folder = proxy.data_dir().join("flushes");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("1"), begun).expect("written");
+        proxy.launch().await;
+        proxy.fetch("files", "b/1").await.is("cache", "/b/1");
+        proxy.fetch("files", "a/1").await.is("remote", "/a/1");
     });
 }
 

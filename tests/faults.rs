@@ -157,6 +157,93 @@ fn disk_usage(folder: &std::path::Path) -> u64 {
     entries.flatten().map(size).sum()
 }
 
+// A disk that does not answer
+
+#[test]
+fn a_stored_file_that_would_not_open_stops_nobody() {
+    run(async {
+        let up = Upstream::start().await;
+        let body = |number: u64| Pattern::new(number, 300_000);
+        up.under("/", move |seen| {
+            Reply::ok(body(seen.path.trim_start_matches('/').parse().unwrap_or_default()))
+        });
+        let mut proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("cache: {memory_bytes: 1MB}\n")
+            .start()
+            .await;
+        for number in 0..20 {
+            proxy.fetch("files", &number.to_string()).await.ok();
+            proxy.until_cached("files", &number.to_string()).await;
+        }
+        proxy.stop().await;
+        // Opening a pipe waits for somebody who writes into it, and nobody will.
+        for path in common::server::stored_files(&proxy.data_dir()) {
+            std::fs::remove_file(&path).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }
+        proxy.launch().await;
+        let mut clients = JoinSet::new();
+        for number in 0..20 {
+            let address = proxy.address();
+            clients.spawn(async move {
+                let answer = common::get(address, &at("files", &number.to_string())).await;
+                answer.is("remote", body(number).whole());
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+        proxy.request("GET", "/health/live", &[], b"").await.ok();
+        for number in 0..20 {
+            let path = number.to_string();
+            proxy
+                .until_cached("files", &path)
+                .await
+                .is("cache", body(number).whole());
+        }
+        assert!(proxy.stop().await.success());
+    });
+}
+
+#[test]
+fn a_signal_ends_the_program_whatever_its_threads_wait_for() {
+    run(async {
+        let up = Upstream::start().await;
+        up.fallback(|_| Reply::ok("x").truncate_at(0));
+        // Nobody reads what it says: once the pipe is full, every thread that says something hangs.
+        let mut proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("stop_timeout: 1s\n")
+            .unheard()
+            .start()
+            .await;
+        let hangs = async {
+            loop {
+                let mut clients = JoinSet::new();
+                for number in 0..50 {
+                    let address = proxy.address();
+                    let path = format!("{number}-{}", "x".repeat(1500));
+                    clients.spawn(async move { common::get(address, &at("files", &path)).await.status });
+                }
+                clients.join_all().await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(5), hangs).await.is_err());
+        let live = async {
+            let mut connection = proxy.connect().await;
+            connection.send("GET", "/health/live", &[], b"").await;
+            connection.try_read_head("GET").await.map(|head| head.status)
+        };
+        let live = tokio::time::timeout(Duration::from_secs(2), live).await;
+        assert!(live.is_err(), "it does not hang: {live:?}");
+        proxy.ask_to_stop();
+        let status = proxy.ended(Duration::from_secs(20)).await;
+        assert!(!status.success(), "it cannot have ended well");
+    });
+}
+
 // A hard end
 
 #[test]

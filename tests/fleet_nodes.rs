@@ -599,6 +599,42 @@ fn what_is_gone_upstream_is_gone_on_every_node_and_from_the_bucket() {
     });
 }
 
+#[test]
+fn what_is_refused_by_one_name_stays_for_those_who_share_it() {
+    run_for(LIMIT, async {
+        let redis = Redis::start().await;
+        let image = Manifest::image("app", "amd64", 1);
+        let registry = Registry::with("team/app", "v1", &image).await;
+        let blob = &image.blobs[1];
+        let gate = Gate::new();
+        let (ours, theirs) = (blob_at("team/app", &blob.digest), blob_at("other/app", &blob.digest));
+        let refusal = common::registry::error(404, "BLOB_UNKNOWN").gated(&gate);
+        registry.instead(&theirs, refusal);
+        let remotes = registry.remote("hub", "cache: {immutable_ttl: 1}");
+        let [a, b] = with_redis(&redis, &remotes).await;
+        get_blob(&b, "hub/team/app", &blob.digest).await.ok();
+        // It has expired on B when A asks for it by a name by which it is refused, and B joins.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        let target = blob_at("hub/other/app", &blob.digest);
+        let mut clients = [a.connect().await, b.connect().await];
+        clients[0].send("GET", &target, &[], b"").await;
+        registry.up.wait_for("GET", &theirs, 1).await;
+        clients[1].send("GET", &target, &[], b"").await;
+        // Nothing tells that it waits for A; it would have asked upstream by then.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        gate.open();
+        for client in &mut clients {
+            assert_eq!(client.response("GET").await.status, 404);
+        }
+        assert_eq!(registry.count("GET", &theirs), 1, "B joined A");
+        registry.switch_off().await;
+        get_blob(&b, "hub/team/app", &blob.digest)
+            .await
+            .is("cache", blob.bytes());
+        assert_eq!(registry.count("GET", &ours), 1);
+    });
+}
+
 /// An upstream whose first answer for `/live/page` is `old` and stops half-way until `gate` is open, and whose later ones
 /// are `new`.
 async fn changing(gate: &Gate) -> Upstream {
@@ -1063,6 +1099,158 @@ fn what_one_node_cannot_pass_on_is_soon_fetched_by_the_other() {
 }
 
 #[test]
+fn a_node_that_cannot_be_read_from_is_said_with_the_reason() {
+    run_for(LIMIT, async {
+        let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
+        let remotes = files(&up.base(), 60);
+        let settings = |url: &str, secret: &str| {
+            fleet::with_redis(Proxy::settings().remotes(&remotes), &redis.url())
+                .env("ARTIFACTAPI_NODE_URL", url)
+                .env("ARTIFACTAPI_NODE_SECRET", secret)
+        };
+        let own = "http://{address}";
+        let a = settings(own, "right").start().await;
+        fleet::ready(&a).await;
+        let nowhere = format!("http://{}", common::refused());
+        let (b, c, d) = tokio::join!(
+            settings(own, "wrong").start(),
+            settings(&nowhere, "right").start(),
+            settings(&a.base(), "right").start(),
+        );
+        let nodes = async |node: &Proxy| -> serde_json::Value {
+            node.request("GET", "/health", &[], b"").await.ok().json()["dependencies"]["nodes"].clone()
+        };
+        let says = async |node: &Proxy, parts: &[String]| {
+            eventually(Duration::from_secs(20), &format!("{parts:?} is said"), async || {
+                let said = nodes(node).await.to_string();
+                parts.iter().all(|part| said.contains(part))
+            })
+            .await;
+            let health = node.request("GET", "/health", &[], b"").await.ok().json();
+            assert_eq!(health["status"], "degraded");
+        };
+        let is_wrong = format!(
+            "{}/: it answers 404 Not Found: its ARTIFACTAPI_NODE_SECRET is another",
+            b.base()
+        );
+        let is_refused = format!("{nowhere}/: error sending request");
+        let is_me = format!("{}/: this very node answers there", a.base());
+        let is_other = format!("{}/: another node answers there", a.base());
+        says(&a, &[is_wrong.clone(), is_refused.clone(), is_me]).await;
+        says(&c, &[is_wrong, is_other]).await;
+        says(&b, &["ARTIFACTAPI_NODE_SECRET".to_owned()]).await;
+        let gauge = async |url: &str| a.metric("artifactapi_node_reachable", &[url]).await;
+        assert_eq!((gauge(&b.base()).await, gauge(&nowhere).await), (0.0, 0.0));
+        let warnings = a.log().matches("another node cannot be read from").count();
+        assert_eq!(warnings, 3, "each is said once");
+        drop((b, c, d));
+        eventually(Duration::from_secs(40), "who is gone is forgotten", async || {
+            nodes(&a).await.is_null()
+        })
+        .await;
+    });
+}
+
+/// A TCP proxy before `to` that changes one of so many bytes of what comes back.
+async fn changing_bytes(to: SocketAddr, one_of: usize) -> SocketAddr {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let address = listener.local_addr().expect("its address");
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let Ok(server) = tokio::net::TcpStream::connect(to).await else {
+                continue;
+            };
+            tokio::spawn(async move {
+                let (mut client_read, mut client_write) = client.into_split();
+                let (mut server_read, mut server_write) = server.into_split();
+                let asking = async { tokio::io::copy(&mut client_read, &mut server_write).await };
+                let answering = async {
+                    let (mut buffer, mut passed) = (vec![0; 16 << 10], 0);
+                    loop {
+                        let got = server_read.read(&mut buffer).await.unwrap_or(0);
+                        for byte in &mut buffer[..got] {
+                            passed += 1;
+                            if passed % one_of == 0 {
+                                *byte ^= 1;
+                            }
+                        }
+                        if got == 0 || client_write.write_all(&buffer[..got]).await.is_err() {
+                            return;
+                        }
+                    }
+                };
+                tokio::join!(asking, answering).0.ok();
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn what_was_changed_on_the_way_between_nodes_is_neither_kept_nor_whole() {
+    run_for(LIMIT, async {
+        let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
+        let (body, gate) = (Pattern::new(3, 4 * MB), Gate::new());
+        for path in ["/grows", "/whole"] {
+            let reply = Reply::ok(body).etag("\"v1\"");
+            up.reply(
+                path,
+                if path == "/grows" {
+                    reply.pause_at(2 * MB, &gate)
+                } else {
+                    reply
+                },
+            );
+        }
+        let remotes = files(&up.base(), 600);
+        let settings = || fleet::with_redis(Proxy::settings().remotes(&remotes), &redis.url());
+        let a_port = common::free_port();
+        let address = SocketAddr::from(([127, 0, 0, 1], a_port));
+        let between = changing_bytes(address, 1_000_000).await;
+        let secret = |settings: Settings| settings.env("ARTIFACTAPI_NODE_SECRET", "the-nodes-own");
+        let a = secret(settings())
+            .env("ARTIFACTAPI_NODE_URL", format!("http://{between}"))
+            .arg("--listen")
+            .arg(address.to_string())
+            .start()
+            .await;
+        let b = secret(settings())
+            .env("ARTIFACTAPI_NODE_URL", "http://{address}")
+            .start()
+            .await;
+        for node in [&a, &b] {
+            fleet::ready(node).await;
+        }
+        for path in ["grows", "whole"] {
+            let mut first = asking(&a, path).await;
+            assert_eq!(first.read_head("GET").await.status, 200);
+            if path == "whole" {
+                first.read_pattern(body).await;
+                a.until_cached("files", path).await;
+            } else {
+                first.read_body_until(MB as usize).await;
+            }
+            let mut second = asking(&b, path).await;
+            let head = second.read_head("GET").await;
+            assert_eq!((head.status, head.must("content-length")), (200, "4000000"));
+            if path == "grows" {
+                second.read_body_until(MB as usize).await;
+                gate.open();
+            }
+            let got = second.read_body().await;
+            assert!(
+                !second.is_complete() && got.len() < 4 * MB as usize,
+                "{path}: it is cut"
+            );
+            // It was not kept: whoever asks next gets the right one, or another cut one.
+            let again = b.fetch("files", path).await;
+            assert!(!again.complete || body.matches(0, &again.body), "{path}");
+        }
+    });
+}
+
+#[test]
 fn nobody_but_a_node_learns_anything_from_the_internal_path() {
     run_for(LIMIT, async {
         let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
@@ -1093,7 +1281,12 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
             assert!(!said.contains("the-nodes-own"), "the secret was said");
         }
         // B's own question, as it went over the wire.
-        let head = wire.split("\r\n\r\n").next().expect("a head");
+        // Nodes also ask one another who they are: that question has no key.
+        let heads = wire.split("GET ").filter_map(|rest| rest.split("\r\n\r\n").next());
+        let head = heads
+            .filter(|head| head.starts_with("/-/node/object"))
+            .find(|head| !head.contains("x-artifactapi-key: \r\n"))
+            .expect("a question");
         let question: Vec<(String, String)> = head
             .lines()
             .skip(1)
@@ -1106,7 +1299,8 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
             let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (&**name, &**value)).collect();
             a.request(method, "/-/node/object", &headers, b"").await
         };
-        // Whoever hears it may ask the very same for some minutes, and learns what he has heard already.
+        // Whoever hears it may ask the very same for some minutes, and learns what he has heard already. The answer is no
+        // answer to anything else.
         assert_eq!(ask("GET", &question).await.status, 200);
         let usual = a.request("GET", "/-/node/other", &[], b"").await;
         let usual_text = usual.text();
@@ -1124,11 +1318,14 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
             .iter()
             .position(|(name, _)| name.to_lowercase() == "x-artifactapi-signature")
             .expect("a signature");
-        let (time, mac) = question[signature].1.split_once(':').expect("time and code");
+        let parts: Vec<&str> = question[signature].1.split(':').collect();
+        let [time, nonce, mac] = parts[..] else {
+            panic!("time, number and code: {parts:?}")
+        };
         let time: u64 = time.parse().expect("a time");
         for other in [time - 3_600_000, time + 3_600_000, 0, u64::MAX] {
             let mut moved = question.clone();
-            moved[signature].1 = format!("{other}:{mac}");
+            moved[signature].1 = format!("{other}:{nonce}:{mac}");
             wrong.push(moved);
         }
         // With the secret the same can be asked anew, but not under a time long past or to come.
@@ -1140,10 +1337,11 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
         let signed = |time: u64| {
             let mut mac = Hmac::<sha2::Sha256>::new_from_slice(b"the-nodes-own").expect("a key");
             let (from, have) = (value("x-artifactapi-from"), value("x-artifactapi-have"));
-            mac.update(format!("/-/node/object\n{time}\n{from}\n{have}\n").as_bytes());
+            let to = value("x-artifactapi-to");
+            mac.update(format!("question\nGET\n/-/node/object\n{to}\n{time}\n{nonce}\n{from}\n{have}\n").as_bytes());
             mac.update(&key);
             let mut headers = question.clone();
-            headers[signature].1 = format!("{time}:{}", common::hex(&mac.finalize().into_bytes()));
+            headers[signature].1 = format!("{time}:{nonce}:{}", common::hex(&mac.finalize().into_bytes()));
             headers
         };
         assert_eq!(ask("GET", &signed(time + 1)).await.status, 200);
@@ -1152,8 +1350,8 @@ fn nobody_but_a_node_learns_anything_from_the_internal_path() {
             "",
             ":",
             "x:y",
-            &format!("{time}:"),
-            &format!("{time}:{}", "é".repeat(32)),
+            &format!("{time}:{nonce}:"),
+            &format!("{time}:{nonce}:{}", "é".repeat(32)),
         ] {
             let mut garbage = question.clone();
             garbage[signature].1 = text.to_owned();

@@ -478,6 +478,34 @@ fn all_three_hang_at_once() {
 }
 
 #[test]
+fn a_node_that_stood_still_blames_nobody() {
+    run_for(LIMIT, async {
+        let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
+        up.fallback(|seen| Reply::ok(seen.path.clone()));
+        let settings = Proxy::settings().remotes(&format!("files: {{base_url: '{}'}}", up.base()));
+        let node = fleet::with_redis(settings, &redis.url()).start().await;
+        fleet::ready(&node).await;
+        let address = node.address();
+        let asking = tokio::spawn(async move {
+            for n in 0.. {
+                get(address, &at("files", &format!("cold/{n}"))).await.ok();
+            }
+        });
+        for _ in 0..4 {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            node.pause();
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            node.resume();
+        }
+        let of = ["dependency=\"redis\""];
+        let failures = node.metric("artifactapi_dependency_failures_total", &of).await;
+        assert!(failures <= 1.0, "{failures} outages of a Redis that is well");
+        assert!(node.metric("artifactapi_dependency_calls_total", &of).await > 20.0);
+        asking.abort();
+    });
+}
+
+#[test]
 fn slow_services_cost_time_and_nothing_else() {
     run_for(LIMIT, async {
         let mut site = Site::start().await;

@@ -200,8 +200,8 @@ fn listed_file_hosts_need_no_index() {
 fn a_query_of_a_chart_reaches_upstream() {
     run(async {
         let up = Upstream::start().await;
-        up.reply("/charts/app-1.0.0.tgz?raw=true&v=2", Reply::ok("with its query"));
-        let entry = Chart::new("app", "1.0.0").entry(&["app-1.0.0.tgz?raw=true&v=2"]);
+        up.reply("/charts/app-1.0.0.tgz?raw='true'&v=2~%7e", Reply::ok("with its query"));
+        let entry = Chart::new("app", "1.0.0").entry(&["app-1.0.0.tgz?raw='true'&v=2~%7e"]);
         up.file("/charts/index.yaml", index(helm_index(&[entry])));
         let proxy = Proxy::start(&remote(&up, "immutable_patterns: ['\\.tgz$']")).await;
         let text = proxy.fetch("charts", "index.yaml").await.ok().text();

@@ -780,7 +780,7 @@ fn what_connection_names_stops_here_in_both_directions() {
         up.reply("/odd", dressed(Reply::new(203, "odd")));
         up.on("/-/npm/v1/security/advisories/bulk", move |_| dressed(Reply::ok("{}")));
         let proxy = Proxy::start(&format!(
-            "files:\n  base_url: {0}\nnpm:\n  base_url: {0}\n  package: npm\n  immutable_patterns: ['\\.tgz$']\n  \
+            "files:\n  base_url: {0}\n  headers_keep: [X-Kept]\nnpm:\n  base_url: {0}\n  headers_keep: [X-Kept]\n  package: npm\n  immutable_patterns: ['\\.tgz$']\n  \
              mutable_patterns: ['^(?!.*\\.tgz$).*']\n",
             up.base()
         ))

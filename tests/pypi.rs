@@ -380,6 +380,65 @@ fn a_query_is_part_of_what_an_index_names() {
 }
 
 #[test]
+fn a_signed_query_of_an_index_reaches_the_file_host_to_the_letter() {
+    run(async {
+        let (up, cdn) = (Upstream::start().await, Upstream::start().await);
+        let signed = "Policy=a'b~c&Sig=%27%7e+|";
+        cdn.reply(&format!("/pkg-1.0.tar.gz?{signed}"), Reply::ok("there"));
+        up.reply(&format!("/files/pkg-2.0.tar.gz?{signed}"), Reply::ok("here"));
+        let files = [cdn.url("/pkg-1.0.tar.gz"), up.url("/files/pkg-2.0.tar.gz")];
+        let urls = files.map(|file| format!("{file}?{signed}"));
+        let quoted = |quote: &str, escaped: &str| {
+            let link = |url: &String| {
+                let url = url.replace('&', "&amp;").replace('\'', escaped);
+                format!("<a href={quote}{url}{quote}>pkg</a>")
+            };
+            urls.iter().map(link).collect::<String>()
+        };
+        up.reply("/simple/double/", html(quoted("\"", "'")));
+        up.reply("/simple/single/", html(quoted("'", "&#39;")));
+        let listed = |url: &String| json!({"filename": "pkg", "url": url, "hashes": {}});
+        let document = json!({"meta": {"api-version": "1.0"}, "files": urls.iter().map(listed).collect::<Vec<_>>()});
+        let json_type = "application/vnd.pypi.simple.v1+json";
+        up.reply("/simple/json/", Reply::ok(document.to_string()).content_type(json_type));
+        let proxy = Proxy::start(&format!("py:\n  base_url: {}\n  package: pypi\n", up.base())).await;
+        for name in ["double", "single", "json"] {
+            let accept = [("Accept", if name == "json" { json_type } else { "text/html" })];
+            let text = proxy
+                .fetch_with("py", &format!("simple/{name}/"), &accept)
+                .await
+                .ok()
+                .text();
+            let links: Vec<String> = match name {
+                "json" => {
+                    let document: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    let files = document["files"].as_array().unwrap().iter();
+                    files.map(|file| file["url"].as_str().unwrap().to_owned()).collect()
+                }
+                _ => {
+                    let links = text
+                        .split("<a href=\"")
+                        .skip(1)
+                        .map(|rest| rest.split('"').next().unwrap());
+                    links
+                        .map(|link| link.replace("&amp;", "&").replace("&#39;", "'"))
+                        .collect()
+                }
+            };
+            for (link, body) in links.iter().zip(["there", "here"]) {
+                // As pip does: the path is resolved, the query stays.
+                let (path, query) = link.split_once('?').unwrap();
+                let base = url::Url::parse(&proxy.url("py", &format!("simple/{name}/"))).unwrap();
+                let path = base.join(path).unwrap().path().to_owned();
+                let answer = proxy.request("GET", &format!("{path}?{query}"), &[], b"").await;
+                assert_eq!(answer.ok().text(), body, "{name}: {link}");
+            }
+            assert_eq!(links.len(), 2, "{text}");
+        }
+    });
+}
+
+#[test]
 fn credentials_are_for_the_remotes_own_host() {
     run(async {
         let (index, files) = (Upstream::start().await, Upstream::start().await);

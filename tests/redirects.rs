@@ -59,6 +59,28 @@ fn chains_and_relative_locations_are_followed() {
 }
 
 #[test]
+fn a_signed_query_is_passed_on_to_the_letter() {
+    run(async {
+        let (up, storage) = (Upstream::start().await, Upstream::start().await);
+        let signed = "Policy=a'b~c_-!()*&Sig=%27%7e%2b+/=:@?{x}|[y]^`\\";
+        storage.reply(&format!("/blob?{signed}"), Reply::ok("signed"));
+        up.reply("/x", Reply::redirect(302, storage.url(&format!("/blob?{signed}#f'"))));
+        up.reply("/y", Reply::redirect(307, format!("/next?{signed}")));
+        up.reply(&format!("/next?{signed}"), Reply::redirect(301, format!("?{signed}&2")));
+        up.reply(&format!("/next?{signed}&2"), Reply::ok("twice"));
+        up.reply(&format!("/z?{signed}"), Reply::ok("asked"));
+        let proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
+        proxy.fetch("files", "x").await.is("remote", "signed");
+        proxy.fetch("files", "y").await.is("remote", "twice");
+        proxy.fetch("files", &format!("z?{signed}")).await.is("remote", "asked");
+        // What a request line cannot hold is encoded, and nothing else.
+        storage.reply("/odd?a=%20'%C3%A9%22%3C%3E", Reply::ok("odd"));
+        up.reply("/odd", Reply::redirect(302, storage.url("/odd?a= 'é\"<>")));
+        proxy.fetch("files", "odd").await.is("remote", "odd");
+    });
+}
+
+#[test]
 fn head_and_ranges_follow_too() {
     run(async {
         let (up, storage) = (Upstream::start().await, Upstream::start().await);

@@ -14,6 +14,9 @@ use common::{File, Pattern, Proxy, Reply, Response, Upstream, eventually, run, r
 const REPOMD: &str = "os/repodata/repomd.xml";
 const SIGNATURE: &str = "os/repodata/repomd.xml.asc";
 const PRIMARY: &str = "os/repodata/primary.xml.gz";
+const COMPS: &str = "os/repodata/comps.xml";
+/// The one file that is not fetched before somebody asks for it.
+const FILELISTS: &str = "os/repodata/filelists.xml.gz";
 
 /// The bytes of a file of one generation of the repository; every generation has another length.
 fn content(name: &str, generation: u64) -> Vec<u8> {
@@ -52,6 +55,7 @@ struct Repository {
     signature: Arc<AtomicU64>,
     primary: Arc<AtomicU64>,
     comps: Arc<AtomicU64>,
+    filelists: Arc<AtomicU64>,
 }
 
 impl Repository {
@@ -63,6 +67,7 @@ impl Repository {
             signature: one(),
             primary: one(),
             comps: one(),
+            filelists: one(),
         };
         let serve = |path: &str, at: &Arc<AtomicU64>, body: fn(u64) -> Vec<u8>| {
             let at = at.clone();
@@ -74,7 +79,7 @@ impl Repository {
             });
         };
         serve(REPOMD, &repository.repomd, |generation| {
-            repomd(generation, &["primary.xml.gz", "comps.xml"])
+            repomd(generation, &["primary.xml.gz", "filelists.xml.gz", "comps.xml"])
         });
         serve(SIGNATURE, &repository.signature, |generation| {
             content("asc", generation)
@@ -82,8 +87,9 @@ impl Repository {
         serve(PRIMARY, &repository.primary, |generation| {
             content("primary.xml.gz", generation)
         });
-        serve("os/repodata/comps.xml", &repository.comps, |generation| {
-            content("comps.xml", generation)
+        serve(COMPS, &repository.comps, |generation| content("comps.xml", generation));
+        serve(FILELISTS, &repository.filelists, |generation| {
+            content("filelists.xml.gz", generation)
         });
         for generation in 1..10 {
             repository.up.reply(
@@ -95,7 +101,13 @@ impl Repository {
     }
 
     fn switch(&self, generation: u64) {
-        for file in [&self.primary, &self.comps, &self.repomd, &self.signature] {
+        for file in [
+            &self.primary,
+            &self.filelists,
+            &self.comps,
+            &self.repomd,
+            &self.signature,
+        ] {
             file.store(generation, Ordering::SeqCst);
         }
     }
@@ -153,9 +165,9 @@ fn a_switched_set_comes_as_a_whole() {
             assert_eq!(ask(&proxy, path).await, Some(2), "{path}");
         }
         assert_eq!(repository.up.count("GET", &format!("/{PRIMARY}")), 2);
-        // What nobody uses here is not fetched.
-        assert_eq!(repository.up.count("GET", "/os/repodata/comps.xml"), 0);
-        assert_eq!(ask(&proxy, "os/repodata/comps.xml").await, Some(2));
+        // Of what nobody uses here, that is not fetched which clients read only where they need it.
+        assert_eq!(repository.up.count("GET", &format!("/{FILELISTS}")), 0);
+        assert_eq!(ask(&proxy, FILELISTS).await, Some(2));
     });
 }
 
@@ -190,14 +202,13 @@ fn one_old_file_among_several_keeps_the_whole_old_set() {
     run(async {
         let repository = Repository::start().await;
         let proxy = repository.proxy().await;
-        let comps = "os/repodata/comps.xml";
-        for path in [REPOMD, PRIMARY, comps] {
+        for path in [REPOMD, PRIMARY, COMPS] {
             assert_eq!(ask(&proxy, path).await, Some(1));
         }
         repository.repomd.store(2, Ordering::SeqCst);
         repository.primary.store(2, Ordering::SeqCst);
         assert!(matches!(ask(&proxy, REPOMD).await, Some(1) | None));
-        for path in [PRIMARY, comps] {
+        for path in [PRIMARY, COMPS] {
             assert_eq!(ask(&proxy, path).await, Some(1), "{path}");
         }
     });
@@ -213,12 +224,12 @@ fn an_old_manifest_with_a_new_file_upstream_is_never_a_mix() {
             ask(&proxy, path).await;
         }
         repository.primary.store(2, Ordering::SeqCst);
-        repository.comps.store(2, Ordering::SeqCst);
+        repository.filelists.store(2, Ordering::SeqCst);
         assert_eq!(ask(&proxy, REPOMD).await, Some(1));
         assert_eq!(ask(&proxy, PRIMARY).await, Some(1));
         // Not stored yet: only the new one is to be had, which does not belong to the repomd that clients have.
         for _ in 0..2 {
-            let answer = proxy.fetch("rpms", "os/repodata/comps.xml").await;
+            let answer = proxy.fetch("rpms", FILELISTS).await;
             assert!(
                 matches!(answer.status, 502..=504) || !answer.complete,
                 "{} {}",
@@ -227,7 +238,7 @@ fn an_old_manifest_with_a_new_file_upstream_is_never_a_mix() {
             );
         }
         repository.switch(2);
-        for path in [REPOMD, PRIMARY, "os/repodata/comps.xml"] {
+        for path in [REPOMD, PRIMARY, FILELISTS] {
             assert_eq!(ask(&proxy, path).await, Some(2), "{path}");
         }
     });
@@ -325,6 +336,47 @@ fn within_the_ttl_the_old_set_is_whole() {
         repository.switch(3);
         proxy.request("PUT", "/cache/flush", &[], b"").await.ok();
         assert_eq!(pair().await, (Some(3), Some(3)));
+    });
+}
+
+#[test]
+fn a_set_is_whole_although_upstream_moves_on_before_anyone_asks_for_its_files() {
+    run(async {
+        let repository = Repository::start().await;
+        let proxy = repository.proxy_with("cache: {mutable_ttl: 600}").await;
+        let fetched = |path: &str| repository.up.count("GET", &format!("/{path}"));
+        for generation in 1..=2 {
+            repository.switch(generation);
+            let flush = br#"{"mode": "expire"}"#;
+            proxy.request("PUT", "/cache/flush", &[], flush).await.ok();
+            assert_eq!(ask(&proxy, REPOMD).await, Some(generation));
+            eventually(Duration::from_secs(10), "the set is fetched", async || {
+                (fetched(PRIMARY), fetched(COMPS)) == (generation as usize, generation as usize)
+            })
+            .await;
+            repository.switch(9);
+            for path in [PRIMARY, COMPS, REPOMD] {
+                assert_eq!(ask(&proxy, path).await, Some(generation), "{path}");
+            }
+            assert_eq!(fetched(FILELISTS), 0);
+        }
+    });
+}
+
+#[test]
+fn a_set_that_is_gone_already_is_found_out_before_anyone_asks_for_its_files() {
+    run(async {
+        let repository = Repository::start().await;
+        let proxy = repository.proxy_with("cache: {mutable_ttl: 600}").await;
+        repository.switch(2);
+        repository.repomd.store(1, Ordering::SeqCst);
+        ask(&proxy, REPOMD).await;
+        repository.switch(2);
+        eventually(Duration::from_secs(10), "the next repomd", async || {
+            ask(&proxy, REPOMD).await == Some(2)
+        })
+        .await;
+        assert_eq!(ask(&proxy, PRIMARY).await, Some(2));
     });
 }
 

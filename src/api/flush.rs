@@ -32,16 +32,9 @@ impl Api {
             );
             return reply::problem(session, None, problem).await;
         }
-        match self.fills.flush(&self.views, config, &request).await {
-            Ok(answer) => {
-                tracing::info!(
-                    matched = answer.matched,
-                    bytes = answer.bytes,
-                    dry_run = answer.dry_run,
-                    "flushed"
-                );
-                reply::json(session, 200, &serde_json::to_value(answer).unwrap_or_default()).await
-            }
+        let config = self.state.config();
+        match self.fills.flush(&self.views, &config, &request).await {
+            Ok(answer) => reply::json(session, 200, &serde_json::to_value(answer).unwrap_or_default()).await,
             Err(error) => {
                 let problem = Problem::new(503, error.to_string()).header(header::RETRY_AFTER, "5");
                 reply::problem(session, None, problem).await

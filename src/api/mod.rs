@@ -11,9 +11,11 @@ use pingora_proxy::Session;
 use serde_json::json;
 
 use crate::backends::Backends;
-use crate::breaker::Standing;
+use crate::breaker::{MAX_SKEW, Standing};
+use crate::cache::StoreStats;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
+use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, Handling, path};
 use crate::life::State;
@@ -102,15 +104,7 @@ impl Api {
         let reload_failed = self.state.last_reload_failed();
         let bucket = self.backends.bucket.as_ref().map(|bucket| bucket.status());
         let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
-        let away = self.backends.standings().iter().any(|standing| !standing.healthy);
-        let deaf = fleet.as_ref().is_some_and(|fleet| !fleet.listening);
-        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed || away || deaf;
-        let disk = match &store.starved {
-            None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
-            Some(why) => {
-                json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why})
-            }
-        };
+        let disk = disk(&store);
         let catalogue = match (&catalog.error, catalog.healthy) {
             (_, true) => json!({"status": "ok", "queued": catalog.queued}),
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
@@ -118,6 +112,11 @@ impl Api {
         let mut dependencies = json!({"disk": disk, "catalogue": catalogue});
         if let Some(bucket) = bucket {
             let mut s3 = standing(&bucket.standing, bucket.trouble);
+            if let Some((why, since)) = bucket.refusing.filter(|_| bucket.standing.healthy) {
+                s3["status"] = json!("degraded");
+                s3["detail"] = json!(format!("it takes no uploads, which wait on this node's disk: {why}"));
+                s3["seconds"] = json!(since.as_secs());
+            }
             s3["uploads_waiting"] = json!(bucket.uploads_waiting);
             s3["bytes_waiting"] = json!(bucket.bytes_waiting);
             s3["oldest_waiting_seconds"] = json!(bucket.oldest_waiting.map(|waiting| waiting.as_secs()));
@@ -134,6 +133,10 @@ impl Api {
             redis["waiting"] = json!(fleet.outbox + fleet.unsent_flushes);
             dependencies["redis"] = redis;
         }
+        let neighbours = self.backends.neighbours.list();
+        if !neighbours.is_empty() {
+            dependencies["nodes"] = nodes(&neighbours);
+        }
         for breaker in self
             .backends
             .standings()
@@ -142,6 +145,8 @@ impl Api {
         {
             dependencies["postgres"] = standing(breaker, None);
         }
+        let is_ok = |dependency: &serde_json::Value| dependency["status"] == "ok";
+        let degraded = reload_failed || !dependencies.as_object().is_some_and(|all| all.values().all(is_ok));
         json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),
@@ -208,14 +213,57 @@ impl Api {
     }
 }
 
+/// How the store fares: what cannot be stored, or was found damaged lately, is for people to see to.
+fn disk(store: &StoreStats) -> serde_json::Value {
+    let mut disk = json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit});
+    let damaged = store.damaged.as_ref().map(|which| {
+        format!("a stored file was damaged or could not be read, and is fetched again when it is asked for: {which}")
+    });
+    if let Some(why) = store.starved.clone().or(damaged) {
+        disk["status"] = json!("degraded");
+        disk["detail"] = json!(why);
+    }
+    disk
+}
+
 /// How a dependency fares, for people; `trouble` is more than its breaker knows.
 fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
-    match &breaker.error {
-        None => json!({"status": "ok"}),
-        Some((why, since)) => {
+    let skew = breaker.clock_ahead.filter(|ahead| ahead.abs() >= MAX_SKEW);
+    let mut shown = match (&breaker.error, skew) {
+        (None, None) => json!({"status": "ok"}),
+        (None, Some(_)) => json!({
+            "status": "degraded",
+            "detail": "its clock and that of this machine differ; let NTP set both",
+        }),
+        (Some((why, since)), _) => {
             let detail = trouble.unwrap_or_else(|| why.clone());
             json!({"status": "degraded", "detail": detail, "seconds": since.as_secs()})
         }
+    };
+    if let Some(ahead) = skew {
+        shown["clock_ahead_seconds"] = json!(ahead as f64 / 1e6);
+    }
+    shown
+}
+
+/// How the other nodes are reached, for people.
+fn nodes(neighbours: &[Neighbour]) -> serde_json::Value {
+    let troubled = neighbours
+        .iter()
+        .filter_map(|node| Some((&node.url, node.trouble.as_ref()?)));
+    let details: Vec<String> = troubled
+        .clone()
+        .map(|(url, (why, _))| format!("{url}: {why}"))
+        .collect();
+    let seconds = troubled.map(|(_, (_, since))| since.as_secs()).max();
+    match seconds {
+        None => json!({"status": "ok", "others": neighbours.len()}),
+        Some(seconds) => json!({
+            "status": "degraded",
+            "others": neighbours.len(),
+            "detail": format!("not reached: {}", details.join("; ")),
+            "seconds": seconds,
+        }),
     }
 }
 

@@ -60,6 +60,15 @@ impl Failure {
         matches!(self, Failure::Refused { code, .. } if code == "NoSuchBucket")
     }
 
+    /// The service is well and has no room: it says so.
+    pub fn is_full(&self) -> bool {
+        const SAID: [&str; 4] = ["Quota", "StorageFull", "InsufficientStorage", "InsufficientCapacity"];
+        match self {
+            Failure::Refused { status, code, .. } => *status == 507 || SAID.iter().any(|said| code.contains(said)),
+            Failure::Unreachable(_) | Failure::Nonsense(_) => false,
+        }
+    }
+
     /// The upload of several parts is not known, or no longer.
     pub fn is_missing_upload(&self) -> bool {
         matches!(self, Failure::Refused { status, code, .. } if code == "NoSuchUpload" || *status == 404 && code.is_empty())
@@ -140,6 +149,8 @@ impl Client {
             .await
         {
             Ok(response) => Ok(Some(response.headers().clone())),
+            // Some say in a header that it is not this object that is missing.
+            Err(failure) if failure.is_missing_bucket() => Err(failure),
             Err(Failure::Refused { status: 404, .. }) => Ok(None),
             Err(failure) => Err(failure),
         }

@@ -13,6 +13,7 @@ mod marker;
 mod metadata;
 mod name;
 mod queue;
+mod reconcile;
 pub mod reindex;
 mod upload;
 
@@ -21,7 +22,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -29,10 +30,10 @@ use futures_util::Stream;
 use http::{HeaderMap, HeaderValue, header};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 
-pub use client::{Client, Failure, Listed, Page, Unfinished};
+pub use client::{Client, Failure, Listed, Page, Unfinished, told};
 use metadata::Described;
 pub use name::PREFIX;
 use queue::Queue;
@@ -118,6 +119,7 @@ struct Counters {
     removed: AtomicU64,
     unfit: AtomicU64,
     outdated: AtomicU64,
+    missing: AtomicU64,
 }
 
 /// How the bucket fares, for `/health` and `/metrics`.
@@ -126,6 +128,8 @@ pub struct BucketStatus {
     pub standing: Standing,
     /// What the service said last when it was looked for in vain, with what can be done about it.
     pub trouble: Option<String>,
+    /// Why it takes no uploads though it answers, and since when.
+    pub refusing: Option<(String, Duration)>,
     pub uploads_waiting: u64,
     /// What they take of the disk here.
     pub bytes_waiting: u64,
@@ -142,6 +146,8 @@ pub struct BucketStatus {
     pub unfit: u64,
     /// Uploads that were left, or undone, because another node had a newer body.
     pub outdated: u64,
+    /// Objects that the bucket had lost, and gets again.
+    pub missing: u64,
 }
 
 /// Whose fault it is that a question brought nothing.
@@ -160,6 +166,12 @@ pub struct Bucket {
     runtime: Handle,
     counters: Counters,
     trouble: Mutex<Option<String>>,
+    /// Why it takes no uploads though it answers, and since when.
+    refusing: Mutex<Option<(String, Instant)>>,
+    /// When it last took one.
+    took: Mutex<Option<Instant>>,
+    /// It was found to be missing, or new: it lacks what this node holds.
+    is_new: Notify,
 }
 
 impl std::fmt::Debug for Bucket {
@@ -175,7 +187,7 @@ impl Bucket {
     /// Connections live on `runtime`.
     ///
     /// # Errors
-    /// The queue's folders cannot be made in `data_dir`, or the settings make no URL.
+    /// The settings make no URL.
     pub fn new(
         settings: &config::S3,
         data_dir: &Path,
@@ -184,12 +196,15 @@ impl Bucket {
     ) -> io::Result<Arc<Bucket>> {
         let bucket = Arc::new(Bucket {
             client: Client::new(settings)?,
-            queue: Queue::open(data_dir, store.is_synced())?,
+            queue: Queue::open(data_dir, store.is_synced()),
             breaker: Breaker::new("s3"),
             store,
             runtime,
             counters: Counters::default(),
             trouble: Mutex::new(None),
+            refusing: Mutex::new(None),
+            took: Mutex::new(None),
+            is_new: Notify::new(),
         });
         store.back_up(Arc::clone(&bucket) as Arc<dyn Backup>);
         Ok(bucket)
@@ -217,6 +232,7 @@ impl Bucket {
         });
         let bucket = Arc::clone(self);
         self.runtime.spawn(async move { bucket.clean().await });
+        self.runtime.spawn(reconcile::keep(Arc::clone(self)));
     }
 
     /// Called `s3` in `/health` and `/metrics`.
@@ -230,6 +246,7 @@ impl Bucket {
             Err(failure) if failure.is_missing_bucket() => match self.client.create_bucket().await {
                 Ok(()) => {
                     tracing::info!(bucket = self.client.bucket_name(), "the bucket was created");
+                    self.is_new.notify_one();
                     self.client.ping().await
                 }
                 Err(Failure::Refused { status, code, message }) => Err(Failure::Refused {
@@ -302,6 +319,30 @@ impl Bucket {
             // An answer to HEAD says nothing more than its status; this one says why.
             Err(general @ Failure::Refused { .. }) => Blame::Service(general),
             Err(_) => Blame::Service(failure),
+        }
+    }
+
+    /// Notes whether the bucket takes uploads. `refusal`: why it takes none.
+    fn note_takes(&self, refusal: Option<&Failure>) {
+        let mut refusing = self.refusing.lock();
+        match (&mut *refusing, refusal) {
+            (None, Some(failure)) => {
+                let waiting = self.queue.waiting();
+                tracing::warn!(
+                    bucket = self.client.bucket_name(), %failure, uploads = waiting.uploads, bytes = waiting.bytes,
+                    "S3 takes no uploads: what is to be uploaded waits on this node's disk, where it is not evicted; make \
+                     room in the bucket, raise its quota, or allow PutObject"
+                );
+                *refusing = Some((failure.to_string(), Instant::now()));
+            }
+            (Some((why, _)), Some(failure)) => *why = failure.to_string(),
+            (Some(_), None) => {
+                tracing::info!(bucket = self.client.bucket_name(), "S3 takes uploads again");
+                *refusing = None;
+                drop(refusing);
+                self.queue.hurry();
+            }
+            (None, None) => {}
         }
     }
 
@@ -483,7 +524,9 @@ impl Bucket {
         let waiting = self.queue.waiting();
         let standing = self.breaker.standing();
         let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let refusing = self.refusing.lock().clone();
         BucketStatus {
+            refusing: refusing.map(|(why, since)| (why, since.elapsed())),
             trouble: self.trouble.lock().clone().filter(|_| !standing.healthy),
             standing,
             uploads_waiting: waiting.uploads,
@@ -496,6 +539,7 @@ impl Bucket {
             removed: count(&self.counters.removed),
             unfit: count(&self.counters.unfit),
             outdated: count(&self.counters.outdated),
+            missing: count(&self.counters.missing),
         }
     }
 

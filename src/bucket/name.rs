@@ -1,6 +1,6 @@
 //! How an object is called in the bucket: so that a person finds it, and no key is in another one's way.
 
-use crate::cache::{Key, hex};
+use crate::cache::{Hash, Key, hex};
 
 /// Under this everything lies; what else is in the bucket belongs to others.
 pub const PREFIX: &str = "artifactapi/";
@@ -40,6 +40,22 @@ pub fn of(key: &Key) -> String {
     name.push('!');
     name.push_str(&hex(&key.hash[..8]));
     name
+}
+
+/// Where it is tried whether the bucket takes anything at all: no key has this name.
+pub const PROBE: &str = "artifactapi/write-probe";
+
+/// The first half of a key's hash, as a name ends with it.
+pub fn half(hash: &Hash) -> u64 {
+    let mut half = [0; 8];
+    half.copy_from_slice(&hash[..8]);
+    u64::from_be_bytes(half)
+}
+
+/// The same, read from a name; `None`: it is no key's.
+pub fn half_in(object: &str) -> Option<u64> {
+    let (_, hash) = object.rsplit_once('!')?;
+    u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16)
 }
 
 fn push_segment(name: &mut String, segment: &str) {

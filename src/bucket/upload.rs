@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Body;
-use sha2::{Digest as _, Sha256};
 
 use super::client::Failure;
 use super::marker::{Plan, Progress};
@@ -32,6 +31,8 @@ const PIECE: u64 = 256 << 10;
 /// Parts of an upload, unless there would be too many: S3 takes ten thousand.
 const PART: u64 = 16 << 20;
 const MOST_PARTS: u64 = 9_000;
+/// Whoever took an upload within this time takes uploads.
+const LATELY: Duration = Duration::from_secs(10);
 /// Between two looks at a service that is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -125,16 +126,24 @@ impl Bucket {
         };
         self.counters.failed.fetch_add(1, Relaxed);
         match self.blame(failure).await {
+            // It answers, only not well: what is asked of it on the way to an answer tells whether it is away.
             Blame::Service(failure @ Failure::Refused { status: 500.., .. }) => {
-                // It answers, only not well: what is asked of it on the way to an answer tells whether it is away.
                 tracing::debug!(%failure, "an upload failed");
+                if taken.upload && self.refuses_all(&failure).await {
+                    self.note_takes(Some(&failure));
+                }
                 Some(Again::Backoff)
             }
             Blame::Service(failure) => {
                 self.breaker.fail(failure.to_string());
                 Some(Again::Soon)
             }
+            Blame::Question(failure) if taken.upload && self.refuses_all(&failure).await => {
+                self.note_takes(Some(&failure));
+                Some(Again::Backoff)
+            }
             Blame::Question(failure) => {
+                self.note_takes(None);
                 let store = self.store;
                 let hash = taken.hash;
                 let stored = tokio::task::spawn_blocking(move || store.open_stored(&hash))
@@ -150,6 +159,24 @@ impl Bucket {
                 Some(Again::Rarely)
             }
         }
+    }
+
+    /// Whether no object can be uploaded, rather than this one: the service says that it has no room, or does not take a
+    /// few bytes either.
+    async fn refuses_all(&self, failure: &Failure) -> bool {
+        let took_lately = self.took.lock().is_some_and(|at| at.elapsed() < LATELY);
+        if failure.is_full() || took_lately {
+            return failure.is_full();
+        }
+        let bytes = "whether uploads are taken";
+        let put = self.client.put(name::PROBE, &[], bytes.len() as u64, bytes.into());
+        if within(SHORT, put).await.is_err() {
+            return true;
+        }
+        *self.took.lock() = Some(Instant::now());
+        // One that stays is in nobody's way.
+        let _ = within(SHORT, self.client.delete(name::PROBE)).await;
+        false
     }
 
     async fn upload(self: &Arc<Self>, taken: &Taken, fence: &dyn Fence) -> Result<(), Trouble> {
@@ -187,9 +214,7 @@ impl Bucket {
             return Err(Trouble::Unsettled);
         }
         let reading = Arc::clone(&stored);
-        if !blocking(move || is_right(&reading)).await? {
-            tracing::error!(key = %shown(&stored.key), "a stored body is damaged: it is removed, and will be fetched again when it is asked for");
-            self.store.remove(hash).await;
+        if !blocking(move || Ok(store.is_intact(&reading, |_| {}))).await? {
             return self.give_up_parts(taken, None).await;
         }
         let object = name::of(&stored.key);
@@ -201,6 +226,8 @@ impl Bucket {
             let (body, moved) = body(&stored, 0, length);
             moving(&moved, self.client.put(&object, &about, length, body)).await?;
         }
+        *self.took.lock() = Some(Instant::now());
+        self.note_takes(None);
         self.counters.uploaded.fetch_add(1, Relaxed);
         self.counters.uploaded_bytes.fetch_add(length, Relaxed);
         if self.is_outdated(&stored, fence).await {
@@ -335,20 +362,6 @@ impl Bucket {
         let bucket = Arc::clone(self);
         Ok(blocking(move || bucket.queue.write_whole(&marker, "")).await?)
     }
-}
-
-/// Whether the body still is what was stored: what a disk has damaged is not spread. Blocks.
-fn is_right(stored: &Stored) -> io::Result<bool> {
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; PIECE as usize];
-    let mut at = 0;
-    while at < stored.finished.length {
-        let length = (stored.finished.length - at).min(PIECE) as usize;
-        stored.file.read_exact_at(&mut buffer[..length], stored.offset + at)?;
-        digest.update(&buffer[..length]);
-        at += length as u64;
-    }
-    Ok(<[u8; 32]>::from(digest.finalize()) == stored.finished.sha256)
 }
 
 /// When something last moved, in milliseconds since it began.

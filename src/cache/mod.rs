@@ -10,12 +10,14 @@ mod freshness;
 mod memory;
 mod overflow;
 mod reader;
+mod scrub;
 pub mod storage;
 mod store;
 mod sweep;
 mod usage;
 mod writer;
 
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -29,22 +31,42 @@ use tokio::sync::watch;
 
 use crate::headers;
 
+pub use disk::in_folder;
 pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
 };
+pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
+pub use scrub::{Verified, verify};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
-pub use sweep::Sweep;
+pub use sweep::{Sweep, Swept};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 
 /// Milliseconds since 1970, the unit of every stored time.
 pub type Millis = u64;
 
-/// Now, as stored.
+/// By how many milliseconds the fleet's clock is ahead of this machine's.
+static AHEAD: AtomicI64 = AtomicI64::new(0);
+
+/// Now, as stored: by the fleet's clock, because nodes compare their times with one another's.
 pub fn now_ms() -> Millis {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+    millis(SystemTime::now()).saturating_add_signed(AHEAD.load(Relaxed))
+}
+
+/// From now on [`now_ms`] is so many milliseconds ahead of this machine's clock.
+pub fn set_clock(ahead: i64) {
+    AHEAD.store(ahead, Relaxed);
+}
+
+/// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
+/// wrong: it counts as before, because it may have been.
+pub fn is_before(moment: Millis, at: Millis) -> bool {
+    moment < at || freshness::is_ahead(moment, now_ms())
+}
+
+fn millis(time: SystemTime) -> Millis {
+    time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -296,9 +318,32 @@ pub struct Object {
     uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.
     doomed: std::sync::atomic::AtomicBool,
+    /// The store that holds its file.
+    store: Option<&'static Store>,
+    /// The body was read by this process, and compared with its digest.
+    proven: std::sync::atomic::AtomicBool,
 }
 
 impl Object {
+    /// Whether nobody needs to compare it with its digest. Of what grows there is none yet.
+    fn is_proven(&self) -> bool {
+        self.proven.load(std::sync::atomic::Ordering::Relaxed) || !self.is_complete()
+    }
+
+    fn is_proven_now(&self) {
+        self.proven.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(store) = self.store {
+            store.proven.insert(self.id, ());
+        }
+    }
+
+    /// The body cannot be read to its end, or is not what was stored: whoever asks next has it fetched again.
+    fn lose(self: &Arc<Self>, why: &str) {
+        if let Some(store) = self.store {
+            store.lose(self, why);
+        }
+    }
+
     /// Length and digest, once complete.
     pub fn finished(&self) -> Option<Finished> {
         self.finished.get().copied()
@@ -407,6 +452,8 @@ impl Object {
             prepared: OnceLock::new(),
             uses: Arc::default(),
             doomed: std::sync::atomic::AtomicBool::new(false),
+            store: None,
+            proven: std::sync::atomic::AtomicBool::new(true),
         })
     }
 

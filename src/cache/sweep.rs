@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering::SeqCst;
 use super::disk::Record;
 use super::{Hash, Millis, Object, Store};
 
-/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`.
+/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`, or by a
+/// clock that was ahead.
 pub struct Sweep {
     pub at: Millis,
     /// By the text of the key.
@@ -25,9 +26,13 @@ impl std::fmt::Debug for Sweep {
 }
 
 impl Sweep {
-    fn is_for(&self, key: &str, stored_at: Millis, checked_at: Millis) -> bool {
+    fn is_before(&self, stored_at: Millis, checked_at: Millis) -> bool {
         let moment = if self.expire { checked_at } else { stored_at };
-        moment < self.at && (self.covers)(key)
+        super::is_before(moment, self.at)
+    }
+
+    fn is_for(&self, key: &str, stored_at: Millis, checked_at: Millis) -> bool {
+        self.is_before(stored_at, checked_at) && (self.covers)(key)
     }
 
     fn is_for_object(&self, object: &Object) -> bool {
@@ -49,13 +54,21 @@ impl Sweep {
     }
 }
 
+/// What a sweep found under one hash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swept {
+    /// Nothing that it is for is there any more; the id of what was.
+    Made(Option<u64>),
+    /// What is there was stored since.
+    Newer,
+}
+
 impl Store {
-    /// Flushes what `sweep` covers. Whoever asks for it from now on does not find it; when this returns, its space is free.
-    pub async fn sweep(&'static self, sweep: Sweep) {
-        let sweep = Arc::new(sweep);
+    /// From now on whoever asks for what `sweep` covers does not find it, until [`Store::end_sweeps`].
+    pub fn begin_sweep(&self, sweep: &Arc<Sweep>) {
         self.sweeps.rcu(|sweeps| {
             let mut sweeps = Vec::clone(sweeps);
-            sweeps.push(Arc::clone(&sweep));
+            sweeps.push(Arc::clone(sweep));
             sweeps
         });
         // What was read from disk before the sweep was known is not remembered.
@@ -78,6 +91,31 @@ impl Store {
             }
             !covered || sweep.expire
         });
+    }
+
+    /// Makes `sweep` on what is stored under `hash`, which it is known to cover. Blocks.
+    pub fn sweep_one(&self, sweep: &Sweep, hash: &Hash) -> Swept {
+        let Some((_, record)) = self.load(hash) else {
+            return Swept::Made(None);
+        };
+        if !sweep.is_before(record.head.stored_at, record.checked_at) {
+            return Swept::Newer;
+        }
+        sweep.act(self, hash, &record.key_text);
+        Swept::Made(Some(record.id))
+    }
+
+    /// These were made on all that is stored.
+    pub fn end_sweeps(&self, made: &[Arc<Sweep>]) {
+        self.sweeps.rcu(|sweeps| {
+            let is_made = |sweep: &Arc<Sweep>| made.iter().any(|made| Arc::ptr_eq(made, sweep));
+            let others = sweeps.iter().filter(|sweep| !is_made(sweep));
+            others.cloned().collect::<Vec<_>>()
+        });
+    }
+
+    /// Makes what was begun, by a walk over all that is stored; when this returns, its space is free.
+    pub async fn end_by_walk(&'static self, sweep: Arc<Sweep>) {
         // One walk at a time, which makes all sweeps that wait.
         let _walking = self.walking.lock().await;
         let waiting = self.sweeps.load_full();
@@ -96,11 +134,7 @@ impl Store {
             },
         )
         .await;
-        self.sweeps.rcu(|sweeps| {
-            let is_made = |sweep: &Arc<Sweep>| waiting.iter().any(|made| Arc::ptr_eq(made, sweep));
-            let others = sweeps.iter().filter(|sweep| !is_made(sweep));
-            others.cloned().collect::<Vec<_>>()
-        });
+        self.end_sweeps(&waiting);
     }
 
     /// Judges what was read from disk by the sweeps that are under way; `false`: it is gone.

@@ -68,6 +68,9 @@ pub struct FlushAnswer {
     pub expired: u64,
     pub bytes: u64,
     pub dry_run: bool,
+    /// It goes on in the background: the numbers are those of now. What it covers is not served any more.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub unfinished: bool,
 }
 
 /// Unix seconds as RFC 3339 in UTC: `2024-02-29T23:59:59Z`. What the format cannot say is shown as the nearest that it

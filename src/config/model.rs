@@ -43,6 +43,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Name servers; empty means the system's.
     pub resolver: Vec<SocketAddr>,
+    /// What is in flight when a signal stops the service has this long.
+    pub stop_timeout: Duration,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
     pub clients: ClientSettings,
@@ -76,6 +78,8 @@ pub struct CacheSettings {
     pub memory_bytes: u64,
     /// fsync a body before its fill is admitted.
     pub sync: bool,
+    /// Bytes a second that are read to compare what is stored with its digests; 0: none.
+    pub scrub_rate: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -325,8 +329,9 @@ pub struct Remote {
     /// pypi: what stands before `/simple/…`; its path ends in `/`.
     pub index_url: Option<Url>,
     pub credentials: Option<Credentials>,
-    /// Sent to the remote's own host only.
+    /// Sent where the credentials are.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub credentials_within: CredentialsWithin,
     /// Upstream's header fields that clients get besides those that describe content.
     pub headers_keep: Vec<HeaderName>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
@@ -387,6 +392,15 @@ impl OwnHost {
 pub struct Credentials {
     pub username: String,
     pub password: Password,
+}
+
+/// Where the credentials and headers of a remote may go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CredentialsWithin {
+    /// To every path of its own host: some registries keep their files beside their index.
+    Host,
+    /// To what is below `base_url` only: others share that host.
+    BaseUrl,
 }
 
 /// Where a password comes from.

@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 use url::Url;
 
 use super::model::{
-    CacheSettings, Config, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, TarballUrls, Timeouts,
+    CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
+    TarballUrls, Timeouts,
 };
 use super::values::mask;
 
@@ -64,6 +65,10 @@ fn remote_json(remote: &Remote) -> Value {
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
+        "credentials_within": match remote.credentials_within {
+            CredentialsWithin::Host => "host",
+            CredentialsWithin::BaseUrl => "base_url",
+        },
         "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
         "active_content": remote.active_content,
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
@@ -102,6 +107,7 @@ fn settings_json(settings: &Settings) -> Value {
         disk_min_free,
         memory_bytes,
         sync,
+        scrub_rate,
     } = &settings.cache;
     let clients = &settings.clients;
     json!({
@@ -111,6 +117,7 @@ fn settings_json(settings: &Settings) -> Value {
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "resolver": settings.resolver,
+        "stop_timeout": seconds(settings.stop_timeout),
         "tls": settings.tls.as_ref().map(|tls| json!({
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),
@@ -123,6 +130,7 @@ fn settings_json(settings: &Settings) -> Value {
             },
             "memory_bytes": memory_bytes,
             "sync": sync,
+            "scrub_rate": scrub_rate,
         },
         "clients": {
             "head_timeout": seconds(clients.head_timeout),

@@ -15,8 +15,8 @@ use url::Url;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    Credentials, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls,
-    Timeouts, Ttls,
+    Credentials, CredentialsWithin, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret,
+    TarballUrls, Timeouts, Ttls,
 };
 use super::pattern::Pattern;
 use super::problem::{Context, Fault, Pos, Report};
@@ -46,6 +46,7 @@ const KEYS: &[&str] = &[
     "password_command",
     "password_command_ttl",
     "headers",
+    "credentials_within",
     "headers_keep",
     "active_content",
     "immutable_patterns",
@@ -256,6 +257,10 @@ impl Reader {
             Vec::new()
         };
         let credentials = credentials(&section);
+        let within = [
+            ("host", CredentialsWithin::Host),
+            ("base_url", CredentialsWithin::BaseUrl),
+        ];
         let tarball_urls = [("rewrite", TarballUrls::Rewrite), ("upstream", TarballUrls::Upstream)];
 
         let base_url = base_url.filter(|_| kind == RemoteType::Remote);
@@ -277,6 +282,9 @@ impl Reader {
             description: section.text("description").map(|text| text.value).unwrap_or_default(),
             index_url,
             headers: headers(&section, credentials.is_some()),
+            credentials_within: section
+                .parse("credentials_within", |text| choice(text, &within))
+                .unwrap_or(CredentialsWithin::Host),
             headers_keep: headers_keep(&section),
             active_content: section.boolean("active_content").unwrap_or(false),
             base_url,
@@ -672,7 +680,14 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
                 cx.error(found.at, fault.hint(format!("remove `{key}`, or `type: local`")));
             }
         }
-        for key in ["username", "headers", "file_hosts", "serve_stale_on", "upstream"] {
+        for key in [
+            "username",
+            "headers",
+            "credentials_within",
+            "file_hosts",
+            "serve_stale_on",
+            "upstream",
+        ] {
             if let Some(found) = section.entry(key) {
                 cx.warn(found.at, Fault::new(format!("`{key}` has no effect on a local remote")));
             }
@@ -686,6 +701,18 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
             );
         }
         return;
+    }
+    if remote.credentials_within == CredentialsWithin::BaseUrl
+        && let Some(found) = section.entry("credentials_within")
+    {
+        if remote.base_url.as_ref().is_some_and(|base| base.path() == "/") {
+            let fault = Fault::new("`credentials_within: base_url` narrows nothing: `base_url` has no path");
+            cx.warn(found.at, fault.hint("add the path to `base_url`, or remove the key"));
+        }
+        if remote.credentials.is_none() && remote.headers.is_empty() {
+            let fault = Fault::new("`credentials_within` without `username` or `headers`");
+            cx.warn(found.at, fault.hint("remove it"));
+        }
     }
     if remote.package == Package::Npm && remote.mutable_patterns.is_empty() {
         let fault = Fault::new(if remote.immutable_patterns.is_none() {

@@ -28,6 +28,7 @@ const KEYS: &[&str] = &[
     "tls",
     "trusted_proxies",
     "resolver",
+    "stop_timeout",
     "cache",
     "clients",
     "upstream",
@@ -39,6 +40,7 @@ const ELSEWHERE: Elsewhere = &[
     ("disk_min_free", "under `cache:`"),
     ("memory_bytes", "under `cache:`"),
     ("sync", "under `cache:`"),
+    ("scrub_rate", "under `cache:`"),
     ("connect_timeout", "under `upstream:`"),
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
@@ -93,6 +95,7 @@ struct FromFile {
     tls: Option<Tls>,
     trusted_proxies: Vec<IpNet>,
     resolver: Vec<SocketAddr>,
+    stop_timeout: Duration,
     cache: CacheSettings,
     clients: ClientSettings,
     upstream: UpstreamSettings,
@@ -109,11 +112,13 @@ impl Default for FromFile {
             tls: None,
             trusted_proxies: vec![IpNet::V4(loopback4), IpNet::V6(loopback6)],
             resolver: Vec::new(),
+            stop_timeout: Duration::from_secs(30),
             cache: CacheSettings {
                 disk_bytes: 50_000_000_000,
                 disk_min_free: MinFree::Percent(5.0),
                 memory_bytes: 256_000_000,
                 sync: false,
+                scrub_rate: 4_000_000,
             },
             clients: ClientSettings::default(),
             upstream: UpstreamSettings {
@@ -156,6 +161,7 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         remotes_file: outside.path(flags.remotes.as_deref(), "ARTIFACTAPI_REMOTES", "remotes.yaml"),
         trusted_proxies: file.trusted_proxies,
         resolver: file.resolver,
+        stop_timeout: file.stop_timeout,
         tls: file.tls,
         cache: file.cache,
         clients: file.clients,
@@ -261,7 +267,10 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     if let Some(servers) = top.list("resolver", address::resolver_address) {
         result.resolver = servers.into_iter().map(|(_, server)| server).collect();
     }
-    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync"];
+    if let Some(limit) = top.timeout("stop_timeout") {
+        result.stop_timeout = limit;
+    }
+    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync", "scrub_rate"];
     if let Some(cache) = top.section("cache", "cache.", &cache_keys) {
         let defaults = result.cache;
         result.cache = CacheSettings {
@@ -273,6 +282,7 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
                 .parse("memory_bytes", values::size)
                 .unwrap_or(defaults.memory_bytes),
             sync: cache.boolean("sync").unwrap_or(defaults.sync),
+            scrub_rate: cache.parse("scrub_rate", values::size).unwrap_or(defaults.scrub_rate),
         };
     }
     if let Some(clients) = top.section("clients", "clients.", CLIENT_KEYS) {

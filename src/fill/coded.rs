@@ -18,7 +18,7 @@ const PIECE: usize = 64 << 10;
 
 impl Fills {
     /// Fetches `wanted` aside, as it comes, and keeps what has the right digest: the bytes, or what they decode to.
-    pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted) -> Outcome {
+    pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
         let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
             key: Key::new(remote, path, None, "~coded"),
@@ -32,6 +32,9 @@ impl Fills {
             Outcome::Object(object, How::Fetched) => object,
             other => return other,
         };
+        if !arrived.settled().await {
+            return self.after_failure(wanted, previous, Failure::broken_off()).await;
+        }
         let kept = self.keep_right(wanted, &arrived).await;
         self.store.remove(hash).await;
         match kept {
@@ -53,9 +56,6 @@ impl Fills {
         let Some(expected) = &wanted.expected else {
             return Err("a digest is wanted and none is known".to_owned());
         };
-        if !arrived.settled().await {
-            return Err("the transfer from upstream ended early; try again".to_owned());
-        }
         let broken = |error: &dyn std::fmt::Display| format!("what upstream sent could not be read: {error}");
         let mut verifier = expected.verifier();
         let mut reader = Reader::new(Arc::clone(arrived));

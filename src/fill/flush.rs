@@ -2,13 +2,16 @@
 //! matches, and its copies in the bucket. Other nodes hear of it, and sweep what they have.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
 
-use super::{Fills, Views};
+use super::{Fills, PATIENCE, Views};
 use crate::bucket::PREFIX;
-use crate::cache::{Key, Millis, Sweep, now_ms, parse_hash};
-use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest};
+use crate::cache::{Key, Millis, Sweep, Swept, now_ms, parse_hash};
+use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest, Record};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
 use crate::formats::{self, Class};
@@ -18,6 +21,12 @@ use crate::policy;
 const SWEEPERS: usize = 8;
 /// Rows looked at in one question to the catalogue.
 const PAGE: usize = 500;
+/// Rows that are held while they are worked on.
+const MAX_LISTED: usize = 50_000;
+/// Rows that are worked on in one go.
+const AT_ONCE: usize = 100;
+/// Whoever asked for a flush is answered within this, however much there is to do.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a flush was not made.
 #[derive(Debug, thiserror::Error)]
@@ -28,114 +37,224 @@ pub enum FlushError {
     Catalogue(#[from] CatalogError),
 }
 
+/// A flush that this node makes by what the catalogue lists.
+struct Making {
+    fills: Arc<Fills>,
+    views: Arc<Views>,
+    config: Arc<Config>,
+    request: FlushRequest,
+    flush: Flush,
+    /// From its beginning to its end; `None`: nothing is done.
+    sweep: Option<Arc<Sweep>>,
+    /// How far it is.
+    answer: Mutex<FlushAnswer>,
+}
+
+impl Making {
+    /// # Errors
+    /// The catalogue does not answer. What was flushed until then stays flushed.
+    async fn work(self: &Arc<Self>) -> Result<(), CatalogError> {
+        let mut after = None;
+        loop {
+            let mut listed = Vec::new();
+            loop {
+                let page = self.fills.catalog.matching(&self.request.filter, after, PAGE).await?;
+                listed.extend(page.records.into_iter().filter(|record| !self.is_local(&record.remote)));
+                after = page.next;
+                if after.is_none() || listed.len() >= MAX_LISTED {
+                    break;
+                }
+            }
+            {
+                let mut answer = self.answer.lock();
+                answer.matched += listed.len() as u64;
+                answer.bytes += listed.iter().map(|record| record.size).sum::<u64>();
+            }
+            if let Some(sweep) = &self.sweep {
+                while !listed.is_empty() {
+                    let some = listed.split_off(listed.len().saturating_sub(AT_ONCE));
+                    let (making, sweep) = (Arc::clone(self), Arc::clone(sweep));
+                    // It fails only when the process ends.
+                    let _ = tokio::task::spawn_blocking(move || making.act(&sweep, some)).await;
+                }
+            }
+            if after.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn is_local(&self, remote: &str) -> bool {
+        let remote = self.config.remotes.get(remote);
+        remote.is_some_and(|remote| remote.kind == RemoteType::Local)
+    }
+
+    /// On some of what is listed. Blocks.
+    fn act(&self, sweep: &Sweep, records: Vec<Record>) {
+        let (fills, mode) = (&self.fills, self.request.mode);
+        for record in records {
+            let Some(hash) = parse_hash(&record.key) else { continue };
+            let swept = fills.store.sweep_one(sweep, &hash);
+            match (swept, mode) {
+                // It was fetched anew meanwhile.
+                (Swept::Newer, _) => {}
+                (Swept::Made(id), FlushMode::Delete) => {
+                    if let Some(id) = id {
+                        self.views.forget(id);
+                    }
+                    let (remote, path, form) = (record.remote, record.path, record.form);
+                    if let Some(bucket) = &fills.shared.bucket {
+                        bucket.remove(&Key::from_text(&format!("{remote}\0{path}\0{form}")));
+                    }
+                    fills.catalog.record(Event::Removed { remote, path, form });
+                }
+                (Swept::Made(_), FlushMode::Expire) => {
+                    fills.catalog.record(expired(record.remote, record.path, record.form));
+                }
+            }
+            let mut answer = self.answer.lock();
+            match mode {
+                FlushMode::Delete => answer.deleted += 1,
+                FlushMode::Expire => answer.expired += 1,
+            }
+        }
+    }
+
+    /// From the first page to the last trace.
+    async fn make(self: Arc<Self>) -> Result<(), CatalogError> {
+        let worked = self.work().await;
+        let Some(sweep) = &self.sweep else { return worked };
+        match &worked {
+            Ok(()) => self.fills.store.end_sweeps(std::slice::from_ref(sweep)),
+            Err(error) => {
+                tracing::warn!(%error, "the catalogue does not tell what a flush covers: everything that is stored is looked at");
+                self.fills.store.end_by_walk(Arc::clone(sweep)).await;
+            }
+        }
+        let (filter, fills) = (&self.request.filter, &self.fills);
+        if self.request.mode == FlushMode::Delete {
+            // Views of what was no longer listed, and of bases that a restart forgot.
+            if is_everything(filter) && filter.remote.is_none() {
+                fills.store.remove_where(|key| key.starts_with('\0')).await;
+            }
+            if is_everything(filter) && !fills.catalog.is_shared() {
+                fills.sweep_bucket(filter.remote.clone(), self.flush.at);
+            }
+        }
+        fills.shared.note_flush(&self.flush, false).await;
+        let answer = *self.answer.lock();
+        tracing::info!(matched = answer.matched, bytes = answer.bytes, "a flush was made");
+        worked
+    }
+}
+
+/// Whether it names no part of a remote.
+fn is_everything(filter: &Filter) -> bool {
+    filter.class.is_none() && filter.prefix.is_none() && filter.pattern.is_none()
+}
+
 impl Fills {
-    /// Flushes what `request` matches, on every node.
+    /// Flushes what `request` matches, on every node. From the answer on none of it is served; when there is much of it, it is
+    /// removed in the background.
     ///
     /// # Errors
     /// The catalogue does not answer. What was flushed until then stays flushed.
     pub async fn flush(
         self: &Arc<Self>,
-        views: &Views,
-        config: &Config,
+        views: &Arc<Views>,
+        config: &Arc<Config>,
         request: &FlushRequest,
     ) -> Result<FlushAnswer, FlushError> {
-        let (catalog, filter) = (&self.catalog, &request.filter);
-        let mut answer = FlushAnswer {
-            dry_run: request.dry_run,
-            ..FlushAnswer::default()
-        };
-        let is_local = |remote: &str| {
-            let remote = config.remotes.get(remote);
-            remote.is_some_and(|remote| remote.kind == RemoteType::Local)
-        };
-        let everything_of = filter.class.is_none() && filter.prefix.is_none() && filter.pattern.is_none();
-        let drained = catalog.drain().await;
+        let filter = &request.filter;
+        let drained = self.catalog.drain().await;
         if let Err(error) = &drained
-            && (!everything_of || request.dry_run)
+            && (!is_everything(filter) || request.dry_run)
         {
             return Err(FlushError::NeedsCatalogue(error.clone()));
         }
-        let flushed_at = now_ms();
-        if !request.dry_run {
-            self.tell_of_flush(request, flushed_at).await;
-        }
+        let flush = Flush::new(request.to_json());
+        let sweep = match request.dry_run {
+            true => None,
+            false => Some(self.begin_flush(config, request, &flush).await),
+        };
         if drained.is_err() {
-            return Ok(self.flush_without_catalogue(filter, request.mode).await);
+            let answer = self.flush_without_catalogue(filter, request.mode).await;
+            if let Some(sweep) = sweep {
+                self.store.end_sweeps(&[sweep]);
+            }
+            self.shared.note_flush(&flush, false).await;
+            tracing::info!(
+                matched = answer.matched,
+                bytes = answer.bytes,
+                "a flush was made without the catalogue"
+            );
+            return Ok(answer);
         }
-        let mut after = None;
-        loop {
-            let page = catalog.matching(filter, after, PAGE).await?;
-            for record in page.records {
-                if is_local(&record.remote) {
-                    continue;
-                }
-                answer.matched += 1;
-                answer.bytes += record.size;
-                let Some(hash) = parse_hash(&record.key) else { continue };
-                match (request.dry_run, request.mode) {
-                    (true, _) => {}
-                    (false, FlushMode::Delete) => {
-                        if let Some(id) = self.store.id_of(hash).await {
-                            views.forget(id).await;
-                        }
-                        self.store.remove(hash).await;
-                        if let Some(bucket) = &self.shared.bucket {
-                            let key = format!("{}\0{}\0{}", record.remote, record.path, record.form);
-                            bucket.remove(&Key::from_text(&key));
-                        }
-                        answer.deleted += 1;
-                        catalog.record(Event::Removed {
-                            remote: record.remote,
-                            path: record.path,
-                            form: record.form,
-                        });
-                    }
-                    (false, FlushMode::Expire) => {
-                        self.store.expire(hash).await;
-                        answer.expired += 1;
-                        catalog.record(expired(record.remote, record.path, record.form));
-                    }
-                }
-            }
-            after = page.next;
-            if after.is_none() {
-                break;
-            }
+        let making = Arc::new(Making {
+            fills: Arc::clone(self),
+            views: Arc::clone(views),
+            config: Arc::clone(config),
+            request: request.clone(),
+            flush,
+            sweep,
+            answer: Mutex::new(FlushAnswer {
+                dry_run: request.dry_run,
+                ..FlushAnswer::default()
+            }),
+        });
+        let task = tokio::spawn(Arc::clone(&making).make());
+        // A trial does nothing but count.
+        let patience = if request.dry_run { PATIENCE } else { ANSWERED_WITHIN };
+        let made = tokio::time::timeout(patience, task).await;
+        let answer = *making.answer.lock();
+        match made {
+            Ok(Ok(Err(error))) => Err(error.into()),
+            Ok(_) => Ok(answer),
+            Err(_) => Ok(FlushAnswer {
+                unfinished: true,
+                ..answer
+            }),
         }
-        if !request.dry_run {
-            let matches = |key: &str| covered(config, filter, key);
-            for key in self.store.growing_keys() {
-                match (matches(&key.text), request.mode) {
-                    (true, FlushMode::Delete) => {
-                        self.store.remove(key.hash).await;
-                        self.release(&key.hash);
-                    }
-                    (true, FlushMode::Expire) => drop(self.store.expire(key.hash).await),
-                    (false, _) => {}
-                }
-            }
-            self.forget(matches);
-            // Views of what was no longer listed, and of bases that a restart forgot.
-            if filter.remote.is_none() && everything_of && request.mode == FlushMode::Delete {
-                self.store.remove_where(|key| key.starts_with('\0')).await;
-            }
-            if request.mode == FlushMode::Delete && !catalog.is_shared() {
-                self.sweep_bucket(filter.remote.clone(), flushed_at);
-            }
-        }
-        Ok(answer)
     }
 
-    /// The other nodes hear of it, and whatever of it is brought back later, from the bucket or another node, is known to be
-    /// flushed.
-    async fn tell_of_flush(&self, request: &FlushRequest, at: Millis) {
-        let flush = Flush {
-            at,
-            ..Flush::new(request.to_json())
-        };
+    /// From now on nothing that is covered is served here, and the other nodes are told.
+    async fn begin_flush(&self, config: &Arc<Config>, request: &FlushRequest, flush: &Flush) -> Arc<Sweep> {
+        self.shared.note_flush(flush, true).await;
+        let (config, filter) = (Arc::clone(config), request.filter.clone());
+        let covers = move |key: &str| covered(&config, &filter, key);
+        let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(covers);
+        let judge = Arc::clone(&covers);
+        let sweep = Arc::new(Sweep {
+            // What was stored in this very millisecond, too.
+            at: flush.at + 1,
+            covers: Box::new(move |key| judge(key)),
+            expire: request.mode == FlushMode::Expire,
+            gone: Box::new(|_| {}),
+        });
+        self.store.begin_sweep(&sweep);
         match &self.shared.fleet {
-            Some(fleet) => fleet.flush(flush).await,
-            None => self.shared.remember(flush),
+            Some(fleet) => fleet.flush(flush.clone()).await,
+            None => self.shared.remember(flush.clone()),
+        }
+        for key in self.store.growing_keys() {
+            match (covers(&key.text), request.mode) {
+                (true, FlushMode::Delete) => {
+                    self.store.forsake(&key.hash);
+                    self.release(&key.hash);
+                }
+                (true, FlushMode::Expire) => drop(self.store.expire(key.hash).await),
+                (false, _) => {}
+            }
+        }
+        self.forget(&*covers);
+        sweep
+    }
+
+    /// Makes, on `runtime`, what an earlier process of this node has begun. Nothing of it is served from now on.
+    pub fn finish_flushes(self: &Arc<Self>, runtime: &Handle) {
+        for flush in self.shared.begun_flushes() {
+            tracing::info!(request = %flush.request, "a flush that was under way when this node stopped is made");
+            self.make_elsewhere(flush, runtime);
         }
     }
 
@@ -189,9 +308,9 @@ impl Fills {
         });
     }
 
-    /// A flush that another node made.
-    pub async fn flushed_elsewhere(self: &Arc<Self>, flush: &Flush) {
-        let Some((covers, expire)) = self.shared.read_flush(flush) else {
+    /// Makes, on `runtime`, a flush that another node made. Nothing of it is served from now on.
+    pub fn make_elsewhere(self: &Arc<Self>, flush: Flush, runtime: &Handle) {
+        let Some((covers, expire)) = self.shared.read_flush(&flush) else {
             tracing::warn!(request = %flush.request, "another node made a flush that is not understood here; is it of a later version?");
             return;
         };
@@ -215,15 +334,20 @@ impl Fills {
                 false => Event::Removed { remote, path, form },
             });
         };
-        self.store
-            .sweep(Sweep {
-                at: flush.at,
-                covers: Box::new(move |key| covers(key)),
-                expire,
-                gone: Box::new(gone),
-            })
-            .await;
-        tracing::info!(request = %flush.request, "a flush of another node was made here");
+        let sweep = Arc::new(Sweep {
+            at: flush.at,
+            covers: Box::new(move |key| covers(key)),
+            expire,
+            gone: Box::new(gone),
+        });
+        self.store.begin_sweep(&sweep);
+        let fills = Arc::clone(self);
+        runtime.spawn(async move {
+            fills.shared.note_flush(&flush, true).await;
+            fills.store.end_by_walk(sweep).await;
+            fills.shared.note_flush(&flush, false).await;
+            tracing::info!(request = %flush.request, "a flush of another node was made here");
+        });
     }
 
     /// By walking the disk tier.
@@ -249,7 +373,7 @@ impl Fills {
             deleted,
             expired,
             bytes,
-            dry_run: false,
+            ..FlushAnswer::default()
         }
     }
 }

@@ -7,12 +7,14 @@
 mod answer;
 mod coded;
 pub mod flush;
+pub mod neighbours;
 pub mod news;
 pub mod node;
 pub mod record;
 pub mod reference;
 pub mod set;
 pub mod shared;
+pub mod unfinished;
 pub mod upstream;
 pub mod view;
 
@@ -33,7 +35,7 @@ use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
-use crate::cache::{Expected, Finish, Hash, Key, Object, Store, freshness_until, now_ms, shown};
+use crate::cache::{Expected, Finish, Hash, Key, Object, State, Store, freshness_until, now_ms, shown};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Form, Format};
@@ -132,7 +134,7 @@ impl Wanted {
     pub fn describe(&mut self, format: &'static dyn Format, path: &ArtifactPath, form: Form) {
         self.accept = form.accept;
         self.query = path.query.clone();
-        self.scope = format.token_scope(&path.decoded);
+        self.scope = format.token_scope(&self.remote, &path.decoded);
         if format.stored_as(&path.decoded).is_some() {
             self.asked = Key::new(&self.remote.name, &path.encoded, None, "");
         }
@@ -425,7 +427,7 @@ impl Fills {
             Word::Coded => {
                 drop(task);
                 drop(place);
-                return landing.publish(self.fetch_coded(&wanted).await);
+                return landing.publish(self.fetch_coded(&wanted, previous).await);
             }
             Word::Direct(why) => {
                 if let Some(why) = why {
@@ -503,15 +505,7 @@ impl Fills {
         if let Some(previous) = previous.filter(|_| wanted.remote.serve_stale_on.contains(&status)) {
             return self.stale(wanted, previous, Some(status)).await;
         }
-        let answer = Arc::new(answer);
-        if matches!(status, 404 | 410 | 451) {
-            if let Some(previous) = previous {
-                self.store.remove(previous.key.hash).await;
-            }
-            self.negative
-                .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
-        }
-        Outcome::Answer(answer)
+        self.answered(wanted, previous, answer).await.0
     }
 
     /// An answer that is not stored: passed on, unless a stored copy goes before it.
@@ -522,19 +516,34 @@ impl Fills {
         {
             return self.stale(wanted, previous, Some(status)).await;
         }
-        let gone = matches!(status, 404 | 410 | 451);
+        let (outcome, removed) = self.answered(wanted, previous.as_ref(), answer).await;
+        if let Some(key) = removed {
+            self.note_removed(&key);
+        }
+        outcome
+    }
+
+    /// Upstream's own answer, whichever node got it. One that says that there is no such thing is remembered, and takes
+    /// what is stored with it: the key of that, if so.
+    async fn answered(
+        &self,
+        wanted: &Wanted,
+        previous: Option<&Arc<Object>>,
+        answer: Answer,
+    ) -> (Outcome, Option<Key>) {
         let answer = Arc::new(answer);
-        if gone {
+        let mut removed = None;
+        if matches!(answer.status, 404 | 410 | 451) {
             // What others name too is theirs as well.
             let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces.is_none();
-            if let Some(previous) = previous.as_ref().filter(|_| !shared) {
+            if let Some(previous) = previous.filter(|_| !shared) {
                 self.store.remove(previous.key.hash).await;
-                self.note_removed(&previous.key);
+                removed = Some(previous.key.clone());
             }
             self.negative
                 .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
         }
-        Outcome::Answer(answer)
+        (Outcome::Answer(answer), removed)
     }
 
     async fn after_failure(
@@ -553,14 +562,29 @@ impl Fills {
 
     /// The stored copy, trusted for another TTL so that upstream is not asked again until then.
     async fn stale(self: &Arc<Self>, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
-        let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
+        self.trust_again(wanted.policy, previous).await;
+        Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+
+    async fn trust_again(&self, policy: Policy, previous: &Arc<Object>) {
+        let until = freshness_until(policy.class, now_ms(), policy.ttl);
         let checked_at = previous.fresh.checked_at();
-        self.store
-            .refresh(previous, wanted.policy.class, checked_at, until)
-            .await;
+        self.store.refresh(previous, policy.class, checked_at, until).await;
         // Not told to other nodes: they may have something newer, or reach upstream.
         self.catalog.record(record::refreshed(previous));
-        Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+
+    /// The copy that `broken` was to take the place of, if it broke off and has left one: upstream may as well not have
+    /// answered at all, as long as nothing of its answer has gone out.
+    pub async fn copy_before(&self, broken: &Object, policy: Policy) -> Option<Arc<Object>> {
+        if broken.progress().state != State::Failed {
+            return None;
+        }
+        let previous = self.store.stored(&broken.key).await?;
+        if !previous.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh() {
+            self.trust_again(policy, &previous).await;
+        }
+        Some(previous)
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 
 use super::{Fills, record};
 use crate::bucket::Fence;
@@ -44,7 +45,8 @@ impl Listener for News {
 
     fn flushed(&self, flush: Flush) {
         if let Some(fills) = self.0.upgrade() {
-            tokio::spawn(async move { fills.flushed_elsewhere(&flush).await });
+            // What it does at once is done in memory.
+            fills.make_elsewhere(flush, &Handle::current());
         }
     }
 

@@ -91,6 +91,7 @@ impl Fills {
                 self.point(wanted, previous, (referent, &kept), How::Fetched, (is_flushed, began))
                     .await
             }
+            Err(failure) if failure.unreachable => self.after_failure(wanted, previous, failure).await,
             Err(failure) => Outcome::Answer(Arc::new(Answer::failure(&failure))),
         };
         self.store.remove(key).await;
@@ -119,7 +120,7 @@ impl Fills {
         ) {
             (true, Ok(body)) => body,
             (true, Err(_)) => return Err(refused("upstream's manifest is longer than any registry takes")),
-            (false, _) => return Err(refused("the transfer from upstream ended early; try again")),
+            (false, _) => return Err(Failure::broken_off()),
         };
         let body = match arrived.head.content_encoding() {
             Some(coding) if !is_gzip(coding) => {

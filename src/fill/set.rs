@@ -3,13 +3,14 @@
 //!
 //! So a file of a fixed name is stored under its manifest's word for it (its checksum, or the manifest's own digest where
 //! there is none), and a new manifest takes the old one's place only when those of its files that clients use here were
-//! fetched and verified.
+//! fetched and verified. The others that clients read with it are fetched as soon as it is shown: later upstream may have
+//! moved on, and what this manifest names would be had from nowhere.
 
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use http::Method;
+use indexmap::IndexMap;
 use quick_cache::sync::Cache;
 
 use super::node::Life;
@@ -22,6 +23,8 @@ use crate::upstream::Failure;
 const MAX_MANIFEST: usize = 8 << 20;
 /// After a set that does not fit together (upstream is changing it), upstream is asked again this soon.
 const RETRY_MS: u64 = 10_000;
+/// Files that are fetched ahead for one manifest; repositories have about ten.
+const MAX_AHEAD: usize = 32;
 
 /// What is to be fetched is a manifest.
 #[derive(Clone)]
@@ -47,7 +50,8 @@ pub struct Standing {
 
 /// What the manifests that were read lately say.
 pub struct Manifests {
-    read: Cache<u64, Arc<HashMap<String, Member>>>,
+    /// By path, in the manifest's order.
+    read: Cache<u64, Arc<IndexMap<String, Member>>>,
 }
 
 impl Default for Manifests {
@@ -57,7 +61,7 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    async fn members(&self, manifest: &Arc<Object>, set: &Set) -> Arc<HashMap<String, Member>> {
+    async fn members(&self, manifest: &Arc<Object>, set: &Set) -> Arc<IndexMap<String, Member>> {
         if let Some(members) = self.read.get(&manifest.id) {
             return members;
         }
@@ -66,7 +70,7 @@ impl Manifests {
             return Arc::default();
         };
         let members = set.format.members(&set.path, &body);
-        let members: Arc<HashMap<_, _>> = Arc::new(
+        let members: Arc<IndexMap<_, _>> = Arc::new(
             members
                 .into_iter()
                 .map(|member| (member.path.clone(), member))
@@ -150,11 +154,7 @@ impl Fills {
     ) {
         let aside = arrived.key.hash;
         let how = if life.is_some() { How::Restored } else { How::Fetched };
-        let incomplete = Failure {
-            status: 502,
-            reason: "the transfer from upstream ended early; try again".to_owned(),
-            unreachable: false,
-        };
+        let incomplete = Failure::broken_off();
         let body = match (
             arrived.settled().await,
             Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await,
@@ -166,7 +166,7 @@ impl Fills {
         };
         if let Some(previous) = previous
             .as_ref()
-            .filter(|previous| previous.finished() == arrived.finished())
+            .filter(|previous| previous.identity() == arrived.identity())
         {
             match life {
                 None => self.refresh(wanted, previous, now_ms()).await,
@@ -202,7 +202,10 @@ impl Fills {
         match switched {
             Some(object) => {
                 match (life, record::stored(&object, wanted.policy.class)) {
-                    (None, _) => self.note_stored(&object, wanted.policy.class),
+                    (None, _) => {
+                        self.note_stored(&object, wanted.policy.class);
+                        self.fetch_ahead(wanted, set, &object);
+                    }
                     (Some(_), Some(event)) => self.catalog.record(event),
                     (Some(_), None) => {}
                 }
@@ -215,6 +218,30 @@ impl Fills {
     /// A flight within a flight. The type is spelled out because the compiler cannot infer it in a circle.
     fn obtain_for_set(self: &Arc<Self>, wanted: Wanted) -> Pin<Box<dyn Future<Output = (Outcome, bool)> + Send + '_>> {
         Box::pin(self.obtain(wanted, Method::GET))
+    }
+
+    /// Fetches what clients read with a manifest that is new here, while upstream still has what it names. Nobody waits.
+    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, set: &Set, manifest: &Arc<Object>) {
+        let (fills, wanted, set, manifest) = (Arc::clone(self), wanted.clone(), set.clone(), Arc::clone(manifest));
+        tokio::spawn(async move {
+            let members = fills.manifests.members(&manifest, &set).await;
+            let is_of_set = |member: &Member| set.format.manifest_of(&member.path).as_ref() == Some(&set.path);
+            let ahead = members
+                .values()
+                .filter(|member| member.is_read_with_it && is_of_set(member));
+            for member in ahead.take(MAX_AHEAD) {
+                let Some(mut file) = wanted_member(&wanted, &set, &manifest, member) else {
+                    continue;
+                };
+                // One that turns out otherwise makes the manifest due.
+                file.manifest = file.expected.is_some().then(|| manifest.key.clone());
+                if fills.store.stored(&file.key).await.is_none()
+                    && let (Outcome::Object(object, _), _) = fills.obtain_for_set(file).await
+                {
+                    object.settled().await;
+                }
+            }
+        });
     }
 
     /// Fetches those files of the new manifest whose old copies are stored here. The path of one that did not fit.
@@ -230,22 +257,22 @@ impl Fills {
         for (path, member) in new.iter() {
             let Some(old_member) = old.get(path) else { continue };
             let (old_form, _) = form_and_digest(previous, Some(old_member));
-            let (form, expected) = form_and_digest(arrived, Some(member));
-            if form == old_form {
+            if form_and_digest(arrived, Some(member)).0 == old_form {
                 continue;
             }
-            let Ok(parsed) = crate::formats::path::of_decoded(path) else {
+            let Some(wanted) = wanted_member(wanted, set, arrived, member) else {
                 continue;
             };
-            let key = |form: &str| Key::new(&wanted.remote.name, &parsed.encoded, None, form);
-            if self.store.stored(&key(&old_form)).await.is_none() {
+            let (remote, encoded, _) = wanted.key.parts();
+            if self
+                .store
+                .stored(&Key::new(remote, encoded, None, &old_form))
+                .await
+                .is_none()
+            {
                 continue;
             }
-            let url = set.format.upstream_url(&wanted.remote, &parsed);
-            let policy = crate::policy::of_set_member();
-            let mut member = Wanted::new(Arc::clone(&wanted.remote), key(&form), url, policy);
-            member.expected = expected;
-            let fetched = match self.obtain_for_set(member).await {
+            let fetched = match self.obtain_for_set(wanted).await {
                 (Outcome::Object(object, _), _) => object.settled().await,
                 _ => false,
             };
@@ -255,6 +282,18 @@ impl Fills {
         }
         Ok(())
     }
+}
+
+/// The flight of a file, as `manifest` knows it.
+fn wanted_member(wanted: &Wanted, set: &Set, manifest: &Object, member: &Member) -> Option<Wanted> {
+    let path = crate::formats::path::of_decoded(&member.path).ok()?;
+    let (form, expected) = form_and_digest(manifest, Some(member));
+    let key = Key::new(&wanted.remote.name, &path.encoded, None, &form);
+    let url = set.format.upstream_url(&wanted.remote, &path);
+    Some(Wanted {
+        expected,
+        ..Wanted::new(Arc::clone(&wanted.remote), key, url, crate::policy::of_set_member())
+    })
 }
 
 /// Stores what arrived aside in its own place.

@@ -14,13 +14,15 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use http::Method;
 use parking_lot::Mutex;
 
-use super::node::{Incoming, Life, Peers, Question, Reply};
+use super::node::{Body, Incoming, Life, Peers, Question, Reply};
+use super::unfinished::Unfinished;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
-    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer, now_ms,
+    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
+    identity, is_before, now_ms,
 };
-use crate::fleet::{Fleet, Flush, Lease, Node, Published, Record, Take};
+use crate::fleet::{Fence, Fleet, Flush, Lease, Node, Published, Record, Take};
 use crate::formats::Class;
 
 /// Between two looks at what another node does.
@@ -65,6 +67,7 @@ pub struct Shared {
     pub fleet: Option<Arc<Fleet>>,
     pub peers: Option<Peers>,
     read_flush: ReadFlush,
+    unfinished: Option<Arc<Unfinished>>,
     /// Those of this node, where there is no Redis to remember them.
     own_flushes: ArcSwap<Vec<Flush>>,
     flushes: ArcSwap<Known>,
@@ -150,14 +153,14 @@ struct Source {
 
 /// What comes after a cut.
 struct Rest {
-    body: Incoming,
+    body: Body,
     node: Option<Node>,
     from_upstream: bool,
     held: Option<Held>,
 }
 
 impl Rest {
-    fn of(body: Incoming, node: Option<Node>) -> Rest {
+    fn of(body: Body, node: Option<Node>) -> Rest {
         Rest {
             body,
             node,
@@ -173,6 +176,7 @@ impl Shared {
         fleet: Option<Arc<Fleet>>,
         peers: Option<Peers>,
         read_flush: ReadFlush,
+        unfinished: Option<Unfinished>,
     ) -> Self {
         let known = Known {
             of: Arc::default(),
@@ -183,6 +187,7 @@ impl Shared {
             fleet,
             peers,
             read_flush,
+            unfinished: unfinished.map(Arc::new),
             own_flushes: ArcSwap::default(),
             flushes: ArcSwap::from_pointee(known),
             leases: Mutex::default(),
@@ -192,12 +197,33 @@ impl Shared {
 
     /// Shares with nobody.
     pub fn alone() -> Self {
-        Shared::new(None, None, None, Box::new(|_| None))
+        Shared::new(None, None, None, Box::new(|_| None), None)
     }
 
     /// Whether there is nothing but this node's own disk.
     pub fn is_alone(&self) -> bool {
         self.bucket.is_none() && self.fleet.is_none()
+    }
+
+    /// Notes on disk that a flush was begun here, or was made.
+    pub(super) async fn note_flush(&self, flush: &Flush, begun: bool) {
+        let Some(unfinished) = self.unfinished.clone() else {
+            return;
+        };
+        let flush = flush.clone();
+        let noting = tokio::task::spawn_blocking(move || match begun {
+            true => unfinished.begin(&flush),
+            false => unfinished.end(&flush),
+        });
+        // It fails only when the process ends.
+        let _ = noting.await;
+    }
+
+    /// The flushes that an earlier process has begun and not made. Blocks, shortly.
+    pub(super) fn begun_flushes(&self) -> Vec<Flush> {
+        self.unfinished
+            .as_ref()
+            .map_or_else(Vec::new, |unfinished| unfinished.list())
     }
 
     /// Without Redis: what was flushed here is not brought back from the bucket.
@@ -220,9 +246,11 @@ impl Shared {
         (self.read_flush)(flush)
     }
 
-    /// Whether what a word is said of was flushed since: whoever has it may not have heard of that.
+    /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
+    /// that. Both times are Redis's.
     pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
-        self.flushed(key, record.checked_at, record.checked_at).is_some()
+        let began = Fence(record.generation).millis();
+        self.flushed(key, began, began).is_some()
     }
 
     /// Whether what was stored at this time was flushed since, body and all.
@@ -248,7 +276,7 @@ impl Shared {
         let mut only_expired = None;
         for (at, covers, expire) in &self.flushes.load().flushes {
             let moment = if *expire { checked_at } else { stored_at };
-            if moment < *at && covers(&key.text) {
+            if is_before(moment, *at) && covers(&key.text) {
                 if !expire {
                     return Some(false);
                 }
@@ -679,6 +707,8 @@ impl Fills {
                 Joined::Done
             }
             Reply::Unreachable | Reply::Yours => Joined::Alone,
+            // It is not the one that is known by this URL.
+            Reply::Node { .. } => Joined::NoWay,
             answer @ Reply::Answer { .. } => match answer.into_answer() {
                 Some(answer) => {
                     publish(landing, self.after_answer_of_other(wanted, previous, answer).await);
@@ -690,7 +720,7 @@ impl Fills {
     }
 
     /// Asks `node`, and goes on waiting as long as it lives.
-    async fn ask(&self, key: &Key, node: &Node, from: u64, have: Option<u64>) -> io::Result<(Reply, Incoming)> {
+    async fn ask(&self, key: &Key, node: &Node, from: u64, have: Option<u64>) -> io::Result<(Reply, Body)> {
         let (Some(peers), Some(url)) = (&self.shared.peers, &node.url) else {
             return Err(io::ErrorKind::Unsupported.into());
         };
@@ -741,7 +771,7 @@ impl Fills {
             .await
     }
 
-    async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Incoming)> {
+    async fn open_copy(&self, copy: Copy, life: Life) -> Option<(Source, Body)> {
         let bucket = self.shared.bucket.as_ref()?;
         let body = match copy.finished.length {
             0 => futures_util::stream::empty().boxed(),
@@ -754,7 +784,8 @@ impl Fills {
             origin: Origin::Bucket,
             node: None,
         };
-        Some((source, body))
+        let whole = source.finished;
+        Some((source, Body::new(body, whole)))
     }
 
     /// Makes the body of `source` grow here and lets everybody read it meanwhile. `false`: nothing came of it, and nobody
@@ -763,7 +794,7 @@ impl Fills {
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Incoming),
+        (source, body): (Source, Body),
         how: How,
         previous: Option<&Arc<Object>>,
     ) -> bool {
@@ -797,7 +828,7 @@ impl Fills {
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Incoming),
+        (source, body): (Source, Body),
         previous: Option<&Arc<Object>>,
     ) -> bool {
         let Some(set) = wanted.set.clone() else { return false };
@@ -876,9 +907,12 @@ impl Fills {
         wanted: &Wanted,
         mut writer: Writer,
         source: Source,
-        mut body: Incoming,
+        mut body: Body,
     ) -> Option<Arc<Object>> {
         let growing = Arc::clone(writer.object());
+        if source.finished.is_none() {
+            writer.hold_back();
+        }
         let mut written = 0_u64;
         let whole = source
             .finished
@@ -888,7 +922,7 @@ impl Fills {
         // A lease of one's own is held to the end.
         let mut held = None;
         loop {
-            let next = body.next();
+            let next = body.pieces.next();
             let piece = match &node {
                 Some(node) => self.while_it_lives(&wanted.key, node, next).await,
                 None => tokio::time::timeout(SILENCE, next).await.map_err(io::Error::from),
@@ -915,7 +949,7 @@ impl Fills {
             // Whoever stopped at this very byte before will stop again.
             let is_stuck = reached.replace(written) == Some(written);
             let rest = self
-                .rest_of(wanted, &growing, (source.finished, written, is_stuck))
+                .rest_of(wanted, &growing, (source.finished, written, is_stuck), writer.held())
                 .boxed()
                 .await?;
             body = rest.body;
@@ -923,6 +957,9 @@ impl Fills {
         }
         if from_upstream {
             growing.take_over();
+        }
+        if let Some(whole) = body.whole.get() {
+            writer.expect(Expected::Sha256(whole.sha256));
         }
         let finish = writer.finish().await;
         drop(held);
@@ -961,19 +998,20 @@ impl Fills {
         wanted: &Wanted,
         growing: &Arc<Object>,
         (finished, written, is_stuck): (Option<Finished>, u64, bool),
+        held: bytes::Bytes,
     ) -> Option<Rest> {
         let until = Instant::now() + HAND_OVER;
-        let mut held = None;
+        let mut lease_held = None;
         while Instant::now() < until && !is_stuck {
             let copy = self.find(wanted).await;
             let same = copy.filter(|copy| match finished {
-                Some(finished) => copy.finished == finished,
+                Some(finished) => copy.identity() == identity(&finished, growing.head.stands_for.as_ref()),
                 None => is_same_fill(&copy.head, &growing.head),
             });
             if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
                 && let Ok(body) = bucket.read(&copy, written, copy.finished.length).await
             {
-                return Some(Rest::of(body, None));
+                return Some(Rest::of(Body::new(body, Some(copy.finished)), None));
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
@@ -988,28 +1026,30 @@ impl Fills {
             }
             match fleet.take(&wanted.key).await {
                 Ok(Take::Mine(lease)) => {
-                    held = Some(self.hold(&wanted.key, lease));
+                    lease_held = Some(self.hold(&wanted.key, lease));
                     break;
                 }
                 Ok(Take::Theirs(node)) if !self.is_me(&node) => tokio::time::sleep(PAUSE).await,
                 Ok(Take::Theirs(_)) | Err(_) => break,
             }
         }
-        let body = self.rest_from_upstream(wanted, growing, written).boxed().await?;
+        let body = self.rest_from_upstream(wanted, growing, written, held).boxed().await?;
         Some(Rest {
-            body,
+            body: Body::new(body, None),
             node: None,
             from_upstream: true,
-            held,
+            held: lease_held,
         })
     }
 
-    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before has to be the same.
+    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before, of which `held` was not
+    /// shown yet, has to be the same.
     async fn rest_from_upstream(
         self: &Arc<Self>,
         wanted: &Wanted,
         growing: &Arc<Object>,
         written: u64,
+        mut held: bytes::Bytes,
     ) -> Option<Incoming> {
         let (remote, path, form) = wanted.key.parts();
         let mut aside = Wanted {
@@ -1029,15 +1069,19 @@ impl Fills {
         if has_other_length || !is_same_version(&again.head, &growing.head) {
             return None;
         }
-        // The last piece of a body with a known digest is not shown yet; the digest will tell.
+        // Of a body with a known digest the last piece is neither shown nor held: the digest will tell.
         let shown = growing.progress().visible.min(written);
+        let known = shown + held.len() as u64;
         let mut old = Reader::range(Arc::clone(growing), 0, shown);
-        let mut new = Reader::range(Arc::clone(&again), 0, shown);
+        let mut new = Reader::range(Arc::clone(&again), 0, known);
         let (mut left, mut right) = (bytes::Bytes::new(), bytes::Bytes::new());
         let mut compared = 0;
-        while compared < shown {
+        while compared < known {
             if left.is_empty() {
-                left = old.next().await.ok()??;
+                left = match compared < shown {
+                    true => old.next().await.ok()??,
+                    false => std::mem::take(&mut held),
+                };
             }
             if right.is_empty() {
                 right = tokio::time::timeout(SILENCE, new.next()).await.ok()?.ok()??;
@@ -1104,7 +1148,7 @@ impl Fills {
             .store
             .restore_hidden(wanted.key.clone(), source.head, particulars, expected);
         let mut writer = hidden.await.ok()?;
-        while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.next()).await {
+        while let Ok(Some(piece)) = tokio::time::timeout(SILENCE, body.pieces.next()).await {
             writer.write(piece.ok()?).await.ok()?;
         }
         let Finish::Admitted(object) = writer.finish().await else {

@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::connection::{PATIENT, said};
 use super::record::{Fields, Record, parse_hash};
 use super::{Flush, Listener, random};
+use crate::breaker::within;
 use crate::cache::{Hash, Millis, now_ms};
 
 pub const NEWS: &str = "artifactapi:news";
@@ -163,10 +164,10 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
             read.arg("BLOCK").arg(BLOCK.as_millis() as u64);
         }
         read.arg("COUNT").arg(BATCH).arg("STREAMS").arg(NEWS).arg(id);
-        let reading = tokio::time::timeout(SILENCE, read.query_async::<Option<StreamReadReply>>(connection));
+        let reading = within(SILENCE, read.query_async::<Option<StreamReadReply>>(connection));
         let reply = match reading.await {
-            Ok(reply) => reply.map_err(|error| format!("the bus: {}", said(&error)))?,
-            Err(_) => return Err(format!("the bus is silent for {SILENCE:?}")),
+            Some((reply, _)) => reply.map_err(|error| format!("the bus: {}", said(&error)))?,
+            None => return Err(format!("the bus is silent for {SILENCE:?}")),
         };
         let messages = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
         let (mut count, mut missed) = (0, false);
@@ -226,9 +227,9 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
 }
 
 async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, String> {
-    match tokio::time::timeout(PATIENT, asking).await {
-        Ok(answer) => answer.map_err(|error| said(&error)),
-        Err(_) => Err(format!("no answer within {PATIENT:?}")),
+    match within(PATIENT, asking).await {
+        Some((answer, _)) => answer.map_err(|error| said(&error)),
+        None => Err(format!("no answer within {PATIENT:?}")),
     }
 }
 

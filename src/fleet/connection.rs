@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::TcpSettings;
@@ -11,10 +11,12 @@ use redis::{
     AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, IntoConnectionInfo, RedisError, RedisResult,
     ScriptInvocation, ServerErrorKind,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
 use super::{Fence, FleetError};
-use crate::breaker::{Away, Breaker};
+use crate::breaker::{Away, Breaker, own_micros};
+use crate::cache::set_clock;
 use crate::config::Secret;
 
 /// What a request waits for an answer.
@@ -23,8 +25,8 @@ pub const LIMIT: Duration = Duration::from_millis(50);
 pub const PATIENT: Duration = Duration::from_millis(500);
 /// Connecting, TLS and logging in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
-/// In microseconds. Nodes trust each other's times.
-const MAX_SKEW: i64 = 1_000_000;
+/// In microseconds: what clocks that are the same seem to differ by.
+const NOISE: i64 = 20_000;
 /// Calls that may be under way before further ones wait for a place.
 const CALLS: usize = 1024;
 
@@ -52,15 +54,17 @@ impl From<Failure> for Away {
 pub struct Redis {
     client: Client,
     pub breaker: Arc<Breaker>,
+    /// Where the connections are driven.
+    runtime: Handle,
     connection: watch::Sender<Option<MultiplexedConnection>>,
     /// A call failed: whoever watches the connection looks now.
     pub trouble: Notify,
-    /// By how many microseconds Redis's clock is ahead of this machine's.
+    /// By how many microseconds Redis's clock is taken to be ahead of this machine's.
     ahead: AtomicI64,
 }
 
 impl Redis {
-    pub fn new(url: &Secret, breaker: Arc<Breaker>) -> Result<Self, FleetError> {
+    pub fn new(url: &Secret, breaker: Arc<Breaker>, runtime: Handle) -> Result<Self, FleetError> {
         // Without this a small command waits for the acknowledgement of the one before.
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = url.reveal().into_connection_info();
@@ -68,6 +72,7 @@ impl Redis {
         Ok(Redis {
             client: client.map_err(|error| FleetError::Url(error.to_string()))?,
             breaker,
+            runtime,
             connection: watch::Sender::new(None),
             trouble: Notify::new(),
             ahead: AtomicI64::new(0),
@@ -114,16 +119,21 @@ impl Redis {
     /// # Errors
     /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer. Or it
     /// refuses.
-    pub async fn ask<T, F>(&self, limit: Duration, call: impl FnOnce(MultiplexedConnection) -> F) -> Result<T, Failure>
+    pub async fn ask<T, F>(
+        &self,
+        limit: Duration,
+        call: impl FnOnce(MultiplexedConnection) -> F + Send + 'static,
+    ) -> Result<T, Failure>
     where
-        F: Future<Output = RedisResult<T>>,
+        T: Send + 'static,
+        F: Future<Output = RedisResult<T>> + Send,
     {
-        let asking = async {
-            let connection = self.connection.borrow().clone();
+        let mut coming = self.connection.subscribe();
+        let asking = async move {
+            let connection = coming.borrow().clone();
             let connection = match connection {
                 Some(connection) => connection,
                 None => {
-                    let mut coming = self.connection.subscribe();
                     let come = coming.wait_for(Option::is_some).await;
                     come.ok()
                         .and_then(|come| come.clone())
@@ -136,7 +146,11 @@ impl Redis {
                 Err(error) => Err(said(&error)),
             }
         };
-        match self.breaker.call(limit, asking).await {
+        // Where answers are read, so that what keeps them from being read is seen.
+        let breaker = Arc::clone(&self.breaker);
+        let asked = self.runtime.spawn(async move { breaker.call(limit, asking).await });
+        let ended = |_| Err(Away::Failed(self.breaker.name(), "the process ends".to_owned()));
+        match asked.await.unwrap_or_else(ended) {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(refusal)) => {
                 tracing::warn!(why = %refusal, "Redis refused one command");
@@ -155,7 +169,7 @@ impl Redis {
     ///
     /// # Errors
     /// The same.
-    pub async fn run<T: FromRedisValue>(
+    pub async fn run<T: FromRedisValue + Send + 'static>(
         &self,
         limit: Duration,
         script: ScriptInvocation<'static>,
@@ -164,29 +178,22 @@ impl Redis {
         self.ask(limit, run).await
     }
 
-    /// Notes that Redis's clock showed `seconds` and `micros` at some moment after `asked`.
+    /// Notes that Redis's clock showed `seconds` and `micros` at some moment since `asked`. All times that nodes compare are
+    /// by that clock; what cannot be told from the time that the answer took changes nothing.
     pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
+        let taken = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
         let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
-        let since = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
-        let ahead = theirs - (own_micros() - since / 2);
-        if ahead.abs() > MAX_SKEW && self.ahead.load(Relaxed).abs() <= MAX_SKEW {
-            tracing::warn!(
-                seconds = ahead / 1_000_000,
-                "this machine's clock differs from Redis's: what is fresh on one node may have expired on another; let NTP set both"
-            );
+        let ahead = self.breaker.clock_was(theirs, asked);
+        if (ahead - self.ahead.load(Relaxed)).abs() > NOISE + taken / 2 {
+            self.ahead.store(ahead, Relaxed);
+            set_clock(ahead / 1000);
         }
-        self.ahead.store(ahead, Relaxed);
     }
 
     /// What Redis's clock shows now, as near as is known.
     pub fn now(&self) -> Fence {
         Fence(u64::try_from(own_micros().saturating_add(self.ahead.load(Relaxed))).unwrap_or_default())
     }
-}
-
-fn own_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// Whether Redis is there and does not want this one command: nothing that a reconnection would change.

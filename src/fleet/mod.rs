@@ -8,6 +8,7 @@ mod bus;
 mod connection;
 mod flushes;
 mod lock;
+mod nodes;
 mod outbox;
 mod record;
 mod tokens;
@@ -25,19 +26,21 @@ use redis::Script;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
-use crate::breaker::{Breaker, Standing};
+use crate::breaker::{Breaker, Standing, within};
 use crate::cache::{Hash, Millis, now_ms};
 use crate::config;
 use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
 use connection::{Failure, LIMIT, PATIENT, Redis, said};
-pub use flushes::Flush;
 use flushes::{FLUSHES, Flushes, KEPT};
+pub use flushes::{Flush, replace};
 pub use lock::{Lease, Take};
 use outbox::{Outbox, Parcel, Word};
 pub use record::{Fence, Node, Record};
 
 /// Between two questions whether all is well.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How often Redis's clock is looked at before anything is compared with it.
+const CLOCK_LOOKS: usize = 3;
 /// Between two tries to connect.
 const PAUSE: Duration = Duration::from_millis(400);
 /// What is sent at once of what waits.
@@ -51,8 +54,6 @@ pub enum FleetError {
     /// Never tells the URL, which may hold a password.
     #[error("REDIS_URL cannot be used: {0}")]
     Url(String),
-    #[error("cannot use {folder}: {error}")]
-    Folder { folder: String, error: std::io::Error },
 }
 
 /// What the fleet knows of one key.
@@ -138,7 +139,7 @@ impl Fleet {
     /// are still to be sent.
     ///
     /// # Errors
-    /// The URL is none, or the folder cannot be used.
+    /// The URL is none.
     pub fn new(
         url: &config::Secret,
         me: Node,
@@ -146,12 +147,8 @@ impl Fleet {
         runtime: tokio::runtime::Handle,
     ) -> Result<Arc<Fleet>, FleetError> {
         let folder = data_dir.join("fleet");
-        std::fs::create_dir_all(&folder).map_err(|error| FleetError::Folder {
-            folder: folder.display().to_string(),
-            error,
-        })?;
         Ok(Arc::new(Fleet {
-            redis: Redis::new(url, Breaker::new("redis"))?,
+            redis: Redis::new(url, Breaker::new("redis"), runtime.clone())?,
             bus: Bus::new(&me.name, &folder),
             flushes: Flushes::load(&folder),
             outbox: Outbox::default(),
@@ -249,6 +246,7 @@ impl Fleet {
     async fn session(self: &Arc<Self>, listener: &dyn Listener) -> Result<std::convert::Infallible, String> {
         let connection = self.redis.connect().await?;
         let mut ear = self.redis.connect().await?;
+        self.set_clock(&mut ear).await?;
         if self.bus.join(&mut ear).await? == Joined::Anew {
             tracing::info!("Redis has lost what it knew, or is new here: what is stored here is asked about again");
             listener.distrust(now_ms());
@@ -275,6 +273,20 @@ impl Fleet {
             ended = listening => ended,
             ended = watching => ended,
         }
+    }
+
+    /// Looks at Redis's clock, some times: the answer that came fastest tells best.
+    async fn set_clock(&self, connection: &mut MultiplexedConnection) -> Result<(), String> {
+        for _ in 0..CLOCK_LOOKS {
+            let asked = Instant::now();
+            let time = redis::cmd("TIME");
+            let (seconds, micros) = match within(PATIENT, time.query_async(connection)).await {
+                Some((time, _)) => time.map_err(|error| said(&error))?,
+                None => return Err(format!("no answer within {PATIENT:?}")),
+            };
+            self.redis.clock_was(seconds, micros, asked);
+        }
+        Ok(())
     }
 
     /// Looks every now and then whether Redis is still there and whole, and at once when a call failed: it may only have
@@ -311,17 +323,17 @@ impl Fleet {
             .arg("id")
             .arg(format!("{:016x}", random()));
         beat.cmd("HMGET").arg(EPOCH).arg("id").arg("news");
+        self.sign_in(&mut beat);
         let began = Instant::now();
         let beating = beat.query_async::<((i64, i64), bool, (String, Option<u64>))>(&mut connection);
-        let ((seconds, micros), _, (epoch, number)) = match tokio::time::timeout(PATIENT, beating).await {
-            Ok(answer) => answer.map_err(|error| said(&error))?,
-            Err(_) => return Err(format!("no answer within {PATIENT:?}")),
+        let (((seconds, micros), _, (epoch, number)), taken) = match within(PATIENT, beating).await {
+            Some((answer, taken)) => (answer.map_err(|error| said(&error))?, taken),
+            None => return Err(format!("no answer within {PATIENT:?}")),
         };
-        let taken = began.elapsed();
         if !self.bus.is_of(&epoch) {
             return Err("it has lost its data".to_owned());
         }
-        if taken <= LIMIT {
+        if began.elapsed() <= LIMIT {
             self.redis.clock_was(seconds, micros, began);
         }
         let (heard, _) = self.bus.position();
@@ -356,9 +368,9 @@ impl Fleet {
     async fn read_flushes(&self, ear: &mut MultiplexedConnection, listener: &dyn Listener) -> Result<(), String> {
         let mut read = redis::cmd("ZRANGE");
         read.arg(FLUSHES).arg(0).arg(-1);
-        let there = match tokio::time::timeout(4 * PATIENT, read.query_async::<Vec<String>>(ear)).await {
-            Ok(there) => there.map_err(|error| said(&error))?,
-            Err(_) => return Err("no answer when asked for flushes".to_owned()),
+        let there = match within(4 * PATIENT, read.query_async::<Vec<String>>(ear)).await {
+            Some((there, _)) => there.map_err(|error| said(&error))?,
+            None => return Err("no answer when asked for flushes".to_owned()),
         };
         let there: Vec<Flush> = there
             .iter()
@@ -464,7 +476,7 @@ return 1
 }
 
 /// Told apart from all others, not secret.
-fn random() -> u64 {
+pub fn random() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
 }

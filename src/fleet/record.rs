@@ -37,6 +37,13 @@ impl Node {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fence(pub u64);
 
+impl Fence {
+    /// The moment that it stands for.
+    pub fn millis(self) -> Millis {
+        self.0 / 1000
+    }
+}
+
 /// The fleet's word on one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

@@ -164,6 +164,11 @@ pub fn is_called(remote: &Remote, namespace: &str) -> bool {
         || remote.hosts.iter().any(|host| host.eq_ignore_ascii_case(namespace))
 }
 
+/// Whether `path` names a list that may come in pages (distribution-spec, "Content Discovery").
+pub fn is_list(path: &str) -> bool {
+    matches!(parse(path), Ok((_, What::Tags | What::Referrers(_))))
+}
+
 /// Of a referrers request: the subject's digest, and the path of the tag that lists referrers where a registry has no API
 /// for them (distribution-spec, "Referrers Tag Schema").
 pub fn referrers_tag(path: &str) -> Option<String> {
@@ -174,6 +179,30 @@ pub fn referrers_tag(path: &str) -> Option<String> {
     // At most 32 and 64 characters of them.
     let checksum = checksum.get(..64).unwrap_or(checksum);
     Some(format!("{name}/manifests/{algorithm}-{checksum}"))
+}
+
+/// Where the API of a registry is below its base URL: that may name the API itself, or a part of the registry's names
+/// (`https://host/v2/project`). The second value is that part, with a slash at its end.
+fn api(base: &Url) -> (&'static str, &str) {
+    match base.path().strip_prefix("/v2/") {
+        Some(names) => ("", names),
+        None => ("v2/", ""),
+    }
+}
+
+/// What a registry answers to whoever it lets in (distribution-spec, "Determining Support"), and whom it does not let in
+/// learns what is wanted.
+///
+/// # Panics
+/// Without a `base_url`, as [`links::under_base`].
+pub fn version_url(remote: &Remote) -> Url {
+    let mut url = links::under_base(remote, &ArtifactPath::default());
+    let path = match api(&url) {
+        ("", _) => "/v2/".to_owned(),
+        (prefix, _) => format!("{}{prefix}", url.path()),
+    };
+    url.set_path(&path);
+    url
 }
 
 impl Format for Docker {
@@ -202,12 +231,7 @@ impl Format for Docker {
     }
 
     fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
-        // A base URL may name the API itself, or a part of the registry's names: `https://host/v2/project`.
-        let in_api = remote
-            .base_url
-            .as_ref()
-            .is_some_and(|base| base.path().starts_with("/v2/"));
-        let prefix = if in_api { "" } else { "v2/" };
+        let prefix = remote.base_url.as_ref().map_or("v2/", |base| api(base).0);
         let path = ArtifactPath {
             encoded: format!("{prefix}{}", path.encoded),
             ..path.clone()
@@ -268,9 +292,10 @@ impl Format for Docker {
     }
 
     /// <https://distribution.github.io/distribution/spec/auth/scope/>
-    fn token_scope(&self, path: &str) -> Option<String> {
+    fn token_scope(&self, remote: &Remote, path: &str) -> Option<String> {
         let (name, ..) = split(path)?;
-        Some(format!("repository:{name}:pull"))
+        let part = remote.base_url.as_ref().map_or("", |base| api(base).1);
+        Some(format!("repository:{part}{name}:pull"))
     }
 
     fn content_type(&self, path: &str) -> &'static str {

@@ -13,6 +13,7 @@ use url::Url;
 
 use super::{ArtifactPath, Format, ViewContext};
 use crate::config::Remote;
+use crate::exact_url::ExactUrl;
 
 /// What stands before the authority in the path of a file on another host.
 pub const HOST_PREFIX: &str = "-/host/";
@@ -226,7 +227,7 @@ fn collapse(path: &str) -> String {
 }
 
 /// Whether a path in normal form holds what a request may not: a NUL, a backslash, dot segments behind an encoded slash.
-fn is_refused(path: &str) -> bool {
+pub fn is_refused(path: &str) -> bool {
     path.contains('%')
         && (path.contains("%00")
             || path.contains("%5C")
@@ -323,8 +324,8 @@ impl LinkMap {
 
     /// What `link` becomes; `None` leaves it as it is (another scheme, or no URL at all, which is counted).
     pub fn map(&mut self, link: &str) -> Option<String> {
-        let url = match self.document.join(link) {
-            Ok(url) => url,
+        let ExactUrl { url, query } = match ExactUrl::join(&self.document, link) {
+            Ok(found) => found,
             Err(_) => {
                 self.escaped += u64::from(!has_other_scheme(link));
                 return None;
@@ -352,9 +353,9 @@ impl LinkMap {
             push_foreign(&mut out, &authority, &collapse(&path));
             self.remember(&url);
         }
-        if let Some(query) = url.query() {
+        if let Some(query) = query {
             out.push('?');
-            out.push_str(query);
+            out.push_str(&query);
         }
         if let Some(fragment) = url.fragment() {
             out.push('#');

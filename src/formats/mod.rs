@@ -27,7 +27,7 @@ use crate::cache::Expected;
 use crate::config::{Package, Remote};
 
 /// A path below a remote, decoded and checked once, when the request was routed.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct ArtifactPath {
     /// What patterns see: percent-decoded once, no leading slash, no empty segments, no query; `%2F` stays `%2F`.
     pub decoded: String,
@@ -206,8 +206,8 @@ pub trait Format: Send + Sync {
     }
 
     /// What upstream's token service has to allow for `path`; `None` where an ecosystem has no such thing.
-    fn token_scope(&self, path: &str) -> Option<String> {
-        let _ = path;
+    fn token_scope(&self, remote: &Remote, path: &str) -> Option<String> {
+        let _ = (remote, path);
         None
     }
 
@@ -238,6 +238,8 @@ pub struct Member {
     pub checksum_type: String,
     /// Lower-case hexadecimal.
     pub checksum: String,
+    /// Clients that read the manifest read this as well.
+    pub is_read_with_it: bool,
 }
 
 /// How a document is rewritten.

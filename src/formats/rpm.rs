@@ -42,6 +42,7 @@ impl Format for Rpm {
             .filter(|file| !file.unique_name())
             .map(|file| Member {
                 path: format!("{root}{}", file.href),
+                is_read_with_it: !file.is_file_list(),
                 checksum_type: file.checksum_type,
                 checksum: file.checksum,
             })
@@ -69,6 +70,8 @@ fn named_by_checksum(name: &str) -> bool {
 /// One metadata file that a `repomd.xml` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepoFile {
+    /// `primary`, `filelists`, `group` …
+    pub kind: String,
     /// Relative to the repository, that is to the folder that holds `repodata/`; as written, entities resolved.
     pub href: String,
     /// `sha256`, `sha512`, `sha` …; empty where there is no checksum.
@@ -82,7 +85,16 @@ pub struct RepoFile {
 impl RepoFile {
     /// Whether the name changes when the content does, so that an older or newer copy can never be mistaken for it.
     pub fn unique_name(&self) -> bool {
-        named_by_checksum(self.href.rsplit('/').next().unwrap_or(&self.href))
+        named_by_checksum(self.file_name())
+    }
+
+    /// Whether it names the files in each package: the largest of all, which clients fetch only where they need it.
+    fn is_file_list(&self) -> bool {
+        self.kind.starts_with("filelists") || self.file_name().starts_with("filelists")
+    }
+
+    fn file_name(&self) -> &str {
+        self.href.rsplit('/').next().unwrap_or(&self.href)
     }
 }
 
@@ -110,6 +122,7 @@ pub fn repomd_files(xml: &[u8]) -> Vec<RepoFile> {
                 match (&mut data, name) {
                     (None, b"data") => {
                         let file = RepoFile {
+                            kind: attribute(attributes, b"type").unwrap_or_default(),
                             href: String::new(),
                             checksum_type: String::new(),
                             checksum: String::new(),
@@ -408,12 +421,14 @@ mod tests {
             files,
             [
                 RepoFile {
+                    kind: "primary".to_owned(),
                     href: format!("repodata/{SHA}-primary.xml.gz"),
                     checksum_type: "sha256".to_owned(),
                     checksum: SHA.to_owned(),
                     size: Some(12345),
                 },
                 RepoFile {
+                    kind: "group".to_owned(),
                     href: "repodata/comps&x.xml".to_owned(),
                     checksum_type: "sha512".to_owned(),
                     checksum: "ab12".to_owned(),
@@ -423,6 +438,34 @@ mod tests {
         );
         assert!(files[0].unique_name());
         assert!(!files[1].unique_name());
+    }
+
+    #[test]
+    fn all_but_the_lists_of_files_is_read_with_the_manifest() {
+        let data = |kind: &str, name: &str| format!(r#"<data type="{kind}"><location href="repodata/{name}"/></data>"#);
+        let xml = [
+            data("primary", "primary.xml.gz"),
+            data("filelists", "files.xml.gz"),
+            data("filelists_db", "filelists.sqlite.bz2"),
+            data("group", "comps.xml"),
+            data("other", &format!("{SHA}-other.xml.gz")),
+        ];
+        let members = Rpm.members(
+            "os/repodata/repomd.xml",
+            format!("<repomd>{}</repomd>", xml.concat()).as_bytes(),
+        );
+        let members = members
+            .iter()
+            .map(|member| (member.path.as_str(), member.is_read_with_it));
+        assert_eq!(
+            members.collect::<Vec<_>>(),
+            [
+                ("os/repodata/primary.xml.gz", true),
+                ("os/repodata/files.xml.gz", false),
+                ("os/repodata/filelists.sqlite.bz2", false),
+                ("os/repodata/comps.xml", true),
+            ]
+        );
     }
 
     #[test]

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::links::{PATH, decode_once, normal};
 use super::{ArtifactPath, RewriteError, Rewriter, ViewContext};
-use crate::config::{Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
+use crate::config::{CredentialsWithin, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
 pub const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -25,6 +25,7 @@ pub fn remote(package: &str, base_url: &str) -> Remote {
         index_url: None,
         credentials: None,
         headers: Vec::new(),
+        credentials_within: CredentialsWithin::Host,
         headers_keep: Vec::new(),
         active_content: false,
         immutable_patterns: None,

@@ -16,13 +16,13 @@ use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
-use super::{Client, Ctx, public};
+use super::{Client, Ctx, public, registry};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
-use crate::config::{Config, Remote};
+use crate::config::{Config, Package, Remote};
 use crate::fill::set::{Set, Standing};
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
-use crate::formats::{Class, Format, View, path};
+use crate::formats::{Class, Format, View, docker, path};
 use crate::policy;
 
 /// A request that is being answered.
@@ -172,7 +172,9 @@ impl Client {
         match resolve::resolve(&remote, &method, target, accept.as_deref()) {
             Resolution::Artifact(resolved) => {
                 let resolved = Arc::new(resolved);
-                if let Some(hot) = hot {
+                // Lists take the long way: of them more is looked at than whether they are fresh.
+                let is_list = remote.package == Package::Docker && docker::is_list(&resolved.path.decoded);
+                if let Some(hot) = hot.filter(|_| !is_list) {
                     self.hot.insert(hot, Arc::clone(&resolved));
                 }
                 self.resolved(session, ctx, config, resolved).await
@@ -510,6 +512,10 @@ impl Client {
         if original.head.stands_for.is_some() {
             return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
         }
+        if let Err(reason) = registry::check_pages(&request.remote, &request.path.decoded, &original.head.headers) {
+            let problem = Problem::new(502, reason).at(&request.remote.name, &request.path.encoded);
+            return self.refuse(session, Some(request.format), problem).await;
+        }
         let encoded = original.head.content_encoding();
         let kind = match (request.view, encoded) {
             (Some(View { absolute: true }), _) => Some(Kind::Absolute),
@@ -535,10 +541,9 @@ impl Client {
                     view
                 }
                 Err(error) => {
-                    let status = if matches!(error, ViewError::NoSpace(_)) {
-                        503
-                    } else {
-                        502
+                    let status = match error {
+                        ViewError::NoSpace(_) | ViewError::Busy => 503,
+                        ViewError::Coding(_) => 502,
                     };
                     let problem = Problem::new(status, format!("the document cannot be rewritten: {error}"))
                         .at(&request.remote.name, &request.path.encoded);
@@ -555,6 +560,10 @@ impl Client {
             serve::has_begun(&object).await
         };
         if !usable {
+            if let Some(copy) = self.fills.copy_before(&original, request.policy).await {
+                let origin = Origin::of(&copy, &How::Stale(None), true, false, ctx);
+                return Box::pin(self.deliver(session, ctx, request, copy, origin)).await;
+            }
             let detail = if kind.is_some() {
                 "upstream's document could not be rewritten: it ended early, or is not what its type says"
             } else {

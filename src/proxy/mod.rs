@@ -289,6 +289,8 @@ impl ProxyHttp for Hooks {
         }
         let pass = pass(ctx)?;
         let remote = Arc::clone(&pass.exchange.remote);
+        registry::check_pages(&remote, &pass.decoded, &response.headers)
+            .map_err(|reason| Error::explain(ErrorType::HTTPStatus(502), reason))?;
         let shown = Shown {
             remote: &remote,
             format: pass.format,

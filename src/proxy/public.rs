@@ -6,6 +6,7 @@ use http::HeaderMap;
 use ipnet::IpNet;
 
 use crate::config::Settings;
+use crate::fields;
 
 /// The public base URL without trailing slash, and the host that was asked for (lower case, without port).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,13 +40,9 @@ pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Option<Public> {
         .peer
         .is_some_and(|peer| is_trusted(&settings.trusted_proxies, peer))
     {
-        if let Some(forwarded) = last(arrival.headers, "forwarded") {
-            for pair in forwarded.split(';') {
-                let Some((name, value)) = pair.split_once('=') else {
-                    continue;
-                };
-                let value = value.trim().trim_matches('"').to_owned();
-                match name.trim().to_ascii_lowercase().as_str() {
+        if let Some(forwarded) = forwarded(arrival.headers) {
+            for (name, value) in forwarded {
+                match name.as_str() {
                     "proto" => scheme = value,
                     "host" => host = value,
                     _ => {}
@@ -58,7 +55,7 @@ pub fn of(settings: &Settings, arrival: &Arrival<'_>) -> Option<Public> {
             if let Some(forwarded_host) = last(arrival.headers, "x-forwarded-host") {
                 host = forwarded_host;
             }
-            if let Some(port) = last(arrival.headers, "x-forwarded-port").filter(|port| port.parse::<u16>().is_ok()) {
+            if let Some(port) = last(arrival.headers, "x-forwarded-port").filter(|port| is_port(port)) {
                 let default = if scheme.eq_ignore_ascii_case("https") {
                     "443"
                 } else {
@@ -127,11 +124,38 @@ fn last(headers: &HeaderMap, name: &str) -> Option<String> {
     (!value.is_empty()).then(|| value.to_owned())
 }
 
+/// What the last proxy said in `Forwarded` (RFC 7239 section 4): parameters, their names in lower case.
+fn forwarded(headers: &HeaderMap) -> Option<Vec<(String, String)>> {
+    let mut rest = headers.get_all("forwarded").iter().next_back()?.to_str().ok()?;
+    let last = loop {
+        match fields::element(rest) {
+            (_, Some(after)) => rest = after,
+            (last, None) => break last,
+        }
+    };
+    let mut parameters = Vec::new();
+    let mut rest = last.trim();
+    while !rest.is_empty() {
+        let (name, mut after) = fields::token(rest.trim_start());
+        if let Some(value) = after.trim_start().strip_prefix('=') {
+            let (value, behind) = fields::value(value.trim_start(), &[';']);
+            parameters.push((name.to_ascii_lowercase(), value));
+            after = behind;
+        }
+        // What is no parameter is passed over.
+        rest = after.split_once(';').map_or("", |(_, next)| next);
+    }
+    (!last.trim().is_empty()).then_some(parameters)
+}
+
+fn is_port(text: &str) -> bool {
+    fields::number::<u16>(text).is_some()
+}
+
 /// A host as it may stand in a URL, with an optional port.
 pub(super) fn is_host(host: &str) -> bool {
     let name = without_port(host);
     let rest = &host[name.len()..];
-    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
     let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
     let name_fits = match name.strip_prefix('[') {
         Some(v6) => v6
@@ -173,12 +197,63 @@ mod tests {
             assert!(is_host(good), "{good}");
         }
         for bad in [
-            "", "a b", "a/b", "a:b", "a:99999", "a:+80", "[::1", "a\"", "<x>", ":80", "a@b",
+            "",
+            "a b",
+            "a/b",
+            "a:b",
+            "a:99999",
+            "a:+80",
+            "a:",
+            "[::1]:+80",
+            "[::1",
+            "a\"",
+            "<x>",
+            ":80",
+            "a@b",
         ] {
             assert!(!is_host(bad), "{bad}");
         }
         assert_eq!(without_port("[::1]:80"), "[::1]");
         assert_eq!(without_port("[::1]"), "[::1]");
         assert_eq!(without_port("a:1"), "a");
+    }
+
+    #[test]
+    fn what_the_last_proxy_said() {
+        let said = |lines: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for line in lines {
+                headers.append("forwarded", line.parse().unwrap());
+            }
+            let said = forwarded(&headers)?
+                .into_iter()
+                .map(|(name, value)| format!("{name}={value}"));
+            Some(said.collect::<Vec<_>>().join(" "))
+        };
+        for (lines, expected) in [
+            (
+                &["for=1.2.3.4;host=a.test;Proto=https"][..],
+                Some("for=1.2.3.4 host=a.test proto=https"),
+            ),
+            (&["host=evil.test, host=a.test"], Some("host=a.test")),
+            (&["host=evil.test", "host=a.test"], Some("host=a.test")),
+            (
+                &[r#"host="a.test:8080" ; proto="https""#],
+                Some("host=a.test:8080 proto=https"),
+            ),
+            (
+                &[r#"for="[::1]:80, host=evil.test;x";host="a\.test""#],
+                Some("for=[::1]:80, host=evil.test;x host=a.test"),
+            ),
+            (
+                &[r#"host=evil.test, for="\",;host=worse.test";host=a.test"#],
+                Some("for=\",;host=worse.test host=a.test"),
+            ),
+            (&[r#"nonsense;host=a.test"#], Some("host=a.test")),
+            (&["host=evil.test, "], None),
+            (&[], None),
+        ] {
+            assert_eq!(said(lines).as_deref(), expected, "{lines:?}");
+        }
     }
 }

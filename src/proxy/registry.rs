@@ -8,7 +8,7 @@ use std::any::Any;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, Module};
 use pingora_error::Result;
@@ -19,6 +19,7 @@ use super::reply::{self, Problem};
 use super::resolve::{HotKey, Resolved, Target};
 use super::{Client, Ctx, wire};
 use crate::config::{Config, Package, Remote};
+use crate::fields;
 use crate::formats::{self, ArtifactPath, docker, path};
 
 static API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -220,12 +221,10 @@ impl HttpModule for Voice {
         {
             response.insert_header(NAMESPACE.clone(), namespace)?;
         }
-        let links = response.headers.get_all(header::LINK).iter();
-        let next = links
-            .filter_map(|links| links.to_str().ok())
-            .find_map(|links| spoken.next_page(links));
+        // One that cannot be read was refused before: see `check_pages`.
+        let next = next_page(&response.headers).ok().flatten();
         response.remove_header(&header::LINK);
-        if let Some(next) = next {
+        if let Some(next) = next.and_then(|query| spoken.link_to(&query)) {
             response.insert_header(header::LINK, next)?;
         }
         Ok(())
@@ -241,24 +240,112 @@ impl HttpModule for Voice {
 }
 
 impl Spoken {
-    /// distribution-spec, "Content Discovery": the next page is the same list with another query. Its path is the one that
-    /// this client asked for, whatever upstream calls it. Some clients look for no more than a path, so it is spelled out.
-    fn next_page(&self, links: &str) -> Option<HeaderValue> {
-        let target = links.split('<').skip(1).find_map(|link| {
-            let (target, params) = link.split_once('>')?;
-            let is_next = params.split([';', ',']).any(|param| {
-                let (name, value) = param.split_once('=').unwrap_or_default();
-                let mut relations = value.trim().trim_matches('"').split_ascii_whitespace();
-                name.trim().eq_ignore_ascii_case("rel") && relations.any(|one| one.eq_ignore_ascii_case("next"))
-            });
-            is_next.then_some(target)
-        })?;
-        let (_, query) = target.split_once('?')?;
+    /// `Link` to the page of this list that `query` asks for. Its path is the one that this client asked for, whatever
+    /// upstream calls it. Some clients look for no more than a path, so it is spelled out.
+    fn link_to(&self, query: &str) -> Option<HeaderValue> {
         let namespace = match &self.namespace {
             Some(namespace) => format!("&ns={}", utf8_percent_encode(namespace, NON_ALPHANUMERIC)),
             None => String::new(),
         };
         HeaderValue::from_str(&format!("<{}?{query}{namespace}>; rel=\"next\"", self.path)).ok()
+    }
+}
+
+/// A `Link` of which it cannot be told where the next page is.
+#[derive(Debug, PartialEq, Eq)]
+struct Unreadable;
+
+/// Whether the page of a list that upstream answered with can be handed on: not if there is a next one that clients could
+/// not be told of, because the list would look complete to them.
+///
+/// # Errors
+/// Why not.
+pub(super) fn check_pages(remote: &Remote, path: &str, headers: &HeaderMap) -> std::result::Result<(), &'static str> {
+    let path = path.split('?').next().unwrap_or_default();
+    if remote.package != Package::Docker || !docker::is_list(path) || next_page(headers).is_ok() {
+        return Ok(());
+    }
+    Err("upstream's list has another page, and its Link header does not say where: the rest cannot be had")
+}
+
+/// The query of the next page (distribution-spec, "Content Discovery": the same list with another query): that of the link
+/// with `rel=next`, else, as clients read it, of the first link that says nothing of what it is.
+fn next_page(headers: &HeaderMap) -> std::result::Result<Option<String>, Unreadable> {
+    let mut unnamed = None;
+    for field in headers.get_all(header::LINK) {
+        let field = String::from_utf8_lossy(field.as_bytes());
+        let mut rest = &*field;
+        while let Some((link, after)) = PageLink::read(rest)? {
+            match &link.relations {
+                Some(relations)
+                    if relations
+                        .split_ascii_whitespace()
+                        .any(|one| one.eq_ignore_ascii_case("next")) =>
+                {
+                    return link.query().map(Some);
+                }
+                Some(_) => {}
+                None => unnamed = unnamed.or(Some(link.query())),
+            }
+            rest = after;
+        }
+    }
+    unnamed.transpose()
+}
+
+/// One link of a `Link` field (RFC 8288 section 3), also as registries misspell it.
+struct PageLink<'a> {
+    target: &'a str,
+    /// `rel`
+    relations: Option<String>,
+}
+
+impl<'a> PageLink<'a> {
+    /// The first link of `text`, and what follows it.
+    fn read(text: &'a str) -> std::result::Result<Option<(Self, &'a str)>, Unreadable> {
+        let text = text.trim_start_matches([' ', '\t', ',']);
+        if text.is_empty() {
+            return Ok(None);
+        }
+        let (target, mut rest) = match text.strip_prefix('<') {
+            Some(text) => text.split_once('>').ok_or(Unreadable)?,
+            // Without brackets everything before the parameters is the target.
+            None => text.split_at(text.find(';').unwrap_or(text.len())),
+        };
+        let mut relations = None;
+        loop {
+            rest = rest.trim_start_matches(|c| !matches!(c, ';' | ','));
+            let Some(parameter) = rest.strip_prefix(';') else {
+                let target = target.trim();
+                return Ok(Some((PageLink { target, relations }, rest)));
+            };
+            let (name, after) = fields::token(parameter.trim_start());
+            rest = after;
+            let Some(value) = after.trim_start().strip_prefix('=').map(str::trim_start) else {
+                continue;
+            };
+            let single = value.strip_prefix('\'').and_then(|value| value.split_once('\''));
+            let (value, after) = match single {
+                Some((value, after)) => (value.to_owned(), after),
+                None => fields::value(value, &[';', ',']),
+            };
+            rest = after;
+            if name.eq_ignore_ascii_case("rel") {
+                // Of several the first counts.
+                relations = relations.or(Some(value));
+            }
+        }
+    }
+
+    fn query(&self) -> std::result::Result<String, Unreadable> {
+        let (_, query) = self
+            .target
+            .split('#')
+            .next()
+            .and_then(|target| target.split_once('?'))
+            .ok_or(Unreadable)?;
+        let is_sendable = !query.is_empty() && query.bytes().all(|byte| byte.is_ascii_graphic());
+        is_sendable.then(|| query.to_owned()).ok_or(Unreadable)
     }
 }
 
@@ -287,36 +374,83 @@ mod tests {
         assert_eq!(without_namespace(None), (None, None));
     }
 
+    fn linked(links: &[&str]) -> std::result::Result<Option<String>, Unreadable> {
+        let mut headers = HeaderMap::new();
+        for link in links {
+            headers.append(header::LINK, HeaderValue::from_bytes(link.as_bytes()).unwrap());
+        }
+        next_page(&headers)
+    }
+
     #[test]
     fn the_next_page_is_ours() {
-        let spoken = |namespace: Option<&str>| Spoken {
-            path: "/v2/r/a/tags/list".to_owned(),
-            namespace: namespace.map(str::to_owned),
+        let link = |namespace: Option<&str>| {
+            let spoken = Spoken {
+                path: "/v2/r/a/tags/list".to_owned(),
+                namespace: namespace.map(str::to_owned),
+            };
+            spoken.link_to("last=x&n=2").unwrap().to_str().unwrap().to_owned()
         };
-        let page =
-            |link: &str, namespace: Option<&str>| Some(spoken(namespace).next_page(link)?.to_str().unwrap().to_owned());
+        assert_eq!(link(None), "</v2/r/a/tags/list?last=x&n=2>; rel=\"next\"");
+        assert_eq!(
+            link(Some("registry.example")),
+            "</v2/r/a/tags/list?last=x&n=2&ns=registry%2Eexample>; rel=\"next\""
+        );
+    }
+
+    #[test]
+    fn the_next_page_is_found_where_clients_find_it() {
         for link in [
             "</v2/a/tags/list?last=x&n=2>; rel=\"next\"",
             "<https://registry.example/v2/a/tags/list?last=x&n=2>; rel=next",
             "<?last=x&n=2>;rel=\"next\"",
+            "<?last=x&n=2#f>; REL=Next",
             "<?last=nextcloud,old>; rel=\"prev\", <?last=x&n=2>; title=a; rel=\"last next\"",
+            // Without brackets, a relation, or quotes that HTTP knows.
+            "</v2/a/tags/list?last=x&n=2>",
+            "</v2/a/tags/list?last=x&n=2>; title=\"a, b; rel=prev\"",
+            "/v2/a/tags/list?last=x&n=2; rel=\"next\"",
+            "https://registry.example/v2/a/tags/list?last=x&n=2",
+            "</v2/a/tags/list?last=x&n=2>; rel='next'",
+            "</v2/a/tags/list?last=x&n=2>; rel='last next'; title='x'",
+            "<?last=a>; rel='prev', <?last=x&n=2>",
+            "<?last=a>, <?last=x&n=2>; rel=next",
+            "<?last=x&n=2> ; crossorigin ; rel = \"next\"",
         ] {
-            let next = "</v2/r/a/tags/list?last=x&n=2>; rel=\"next\"";
-            assert_eq!(page(link, None).as_deref(), Some(next), "{link}");
+            assert_eq!(linked(&[link]), Ok(Some("last=x&n=2".to_owned())), "{link}");
         }
-        let mirrored = "</v2/r/a/tags/list?n=2&ns=registry%2Eexample>; rel=\"next\"";
         assert_eq!(
-            page("<?n=2>; rel=\"next\"", Some("registry.example")).as_deref(),
-            Some(mirrored)
+            linked(&["<a?b>; rel=prev", "<c?d>; rel=next"]),
+            Ok(Some("d".to_owned()))
         );
+        for links in [
+            &[][..],
+            &[""],
+            &["<a?b>; rel=\"prev\""],
+            &["<a>; rel=help, <b>; rel=first"],
+        ] {
+            assert_eq!(linked(links), Ok(None), "{links:?}");
+        }
         for link in [
-            "",
-            "<a?b>; rel=\"prev\"",
             "next",
             "<no-query>; rel=\"next\"",
             "<?n=1; rel=\"next\"",
+            "<>",
+            "<?>",
+            "<a?b c>",
+            "<a?é>",
+            "<a>",
         ] {
-            assert_eq!(page(link, None), None, "{link}");
+            assert_eq!(linked(&[link]), Err(Unreadable), "{link}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_link_is_read_or_refused(link in "[a<>?;,=\"'# relnxt]{0,24}") {
+            if let Ok(Some(query)) = linked(&[&link]) {
+                proptest::prop_assert!(!query.is_empty() && link.contains(&query));
+            }
         }
     }
 }

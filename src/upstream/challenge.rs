@@ -2,6 +2,9 @@
 
 use http::{HeaderMap, header};
 
+use crate::exact_url::ExactUrl;
+use crate::fields;
+
 /// One way to authenticate that a server offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Challenge {
@@ -17,6 +20,33 @@ impl Challenge {
         let found = self.params.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
+
+    /// Where the token service is that a Bearer challenge names; `None` if it names none.
+    pub fn realm(&self) -> Option<ExactUrl> {
+        let realm = self.param("realm").filter(|_| self.scheme == "bearer")?;
+        let realm = ExactUrl::parse(realm).ok()?;
+        (realm.url.has_host() && matches!(realm.url.scheme(), "http" | "https")).then_some(realm)
+    }
+
+    /// Whether both send to the same place: the same token service, or the registry itself.
+    pub fn leads_where(&self, other: &Challenge) -> bool {
+        self.scheme == other.scheme && (self.scheme != "bearer" || self.param("realm") == other.param("realm"))
+    }
+}
+
+/// Of several ways, the one to go: a token where the challenge says who gives one, else the remote's credentials. A Bearer
+/// challenge without a realm is left for want of any other. `None`: none of them is known here.
+pub fn best(challenges: Vec<Challenge>) -> Option<Challenge> {
+    let rank = |challenge: &Challenge| match challenge.scheme.as_str() {
+        "bearer" if challenge.realm().is_some() => Some(0),
+        "basic" => Some(1),
+        "bearer" => Some(2),
+        _ => None,
+    };
+    let ranked = challenges
+        .into_iter()
+        .filter_map(|challenge| Some((rank(&challenge)?, challenge)));
+    ranked.min_by_key(|(rank, _)| *rank).map(|(_, challenge)| challenge)
 }
 
 /// The challenges of an answer, from all its field lines. What is no challenge is passed over.
@@ -33,7 +63,7 @@ fn parse(text: &str) -> Vec<Challenge> {
     let mut rest = text;
     loop {
         rest = rest.trim_start_matches([' ', '\t', ',']);
-        let (word, after) = token(rest);
+        let (word, after) = fields::token(rest);
         if word.is_empty() {
             // Not of this grammar: on to what may be.
             match rest.find(',') {
@@ -45,12 +75,12 @@ fn parse(text: &str) -> Vec<Challenge> {
         let value = after.trim_start_matches([' ', '\t']).strip_prefix('=');
         match (value, found.last_mut()) {
             (Some(value), Some(challenge)) => {
-                let (value, after) = param_value(value.trim_start_matches([' ', '\t']));
+                let (value, after) = fields::value(value.trim_start_matches([' ', '\t']), &[',']);
                 challenge.params.push((word.to_ascii_lowercase(), value));
                 rest = after;
             }
             // A parameter of nothing.
-            (Some(value), None) => rest = param_value(value).1,
+            (Some(value), None) => rest = fields::value(value, &[',']).1,
             (None, _) => {
                 found.push(Challenge {
                     scheme: word.to_ascii_lowercase(),
@@ -62,12 +92,6 @@ fn parse(text: &str) -> Vec<Challenge> {
     }
 }
 
-/// RFC 9110 section 5.6.2.
-fn token(text: &str) -> (&str, &str) {
-    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-    text.split_at(text.find(|c| !is_token(c)).unwrap_or(text.len()))
-}
-
 /// What follows the credentials of a scheme that has no parameters (`Negotiate abc==`), if that is what stands here.
 fn token68(text: &str) -> &str {
     let start = text.trim_start_matches(' ');
@@ -77,25 +101,6 @@ fn token68(text: &str) -> &str {
     let ended = padded.trim_start_matches(' ');
     let one_word = rest.len() < start.len() && (ended.is_empty() || ended.starts_with(','));
     if one_word && text.starts_with(' ') { ended } else { text }
-}
-
-/// A token or a quoted string (RFC 9110 section 5.6.4), and what follows it.
-fn param_value(text: &str) -> (String, &str) {
-    let Some(quoted) = text.strip_prefix('"') else {
-        // More than a token allows, since some forget the quotes around a URL.
-        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
-        return (text[..end].to_owned(), &text[end..]);
-    };
-    let mut value = String::new();
-    let mut chars = quoted.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return (value, &quoted[at + 1..]),
-            '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
-            c => value.push(c),
-        }
-    }
-    (value, "")
 }
 
 #[cfg(test)]
@@ -138,6 +143,28 @@ mod tests {
         assert_eq!(shown(r#"realm="x""#), Vec::<String>::new());
         assert_eq!(shown(r#"Bearer realm="x"#), ["bearer realm=<x>"]);
         assert_eq!(shown("Basic"), ["basic"]);
+    }
+
+    #[test]
+    fn what_can_be_used_goes_before_what_cannot() {
+        let chosen = |text: &str| best(parse(text)).map(|challenge| challenge.scheme);
+        let usable = r#"Bearer realm="https://auth.example/token""#;
+        for (text, scheme) in [
+            (r#"Bearer, Basic realm="x""#.to_owned(), Some("basic")),
+            (r#"Bearer realm="no URL", Basic realm="x""#.to_owned(), Some("basic")),
+            (
+                r#"Bearer realm="file:///etc/x", Basic realm="x""#.to_owned(),
+                Some("basic"),
+            ),
+            (format!(r#"Basic realm="x", {usable}"#), Some("bearer")),
+            (format!("Bearer, {usable}"), Some("bearer")),
+            ("Negotiate abc==, Bearer".to_owned(), Some("bearer")),
+            ("Negotiate abc==".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(chosen(&text).as_deref(), scheme, "{text}");
+        }
+        assert!(best(parse(&format!("Bearer, {usable}"))).is_some_and(|best| best.realm().is_some()));
     }
 
     proptest! {

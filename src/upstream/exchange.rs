@@ -13,13 +13,14 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use url::Url;
 
-use super::challenge::{Challenge, challenges};
+use super::negotiation::{Negotiation, Verdict};
 use super::range::range_matches;
-use super::token::Grant;
 use super::tunnel::{self, Tunnel};
-use super::{ResolveError, Upstream, address, listed, own, same_origin};
+use super::{ResolveError, Upstream, address, listed, own, same_origin, within_credentials};
 use crate::config::{OwnHost, Remote};
 use crate::deadline::Deadline;
+use crate::exact_url::ExactUrl;
+use crate::fields;
 
 /// Redirects followed for one question.
 const MAX_REDIRECTS: u8 = 10;
@@ -41,6 +42,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The body ended early, and nothing of it has gone out: as if there had been no answer.
+    pub fn broken_off() -> Self {
+        Failure {
+            status: 502,
+            reason: "the transfer from upstream ended early; try again".to_owned(),
+            unreachable: true,
+        }
+    }
+
     fn refused(reason: impl Into<String>) -> Self {
         Failure {
             status: 502,
@@ -69,10 +79,10 @@ pub struct Ask {
 /// Who is asking: what goes along to whom.
 #[derive(Debug)]
 enum Authority {
-    /// The remote's credentials and headers, to its own host.
+    /// The remote's credentials and headers, to where they may go.
     Remote,
-    /// What opens this scope, to the remote's own host, once it says what it wants.
-    Scope(String),
+    /// What opens a scope, to where the credentials may go, once the registry says what it wants.
+    Scope(Negotiation),
     /// This, to the host of the first URL, which is a token service.
     TokenService(Url, Option<HeaderValue>),
 }
@@ -85,7 +95,7 @@ pub struct Exchange {
     ask: Ask,
     /// Where the question is now.
     url: Url,
-    /// The query of `url` as it was asked, until a redirect leads elsewhere.
+    /// The query of `url` as it was written: by who asks, or by who redirected.
     query: Option<String>,
     redirects: u8,
     interim: u8,
@@ -98,9 +108,6 @@ pub struct Exchange {
     authority: Authority,
     /// `Authorization` for the remote's own host.
     authorization: Option<HeaderValue>,
-    grant: Option<Grant>,
-    /// What the remote's host wants, before that was seen to.
-    challenges: Option<Vec<Challenge>>,
 }
 
 /// How a body comes, on the clock that counts what upstream is waited for.
@@ -136,8 +143,6 @@ impl Exchange {
             failure: None,
             authority: Authority::Remote,
             authorization: None,
-            grant: None,
-            challenges: None,
         }
     }
 
@@ -164,7 +169,7 @@ impl Exchange {
             .any(|(name, _)| name == header::AUTHORIZATION);
         // Who configured an Authorization header means it.
         if let (Some(scope), false) = (scope, own) {
-            self.authority = Authority::Scope(scope);
+            self.authority = Authority::Scope(Negotiation::new(scope));
         }
         self
     }
@@ -273,12 +278,17 @@ impl Exchange {
         base.is_some_and(|base| same_origin(base, &self.url))
     }
 
-    /// Sees to it that the remote's own host gets what it wants to see.
+    /// Whether the remote's credentials and headers may go where the question is now.
+    pub(super) fn may_have_credentials(&self) -> bool {
+        within_credentials(&self.remote, &self.url)
+    }
+
+    /// Sees to it that upstream gets what it wants to see.
     async fn authorize(&mut self) -> Result<()> {
-        if !self.is_at_remote() {
+        if !self.may_have_credentials() {
             return Ok(());
         }
-        let had = match &self.authority {
+        let had = match &mut self.authority {
             Authority::TokenService(..) => return Ok(()),
             Authority::Remote if self.authorization.is_some() || self.remote.credentials.is_none() => return Ok(()),
             Authority::Remote => {
@@ -286,24 +296,11 @@ impl Exchange {
                 let basic = self.upstream.passwords.basic(&self.remote, false).await;
                 basic.map(|basic| basic.map(|basic| basic.header))
             }
-            Authority::Scope(scope) => {
-                let (tokens, challenges) = (&self.upstream.tokens, self.challenges.take());
+            Authority::Scope(negotiation) => {
                 // What is waited for bounds itself.
                 self.deadline.clear();
                 // Boxed: a token is got by an exchange too.
-                let grant = match challenges {
-                    None if self.grant.is_some() => return Ok(()),
-                    None => Box::pin(tokens.known(&self.upstream, &self.remote, scope)).await,
-                    Some(challenges) => {
-                        let refused = self.grant.as_ref();
-                        let grant = tokens.grant(&self.upstream, &self.remote, scope, &challenges, refused);
-                        Box::pin(grant).await.map(Some)
-                    }
-                };
-                grant.map(|grant| {
-                    self.grant = grant;
-                    self.grant.as_ref().map(|grant| grant.header.clone())
-                })
+                Box::pin(negotiation.authorization(&self.upstream, &self.remote)).await
             }
         };
         match had {
@@ -456,7 +453,7 @@ impl Exchange {
             && same_origin(service, &self.url)
         {
             request.insert_header(header::AUTHORIZATION, credentials.clone())?;
-        } else if self.is_at_remote() {
+        } else if self.may_have_credentials() {
             if let Some(authorization) = &self.authorization {
                 request.insert_header(header::AUTHORIZATION, authorization.clone())?;
             }
@@ -481,14 +478,14 @@ impl Exchange {
         self.deadline.set(self.remote.timeouts.idle);
         if self.is_at_remote() {
             self.note_rate_limit(response);
-            // What was made for this very question and is refused all the same will not be better the next time.
-            let last = self.grant.as_ref().is_some_and(|grant| grant.fresh);
-            if status == 401 && !last && matches!(self.authority, Authority::Scope(_)) {
-                let challenges = challenges(&response.headers);
-                if !challenges.is_empty() {
-                    self.challenges = Some(challenges);
-                    return Err(ask_on());
-                }
+        }
+        if self.may_have_credentials()
+            && let Authority::Scope(negotiation) = &mut self.authority
+        {
+            match negotiation.read(&self.remote, status, &response.headers) {
+                Verdict::Answer => {}
+                Verdict::Again => return Err(ask_on()),
+                Verdict::Failed(failure) => return Err(self.fail(failure)),
             }
         }
         let followed = matches!(status, 301 | 302 | 303 | 307 | 308);
@@ -504,13 +501,15 @@ impl Exchange {
                     "upstream redirected more than {MAX_REDIRECTS} times"
                 ))));
             }
-            tracing::debug!(remote = %self.remote.name, from = %shown(&self.url), to = %shown(&target), "following a redirect");
-            self.url = target;
-            self.query = None;
+            tracing::debug!(remote = %self.remote.name, from = %shown(&self.url), to = %shown(&target.url), "following a redirect");
+            self.url = target.url;
+            self.query = target.query;
             self.addresses.clear();
             return Err(ask_on());
         }
-        if status == 407 {
+        // One that comes through a tunnel, or without a proxy, is upstream's own, and an answer like any other.
+        let by_proxy = self.url.scheme() == "http" && self.upstream.proxy_for(&self.remote, &self.url).is_some();
+        if status == 407 && by_proxy {
             return Err(self.fail(Failure {
                 status: 502,
                 reason: "the outbound proxy wants other credentials; correct those in its URL".to_owned(),
@@ -531,7 +530,7 @@ impl Exchange {
                 .headers
                 .get(header::CONTENT_RANGE)
                 .and_then(|value| value.to_str().ok());
-            let total = content_range.and_then(|value| value.rsplit_once('/')?.1.trim().parse::<u64>().ok());
+            let total = content_range.and_then(|value| fields::number::<u64>(value.rsplit_once('/')?.1.trim()));
             let other = self.ask.total.is_some() && total != self.ask.total;
             if other || !range_matches(range.to_str().unwrap_or(""), content_range.unwrap_or("")) {
                 return Err(self.fail(Failure::refused("upstream answered another range than was asked for")));
@@ -567,11 +566,11 @@ impl Exchange {
         self.upstream.metrics.rate_limit(&self.remote.name, limit, left);
     }
 
-    fn redirect_target(&self, location: Option<Vec<u8>>) -> std::result::Result<Url, Failure> {
+    fn redirect_target(&self, location: Option<Vec<u8>>) -> std::result::Result<ExactUrl, Failure> {
         let location = location.ok_or_else(|| Failure::refused("upstream redirected without saying where"))?;
         let location = String::from_utf8(location)
             .map_err(|_| Failure::refused("upstream redirected to something that is not a URL"))?;
-        let mut target = self.url.join(location.trim()).map_err(|error| {
+        let ExactUrl { url: mut target, query } = ExactUrl::join(&self.url, location.trim()).map_err(|error| {
             Failure::refused(format!("upstream redirected to something that is not a URL: {error}"))
         })?;
         target.set_fragment(None);
@@ -596,7 +595,7 @@ impl Exchange {
         if target.host_str().is_none_or(str::is_empty) {
             return Err(Failure::refused("upstream redirected to a URL without a host"));
         }
-        Ok(target)
+        Ok(ExactUrl { url: target, query })
     }
 
     /// For `upstream_response_body_filter`: so many bytes have arrived, the next may take `idle`.

@@ -1,5 +1,7 @@
 //! Ranges that are asked of upstream.
 
+use crate::fields;
+
 /// Whether `Content-Range: bytes a-b/len` is what `Range: bytes=…` asked for. Several ranges are not asked upstream.
 pub fn range_matches(asked: &str, got: &str) -> bool {
     let Some(asked) = asked.strip_prefix("bytes=") else {
@@ -11,25 +13,26 @@ pub fn range_matches(asked: &str, got: &str) -> bool {
     let Some((got_start, got_end)) = got.split_once('-') else {
         return false;
     };
-    let (Ok(got_start), Ok(got_end)) = (got_start.trim().parse::<u64>(), got_end.trim().parse::<u64>()) else {
+    let number = fields::number::<u64>;
+    let (Some(got_start), Some(got_end)) = (number(got_start.trim()), number(got_end.trim())) else {
         return false;
     };
-    let length = length.trim().parse::<u64>().ok();
+    let length = number(length.trim());
     match asked.split_once('-') {
-        Some(("", suffix)) => match (suffix.parse::<u64>(), length) {
-            (Ok(suffix), Some(length)) => {
+        Some(("", suffix)) => match (number(suffix), length) {
+            (Some(suffix), Some(length)) => {
                 got_start == length.saturating_sub(suffix) && got_end.saturating_add(1) == length
             }
             _ => false,
         },
         Some((start, end)) => {
-            start.parse() == Ok(got_start)
-                && match end.parse::<u64>() {
-                    Ok(end) => {
+            number(start) == Some(got_start)
+                && match number(end) {
+                    Some(end) => {
                         got_end <= end
                             && (got_end == end || length.is_some_and(|length| got_end.saturating_add(1) == length))
                     }
-                    Err(_) => end.is_empty() && length.is_none_or(|length| got_end.saturating_add(1) == length),
+                    None => end.is_empty() && length.is_none_or(|length| got_end.saturating_add(1) == length),
                 }
         }
         None => false,

@@ -19,13 +19,16 @@ use quick_cache::sync::Cache;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
-use url::{Host, Url};
+use url::{Host, Position, Url, form_urlencoded};
 
-use super::challenge::Challenge;
+use super::challenge::{Challenge, best, challenges};
 use super::password::Basic;
-use super::{Ask, Exchange, Failure, Upstream, listed, same_origin};
+use super::{Ask, Exchange, Failure, Upstream, listed, within_credentials};
 use crate::cache::hex;
-use crate::config::{Remote, is_loopback};
+use crate::config::{CredentialsWithin, Remote, is_loopback};
+use crate::exact_url::ExactUrl;
+use crate::fields;
+use crate::formats::docker;
 
 /// Scopes whose tokens are kept.
 const REMEMBERED: usize = 4096;
@@ -36,6 +39,8 @@ const MARGIN: Duration = Duration::from_secs(30);
 const BEARER: &str = "Bearer ";
 /// No service's answer is longer.
 const MAX_ANSWER: usize = 1 << 20;
+/// How long a registry wants of everybody what it wanted when it was asked.
+const GREETED: Duration = Duration::from_secs(60);
 /// Addresses and redirects that are tried for one token.
 const MAX_TRIES: usize = 16;
 
@@ -56,7 +61,21 @@ pub struct Grant {
     pub header: HeaderValue,
     /// It was made for this very question: upstream will not think better of another.
     pub fresh: bool,
+    /// What it was got by.
+    pub challenge: Challenge,
     id: u64,
+}
+
+#[cfg(test)]
+impl Grant {
+    pub fn of(challenge: Challenge, fresh: bool) -> Self {
+        Grant {
+            header: HeaderValue::from_static("Bearer token"),
+            fresh,
+            challenge,
+            id: 0,
+        }
+    }
 }
 
 /// What is known of one scope.
@@ -90,9 +109,14 @@ struct Made {
     fresh: bool,
 }
 
+/// What a registry wants of everybody, by its answer to the question for its version, and when that was asked.
+type Greeting = Option<(Instant, Result<Option<Challenge>, Failure>)>;
+
 /// All tokens.
 pub struct Tokens {
     known: Cache<String, Arc<Mutex<Known>>>,
+    /// By remote: what to begin with.
+    greetings: Cache<String, Arc<Mutex<Greeting>>>,
     /// Remote and host of services that were told no credentials, said once.
     distrusted: Cache<String, ()>,
     connector: Connector,
@@ -111,6 +135,7 @@ impl Default for Tokens {
     fn default() -> Self {
         Tokens {
             known: Cache::new(REMEMBERED),
+            greetings: Cache::new(1024),
             distrusted: Cache::new(1024),
             connector: Connector::new(None),
             ids: AtomicU64::new(0),
@@ -131,15 +156,39 @@ impl Tokens {
         let credentials = remote.credentials.as_ref();
         let who = credentials.map(|credentials| (&credentials.username, &credentials.password));
         let base = remote.base_url.as_ref().map(Url::as_str);
-        let print = self.hasher.hash_one((who, base, &remote.token_realms));
+        let print = self
+            .hasher
+            .hash_one((who, base, &remote.token_realms, remote.credentials_within));
         format!("{} {print:016x} {scope}", remote.name)
     }
 
-    /// What opened `scope` before, renewed where it is about to expire. `None`: nothing was asked for yet.
+    /// What opened `scope` before, renewed where it is about to expire. Where nothing is known, what the registry wants of
+    /// everybody is seen to first, if the remote has credentials: some answer strangers as if there were nothing. `None`: it
+    /// is not known whether anything is wanted.
     ///
     /// # Errors
     /// The token service failed, or refuses.
     pub async fn known(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        scope: &str,
+    ) -> Result<Option<Grant>, Failure> {
+        if let Some(grant) = self.kept(upstream, remote, scope).await? {
+            return Ok(Some(grant));
+        }
+        let Some(challenge) = self.wanted_of_everybody(upstream, remote).await? else {
+            return Ok(None);
+        };
+        let granted = self.grant(upstream, remote, scope, &challenge, None).await;
+        if granted.is_err() {
+            self.greetings.remove(&self.key(remote, ""));
+        }
+        granted.map(Some)
+    }
+
+    /// What is known of `scope` itself.
+    async fn kept(
         &self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
@@ -154,7 +203,7 @@ impl Tokens {
             return Ok(Some(grant));
         }
         if let Some(challenge) = known.challenge.clone() {
-            let renewed = self.renew(upstream, remote, scope, challenge, false, &mut known);
+            let renewed = self.renew(upstream, remote, scope, &challenge, false, &mut known);
             return renewed.await.map(Some);
         }
         match (known.usable(), known.failure_since(waiting_since)) {
@@ -163,7 +212,49 @@ impl Tokens {
         }
     }
 
-    /// What satisfies one of `challenges`, with which upstream answered a question that `refused` went along with.
+    /// What a registry wants to see of whoever comes (distribution-spec, "Determining Support"), for a remote that has
+    /// credentials.
+    async fn wanted_of_everybody(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+    ) -> Result<Option<Challenge>, Failure> {
+        if remote.credentials.is_none() || remote.base_url.is_none() {
+            return Ok(None);
+        }
+        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
+        let Ok(slot) = self.greetings.get_or_insert_with(&self.key(remote, ""), fresh);
+        let waiting_since = Instant::now();
+        let mut greeting = slot.lock().await;
+        match &*greeting {
+            Some((at, wanted)) if *at >= waiting_since => return wanted.clone(),
+            Some((at, Ok(wanted))) if at.elapsed() < GREETED => return Ok(wanted.clone()),
+            _ => {}
+        }
+        let wanted = self.greet(upstream, remote).await;
+        *greeting = Some((Instant::now(), wanted.clone()));
+        wanted
+    }
+
+    async fn greet(&self, upstream: &Arc<Upstream>, remote: &Arc<Remote>) -> Result<Option<Challenge>, Failure> {
+        let question = ExactUrl {
+            url: docker::version_url(remote),
+            query: None,
+        };
+        let Answer { status, offered, .. } = self.ask_in_time(upstream, remote, &question, None).await?;
+        match status {
+            401 => Ok(best(offered)),
+            // Without what it wants, a question might be answered as if there were nothing.
+            429 | 500.. => Err(Failure {
+                status: if status == 429 { 503 } else { 502 },
+                reason: format!("upstream answered {status} to the question for its version (/v2/)"),
+                unreachable: true,
+            }),
+            _ => Ok(None),
+        }
+    }
+
+    /// What satisfies `challenge`, with which upstream answered a question that `refused` went along with.
     ///
     /// # Errors
     /// The token service failed, or refuses; or upstream wants credentials that the remote does not have.
@@ -172,17 +263,9 @@ impl Tokens {
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
         scope: &str,
-        challenges: &[Challenge],
+        challenge: &Challenge,
         refused: Option<&Grant>,
     ) -> Result<Grant, Failure> {
-        let of = |scheme: &str| challenges.iter().find(|challenge| challenge.scheme == scheme);
-        let Some(challenge) = of("bearer").or_else(|| of("basic")).cloned() else {
-            return Err(Failure {
-                status: 403,
-                reason: "upstream wants a kind of authentication that is not known here".to_owned(),
-                unreachable: false,
-            });
-        };
         let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
         let Ok(slot) = self.known.get_or_insert_with(&self.key(remote, scope), fresh);
         let waiting_since = Instant::now();
@@ -206,6 +289,26 @@ impl Tokens {
             .await
     }
 
+    /// Forgets what upstream `refused`, and what it was got by: nothing is to be sent along to `scope` any more.
+    pub async fn forget(&self, remote: &Remote, scope: &str, refused: Option<&Grant>) {
+        let Some(slot) = self.known.get(&self.key(remote, scope)) else {
+            return;
+        };
+        let mut known = slot.lock().await;
+        let is_newer = known
+            .grant
+            .as_ref()
+            .is_some_and(|known| refused.is_none_or(|refused| refused.id != known.id));
+        if !is_newer {
+            known.challenge = None;
+            known.refused = known
+                .grant
+                .take()
+                .map(|refused| refused.header)
+                .or(known.refused.take());
+        }
+    }
+
     /// Another grant than the one that is known, which stays until the other is there, and to its end if none comes.
     /// `refused`: upstream has refused what the remote's password gave.
     async fn renew(
@@ -213,7 +316,7 @@ impl Tokens {
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
         scope: &str,
-        challenge: Challenge,
+        challenge: &Challenge,
         refused: bool,
         known: &mut Known,
     ) -> Result<Grant, Failure> {
@@ -221,7 +324,7 @@ impl Tokens {
             match challenge.scheme.as_str() {
                 "bearer" => {
                     let stale = known.refused.as_ref();
-                    self.token(upstream, remote, scope, &challenge, refused, stale).await
+                    self.token(upstream, remote, scope, challenge, refused, stale).await
                 }
                 _ => match upstream.passwords.basic(remote, refused).await? {
                     Some(Basic { header, until }) => Ok(Made {
@@ -252,15 +355,17 @@ impl Tokens {
         match made {
             Ok(Made { header, life, fresh }) => {
                 let id = self.ids.fetch_add(1, Relaxed);
-                known.challenge = Some(challenge);
+                known.challenge = Some(challenge.clone());
                 known.failed = None;
                 known.life = life;
-                known.grant = Some(Grant {
-                    header: header.clone(),
+                let grant = Grant {
+                    header,
                     fresh: false,
+                    challenge: challenge.clone(),
                     id,
-                });
-                Ok(Grant { header, fresh, id })
+                };
+                known.grant = Some(grant.clone());
+                Ok(Grant { fresh, ..grant })
             }
             Err(failure) => {
                 known.challenge = None;
@@ -294,23 +399,13 @@ impl Tokens {
             reason: format!("upstream wants a token, and {reason}"),
             unreachable: true,
         };
-        let realm = challenge.param("realm").unwrap_or_default();
-        let realm = Url::parse(realm).ok().filter(|url| url.has_host());
-        let realm = realm.filter(|url| matches!(url.scheme(), "http" | "https"));
-        let mut url = realm.ok_or_else(|| unusable("names no service that gives one"))?;
-        {
-            let mut query = url.query_pairs_mut();
-            if let Some(service) = challenge.param("service") {
-                query.append_pair("service", service);
-            }
-            let scopes = challenge.param("scope").filter(|scope| !scope.trim().is_empty());
-            for scope in scopes.unwrap_or(scope).split_whitespace() {
-                query.append_pair("scope", scope);
-            }
-        }
-        let trusted = may_see_credentials(remote, &url);
+        let realm = challenge.realm();
+        let realm = realm.ok_or_else(|| unusable("names no service that gives one"))?;
+        let question = question(realm, challenge.param("service"), scope);
+        let url = &question.url;
+        let trusted = may_see_credentials(remote, url);
         if !trusted && remote.credentials.is_some() {
-            self.say_distrusted(remote, &url);
+            self.say_distrusted(remote, url);
         }
         let header = |basic: Option<Basic>| basic.map(|basic| basic.header);
         let mut credentials = match trusted {
@@ -318,7 +413,7 @@ impl Tokens {
             false => None,
         };
         if let Some(shared) = self.shared.get().filter(|_| !refused)
-            && let Some((token, left)) = shared.get(&shared_name(remote, &url, credentials.as_ref())).await
+            && let Some((token, left)) = shared.get(&shared_name(remote, &question, credentials.as_ref())).await
             && let Some((header, life)) = bearer(&token, left)
             && Instant::now() < life.renew
             && stale != Some(&header)
@@ -331,13 +426,8 @@ impl Tokens {
         }
         let mut refused = false;
         loop {
-            // A token is small: its first byte and its last come together.
-            let limit = remote.timeouts.connect + remote.timeouts.first_byte;
-            let asked = self.ask(upstream, remote, &url, credentials.clone());
-            let (status, body) = match tokio::time::timeout(limit, asked).await {
-                Ok(answer) => answer?,
-                Err(_) => return Err(Exchange::timed_out(remote, &url)),
-            };
+            let asked = self.ask_in_time(upstream, remote, &question, credentials.clone());
+            let Answer { status, body, .. } = asked.await?;
             let host = url.host_str().unwrap_or_default();
             match status {
                 200 => {
@@ -347,7 +437,7 @@ impl Tokens {
                         // Nobody is given what is about to be renewed.
                         let left = life.renew.saturating_duration_since(Instant::now());
                         let token = text.trim_start_matches(BEARER);
-                        shared.put(&shared_name(remote, &url, credentials.as_ref()), token, left);
+                        shared.put(&shared_name(remote, &question, credentials.as_ref()), token, left);
                     }
                     return Ok(Made {
                         header,
@@ -392,19 +482,35 @@ impl Tokens {
             tracing::warn!(
                 remote = %remote.name,
                 %host,
-                "the token service is on another domain, or not reached by https: it is asked without the remote's credentials; list it in `token_realms` if it may have them"
+                "the token service is on another domain, not reached by https, or outside of `credentials_within`: it is asked without the remote's credentials; list it in `token_realms` if it may have them"
             );
         }
     }
 
-    /// One question to a token service, by the same way as any other: its status and its answer.
+    /// One question to a token service, or to a registry about itself.
+    async fn ask_in_time(
+        &self,
+        upstream: &Arc<Upstream>,
+        remote: &Arc<Remote>,
+        question: &ExactUrl,
+        credentials: Option<HeaderValue>,
+    ) -> Result<Answer, Failure> {
+        // The answer is small: its first byte and its last come together.
+        let limit = remote.timeouts.connect + remote.timeouts.first_byte;
+        match tokio::time::timeout(limit, self.ask(upstream, remote, question, credentials)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Exchange::timed_out(remote, &question.url)),
+        }
+    }
+
+    /// Goes the way of any other question, redirects and addresses included.
     async fn ask(
         &self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
-        url: &Url,
+        question: &ExactUrl,
         credentials: Option<HeaderValue>,
-    ) -> Result<(u16, Vec<u8>), Failure> {
+    ) -> Result<Answer, Failure> {
         let ask = Ask {
             method: Method::GET,
             accept: Some("application/json"),
@@ -413,8 +519,9 @@ impl Tokens {
             total: None,
             conditional: false,
         };
-        let mut exchange =
-            Exchange::to_token_service(Arc::clone(upstream), Arc::clone(remote), url.clone(), ask, credentials);
+        let (upstream, remote) = (Arc::clone(upstream), Arc::clone(remote));
+        let mut exchange = Exchange::to_token_service(upstream, remote, question.url.clone(), ask, credentials)
+            .with_query(question.query.clone());
         for _ in 0..MAX_TRIES {
             match self.try_once(&mut exchange).await {
                 Ok(answer) => return Ok(answer),
@@ -424,12 +531,12 @@ impl Tokens {
         }
         Err(Failure {
             status: 502,
-            reason: "upstream's token service cannot be reached".to_owned(),
+            reason: format!("{} cannot be reached", question.url.host_str().unwrap_or_default()),
             unreachable: true,
         })
     }
 
-    async fn try_once(&self, exchange: &mut Exchange) -> Result<(u16, Vec<u8>), Box<Error>> {
+    async fn try_once(&self, exchange: &mut Exchange) -> Result<Answer, Box<Error>> {
         let mut peer = exchange.peer().await?;
         // Tokens are few: a connection each is simple, and none is left over.
         peer.options.alpn = ALPN::H1;
@@ -462,8 +569,24 @@ impl Tokens {
             }
         }
         session.shutdown().await;
-        Ok((response.status.as_u16(), body))
+        // Another host's challenge says nothing of the registry.
+        let offered = match exchange.may_have_credentials() {
+            true => challenges(&response.headers),
+            false => Vec::new(),
+        };
+        Ok(Answer {
+            status: response.status.as_u16(),
+            offered,
+            body,
+        })
     }
+}
+
+/// What was answered to [`Tokens::ask`].
+struct Answer {
+    status: u16,
+    offered: Vec<Challenge>,
+    body: Vec<u8>,
 }
 
 /// An error of a connection to upstream is upstream's, whoever reads it.
@@ -497,16 +620,17 @@ impl Known {
     }
 }
 
-/// Whether a token service may see the remote's credentials: one on the registry's own host as it is configured, one that
-/// shares the registry's registrable domain (by the public suffix list), or one that `token_realms` lists; and but for the
-/// first over https or on this machine only.
+/// Whether a token service may see the remote's credentials: one where the registry may see them, one that shares the
+/// registry's registrable domain (by the public suffix list; not with `credentials_within: base_url`), or one that
+/// `token_realms` lists; and but for the first over https or on this machine only.
 fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
     let Some(base) = &remote.base_url else { return false };
-    if same_origin(base, realm) {
+    if within_credentials(remote, realm) {
         return true;
     }
     let safe = realm.scheme() == "https" || realm.host().is_some_and(|host| is_loopback(&host));
-    safe && (same_domain(base, realm) || listed(&remote.token_realms, realm))
+    let related = remote.credentials_within == CredentialsWithin::Host && same_domain(base, realm);
+    safe && (related || listed(&remote.token_realms, realm))
 }
 
 fn same_domain(a: &Url, b: &Url) -> bool {
@@ -520,6 +644,24 @@ fn same_domain(a: &Url, b: &Url) -> bool {
             matches!((domain(&a), domain(&b)), (Some(a), Some(b)) if a == b)
         }
         _ => false,
+    }
+}
+
+/// What a token service is asked. What a challenge says of the scope is not taken over: a token is for one repository, and
+/// for reading.
+fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
+    let mut asked = form_urlencoded::Serializer::new(String::new());
+    if let Some(service) = service {
+        asked.append_pair("service", service);
+    }
+    let asked = asked.append_pair("scope", scope).finish();
+    let query = match realm.query.filter(|own| !own.is_empty()) {
+        Some(own) => format!("{own}&{asked}"),
+        None => asked,
+    };
+    ExactUrl {
+        url: realm.url,
+        query: Some(query),
     }
 }
 
@@ -555,12 +697,13 @@ fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
 
 /// Names what nodes share a token for: the question to the token service and as whom it was asked, for this registry. Nobody
 /// can tell the credentials from it who could not guess them.
-fn shared_name(remote: &Remote, question: &Url, credentials: Option<&HeaderValue>) -> String {
+fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&HeaderValue>) -> String {
     let base = remote.base_url.as_ref().map_or("", Url::as_str);
     let mut print = Sha256::new();
     for part in [
         base.as_bytes(),
-        question.as_str().as_bytes(),
+        question.url[..Position::AfterPath].as_bytes(),
+        question.query.as_deref().unwrap_or_default().as_bytes(),
         credentials.map_or(b"", |credentials| credentials.as_bytes()),
     ] {
         print.update((part.len() as u64).to_be_bytes());
@@ -571,7 +714,7 @@ fn shared_name(remote: &Remote, question: &Url, credentials: Option<&HeaderValue
 
 /// A time as in RFC 3339 section 5.6.
 fn rfc3339(text: &str) -> Option<SystemTime> {
-    let number = |range: std::ops::Range<usize>| text.get(range)?.parse::<u64>().ok();
+    let number = |range: std::ops::Range<usize>| fields::number::<u64>(text.get(range)?);
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
     let rest = text
@@ -589,7 +732,8 @@ fn rfc3339(text: &str) -> Option<SystemTime> {
         "Z" | "z" => 0,
         offset => {
             let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-            let offset_seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            let offset_seconds =
+                i64::from(fields::number::<u32>(hours)?) * 3600 + i64::from(fields::number::<u32>(minutes)?) * 60;
             match offset.as_bytes().first()? {
                 b'+' => offset_seconds,
                 b'-' => -offset_seconds,
@@ -725,7 +869,7 @@ mod tests {
         let realm = format!(r#"Bearer realm="{base}token",service="registry""#);
         let mut headers = http::HeaderMap::new();
         headers.insert(http::header::WWW_AUTHENTICATE, realm.parse().unwrap());
-        let challenges = super::super::challenge::challenges(&headers);
+        let challenge = best(challenges(&headers)).unwrap();
         let shelf = Arc::new(Shelf::default());
         let user = |name: &str| {
             let mut remote = remote("docker", &base);
@@ -738,7 +882,7 @@ mod tests {
             Arc::new(remote)
         };
         let grant = async |node: &Arc<Upstream>, name: &str, scope: &str, refused: Option<&Grant>| {
-            let granted = node.tokens.grant(node, &user(name), scope, &challenges, refused).await;
+            let granted = node.tokens.grant(node, &user(name), scope, &challenge, refused).await;
             granted.unwrap_or_else(|failure| panic!("{}", failure.reason))
         };
         let token = |grant: &Grant| grant.header.to_str().unwrap().to_owned();

@@ -5,8 +5,10 @@
 // Every test file takes what it needs of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod cgroup;
 pub mod client;
 pub mod clients;
+pub mod clock;
 pub mod dns;
 pub mod fleet;
 pub mod h2client;

@@ -8,7 +8,7 @@ use std::error::Error as _;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -59,6 +59,8 @@ const WRITER: &str = "
     SET enable_mergejoin = off;
 ";
 const LOOKUP: &str = "SET statement_timeout = '1500ms'; SET default_transaction_read_only = on;";
+/// In microseconds.
+const CLOCK: &str = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 /// A page walks the index of its order.
 const SCAN: &str = "
     SET statement_timeout = '900ms';
@@ -254,7 +256,13 @@ impl Server {
                         return None;
                     }
                     // What goes wrong wakes the arm above.
-                    let _ = self.ask(session, LOOKUP_LIMIT, session.lookup.simple_query("")).await;
+                    let asked = Instant::now();
+                    let looking = session.lookup.query_typed_one(CLOCK, &[]);
+                    if let Ok(Ok(row)) = self.ask(session, LOOKUP_LIMIT, looking).await
+                        && let Ok(theirs) = row.try_get(0)
+                    {
+                        self.breaker.clock_was(theirs, asked);
+                    }
                 }
             }
         }

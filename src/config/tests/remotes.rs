@@ -112,6 +112,43 @@ fn passwords_come_from_files() {
 }
 
 #[test]
+fn credentials_may_be_kept_below_the_base_url() {
+    let keys = |base: &str, within: &str| {
+        one(&format!(
+            "base_url: https://h{base}\nusername: u\npassword: p\n{within}"
+        ))
+    };
+    for (within, expected) in [
+        ("", CredentialsWithin::Host),
+        ("credentials_within: host", CredentialsWithin::Host),
+        ("credentials_within: base_url", CredentialsWithin::BaseUrl),
+    ] {
+        let case = keys("/team", within);
+        assert_eq!(case.problems(), Vec::<String>::new(), "{within}");
+        assert_eq!(case.remote("x").credentials_within, expected, "{within}");
+        let shown = case.config().to_redacted_json();
+        let shown = shown["remotes"]["x"]["credentials_within"].as_str();
+        assert_eq!(
+            shown == Some("base_url"),
+            expected == CredentialsWithin::BaseUrl,
+            "{shown:?}"
+        );
+    }
+    finds(
+        &keys("/team", "credentials_within: path"),
+        &["6:25: error: remote \"x\": `credentials_within` \"path\": must be one of host, base_url"],
+    );
+    finds(
+        &keys("", "credentials_within: base_url"),
+        &["6:5: warning: remote \"x\": `credentials_within: base_url` narrows nothing"],
+    );
+    finds(
+        &one("base_url: https://h/team\ncredentials_within: base_url"),
+        &["warning: remote \"x\": `credentials_within` without `username` or `headers`"],
+    );
+}
+
+#[test]
 fn contradictions_are_errors() {
     let local = |keys: &str| one(&format!("type: local\n{keys}"));
     for key in [

@@ -6,6 +6,15 @@ use std::time::Duration;
 use super::*;
 
 #[test]
+fn the_time_that_stopping_may_take_can_be_set() {
+    let limit = |conf: &str| Case::new("remotes: {}").conf(conf).config().settings.stop_timeout;
+    assert_eq!(limit(""), Duration::from_secs(30));
+    assert_eq!(limit("stop_timeout: 2m"), Duration::from_secs(120));
+    let case = Case::new("remotes: {}").conf("stop_timeout: 0");
+    finds(&case, &["conf.yaml:1:15: error: `stop_timeout`"]);
+}
+
+#[test]
 fn a_flag_wins_over_its_variable_and_that_over_the_file() {
     let mut case = Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\npublic_url: https://file/");
     let listen = |case: &Case| {
@@ -67,6 +76,14 @@ fn settings_are_checked_with_place() {
             "conf.yaml:7:1: error: unknown key `data_dir`\n    hint: `data_dir` belongs on the command line",
             "conf.yaml:8:13: error: `public_url` \"https://a?b\": has a query",
         ],
+    );
+    let scrub_rate = |conf: &str| generic("").conf(conf).config().settings.cache.scrub_rate;
+    assert_eq!(scrub_rate("resolver: []"), 4_000_000);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 1MiB}"), 1 << 20);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 0}"), 0);
+    finds(
+        &generic("").conf("scrub_rate: 1MB"),
+        &["conf.yaml:1:1: error: unknown key `scrub_rate`\n    hint: `scrub_rate` belongs under `cache:`"],
     );
     let case = Case::new("remotes: {}").conf(
         "clients: {head_timeout: 0, head_bytes: 1KiB, body_rate: 0, http2_streams: 0, idle: 1s}\nbody_timeout: 1s\n",

@@ -131,6 +131,23 @@ fn upstream_is_below_v2_of_the_base_url() {
         url("https://r.example/v2/p/"),
         "https://r.example/v2/p/a/b/manifests/latest"
     );
+    let version = |base: &str| version_url(&remote("docker", base)).to_string();
+    assert_eq!(version("https://r.example/"), "https://r.example/v2/");
+    assert_eq!(version("https://r.example/x/"), "https://r.example/x/v2/");
+    assert_eq!(version("https://r.example/v2/"), "https://r.example/v2/");
+    assert_eq!(version("https://r.example/v2/p/"), "https://r.example/v2/");
+}
+
+#[test]
+fn a_scope_names_the_repository_as_the_registry_does() {
+    let scope = |base: &str| {
+        Docker
+            .token_scope(&remote("docker", base), "a/b/manifests/latest")
+            .unwrap()
+    };
+    assert_eq!(scope("https://r.example/"), "repository:a/b:pull");
+    assert_eq!(scope("https://r.example/x/"), "repository:a/b:pull");
+    assert_eq!(scope("https://r.example/v2/p/"), "repository:p/a/b:pull");
 }
 
 #[test]
