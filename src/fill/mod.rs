@@ -7,6 +7,7 @@
 mod answer;
 mod coded;
 pub mod flush;
+mod gunzip;
 pub mod news;
 pub mod node;
 pub mod record;

@@ -8,12 +8,13 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use flate2::Compression;
-use flate2::write::{GzEncoder, MultiGzDecoder};
+use flate2::write::GzEncoder;
 use http::{HeaderValue, header};
 use quick_cache::sync::Cache;
 use tokio::sync::Mutex;
 use url::Url;
 
+use super::gunzip::Gunzip;
 use crate::cache::{
     FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown,
 };
@@ -263,10 +264,7 @@ impl Views {
             })
         });
         let mut reader = Reader::new(Arc::clone(original));
-        let mut decoder = original
-            .head
-            .content_encoding()
-            .map(|_| MultiGzDecoder::new(Vec::new()));
+        let mut decoder = original.head.content_encoding().map(|_| Gunzip::new());
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
@@ -274,8 +272,8 @@ impl Views {
                 Some(decoder) => {
                     // In small steps: a bomb's next kilobytes can be megabytes.
                     for step in piece.chunks(1 << 10) {
-                        decoder.write_all(step).map_err(MakeError::Decode)?;
-                        let out = std::mem::take(decoder.get_mut());
+                        decoder.write(step).map_err(MakeError::Decode)?;
+                        let out = decoder.take();
                         decoded += out.len() as u64;
                         if decoded > MAX_DECODED {
                             return Err(MakeError::TooLarge);
@@ -287,9 +285,10 @@ impl Views {
                 }
             }
         }
-        if let Some(decoder) = decoder {
-            let rest = decoder.finish().map_err(MakeError::Decode)?;
-            self.rewrite(&rest, rewriter.as_deref_mut(), spec, &mut writer).await?;
+        if let Some(mut decoder) = decoder {
+            decoder.end().map_err(MakeError::Decode)?;
+            self.rewrite(&decoder.take(), rewriter.as_deref_mut(), spec, &mut writer)
+                .await?;
         }
         if let Some(rewriter) = &mut rewriter {
             let mut out = Vec::new();
