@@ -241,7 +241,7 @@ fn the_charts_of_a_redirected_index_are_where_it_was_asked_for() {
             "/charts/index.yaml",
             Reply::redirect(302, other.url("/signed/idx?token=1")),
         );
-        let text = "entries:\n  app:\n  - urls:\n    - app-1.0.0.tgz\n    - sub/app-1.0.0.tgz\n";
+        let text = "entries:\n  app:\n  - name: app\n    urls:\n    - app-1.0.0.tgz\n    - sub/app-1.0.0.tgz\n";
         other.file("/signed/idx", index(text.to_owned()));
         up.reply("/charts/app-1.0.0.tgz", Reply::ok("one"));
         up.reply("/charts/sub/app-1.0.0.tgz", Reply::ok("two"));
