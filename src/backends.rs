@@ -106,8 +106,10 @@ impl Backends {
 
     /// Connects them, and lets `fills` hear what other nodes do.
     pub fn start(&self, fills: &Arc<Fills>) {
-        self.runtime
-            .spawn(self.told.clone().keep(self.catalog.clone(), fills.store));
+        // What was evicted here may be in the bucket, or with another node that writes to the same catalogue.
+        let is_alone = self.bucket.is_none() && !self.catalog.is_shared();
+        let telling = self.told.clone().keep(self.catalog.clone(), fills.store, is_alone);
+        self.runtime.spawn(telling);
         if let Some(fleet) = &self.fleet {
             // What happened while this node was down it is yet to hear.
             distrust(now_ms());

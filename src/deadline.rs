@@ -13,6 +13,9 @@ pub struct Deadline {
     at: AtomicU64,
     /// The wait that was set last, in milliseconds.
     wait: AtomicU64,
+    /// Milliseconds for which nothing was waited for, and since when that is so now; 0: something is waited for.
+    rested: AtomicU64,
+    resting: AtomicU64,
     /// Told when the deadline comes nearer, so that whoever sleeps until it need not look every now and then.
     nearer: Notify,
 }
@@ -23,6 +26,8 @@ impl Default for Deadline {
             start: Instant::now(),
             at: AtomicU64::new(0),
             wait: AtomicU64::new(0),
+            rested: AtomicU64::new(0),
+            resting: AtomicU64::new(0),
             nearer: Notify::new(),
         }
     }
@@ -32,6 +37,10 @@ impl Deadline {
     /// Waits for `wait` from now on.
     pub fn set(&self, wait: Duration) {
         self.wait.store(wait.as_millis() as u64, Relaxed);
+        match self.resting.swap(0, Relaxed) {
+            0 => {}
+            since => _ = self.rested.fetch_add(self.now().saturating_sub(since), Relaxed),
+        }
         let at = (self.start.elapsed() + wait).as_millis().max(1) as u64;
         let before = self.at.swap(at, Relaxed);
         if before == 0 || at < before {
@@ -41,7 +50,23 @@ impl Deadline {
 
     /// Nothing is waited for: the transfer is over, or it is this side that takes its time.
     pub fn clear(&self) {
-        self.at.store(0, Relaxed);
+        if self.at.swap(0, Relaxed) != 0 {
+            self.resting.store(self.now().max(1), Relaxed);
+        }
+    }
+
+    /// For how long upstream has been waited for, all waits together.
+    pub fn waited(&self) -> Duration {
+        let now = self.now();
+        let rest = match self.resting.load(Relaxed) {
+            0 => 0,
+            since => now.saturating_sub(since),
+        };
+        Duration::from_millis(now.saturating_sub(self.rested.load(Relaxed) + rest))
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_millis() as u64
     }
 
     /// Upstream's turn again, for as long as was set last.
@@ -110,6 +135,18 @@ mod tests {
                 .unwrap()
                 .unwrap();
         });
+    }
+
+    #[test]
+    fn what_this_side_takes_is_not_waited_for() {
+        let deadline = Deadline::default();
+        deadline.set(Duration::from_secs(600));
+        deadline.clear();
+        let waited = deadline.waited();
+        std::thread::sleep(Duration::from_millis(30));
+        assert!(deadline.waited() < waited + Duration::from_millis(20));
+        deadline.resume();
+        assert!(deadline.waited() < waited + Duration::from_millis(20));
     }
 
     #[test]

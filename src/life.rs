@@ -11,31 +11,29 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerOptions;
+use pingora_core::protocols::http::v2::server::default_h2_options;
 use pingora_core::server::configuration::ServerConf;
 use pingora_core::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora_core::services::Service;
 use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
-use signal_hook::consts::SIGHUP;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::api::Api;
 use crate::backends::{self, Backends};
-use crate::cache::{Key, Object, Observer, Store};
+use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, Event, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
 use crate::upstream::{SharedTokens, Upstream};
 
-/// After SIGTERM, what is in flight has this long.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
-/// An HTTP/2 connection without a stream is closed after this.
-const H2_IDLE: Duration = Duration::from_secs(75);
+/// What ends after the requests (the catalogue, the connections to what stands behind) has this long.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// What outlives a request: the current configuration, and how many requests there are.
 pub struct State {
@@ -46,6 +44,7 @@ pub struct State {
     stopping: AtomicBool,
     in_flight: AtomicUsize,
     idle: Notify,
+    reloaded: Notify,
 }
 
 /// One request in flight.
@@ -69,6 +68,7 @@ impl State {
             stopping: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            reloaded: Notify::new(),
         })
     }
 
@@ -113,6 +113,7 @@ impl State {
                     "the configuration was reloaded"
                 );
                 self.config.store(Arc::new(config));
+                self.reloaded.notify_one();
                 self.last_reload_failed.store(false, Ordering::Relaxed);
             }
             None => {
@@ -173,6 +174,25 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, raised);
 }
 
+/// Hears of SIGTERM, SIGINT and SIGQUIT, and ends the process if it has not ended when it should have. On a thread of its
+/// own: the others may hang, in a file system or a pipe that nobody reads.
+fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
+    let failed = |error| StartError::Other(format!("the signals that stop this process cannot be caught: {error}"));
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGQUIT]).map_err(failed)?;
+    let (asking, asked) = watch::channel(false);
+    std::thread::Builder::new()
+        .name("stop".into())
+        .spawn(move || {
+            signals.forever().next();
+            asking.send_replace(true);
+            std::thread::sleep(limit + CLOSE_LIMIT);
+            // Nothing is said: that could hang too.
+            std::process::exit(1);
+        })
+        .map_err(failed)?;
+    Ok(asked)
+}
+
 /// Serves until a signal ends it.
 ///
 /// # Errors
@@ -184,6 +204,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         .iter()
         .map(|address| bind(*address))
         .collect::<Result<Vec<_>, _>>()?;
+    cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
     let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
         folder: folder.clone(),
@@ -210,6 +231,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         })
         .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
 
+    let asked_to_stop = catch_stops(settings.stop_timeout)?;
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let conf = ServerConf {
         threads,
@@ -241,7 +263,12 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     };
     server.add_service(listening);
     server.run(RunArgs {
-        shutdown_signal: Box::new(Stop { state, stopping }),
+        shutdown_signal: Box::new(Stop {
+            state,
+            asked: asked_to_stop,
+            limit: settings.stop_timeout,
+            stopping,
+        }),
     });
 
     store.close();
@@ -288,6 +315,16 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
     );
 }
 
+/// Finds out which remotes are private, of each configuration that is loaded.
+async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
+    loop {
+        let config = state.config();
+        upstream.learn(&config).await;
+        drop(config);
+        state.reloaded.notified().await;
+    }
+}
+
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
@@ -320,13 +357,9 @@ impl Listening {
         let shared = backends
             .shared(state)
             .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
-        let fills = Fills::new(
-            store,
-            Arc::new(upstream),
-            backends.catalog.clone(),
-            Arc::clone(metrics),
-            shared,
-        );
+        let upstream = Arc::new(upstream);
+        tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
+        let fills = Fills::new(store, upstream, backends.catalog.clone(), Arc::clone(metrics), shared);
         backends.start(&fills);
         let views = Arc::new(Views::new(store, backends.catalog.clone(), Arc::clone(metrics)));
         let api = Api::new(
@@ -336,6 +369,7 @@ impl Listening {
             Arc::clone(metrics),
             backends.clone(),
         );
+        let limits = state.config().settings.clients;
         let client = Arc::new(Client {
             state: Arc::clone(state),
             fills,
@@ -343,12 +377,19 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
+            limits,
+            unread: Unread::new(limits.http2_unread),
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
         options.h2c = true;
-        options.h2_idle_timeout = Some(H2_IDLE);
+        options.h2_idle_timeout = Some(limits.idle_timeout);
         proxy.server_options = Some(options);
+        let mut http2 = default_h2_options();
+        http2.max_concurrent_streams(limits.http2_streams);
+        // Of each stream, beside the piece that is handed to it.
+        http2.max_send_buffer_size(unread::PIECE);
+        proxy.h2_options = Some(http2);
         Ok(Front::new(client, proxy))
     }
 }
@@ -386,33 +427,27 @@ impl Service for Listening {
     }
 }
 
-/// SIGTERM, SIGINT and SIGQUIT stop accepting, let what is in flight finish within a limit, and end at once.
+/// A signal stops accepting, lets what is in flight finish within a limit, and ends at once.
 struct Stop {
     state: Arc<State>,
+    asked: watch::Receiver<bool>,
+    limit: Duration,
     stopping: watch::Sender<bool>,
 }
 
 #[async_trait]
 impl ShutdownSignalWatch for Stop {
     async fn recv(&self) -> ShutdownSignal {
-        let caught = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::interrupt()),
-            signal(SignalKind::quit()),
-        );
-        let (Ok(mut terminate), Ok(mut interrupt), Ok(mut quit)) = caught else {
-            tracing::error!("signals cannot be caught: only SIGKILL will stop this process");
+        let mut asked = self.asked.clone();
+        if asked.wait_for(|asked| *asked).await.is_err() {
+            tracing::error!("signals cannot be caught any more: only SIGKILL will stop this process");
             return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            _ = quit.recv() => {}
         }
-        tracing::info!("stopping");
+        // Before anything is said: the log may hang.
         self.state.stopping.store(true, Ordering::Relaxed);
         self.stopping.send_replace(true);
-        self.state.drained(STOP_LIMIT).await;
+        tracing::info!("stopping");
+        self.state.drained(self.limit).await;
         ShutdownSignal::GracefulTerminate
     }
 }
@@ -442,6 +477,10 @@ impl Observer for Witness {
 
     fn evicted(&self, key: &str, bytes: u64, backed_up: bool) {
         self.metrics.evicted(bytes);
+        self.lost(key, backed_up);
+    }
+
+    fn lost(&self, key: &str, backed_up: bool) {
         if backed_up {
             return;
         }

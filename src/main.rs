@@ -6,10 +6,12 @@ use std::process::ExitCode;
 
 use artifactapi::backends;
 use artifactapi::bucket::reindex;
+use artifactapi::cache;
 use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::life;
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -28,6 +30,8 @@ enum Command {
     Serve(Options),
     /// Validate the configuration and print every problem.
     Check(Options),
+    /// Compare all that is stored with its digests and remove what is damaged; the service may run meanwhile.
+    Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
 }
@@ -88,6 +92,7 @@ fn main() -> ExitCode {
     let environment = Environment::from_process();
     match cli.command {
         Command::Check(options) => check(&options.into(), &environment),
+        Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {
             log();
             reindex(&options.into(), &environment)
@@ -172,6 +177,31 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
     }
 }
 
+fn verify(flags: &Flags, environment: &Environment) -> ExitCode {
+    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+    errors.for_each(|problem| eprintln!("{problem}"));
+    let Some(config) = config else {
+        return ExitCode::FAILURE;
+    };
+    let folder = &config.settings.data_dir;
+    let found = match cache::verify(folder, |line| println!("damaged: {line}")) {
+        Ok(found) => found,
+        Err(error) => return fail(&format!("{} cannot be verified: {error}", folder.display())),
+    };
+    println!(
+        "{} objects, {} bytes: {} damaged",
+        found.objects, found.bytes, found.damaged
+    );
+    if let Some(error) = &found.unlisted {
+        return fail(&format!("not all was looked at: {error}"));
+    }
+    match found.damaged {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
+}
+
 fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
     let Loaded { config, problems } = config::load(flags, environment, 1);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
@@ -204,15 +234,59 @@ fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
     }
 }
 
+/// What libraries say that is of use to whoever runs this. They may write down whole requests and URLs, secrets included,
+/// so they say no more than this unless they are named.
+const LIBRARIES: &str = "info,pingora_core=warn,pingora_core::apps=off,pingora_core::connectors=off,\
+                         pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error";
+
 fn log() {
-    let filter = EnvFilter::try_from_env("ARTIFACTAPI_LOG").unwrap_or_else(|_| {
-        EnvFilter::new(
-            "info,pingora_core=warn,pingora_core::connectors=off,pingora_proxy=warn,pingora_cache=warn,hickory_resolver=error,hickory_net=error",
-        )
-    });
+    let wanted = std::env::var("ARTIFACTAPI_LOG").unwrap_or_default();
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::new(directives(&wanted)))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// A level without a name is this program's; where it is less than what libraries say, theirs too.
+fn directives(wanted: &str) -> String {
+    let (named, levels): (Vec<&str>, Vec<&str>) = wanted
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+        .partition(|directive| directive.parse::<LevelFilter>().is_err());
+    let level: Option<LevelFilter> = levels.last().and_then(|level| level.parse().ok());
+    let mut all = match level {
+        Some(level) if level < LevelFilter::INFO => level.to_string(),
+        _ => LIBRARIES.to_owned(),
+    };
+    if let Some(level) = level {
+        all.push_str(&format!(",artifactapi={level}"));
+    }
+    for directive in named {
+        all.push(',');
+        all.push_str(directive);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_quiet_unless_they_are_named() {
+        assert_eq!(directives(""), LIBRARIES);
+        assert_eq!(directives("debug"), format!("{LIBRARIES},artifactapi=debug"));
+        assert_eq!(
+            directives("trace, h2=debug"),
+            format!("{LIBRARIES},artifactapi=trace,h2=debug")
+        );
+        assert_eq!(directives("warn"), "warn,artifactapi=warn");
+        assert_eq!(directives("off"), "off,artifactapi=off");
+        assert_eq!(
+            directives("pingora_proxy=trace"),
+            format!("{LIBRARIES},pingora_proxy=trace")
+        );
+    }
 }

@@ -33,6 +33,10 @@ pub struct Metrics {
     upstream_failures: IntCounterVec,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
+    unstored: IntCounter,
+    lost: IntCounter,
+    scrubbed_objects: IntCounter,
+    scrubbed_bytes: IntCounter,
     rate_limit: IntGaugeVec,
     rate_limit_left: IntGaugeVec,
     gauges: IntGaugeVec,
@@ -177,6 +181,19 @@ impl Metrics {
                 "Objects removed because space was short.",
             ),
             evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
+            unstored: counter(
+                "artifactapi_store_failures_total",
+                "Times that something could not be stored.",
+            ),
+            lost: counter(
+                "artifactapi_damaged_objects_total",
+                "Stored files found damaged or unreadable, and dropped.",
+            ),
+            scrubbed_objects: counter(
+                "artifactapi_scrubbed_objects_total",
+                "Stored files compared with their digests by the scrubber.",
+            ),
+            scrubbed_bytes: counter("artifactapi_scrubbed_bytes_total", "Bytes that the scrubber has read."),
             rate_limit: gauge(
                 "artifactapi_upstream_ratelimit_limit",
                 "Requests that upstream allows in its period, as it last said.",
@@ -354,6 +371,18 @@ impl Metrics {
         };
         set("disk", "bytes", store.disk_bytes);
         set("disk", "limit_bytes", store.disk_limit);
+        set("disk", "scrubbed_percent", store.scrubbed.percent);
+        set("disk", "scrub_rounds", store.scrubbed.rounds);
+        for (counter, value) in [
+            (&self.unstored, store.unstored),
+            (&self.lost, store.lost),
+            (&self.scrubbed_objects, store.scrubbed.objects),
+            (&self.scrubbed_bytes, store.scrubbed.bytes),
+        ] {
+            counter.inc_by(value.saturating_sub(counter.get()));
+        }
+        let up = self.dependency_up.with_label_values(&["disk"]);
+        up.set(i64::from(store.starved.is_none()));
         set("memory", "bytes", store.memory_bytes);
         set("memory", "objects", store.memory_items as u64);
         set("growing", "objects", store.growing as u64);

@@ -1,5 +1,5 @@
 //! What the catalogue was not told before the process ended, because it was away or because the end was sudden, it is told
-//! after the next start: what was stored since is listed again. What was removed meanwhile stays listed.
+//! after the next start: what was stored since is listed again, and what is stored no more is struck.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 
-use crate::cache::{Store, Stored};
-use crate::catalog::{Catalog, CatalogError, Event};
+use crate::cache::{Store, Stored, parse_hash};
+use crate::catalog::{Catalog, CatalogError, Event, Filter, Record};
 use crate::listing::entry;
 
 /// How often it is noted that the catalogue knows everything.
@@ -22,6 +22,8 @@ const PAUSE: Duration = Duration::from_millis(500);
 const MARGIN: Duration = Duration::from_secs(60);
 /// Entries between two waits for the catalogue to have written them.
 const BATCH: usize = 1000;
+/// Between two batches of entries whose files are looked for: nobody waits for this.
+const STRIKE_PAUSE: Duration = Duration::from_millis(50);
 
 /// A file as old as the last moment when the catalogue had been told everything. After an orderly end there is none.
 #[derive(Debug, Clone)]
@@ -38,8 +40,9 @@ impl Told {
         }
     }
 
-    /// Tells the catalogue what it missed before this start, then notes what it knows, for ever.
-    pub async fn keep(self, catalog: Catalog, store: &'static Store) {
+    /// Tells the catalogue what it missed before this start, then notes what it knows, for ever. `is_alone`: it lists what
+    /// this node's disk holds, and nothing else.
+    pub async fn keep(self, catalog: Catalog, store: &'static Store, is_alone: bool) {
         let left = fs::metadata(&self.file).and_then(|meta| meta.modified());
         if let Ok(until) = left {
             let since = until.checked_sub(MARGIN).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -52,6 +55,9 @@ impl Told {
             tracing::info!(count, "what was stored before the process ended was listed again");
         }
         self.is_all.store(true, Relaxed);
+        if is_alone {
+            tokio::spawn(strike_missing(catalog.clone(), store));
+        }
         loop {
             let now = SystemTime::now();
             if catalog.drain().await.is_ok()
@@ -98,6 +104,54 @@ async fn list_since(catalog: &Catalog, store: &'static Store, since: SystemTime)
     }
     catalog.drain().await?;
     Ok(count)
+}
+
+/// Strikes what the catalogue lists and is not stored: evicted, or found damaged, before it could be told.
+async fn strike_missing(catalog: Catalog, store: &'static Store) {
+    let (filter, mut after, mut count) = (Filter::default(), None, 0);
+    loop {
+        let page = match catalog.matching(&filter, after.clone(), BATCH).await {
+            Ok(page) => page,
+            Err(CatalogError::Closed) => return,
+            Err(_) => {
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let striking = catalog.clone();
+        let struck = tokio::task::spawn_blocking(move || {
+            let is_missing = |record: &Record| strike_if_missing(&striking, store, record);
+            page.records.iter().filter(|record| is_missing(record)).count()
+        });
+        count += struck.await.unwrap_or(0);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+        tokio::time::sleep(STRIKE_PAUSE).await;
+    }
+    if count > 0 {
+        tracing::info!(count, "what is stored no more was struck from the catalogue");
+    }
+}
+
+fn strike_if_missing(catalog: &Catalog, store: &Store, record: &Record) -> bool {
+    let Some(hash) = parse_hash(&record.key) else {
+        return false;
+    };
+    if store.size_of(&hash) > 0 {
+        return false;
+    }
+    catalog.record(Event::Removed {
+        remote: record.remote.clone(),
+        path: record.path.clone(),
+        form: record.form.clone(),
+    });
+    // Stored again in the same moment, its entry may be what was struck.
+    if let Some(stored) = store.open_stored(&hash) {
+        catalog.record(event(&stored));
+    }
+    true
 }
 
 fn event(stored: &Stored) -> Event {

@@ -46,6 +46,7 @@ impl Node {
             disk_min_free: MinFree::Bytes(0),
             memory_bytes: 1_000_000,
             sync: false,
+            scrub_rate: 0,
         };
         let store = Store::open(folder, cache).expect("a store");
         let mut runtime = tokio::runtime::Builder::new_multi_thread();

@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::client::Headers;
-use common::{File, Proxy, Reply, Upstream, run};
+use common::server::at;
+use common::{File, Gate, Proxy, Reply, Upstream, run};
 
 /// Longer than the TTL of one second that most tests here set.
 async fn one_second_passes() {
@@ -388,6 +389,112 @@ fn resets_silence_and_hang_ups_before_the_header_count_as_unreachable() {
             proxy.fetch("files", &format!("{name}.txt")).await.is("cache", "old");
             proxy.fetch("files", &format!("{name}.txt")).await.is("cache", "old");
         }
+    });
+}
+
+#[test]
+fn a_break_after_the_header_counts_as_unreachable_as_long_as_nothing_has_gone_out() {
+    run(async {
+        let up = Upstream::start().await;
+        let remotes = remote(&up, UNCHECKED)
+            + &format!(
+                "py:\n  base_url: {0}\n  package: pypi\n  cache: {{mutable_ttl: 1}}\n\
+                 rpm:\n  base_url: {0}\n  package: rpm\n  cache: {{mutable_ttl: 1}}\n",
+                up.base()
+            );
+        let proxy = Proxy::settings()
+            .remotes(&remotes)
+            .conf("upstream: {idle_timeout: 500ms}\n")
+            .start()
+            .await;
+        let new = || Reply::ok("the new one, and longer");
+        let page = |name: &str| Reply::ok(format!("<a href=\"{name}-1.0.zip\">{name}</a>")).content_type("text/html");
+        let silent = Gate::new();
+        // The path; what the break is like; how it is asked for.
+        let troubles = [
+            ("length", new().truncate_at(0), ("GET", None)),
+            ("reset", new().reset_at(0), ("GET", None)),
+            ("late", new().pause_at(0, &silent), ("GET", None)),
+            ("hangs", new().hang_at(0), ("GET", None)),
+            ("chunked", new().chunked().truncate_at(0), ("GET", None)),
+            ("head", new().chunked().truncate_at(5), ("HEAD", None)),
+            ("range", new().chunked().truncate_at(5), ("GET", Some("bytes=0-2"))),
+        ];
+        for (name, ..) in &troubles {
+            up.reply(&format!("/{name}.txt"), Reply::ok("old"));
+            proxy.fetch("files", &format!("{name}.txt")).await.is("remote", "old");
+        }
+        up.reply("/simple/old/", page("old"));
+        let old = proxy.fetch("py", "simple/old/").await.ok().text();
+        up.reply("/repodata/repomd.xml", Reply::ok("<repomd/>"));
+        proxy
+            .fetch("rpm", "repodata/repomd.xml")
+            .await
+            .is("remote", "<repomd/>");
+        one_second_passes().await;
+        for (name, trouble, (method, range)) in troubles {
+            let path = format!("/{name}.txt");
+            up.reply(&path, trouble);
+            let headers: Vec<_> = range.iter().map(|range| ("Range", *range)).collect();
+            let answer = proxy.request(method, &at("files", &path), &headers, b"").await;
+            let (status, body) = match (method, range) {
+                ("HEAD", _) => (200, ""),
+                (_, Some(_)) => (206, "old"),
+                _ => (200, "old"),
+            };
+            assert_eq!((answer.status, answer.text().as_str()), (status, body), "{name}");
+            assert!(
+                answer.complete && answer.source() == "cache",
+                "{name}: {:?}",
+                answer.headers
+            );
+            assert!(
+                answer.cache_words().contains(&"fwd=stale".into()),
+                "{}",
+                answer.cache_status()
+            );
+            // Its TTL is refreshed: upstream is not asked again.
+            proxy.fetch("files", &path).await.is("cache", "old");
+            assert_eq!(up.count("GET", &path), 2, "{name}");
+        }
+        // Of an index that is rewritten nothing has gone out before a piece of it was understood.
+        up.reply("/simple/old/", page("new").truncate_at(0));
+        let stale = proxy.fetch("py", "simple/old/").await.ok();
+        assert_eq!((stale.source(), stale.text()), ("cache", old));
+        // A manifest is shown only once it is whole.
+        up.reply(
+            "/repodata/repomd.xml",
+            Reply::ok("<repomd><new/></repomd>").truncate_at(12),
+        );
+        for _ in 0..2 {
+            proxy.fetch("rpm", "repodata/repomd.xml").await.is("cache", "<repomd/>");
+        }
+        assert_eq!(up.count("GET", "/repodata/repomd.xml"), 2);
+    });
+}
+
+#[test]
+fn a_clock_that_was_ahead_leaves_nothing_fresh() {
+    run(async {
+        let up = Upstream::start().await;
+        up.reply("/a.txt", Reply::ok("old"));
+        let lines = "mutable_patterns: ['\\.txt$']\ncheck_mutable_updates: true\ncache: {mutable_ttl: 3600}";
+        let mut proxy = proxy(&up, lines).await;
+        proxy.fetch("files", "a.txt").await.is("remote", "old");
+        proxy.until_cached("files", "a.txt").await;
+        proxy.restart().await;
+        proxy.fetch("files", "a.txt").await.is("cache", "old");
+        // The store's own notes are of a year that is yet to come: so the clock that it ran by was wrong.
+        proxy.stop().await;
+        let year = Duration::from_secs(365 * 24 * 3600);
+        let usage = std::fs::File::options()
+            .write(true)
+            .open(proxy.data_dir().join("usage"));
+        usage.unwrap().set_modified(SystemTime::now() + year).unwrap();
+        up.reply("/a.txt", Reply::ok("new"));
+        proxy.launch().await;
+        proxy.fetch("files", "a.txt").await.is("remote", "new");
+        proxy.until_cached("files", "a.txt").await.is("cache", "new");
     });
 }
 

@@ -150,6 +150,42 @@ fn secrets_are_in_no_answer_and_no_log() {
 }
 
 #[test]
+fn the_most_talkative_log_has_no_secret() {
+    run(async {
+        let up = Upstream::start().await;
+        let signed = format!("{}/signed?X-Amz-Signature=hunter2-signed", up.base());
+        up.on("/x", move |_| Reply::redirect(302, signed.clone()));
+        up.under("/signed", |_| Reply::ok("x").header("Set-Cookie", "id=hunter2-set"));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "files:\n  base_url: {}\n  username: someone\n  password: hunter2-secret\n  \
+                 headers: {{X-Token: hunter2-token}}\n",
+                up.base(),
+            ))
+            .env("ARTIFACTAPI_LOG", "trace")
+            .start()
+            .await;
+        let secrets = [
+            ("Authorization", "Bearer hunter2-bearer"),
+            ("Cookie", "a=hunter2-cookie"),
+        ];
+        proxy.fetch_with("files", "x", &secrets).await.ok();
+        let ranged = [secrets[0], secrets[1], ("Range", "bytes=0-0")];
+        proxy.fetch_with("files", "y", &ranged).await;
+        let malformed = "GET /x y HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer hunter2-malformed\r\n\r\n";
+        for before in ["", "GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n"] {
+            let mut connection = proxy.connect().await;
+            connection.write_raw(format!("{before}{malformed}").as_bytes()).await;
+            while connection.try_read_head("GET").await.is_ok() {
+                connection.read_body().await;
+            }
+        }
+        proxy.wait_for_log("following a redirect").await;
+        assert!(!proxy.log().contains("hunter2"), "{}", proxy.log());
+    });
+}
+
+#[test]
 fn a_password_may_come_from_a_file() {
     run(async {
         let up = Upstream::start().await;

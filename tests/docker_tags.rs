@@ -266,6 +266,14 @@ fn every_kind_of_unreachable_counts() {
             assert_eq!(answer.status, 200, "{what}: {}", answer.text());
             assert!(answer.body == image.bytes, "{what}");
         }
+        // Only a GET tells where the tag leads, and its answer breaks off.
+        registry.change(&path, |seen, reply| match seen.method.as_str() {
+            "HEAD" => Reply::status(405),
+            _ => reply.truncate_at(5),
+        });
+        let answer = get_manifest(&proxy, "hub/team/app", "v1").await;
+        assert_eq!(answer.status, 200, "broken off: {}", answer.text());
+        assert!(answer.body == image.bytes);
         registry.normal(&path);
         // The token service is down, and the token that is here is good no longer.
         tokens.revoke();

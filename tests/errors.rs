@@ -3,6 +3,7 @@
 mod common;
 
 use common::client::Headers;
+use common::h2client::H2Connection;
 use common::server::at;
 use common::{Proxy, Reply, Upstream, eventually, run};
 use serde_json::{Value, json};
@@ -348,6 +349,76 @@ fn flush_by_everything_it_can_name() {
                 .await
                 .status;
             assert_eq!(status, if bad.get("remote").is_some() { 404 } else { 400 }, "{bad}");
+        }
+    });
+}
+
+/// Without a token this machine's own programs may write, not what asks through them.
+#[test]
+fn who_may_flush() {
+    run(async {
+        let (_up, proxy) = pair().await;
+        let port = proxy.address().port();
+        let flush = async |headers: &[(&str, &str)]| proxy.request("PUT", "/cache/flush", headers, b"{}").await;
+        let own = format!("localhost:{port}");
+        let page = format!("http://{own}");
+        flush(&[]).await.ok();
+        flush(&[
+            ("Host", own.as_str()),
+            ("Origin", page.as_str()),
+            ("Sec-Fetch-Site", "same-origin"),
+        ])
+        .await
+        .ok();
+        for header in [
+            ("Host", "rebound.test"),
+            ("Host", "10.0.0.1"),
+            ("Origin", "http://example.test"),
+            ("Origin", "null"),
+            ("Sec-Fetch-Site", "cross-site"),
+            ("Sec-Fetch-Site", "none"),
+            ("Via", "1.1 other"),
+            ("Forwarded", "for=10.0.0.1"),
+            ("X-Forwarded-For", "10.0.0.1"),
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Prefix", "/a"),
+            ("X-Forwarded-Server", "a"),
+            ("X-Real-IP", "10.0.0.1"),
+            ("X-Client-IP", "10.0.0.1"),
+            ("CF-Connecting-IP", "10.0.0.1"),
+        ] {
+            let refused = flush(&[header]).await.expect(401);
+            assert!(
+                refused.json()["detail"]
+                    .as_str()
+                    .is_some_and(|text| text.contains("ARTIFACTAPI_ADMIN_TOKEN"))
+            );
+        }
+        let mut foreign = H2Connection::open_as(proxy.address(), "rebound.test").await;
+        assert_eq!(foreign.send("PUT", "/cache/flush", &[], b"{}").await.status, 401);
+        let mut own = H2Connection::open(proxy.address()).await;
+        own.send("PUT", "/cache/flush", &[], b"{}").await.ok();
+        // With one it is needed, and enough.
+        let guarded = Proxy::settings()
+            .remotes("")
+            .env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2")
+            .start()
+            .await;
+        for (headers, status) in [
+            (vec![], 401),
+            (vec![("Authorization", "Bearer hunter")], 401),
+            (vec![("Authorization", "Bearer hunter2")], 200),
+            (
+                vec![
+                    ("Authorization", "Bearer hunter2"),
+                    ("Host", "a.test"),
+                    ("Via", "1.1 a"),
+                ],
+                200,
+            ),
+        ] {
+            let answer = guarded.request("PUT", "/cache/flush", &headers, b"{}").await;
+            assert_eq!(answer.status, status, "{headers:?}");
         }
     });
 }

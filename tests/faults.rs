@@ -157,6 +157,93 @@ fn disk_usage(folder: &std::path::Path) -> u64 {
     entries.flatten().map(size).sum()
 }
 
+// A disk that does not answer
+
+#[test]
+fn a_stored_file_that_would_not_open_stops_nobody() {
+    run(async {
+        let up = Upstream::start().await;
+        let body = |number: u64| Pattern::new(number, 300_000);
+        up.under("/", move |seen| {
+            Reply::ok(body(seen.path.trim_start_matches('/').parse().unwrap_or_default()))
+        });
+        let mut proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("cache: {memory_bytes: 1MB}\n")
+            .start()
+            .await;
+        for number in 0..20 {
+            proxy.fetch("files", &number.to_string()).await.ok();
+            proxy.until_cached("files", &number.to_string()).await;
+        }
+        proxy.stop().await;
+        // Opening a pipe waits for somebody who writes into it, and nobody will.
+        for path in common::server::stored_files(&proxy.data_dir()) {
+            std::fs::remove_file(&path).unwrap();
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        }
+        proxy.launch().await;
+        let mut clients = JoinSet::new();
+        for number in 0..20 {
+            let address = proxy.address();
+            clients.spawn(async move {
+                let answer = common::get(address, &at("files", &number.to_string())).await;
+                answer.is("remote", body(number).whole());
+            });
+        }
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+        proxy.request("GET", "/health/live", &[], b"").await.ok();
+        for number in 0..20 {
+            let path = number.to_string();
+            proxy
+                .until_cached("files", &path)
+                .await
+                .is("cache", body(number).whole());
+        }
+        assert!(proxy.stop().await.success());
+    });
+}
+
+#[test]
+fn a_signal_ends_the_program_whatever_its_threads_wait_for() {
+    run(async {
+        let up = Upstream::start().await;
+        up.fallback(|_| Reply::ok("x").truncate_at(0));
+        // Nobody reads what it says: once the pipe is full, every thread that says something hangs.
+        let mut proxy = Proxy::settings()
+            .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+            .conf("stop_timeout: 1s\n")
+            .unheard()
+            .start()
+            .await;
+        let hangs = async {
+            loop {
+                let mut clients = JoinSet::new();
+                for number in 0..50 {
+                    let address = proxy.address();
+                    let path = format!("{number}-{}", "x".repeat(1500));
+                    clients.spawn(async move { common::get(address, &at("files", &path)).await.status });
+                }
+                clients.join_all().await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(5), hangs).await.is_err());
+        let live = async {
+            let mut connection = proxy.connect().await;
+            connection.send("GET", "/health/live", &[], b"").await;
+            connection.try_read_head("GET").await.map(|head| head.status)
+        };
+        let live = tokio::time::timeout(Duration::from_secs(2), live).await;
+        assert!(live.is_err(), "it does not hang: {live:?}");
+        proxy.ask_to_stop();
+        let status = proxy.ended(Duration::from_secs(20)).await;
+        assert!(!status.success(), "it cannot have ended well");
+    });
+}
+
 // A hard end
 
 #[test]
@@ -316,9 +403,10 @@ fn what_was_stored_just_before_a_kill_is_listed_and_can_be_flushed() {
 
 /// Set inside the namespace.
 const INSIDE: &str = "ARTIFACTAPI_TEST_INSIDE";
-/// Public by every list (RFC 5737 keeps it for examples), so that nothing leaves this machine even by mistake.
-const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
-const PUBLIC_TOO: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+/// Public by IANA's registry, and nobody's (RFC 7535 has the network for the first of its addresses only), so that nothing
+/// is disturbed even by mistake.
+const PUBLIC: Ipv4Addr = Ipv4Addr::new(192, 31, 196, 10);
+const PUBLIC_TOO: Ipv4Addr = Ipv4Addr::new(192, 31, 196, 11);
 
 /// Runs the test `name` of this file again in a network namespace of its own, where [`PUBLIC`] and [`PUBLIC_TOO`] are
 /// addresses of the loopback interface. Says whether we are inside.
@@ -437,6 +525,14 @@ fn a_public_remote_cannot_send_us_to_a_private_address() {
             ("http://100.64.0.1/secret".to_owned(), "shared"),
             ("https://[fd00::1]/secret".to_owned(), "unique-local"),
             ("https://[fe80::1]/secret".to_owned(), "link-local"),
+            (format!("http://[2002:7f00:1::]:{port}/secret"), "loopback"),
+            ("http://[2001:0:a00:1::fefe:fefe]/secret".to_owned(), "private"),
+            ("http://[fec0::1]/secret".to_owned(), "site-local"),
+            ("http://198.18.0.1/secret".to_owned(), "benchmarking"),
+            ("http://203.0.113.1/secret".to_owned(), "documentation"),
+            ("http://240.0.0.1/secret".to_owned(), "reserved"),
+            ("http://192.0.0.8/secret".to_owned(), "protocol-assignment"),
+            ("http://100.100.100.200/latest/meta-data/".to_owned(), "metadata"),
         ]
         .iter()
         .enumerate()
@@ -508,5 +604,91 @@ fn a_name_that_turns_private_is_refused() {
         })
         .await;
         assert_eq!(private.connections(), 0);
+    });
+}
+
+#[test]
+fn who_answers_for_a_remotes_name_does_not_make_it_private() {
+    if !inside_a_namespace("who_answers_for_a_remotes_name_does_not_make_it_private") {
+        return;
+    }
+    run(async {
+        let (public, private) = (Upstream::start_at(PUBLIC).await, Upstream::start().await);
+        private.fallback(|_| Reply::ok("secret"));
+        public.on("/to-secret", {
+            let location = private.url("/secret");
+            move |_| Reply::redirect(302, location.clone())
+        });
+        public.fallback(|seen| Reply::ok(seen.path.clone()));
+        let dns = Dns::start().await;
+        dns.ttl(0)
+            .set("moving.test", &[PUBLIC.into()])
+            .set("mixed.test", &[Ipv4Addr::LOCALHOST.into(), PUBLIC.into()])
+            .set("inner.test", &[Ipv4Addr::LOCALHOST.into()]);
+        let remotes = format!(
+            "moving:\n  base_url: http://moving.test:{0}\nmixed:\n  base_url: http://mixed.test:{0}\n\
+             inner:\n  base_url: http://inner.test:{1}\n",
+            public.port(),
+            private.port()
+        );
+        let conf = format!("resolver: [\"{}\"]\nupstream: {{connect_timeout: 2s}}\n", dns.address());
+        let proxy = Proxy::settings().remotes(&remotes).conf(&conf).start().await;
+        for remote in ["moving", "mixed"] {
+            proxy.fetch(remote, "file").await.is("remote", "/file");
+            refused_as(proxy.fetch(remote, "to-secret").await, "loopback", remote);
+        }
+        // A second address beside, and then nothing but that.
+        dns.set("moving.test", &[Ipv4Addr::LOCALHOST.into(), PUBLIC.into()]);
+        for number in 0..3 {
+            proxy.fetch("moving", &format!("second/{number}")).await.ok();
+            refused_as(proxy.fetch("moving", "to-secret").await, "loopback", "a second address");
+        }
+        dns.set("moving.test", &[Ipv4Addr::LOCALHOST.into()]);
+        eventually(Duration::from_secs(10), "the name that moved is refused", async || {
+            let answer = proxy.fetch("moving", "moved").await;
+            answer.status == 502 && answer.text().contains("when the configuration was loaded")
+        })
+        .await;
+        assert_eq!(private.connections(), 0, "somebody was there: {:?}", private.log());
+        // What was private from the beginning may go where it likes, but not to a cloud's own.
+        let location = private.url("/inside");
+        private.on("/on", move |_| Reply::redirect(302, location.clone()));
+        proxy.fetch("inner", "on").await.is("remote", "secret");
+        for (number, location) in [
+            "http://[fd00:ec2::254]/",
+            "http://100.100.100.200/",
+            "http://192.0.0.192/",
+        ]
+        .iter()
+        .enumerate()
+        {
+            private.reply(&format!("/cloud/{number}"), Reply::redirect(302, *location));
+            refused_as(
+                proxy.fetch("inner", &format!("cloud/{number}")).await,
+                "metadata",
+                location,
+            );
+        }
+        // Loaded again, it is what it is now.
+        proxy.reload_and_wait().await;
+        let answer = proxy.fetch("moving", "after").await.expect(502);
+        assert!(!answer.text().contains("may not be sent"), "{}", answer.text());
+
+        // No name server at the start: it starts all the same, and the first that is found counts.
+        dns.silent(true).set("moving.test", &[PUBLIC.into()]);
+        let start = Instant::now();
+        let proxy = Proxy::settings().remotes(&remotes).conf(&conf).start().await;
+        assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+        dns.silent(false);
+        eventually(Duration::from_secs(20), "names are known again", async || {
+            proxy.fetch("moving", "file").await.status == 200
+        })
+        .await;
+        dns.set("moving.test", &[Ipv4Addr::LOCALHOST.into()]);
+        eventually(Duration::from_secs(10), "the name that moved is refused", async || {
+            let answer = proxy.fetch("moving", "moved").await;
+            answer.status == 502 && answer.text().contains("when the configuration was loaded")
+        })
+        .await;
     });
 }

@@ -670,7 +670,8 @@ fn a_coding_is_not_served_to_who_did_not_accept_it() {
         );
         up.reply("/app.tgz", Reply::ok(packed.clone()).content_type("application/gzip"));
         for _ in 0..2 {
-            let plain = proxy.fetch("files", "page.txt").await.ok();
+            let identity = [("Accept-Encoding", "identity")];
+            let plain = proxy.fetch_with("files", "page.txt", &identity).await.ok();
             assert_eq!((plain.header("content-encoding"), plain.text()), (None, text.clone()));
             let accepted = proxy
                 .fetch_with("files", "page.txt", &[("Accept-Encoding", "gzip")])
@@ -719,6 +720,68 @@ fn informational_answers_do_not_disturb() {
         up.reply("/x", Reply::ok("x").informational(103));
         proxy.fetch("files", "x").await.is("remote", "x");
         proxy.until_cached("files", "x").await.is("cache", "x");
+    });
+}
+
+/// What follows a 101 is no longer HTTP: whoever read on took it for an answer of this proxy's.
+#[test]
+fn an_answer_that_is_none_is_an_error() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let behind = "HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nContent-Length: 4\r\n\r\nevil";
+        for (path, head) in [
+            (
+                "/101",
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n".to_owned(),
+            ),
+            ("/bare", "HTTP/1.1 101 \r\n\r\n".to_owned()),
+            ("/none", "HTTP/1.1 099 None\r\n\r\n".to_owned()),
+            ("/many", "HTTP/1.1 103 Early Hints\r\n\r\n".repeat(200)),
+        ] {
+            up.on(path, move |_| Reply::raw(format!("{head}{behind}").into_bytes()));
+        }
+        for path in ["101", "bare", "none", "many"] {
+            for (method, headers) in [
+                ("GET", vec![]),
+                ("HEAD", vec![]),
+                ("GET", vec![("Range", "bytes=0-1")]),
+                ("GET", vec![("Upgrade", "x"), ("Connection", "Upgrade")]),
+            ] {
+                let answer = proxy.request(method, &at("files", path), &headers, b"").await;
+                assert_eq!(answer.status, 502, "{method} {path} {headers:?}: {}", answer.text());
+                assert!(answer.header("set-cookie").is_none());
+            }
+        }
+        let passing = Proxy::start(&format!("npm:\n  package: npm\n  base_url: {}\n", up.base())).await;
+        up.on("/-/npm/v1/security/audits/quick", move |_| {
+            Reply::raw(format!("HTTP/1.1 101 Switching Protocols\r\n\r\n{behind}").into_bytes())
+        });
+        let audit = at("npm", "-/npm/v1/security/audits/quick");
+        let answer = passing.request("POST", &audit, &[], b"{}").await;
+        assert_eq!(answer.status, 502, "{}", answer.text());
+    });
+}
+
+#[test]
+fn interim_answers_stay_here() {
+    run(async {
+        let (up, proxy) = pair().await;
+        let npm = format!("npm:\n  package: npm\n  base_url: {}\n", up.base());
+        up.fallback(|_| Reply::ok("x").informational(103).informational(102));
+        let passing = Proxy::start(&npm).await;
+        for (proxy, method, target) in [
+            (&proxy, "GET", at("files", "x")),
+            (&proxy, "HEAD", at("files", "y")),
+            (&passing, "POST", at("npm", "-/npm/v1/security/audits/quick")),
+        ] {
+            let mut connection = proxy.connect().await;
+            connection
+                .send(method, &target, &[], if method == "POST" { b"{}" } else { b"" })
+                .await;
+            let mut line = [0; 12];
+            assert!(connection.read_exact_raw(&mut line).await, "{method}");
+            assert_eq!(&line, b"HTTP/1.1 200", "{method}");
+        }
     });
 }
 

@@ -18,6 +18,12 @@ async fn pair() -> (Upstream, Proxy) {
     (up, proxy)
 }
 
+async fn npm() -> (Upstream, Proxy) {
+    let up = Upstream::start().await;
+    let proxy = Proxy::start(&format!("npm:\n  package: npm\n  base_url: {}\n", up.base())).await;
+    (up, proxy)
+}
+
 /// The status of the answer to these bytes, and whether the connection was closed after it. No answer is 0.
 async fn raw(proxy: &Proxy, bytes: &[u8]) -> (u16, bool) {
     let mut connection = proxy.connect().await;
@@ -167,7 +173,8 @@ fn a_chunked_body_is_read_as_chunks() {
         let (_up, proxy) = pair().await;
         let mut connection = proxy.connect().await;
         let body = "9\r\n{\"mode\": \r\n9;x=y\r\n\"expire\"}\r\n0\r\nX-Trailer: 1\r\n\r\n";
-        let request = format!("PUT /cache/flush HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+        let request =
+            format!("PUT /cache/flush HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
         connection.write_raw(request.as_bytes()).await;
         let answer = connection.response("PUT").await.ok().json();
         assert_eq!(answer["matched"], 0);
@@ -177,10 +184,9 @@ fn a_chunked_body_is_read_as_chunks() {
             "-2\r\n{}\r\n0\r\n\r\n",
             "2\r\n{}x\r\n0\r\n\r\n",
         ] {
-            let request = format!("PUT /cache/flush HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{bad}");
-            let (status, closed) = raw(&proxy, request.as_bytes()).await;
-            assert!(status == 400 || status == 0, "{bad:?}: {status}");
-            assert!(closed, "{bad:?}");
+            let head = "PUT /cache/flush HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
+            let request = format!("{head}{bad}");
+            assert_eq!(raw(&proxy, request.as_bytes()).await, (400, true), "{bad:?}");
         }
     });
 }
@@ -235,16 +241,181 @@ fn heads_have_a_limit_and_what_is_usual_is_below_it() {
 #[test]
 fn a_body_that_is_announced_waits_for_the_word() {
     run(async {
-        let (_up, proxy) = pair().await;
+        let (up, proxy) = npm().await;
+        up.on("/-/npm/v1/security/audits/quick", |seen| Reply::ok(seen.body.to_vec()));
+        let audit = at("npm", "-/npm/v1/security/audits/quick");
+        for (method, target) in [("PUT", "/cache/flush"), ("POST", audit.as_str())] {
+            let head = |version: &str, expect: &str| {
+                format!(
+                    "{method} {target} {version}\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: {expect}\r\n\r\n"
+                )
+            };
+            let mut connection = proxy.connect().await;
+            connection.write_raw(head("HTTP/1.1", "100-continue").as_bytes()).await;
+            let mut word = [0; 25];
+            assert!(connection.read_exact_raw(&mut word).await, "{target}");
+            assert_eq!(&word, b"HTTP/1.1 100 Continue\r\n\r\n", "{target}");
+            connection.write_raw(b"{}").await;
+            connection.response(method).await.ok();
+            // Nobody else is told: who expects something else, who speaks an older version, who has sent the body.
+            for sent in [
+                format!("{}{{}}", head("HTTP/1.1", "200-ok")),
+                format!("{}{{}}", head("HTTP/1.0", "100-continue")),
+                format!("{}{{}}", head("HTTP/1.1", "100-continue")),
+            ] {
+                let mut connection = proxy.connect().await;
+                connection.write_raw(sent.as_bytes()).await;
+                let mut answer = [0; 12];
+                assert!(connection.read_exact_raw(&mut answer).await, "{sent:?}");
+                assert_eq!(&answer, b"HTTP/1.1 200", "{sent:?}");
+            }
+        }
+        // Who is refused need not send it.
+        let mut connection = proxy.connect().await;
+        let refused = "PUT /health HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n";
+        connection.write_raw(refused.as_bytes()).await;
+        let mut answer = [0; 12];
+        assert!(connection.read_exact_raw(&mut answer).await);
+        assert_eq!(&answer, b"HTTP/1.1 405");
+    });
+}
+
+/// Whichever way a request comes to be read, it is read alike.
+#[test]
+fn a_second_request_is_read_as_the_first_is() {
+    run(async {
+        let (up, proxy) = pair().await;
+        up.fallback(|seen| Reply::ok(seen.path.clone()));
+        let cached = at("files", "cached");
+        proxy.until_cached("files", "cached").await;
+        let long = "p".repeat(5000);
+        let mut cases: Vec<(u16, String)> = Vec::new();
+        for target in [cached.as_str(), &at("files", "cold"), "/health/live"] {
+            let get = |rest: &str| format!("GET {target}{rest}\r\n\r\n");
+            for (status, head) in [
+                (200, get(" HTTP/1.1\r\nHost: a")),
+                (200, format!("\r\n{}", get(" HTTP/1.1\r\nHost: a"))),
+                (400, get(" HTTP/1.1")),
+                (400, get(" HTTP/1.1\r\nHost: ")),
+                (400, get(" HTTP/1.1\r\nHost: a b")),
+                (400, get(" HTTP/1.1\r\nHost: a/b")),
+                (400, get(" HTTP/1.1\r\nHost: u@a")),
+                (400, get(" HTTP/1.1\r\nHost: a:+80")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nHost: a")),
+                (400, get("#x HTTP/1.1\r\nHost: a")),
+                (400, get(" x HTTP/1.1\r\nHost: a")),
+                (400, get("\tx HTTP/1.1\r\nHost: a")),
+                (400, get("\rx HTTP/1.1\r\nHost: a")),
+                (400, get("\u{1}x HTTP/1.1\r\nHost: a")),
+                (400, get("  HTTP/1.1\r\nHost: a")),
+                (400, get(" HTTP/1.1 \r\nHost: a")),
+                (400, get(" HTTP/1.1\nHost: a")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nX: a\rb")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nX : a")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\n X: a")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nContent-Length: 0, 0")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nContent-Length: +0")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked")),
+                (400, get(" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip")),
+                (501, get(" HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked")),
+                (400, get(" HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked")),
+                (414, get(&format!("/{long} HTTP/1.1\r\nHost: a"))),
+                (414, get(&format!("?{long}{long}{long}{long} HTTP/1.1\r\nHost: a"))),
+            ] {
+                cases.push((status, head));
+            }
+        }
+        cases.push((400, "GET health HTTP/1.1\r\nHost: a\r\n\r\n".into()));
+        cases.push((400, "PRI * HTTP/2.0\r\n\r\nxx\r\n\r\n".into()));
+        for (case, (status, head)) in cases.iter().enumerate() {
+            let miss = at("files", &format!("miss{case}"));
+            let mut befores = vec![cached.as_str(), "/health/live", miss.as_str()];
+            befores.truncate(if case % 4 == 0 { 3 } else { 2 });
+            let mut connection = proxy.connect().await;
+            connection.write_raw(head.as_bytes()).await;
+            let first = connection.read_head("GET").await.status;
+            assert_eq!(first, *status, "{:?}", &head[..head.len().min(100)]);
+            for before in befores {
+                for ahead in [false, true] {
+                    let mut connection = proxy.connect().await;
+                    let request = format!("GET {before} HTTP/1.1\r\nHost: a\r\n\r\n");
+                    if ahead {
+                        connection.write_raw(format!("{request}{head}").as_bytes()).await;
+                        connection.response("GET").await.ok();
+                    } else {
+                        connection.write_raw(request.as_bytes()).await;
+                        connection.response("GET").await.ok();
+                        connection.write_raw(head.as_bytes()).await;
+                    }
+                    let what = &head[..head.len().min(100)];
+                    let second = connection.try_read_head("GET").await.map(|head| head.status);
+                    assert_eq!(second.ok(), Some(*status), "behind {before}, ahead {ahead}: {what:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn the_framing_of_a_body_is_written_anew() {
+    run(async {
+        let (up, proxy) = npm().await;
+        up.on("/-/npm/v1/security/audits/quick", |seen| Reply::ok(seen.body.to_vec()));
+        let audit = at("npm", "-/npm/v1/security/audits/quick");
+        let framed = |seen: &common::upstream::Seen| {
+            let named = |name: &str| seen.headers_named(name).join("+");
+            (named("content-length"), named("transfer-encoding"))
+        };
+        let post = |fields: &str, body: &str| format!("POST {audit} HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n{body}");
+        let (status, closed) = raw(&proxy, post("Content-Length: 4, 4", "{\"a\"").as_bytes()).await;
+        assert_eq!((status, closed), (400, true));
+        assert_eq!(up.total(), 0);
         let mut connection = proxy.connect().await;
         connection
-            .write_raw(b"PUT /cache/flush HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n")
+            .write_raw(post("Content-Length: 0004", "null").as_bytes())
             .await;
-        let head = tokio::time::timeout(Duration::from_secs(5), async {
-            connection.write_raw(b"{}").await;
-            connection.read_head("PUT").await
-        });
-        assert_eq!(head.await.expect("an answer").status, 200);
+        assert_eq!(connection.response("POST").await.ok().body, "null");
+        let seen = up.last("POST", "/-/npm/v1/security/audits/quick");
+        assert_eq!(
+            (framed(&seen), seen.body.as_ref()),
+            (("4".into(), String::new()), b"null".as_ref())
+        );
+        let chunks = "2;x=y\r\nnu\r\n2\r\nll\r\n0\r\nX: y\r\n\r\n";
+        connection
+            .write_raw(post("Transfer-Encoding: Chunked", chunks).as_bytes())
+            .await;
+        assert_eq!(connection.response("POST").await.ok().body, "null");
+        let seen = up.last("POST", "/-/npm/v1/security/audits/quick");
+        assert_eq!(
+            (framed(&seen), seen.body.as_ref()),
+            (("4".into(), String::new()), b"null".as_ref())
+        );
+        up.forget();
+        let mut h2 = H2Connection::open(proxy.address()).await;
+        let twice = [("content-length", "4"), ("content-length", "4")];
+        assert_eq!(h2.send("POST", &audit, &twice, b"null").await.status, 400);
+        assert_eq!(up.total(), 0);
+        h2.send("POST", &audit, &[("content-length", "4")], b"null").await.ok();
+        assert_eq!(framed(&up.last("POST", "/-/npm/v1/security/audits/quick")).0, "4");
+        h2.send("POST", &audit, &[], b"null").await.ok();
+    });
+}
+
+#[test]
+fn paths_have_a_longest() {
+    run(async {
+        let (up, proxy) = pair().await;
+        up.fallback(|_| Reply::ok("x"));
+        let mut h2 = H2Connection::open(proxy.address()).await;
+        for (path, status) in [
+            ("p".repeat(3000), 200),
+            ("p".repeat(5000), 414),
+            ("p".repeat(60_000), 414),
+        ] {
+            assert_eq!(proxy.fetch("files", &path).await.status, status);
+            assert_eq!(h2.get(&at("files", &path)).await.status, status);
+        }
+        assert_eq!(up.total(), 1);
     });
 }
 

@@ -680,3 +680,151 @@ mod heavy {
         });
     }
 }
+
+// Who may ask under any name
+
+/// The base URLs that views of documents are stored for.
+fn stored_bases(proxy: &Proxy) -> Vec<String> {
+    stored_views(proxy).into_keys().collect()
+}
+
+/// The same, each with its file's number on the disk.
+fn stored_views(proxy: &Proxy) -> std::collections::BTreeMap<String, u64> {
+    use std::os::unix::fs::MetadataExt;
+    let mut views = std::collections::BTreeMap::new();
+    for path in common::server::stored_files(&proxy.data_dir()) {
+        let (Ok(bytes), Ok(metadata)) = (std::fs::read(&path), path.metadata()) else {
+            continue;
+        };
+        let start = String::from_utf8_lossy(&bytes[..bytes.len().min(600)]).into_owned();
+        if let Some((_, rest)) = start.split_once("/for http://") {
+            views.extend(rest.split('/').next().map(|base| (base.to_owned(), metadata.ino())));
+        }
+    }
+    views
+}
+
+async fn under(proxy: &Proxy, host: &str) -> Response {
+    proxy.request("GET", &at("npm", "plain"), &[("Host", host)], b"").await
+}
+
+#[test]
+fn names_that_anybody_makes_up_do_not_push_out_the_one_that_is_used() {
+    run(async {
+        let registry = registry().await;
+        let proxy = Proxy::start(&remote(&registry, "description: x")).await;
+        under(&proxy, "honest.test").await.ok();
+        common::eventually(
+            std::time::Duration::from_secs(10),
+            "the first view is stored",
+            async || !stored_views(&proxy).is_empty(),
+        )
+        .await;
+        let first = stored_views(&proxy);
+        for number in 0..40 {
+            under(&proxy, &format!("made-up-{number}.test")).await.ok();
+            under(&proxy, "honest.test").await.ok();
+        }
+        common::eventually(std::time::Duration::from_secs(10), "all views are stored", async || {
+            stored_bases(&proxy).contains(&"made-up-39.test".to_owned())
+        })
+        .await;
+        // The very file of the beginning: it was not made again either.
+        assert_eq!(stored_views(&proxy).get("honest.test"), first.get("honest.test"));
+        let bases = stored_bases(&proxy);
+        assert!(!bases.contains(&"made-up-0.test".to_owned()), "{bases:?}");
+        assert!(bases.len() <= 16, "{bases:?}");
+        assert_eq!(registry.count("GET", "/plain"), 1);
+    });
+}
+
+#[test]
+fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
+    run(async {
+        let registry = Upstream::start().await;
+        let (versions, gate) = (versions(), common::Gate::new());
+        let (document, _) = packuments(&[&versions[0]], &registry.base());
+        let mut text = document.to_string();
+        let readme = format!("\"readme\":\"{}\",", "x".repeat(500_000));
+        text.insert_str(1, &readme);
+        let half = text.len() as u64 - 100;
+        registry.reply(
+            "/plain",
+            Reply::ok(text).content_type("application/json").pause_at(half, &gate),
+        );
+        let proxy = Proxy::start(&remote(&registry, "description: x")).await;
+        let begun = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let mut clients = tokio::task::JoinSet::new();
+        for number in 0..10 {
+            let (mut connection, begun) = (proxy.connect().await, begun.clone());
+            let host = format!("made-up-{number}.test");
+            clients.spawn(async move {
+                connection
+                    .send("GET", &at("npm", "plain"), &[("Host", &host)], b"")
+                    .await;
+                assert_eq!(connection.read_head("GET").await.status, 200);
+                begun.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let body = connection.read_body().await;
+                assert!(connection.is_complete());
+                assert!(String::from_utf8_lossy(&body).contains(&format!("http://{host}/api/v1/remote/npm/plain/-/")));
+            });
+        }
+        let begun = || begun.load(std::sync::atomic::Ordering::SeqCst);
+        // The first of all, and two that came after it.
+        common::eventually(std::time::Duration::from_secs(10), "three have begun", async || {
+            begun() == 3
+        })
+        .await;
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        assert_eq!(begun(), 3);
+        gate.open();
+        while let Some(client) = clients.join_next().await {
+            client.unwrap();
+        }
+        assert_eq!(registry.count("GET", "/plain"), 1);
+    });
+}
+
+#[test]
+fn a_view_that_nobody_waits_for_is_dropped() {
+    run(async {
+        let registry = Upstream::start().await;
+        let (versions, gate) = (versions(), common::Gate::new());
+        let (document, _) = packuments(&[&versions[0]], &registry.base());
+        let mut text = document.to_string();
+        let readme = format!("\"readme\":\"{}\",", "x".repeat(500_000));
+        text.insert_str(1, &readme);
+        let half = text.len() as u64 - 200_000;
+        registry.reply(
+            "/plain",
+            Reply::ok(text)
+                .content_type("application/json")
+                .pieces(16 * 1024)
+                .pause_at(half, &gate),
+        );
+        let proxy = Proxy::start(&remote(&registry, "description: x")).await;
+        let mut clients = Vec::new();
+        for host in ["stays.test", "leaves.test"] {
+            let mut connection = proxy.connect().await;
+            connection
+                .send("GET", &at("npm", "plain"), &[("Host", host)], b"")
+                .await;
+            assert_eq!(connection.read_head("GET").await.status, 200);
+            connection.read_body_until(100_000).await;
+            clients.push(connection);
+        }
+        clients.pop().expect("the second").reset();
+        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        gate.open();
+        clients.pop().expect("the first").read_body().await;
+        common::eventually(std::time::Duration::from_secs(10), "a view is stored", async || {
+            stored_bases(&proxy).contains(&"stays.test".to_owned())
+        })
+        .await;
+        assert_eq!(stored_bases(&proxy), ["stays.test"]);
+        // Whoever asks gets it.
+        let again = under(&proxy, "leaves.test").await.ok().text();
+        assert!(again.contains("http://leaves.test/api/v1/remote/npm/plain/-/plain-1.0.0.tgz"));
+        assert_eq!(registry.count("GET", "/plain"), 1);
+    });
+}

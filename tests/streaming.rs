@@ -2,8 +2,9 @@
 
 mod common;
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use common::cgroup::Cgroup;
 use common::client::Headers;
 use common::h2client::H2Connection;
 use common::server::at;
@@ -442,6 +443,92 @@ fn a_file_that_cannot_be_stored_is_served_all_the_same() {
 }
 
 #[test]
+fn what_was_used_while_the_clock_was_ahead_is_evicted_first() {
+    run(async {
+        let up = Upstream::start().await;
+        let files = (9, 2 * MB);
+        let mut proxy = with_files(&up, 20 * MB, files).await;
+        proxy.stop().await;
+        let ahead = SystemTime::now() + Duration::from_secs(365 * 24 * 3600);
+        let mut marked = 0;
+        for (number, path) in common::server::stored_files(&proxy.data_dir()).iter().enumerate() {
+            if number % 2 == 0 {
+                let file = std::fs::File::options().write(true).open(path).unwrap();
+                file.set_modified(ahead).unwrap();
+                marked += 1;
+            }
+        }
+        proxy.launch().await;
+        up.reply("/more", Reply::ok(Pattern::new(77, 10 * MB - 100_000)));
+        proxy.fetch("files", "more").await.ok();
+        proxy.until_cached("files", "more").await;
+        let left = common::server::stored_files(&proxy.data_dir());
+        let modified = |path: &std::path::PathBuf| std::fs::metadata(path).and_then(|meta| meta.modified()).unwrap();
+        let still_marked = left.iter().filter(|path| modified(path) == ahead).count();
+        assert!(still_marked < marked, "none of {marked} went");
+        let unmarked = left.len() - still_marked - 1;
+        assert_eq!(
+            unmarked, 4,
+            "others went before them: {still_marked} of {marked} are left"
+        );
+    });
+}
+
+/// A proxy whose disk holds `count` files of `size` already, and the way to find whether it still does.
+async fn with_files(up: &Upstream, disk_bytes: u64, (count, size): (u64, u64)) -> Proxy {
+    up.under("/kept/", move |seen| {
+        let number = seen.path.rsplit('/').next().and_then(|number| number.parse().ok());
+        Reply::ok(Pattern::new(number.unwrap_or_default(), size))
+    });
+    let proxy = Proxy::settings()
+        .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+        .conf(&format!(
+            "cache: {{disk_bytes: {disk_bytes}, disk_min_free: 0%, memory_bytes: 1MB}}\n"
+        ))
+        .start()
+        .await;
+    for number in 0..count {
+        let path = format!("kept/{number}");
+        proxy.fetch("files", &path).await.ok();
+        proxy.until_cached("files", &path).await;
+    }
+    proxy
+}
+
+async fn still_has(proxy: &Proxy, (count, size): (u64, u64)) {
+    for number in 0..count {
+        let body = Pattern::new(number, size).whole();
+        proxy.fetch("files", &format!("kept/{number}")).await.is("cache", body);
+    }
+}
+
+#[test]
+fn a_body_without_a_length_is_stored_once_its_end_tells_that_it_fits() {
+    run(async {
+        let up = Upstream::start().await;
+        let files = (9, 2 * MB);
+        let proxy = with_files(&up, 20 * MB, files).await;
+        let (body, gate) = (Pattern::new(100, 12 * MB), Gate::new());
+        up.reply("/x", Reply::ok(body).chunked().pause_at(11 * MB, &gate));
+        let mut client = proxy.connect().await;
+        client.send("GET", &at("files", "x"), &[], b"").await;
+        assert_eq!(client.read_head("GET").await.status, 200);
+        let early = client.read_body_until(10 * MB as usize).await.len() as u64;
+        // Nothing had to go for it so far.
+        still_has(&proxy, files).await;
+        gate.open();
+        assert_eq!(client.read_pattern(body.slice(early, 12 * MB)).await, 12 * MB - early);
+        assert!(client.is_complete());
+        proxy.until_cached("files", "x").await.is("cache", body.whole());
+        assert_eq!(up.count("GET", "/x"), 1);
+        eventually(Duration::from_secs(10), "the bound holds", async || {
+            disk_usage(&proxy.data_dir()) < 24 * MB
+        })
+        .await;
+    });
+}
+
+#[test]
 fn a_limit_on_concurrent_fetches_queues_and_does_not_refuse() {
     run(async {
         let up = Upstream::start().await;
@@ -471,8 +558,201 @@ fn a_limit_on_concurrent_fetches_queues_and_does_not_refuse() {
     });
 }
 
+#[test]
+fn one_remote_does_not_keep_the_others_waiting() {
+    run(async {
+        let (slow, quick) = (Upstream::start().await, Upstream::start().await);
+        let gate = Gate::new();
+        let held = gate.clone();
+        slow.fallback(move |_| Reply::ok("slow").gated(&held));
+        quick.fallback(|_| Reply::ok("quick"));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "slow:\n  base_url: {}\nquick:\n  base_url: {}\n",
+                slow.base(),
+                quick.base()
+            ))
+            .conf("upstream: {max_concurrent: 4, max_per_remote: 3}\n")
+            .start()
+            .await;
+        let mut clients = JoinSet::new();
+        for number in 0..12 {
+            let address = proxy.address();
+            clients.spawn(async move { common::get(address, &at("slow", &number.to_string())).await.ok().text() });
+        }
+        slow.wait_in_flight(3).await;
+        for number in 0..5 {
+            proxy.fetch("quick", &number.to_string()).await.is("remote", "quick");
+        }
+        assert_eq!(slow.in_flight(), 3);
+        gate.open();
+        while let Some(text) = clients.join_next().await {
+            assert_eq!(text.unwrap(), "slow");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_a_client_holds_back_takes_nobodys_place() {
+    run(async {
+        let up = Upstream::start().await;
+        up.on("/-/v1/search", |_| Reply::ok("{}"));
+        up.on("/-/npm/v1/security/audits", |seen| Reply::ok(seen.body.to_vec()));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^']\n",
+                up.base()
+            ))
+            .conf("upstream: {max_concurrent: 2}\n")
+            .start()
+            .await;
+        let audit = at("npm", "-/npm/v1/security/audits");
+        let mut holding = Vec::new();
+        for _ in 0..4 {
+            let mut connection = proxy.connect().await;
+            connection
+                .send("POST", &audit, &[("Content-Length", "10")], b"01234")
+                .await;
+            holding.push(connection);
+        }
+        proxy.fetch("npm", "-/v1/search").await.is("remote", "{}");
+        // What is there is sent on, however long, and framed anew.
+        let long = vec![b'x'; 300_000];
+        let answer = proxy.request("POST", &audit, &[], &long).await.ok();
+        assert!(answer.body == long);
+        assert_eq!(
+            up.last("POST", "/-/npm/v1/security/audits").header("content-length"),
+            Some("300000")
+        );
+        let mut last = holding.pop().unwrap();
+        last.write_raw(b"56789").await;
+        assert_eq!(last.response("POST").await.ok().body, "0123456789");
+        assert_eq!(up.count("POST", "/-/npm/v1/security/audits"), 2);
+    });
+}
+
+#[test]
+fn a_body_that_drips_is_ended_and_a_slow_one_is_not() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "files:\n  base_url: {0}\nshort:\n  base_url: {0}\n  upstream: {{transfer_timeout: 1s}}\n",
+                up.base()
+            ))
+            .conf("upstream: {least_rate: 1KB, rate_window: 500ms}\n")
+            .start()
+            .await;
+        let drip = |body: Pattern, bytes| Reply::ok(body).pieces(bytes).between_pieces(Duration::from_millis(50));
+        up.reply("/drip", drip(Pattern::new(30, 5000), 5));
+        up.reply("/slow", drip(Pattern::new(31, 30_000), 500));
+        up.reply("/endless", drip(Pattern::new(32, MB), 5000).chunked());
+        let start = Instant::now();
+        assert!(!proxy.fetch("files", "drip").await.complete);
+        assert!(start.elapsed() < Duration::from_secs(15), "{:?}", start.elapsed());
+        proxy.wait_for_log("least_rate").await;
+        proxy
+            .fetch("files", "slow")
+            .await
+            .is("remote", Pattern::new(31, 30_000).whole());
+        assert!(!proxy.fetch("short", "endless").await.complete);
+        proxy.wait_for_log("transfer_timeout").await;
+        up.reply("/drip", Reply::ok("whole now"));
+        proxy.fetch("files", "drip").await.is("remote", "whole now");
+    });
+}
+
 mod heavy {
     use super::*;
+
+    /// Reads a whole body on a connection of its own.
+    async fn read(proxy: &Proxy, path: &str, body: Pattern) {
+        let mut client = proxy.connect().await;
+        client.send("GET", &at("files", path), &[], b"").await;
+        assert_eq!(client.read_head("GET").await.status, 200, "{path}");
+        assert_eq!(client.read_pattern(body).await, body.length, "{path}");
+        assert!(client.is_complete(), "{path}");
+    }
+
+    #[test]
+    fn a_body_that_cannot_be_kept_passes_through_and_costs_nothing_that_is() {
+        run_for(Duration::from_secs(180), async {
+            let up = Upstream::start().await;
+            let files = (6, 15 * MB);
+            let proxy = with_files(&up, 120 * MB, files).await;
+            // Longer than the whole bound, and longer than what is free and what memory holds.
+            let (never, later) = (Pattern::new(200, 140 * MB), Pattern::new(201, 118 * MB));
+            up.reply("/never", Reply::ok(never).chunked())
+                .reply("/later", Reply::ok(later).chunked());
+            let (before, _) = proxy.memory();
+            for _ in 0..2 {
+                read(&proxy, "never", never).await;
+            }
+            assert_eq!(
+                up.count("GET", "/never"),
+                3,
+                "the second request passes by, after a look"
+            );
+            tokio::join!(read(&proxy, "later", later), read(&proxy, "later", later));
+            still_has(&proxy, files).await;
+            let (_, peak) = proxy.memory();
+            assert!(peak - before < 100 * MB, "from {before} to {peak}");
+            // Its length is known now, and that it fits.
+            read(&proxy, "later", later).await;
+            eventually(Duration::from_secs(20), "it is stored", async || {
+                let head = proxy.head("files", "later").await;
+                head.source() == "cache"
+            })
+            .await;
+            read(&proxy, "later", later).await;
+        });
+    }
+
+    /// A hundred clients read what lies on the disk and is in nobody's memory.
+    #[test]
+    fn a_small_node_serves_a_hundred_clients_from_the_disk_in_128_megabytes() {
+        run_for(Duration::from_secs(180), async {
+            let cgroup = Cgroup::with_memory(128 << 20);
+            let up = Upstream::start().await;
+            const FILES: u64 = 60;
+            let file = |number: u64| Pattern::new(number, MB + number * 1_234_567 % (7 * MB));
+            up.under("/", move |seen| {
+                Reply::ok(file(seen.path.trim_start_matches('/').parse().unwrap_or_default()))
+            });
+            let mut proxy = Proxy::settings()
+                .remotes(&format!("files:\n  base_url: {}\n", up.base()))
+                .conf("cache: {memory_bytes: 16MB, disk_min_free: 0%}\n")
+                .in_cgroup(&cgroup.processes())
+                .start()
+                .await;
+            for number in 0..FILES {
+                read(&proxy, &number.to_string(), file(number)).await;
+                proxy.until_cached("files", &number.to_string()).await;
+            }
+            proxy.restart().await;
+            let mut clients = JoinSet::new();
+            for client in 0..100u64 {
+                let mut connection = proxy.connect().await;
+                clients.spawn(async move {
+                    for round in 0..3 {
+                        let number = (client * 7 + round * 23) % FILES;
+                        connection
+                            .send("GET", &at("files", &number.to_string()), &[], b"")
+                            .await;
+                        let head = connection.read_head("GET").await;
+                        assert_eq!((head.status, head.source()), (200, "cache"));
+                        assert_eq!(connection.read_pattern(file(number)).await, file(number).length);
+                    }
+                });
+            }
+            while let Some(client) = clients.join_next().await {
+                client.unwrap();
+            }
+            let (_, peak) = proxy.memory();
+            assert!(peak < 128 << 20, "{peak}");
+            proxy.kill();
+        });
+    }
 
     /// Peak memory must not follow the size of a file.
     #[test]

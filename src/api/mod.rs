@@ -1,10 +1,10 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush.
 
 mod flush;
+pub(crate) mod local;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::{Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
@@ -12,6 +12,7 @@ use serde_json::json;
 
 use crate::backends::Backends;
 use crate::breaker::Standing;
+use crate::cache::StoreStats;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
 use crate::fill::{Fills, Views};
@@ -104,13 +105,8 @@ impl Api {
         let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
         let away = self.backends.standings().iter().any(|standing| !standing.healthy);
         let deaf = fleet.as_ref().is_some_and(|fleet| !fleet.listening);
-        let degraded = store.starved.is_some() || !catalog.healthy || reload_failed || away || deaf;
-        let disk = match &store.starved {
-            None => json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit}),
-            Some(why) => {
-                json!({"status": "degraded", "bytes": store.disk_bytes, "limit": store.disk_limit, "detail": why})
-            }
-        };
+        let disk = disk(&store);
+        let degraded = disk["status"] != "ok" || !catalog.healthy || reload_failed || away || deaf;
         let catalogue = match (&catalog.error, catalog.healthy) {
             (_, true) => json!({"status": "ok", "queued": catalog.queued}),
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
@@ -208,6 +204,19 @@ impl Api {
     }
 }
 
+/// How the store fares: what cannot be stored, or was found damaged lately, is for people to see to.
+fn disk(store: &StoreStats) -> serde_json::Value {
+    let mut disk = json!({"status": "ok", "bytes": store.disk_bytes, "limit": store.disk_limit});
+    let damaged = store.damaged.as_ref().map(|which| {
+        format!("a stored file was damaged or could not be read, and is fetched again when it is asked for: {which}")
+    });
+    if let Some(why) = store.starved.clone().or(damaged) {
+        disk["status"] = json!("degraded");
+        disk["detail"] = json!(why);
+    }
+    disk
+}
+
 /// How a dependency fares, for people; `trouble` is more than its breaker knows.
 fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
     match &breaker.error {
@@ -258,22 +267,4 @@ fn root(config: &Config) -> serde_json::Value {
 
 fn away(error: &crate::catalog::CatalogError) -> Problem {
     Problem::new(503, error.to_string()).header(header::RETRY_AFTER, "5")
-}
-
-/// Reads a request's body.
-///
-/// # Errors
-/// The client is gone, `Ok(Err)`: it is too long.
-async fn body(session: &mut Session) -> Result<std::result::Result<Bytes, Problem>> {
-    let mut all = Vec::new();
-    while let Some(piece) = session.as_downstream_mut().read_request_body().await? {
-        if all.len() + piece.len() > MAX_BODY {
-            return Ok(Err(Problem::new(
-                413,
-                format!("the body is longer than {MAX_BODY} bytes"),
-            )));
-        }
-        all.extend_from_slice(&piece);
-    }
-    Ok(Ok(all.into()))
 }

@@ -175,7 +175,7 @@ impl Bucket {
     /// Connections live on `runtime`.
     ///
     /// # Errors
-    /// The queue's folders cannot be made in `data_dir`, or the settings make no URL.
+    /// The settings make no URL.
     pub fn new(
         settings: &config::S3,
         data_dir: &Path,
@@ -184,7 +184,7 @@ impl Bucket {
     ) -> io::Result<Arc<Bucket>> {
         let bucket = Arc::new(Bucket {
             client: Client::new(settings)?,
-            queue: Queue::open(data_dir, store.is_synced())?,
+            queue: Queue::open(data_dir, store.is_synced()),
             breaker: Breaker::new("s3"),
             store,
             runtime,

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cache::{Hash, Millis, hex, now_ms, parse_hash};
+use crate::cache::{Hash, Millis, hex, in_folder, now_ms, parse_hash};
 
 /// Longer ones are uploaded in parts, and never take the last worker.
 pub const LARGE: u64 = 32 << 20;
@@ -113,23 +113,17 @@ pub struct Waiting {
 }
 
 impl Queue {
-    /// Makes the folders; reads nothing.
-    ///
-    /// # Errors
-    /// They cannot be made.
-    pub fn open(data_dir: &Path, sync: bool) -> io::Result<Queue> {
-        let (uploads, removals) = (data_dir.join("uploads"), data_dir.join("removals"));
-        fs::create_dir_all(&uploads)?;
-        fs::create_dir_all(&removals)?;
-        Ok(Queue {
-            uploads,
-            removals,
+    /// Touches nothing. The folders are made when they are needed.
+    pub fn open(data_dir: &Path, sync: bool) -> Queue {
+        Queue {
+            uploads: data_dir.join("uploads"),
+            removals: data_dir.join("removals"),
             sync,
             state: Mutex::default(),
             scanned: AtomicBool::new(false),
             more: Notify::new(),
             idle: Notify::new(),
-        })
+        }
     }
 
     /// The file of an upload that waits.
@@ -189,7 +183,9 @@ impl Queue {
             }
         }
         // What stands in it already is of an upload that is under way, which its worker will look at.
-        let made = OpenOptions::new().create(true).append(true).open(self.marker(hash));
+        let mut options = OpenOptions::new();
+        options.create(true).append(true);
+        let made = in_folder(&self.uploads, || options.open(self.marker(hash)));
         made.and_then(|file| self.make_durable(&file, &self.uploads))
     }
 
@@ -414,13 +410,14 @@ impl Queue {
     /// Replaces what stands in a marker. Blocks.
     pub fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
         let new = path.with_extension("new");
-        fs::write(&new, text)?;
+        let folder = path.parent().unwrap_or(Path::new("."));
+        in_folder(folder, || fs::write(&new, text))?;
         let file = File::open(&new)?;
         if self.sync {
             file.sync_data()?;
         }
         fs::rename(&new, path)?;
-        self.make_durable(&file, path.parent().unwrap_or(Path::new(".")))
+        self.make_durable(&file, folder)
     }
 
     fn make_durable(&self, file: &File, folder: &Path) -> io::Result<()> {
@@ -542,7 +539,7 @@ mod tests {
 
     fn queue() -> (tempfile::TempDir, Queue) {
         let dir = tempfile::tempdir().unwrap();
-        let queue = Queue::open(dir.path(), true).unwrap();
+        let queue = Queue::open(dir.path(), true);
         queue.scan(|_| 4096);
         (dir, queue)
     }
@@ -604,7 +601,7 @@ mod tests {
         queue.give_back(&taken, None);
         assert!(!queue.is_removing(&hash) && queue.is_waiting(&hash));
         // What a crash leaves is found again.
-        let again = Queue::open(dir.path(), false).unwrap();
+        let again = Queue::open(dir.path(), false);
         assert!(again.is_waiting(&hash) && !again.is_removing(&hash));
         again.scan(|_| 4096);
         let waiting = again.waiting();

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use reqwest::Body;
-use sha2::{Digest as _, Sha256};
 
 use super::client::Failure;
 use super::marker::{Plan, Progress};
@@ -187,9 +186,7 @@ impl Bucket {
             return Err(Trouble::Unsettled);
         }
         let reading = Arc::clone(&stored);
-        if !blocking(move || is_right(&reading)).await? {
-            tracing::error!(key = %shown(&stored.key), "a stored body is damaged: it is removed, and will be fetched again when it is asked for");
-            self.store.remove(hash).await;
+        if !blocking(move || Ok(store.is_intact(&reading, |_| {}))).await? {
             return self.give_up_parts(taken, None).await;
         }
         let object = name::of(&stored.key);
@@ -335,20 +332,6 @@ impl Bucket {
         let bucket = Arc::clone(self);
         Ok(blocking(move || bucket.queue.write_whole(&marker, "")).await?)
     }
-}
-
-/// Whether the body still is what was stored: what a disk has damaged is not spread. Blocks.
-fn is_right(stored: &Stored) -> io::Result<bool> {
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0; PIECE as usize];
-    let mut at = 0;
-    while at < stored.finished.length {
-        let length = (stored.finished.length - at).min(PIECE) as usize;
-        stored.file.read_exact_at(&mut buffer[..length], stored.offset + at)?;
-        digest.update(&buffer[..length]);
-        at += length as u64;
-    }
-    Ok(<[u8; 32]>::from(digest.finalize()) == stored.finished.sha256)
 }
 
 /// When something last moved, in milliseconds since it began.

@@ -2,16 +2,19 @@
 //!
 //! A file is a fixed preamble, the head as JSON, and the body. It is written under no name and gets one only when it is
 //! complete, so a crash leaves no half object. The freshness fields of the preamble are overwritten in place, everything
-//! else is written once.
+//! else is written once. Preamble, freshness, head and body are each under a checksum; a checksum of the preamble that is
+//! all zeros is none: the file is of a version that wrote none.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags};
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use super::Class;
@@ -20,8 +23,19 @@ use super::{Finished, Hash, Head, Millis, hex};
 const MAGIC: &[u8; 8] = b"AAPIOBJ1";
 /// Length of the fixed part.
 const PREAMBLE: usize = 128;
-const OFFSET_FRESHNESS: u64 = 72;
+const OFFSET_FRESHNESS: usize = 72;
 const OFFSET_BACKED_UP: usize = 96;
+/// The checksum of what stands before the freshness.
+const OFFSET_CHECK: usize = 120;
+/// The freshness itself; its checksum fills the rest of its 24 bytes.
+const FRESHNESS: usize = 17;
+/// A file system has no smaller file or folder.
+pub const BLOCK: u64 = 4096;
+/// Tries to do what another thread may undo in the same moment: the folder of a file that is to be named is removed, a
+/// freshness that is read is overwritten.
+const TRIES: usize = 100;
+/// In the temporary folder, what is older was left by a crash.
+const YOUNG: Duration = Duration::from_secs(60);
 /// One read gets the preamble and, nearly always, the head.
 const FIRST_READ: usize = 4096;
 /// Heads are bounded: Pingora accepts 1 MB of header, a stored one is cleaned and smaller.
@@ -55,8 +69,58 @@ pub struct Disk {
     objects: PathBuf,
     temporary: PathBuf,
     sequence: AtomicU64,
-    /// Whether the file system has `O_TMPFILE`.
-    unnamed: bool,
+    /// Whether the file system has `O_TMPFILE`, as far as is known.
+    unnamed: AtomicBool,
+}
+
+/// What is taken of the file system, or given back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Amount {
+    pub bytes: u64,
+    /// Files and folders: a file system may be out of these while it has bytes.
+    pub files: u64,
+}
+
+impl Amount {
+    /// A file of `length` bytes.
+    pub fn of_file(length: u64) -> Self {
+        Amount {
+            bytes: occupied(length),
+            files: 1,
+        }
+    }
+
+    pub fn of_folders(count: u64) -> Self {
+        Amount {
+            bytes: count * BLOCK,
+            files: count,
+        }
+    }
+}
+
+impl std::ops::Add for Amount {
+    type Output = Amount;
+
+    fn add(self, other: Amount) -> Amount {
+        Amount {
+            bytes: self.bytes + other.bytes,
+            files: self.files + other.files,
+        }
+    }
+}
+
+impl std::iter::Sum for Amount {
+    fn sum<I: Iterator<Item = Amount>>(all: I) -> Amount {
+        all.fold(Amount::default(), |sum, one| sum + one)
+    }
+}
+
+/// How much a file system has: free, and as a whole.
+#[derive(Debug, Clone, Copy)]
+pub struct Space {
+    pub free: Amount,
+    /// Its number of files is 0 where it has no fixed one.
+    pub whole: Amount,
 }
 
 /// A file that has no name yet.
@@ -86,39 +150,30 @@ impl Drop for Unnamed {
 }
 
 impl Disk {
-    /// Opens or makes the folders below `data_dir` and removes what a crash left in the temporary one.
+    /// Takes the folders below `data_dir` and removes what a crash left in the temporary one. Folders that cannot be made
+    /// now are made when something is stored.
     ///
     /// # Errors
-    /// The folder cannot be made or written.
+    /// There is no such folder, and it cannot be made.
     pub fn open(data_dir: &Path) -> io::Result<Self> {
-        let objects = data_dir.join("objects");
-        let temporary = data_dir.join("tmp");
-        fs::create_dir_all(&objects)?;
-        fs::create_dir_all(&temporary)?;
-        let unnamed = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(OFlags::TMPFILE.bits() as i32)
-            .open(&objects)
-            .is_ok();
-        if !unnamed {
-            // Says clearly, and now, when the folder cannot be written at all.
-            let probe = temporary.join(format!("probe-{}", std::process::id()));
-            File::create(&probe)?;
-            fs::remove_file(&probe)?;
+        if !data_dir.is_dir() {
+            fs::create_dir_all(data_dir)?;
         }
         let disk = Disk {
-            objects,
-            temporary,
+            objects: data_dir.join("objects"),
+            temporary: data_dir.join("tmp"),
             sequence: AtomicU64::new(0),
-            unnamed,
+            unnamed: AtomicBool::new(true),
         };
+        // Finds out how files are made here. What keeps them from being made is for `Disk::probe` to say.
+        drop(disk.create(0));
         disk.sweep_temporary();
         Ok(disk)
     }
 
-    /// Two processes may share the folder during an upgrade: what another one still holds is locked or very young.
-    fn sweep_temporary(&self) {
+    /// Removes what a crash left between a file's temporary name and its own. Two processes may share the folder during an
+    /// upgrade: what another one still holds is locked or very young.
+    pub fn sweep_temporary(&self) {
         let Ok(entries) = fs::read_dir(&self.temporary) else {
             return;
         };
@@ -126,13 +181,30 @@ impl Disk {
             let young = entry
                 .metadata()
                 .and_then(|meta| meta.modified())
-                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age.as_secs() < 60));
-            let Ok(file) = File::open(entry.path()) else { continue };
+                .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < YOUNG));
+            let Ok(file) = open_regular(&entry.path(), OpenOptions::new().read(true)) else {
+                continue;
+            };
             let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-            if !locked && (!young || !self.unnamed) {
+            if !locked && (!young || !self.unnamed.load(Relaxed)) {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+
+    /// Does all that storing an object under `hash` takes, with a file of no use.
+    ///
+    /// # Errors
+    /// Nothing can be stored there.
+    pub fn probe(&self, hash: &Hash) -> io::Result<()> {
+        let mut unnamed = self.create(BLOCK)?;
+        self.begin(&unnamed.file, MAGIC)?;
+        let folder = self.path(hash);
+        let target = folder.with_file_name(self.temporary_name());
+        let made = self.publish_as(&mut unnamed, &target, false);
+        let removed = fs::remove_file(&target);
+        self.prune(hash);
+        made.and(removed)
     }
 
     pub fn root(&self) -> &Path {
@@ -150,93 +222,112 @@ impl Disk {
     /// # Errors
     /// No space, or any other failure of the file system.
     pub fn create(&self, reserve: u64) -> io::Result<Unnamed> {
-        let unnamed = if self.unnamed {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .custom_flags(OFlags::TMPFILE.bits() as i32)
-                .open(&self.objects)?;
-            Unnamed { file, path: None }
-        } else {
-            let path = self.temporary.join(self.temporary_name());
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-            rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            Unnamed { file, path: Some(path) }
+        let unnamed = match self.unnamed.load(Relaxed) {
+            true => self.create_unnamed()?,
+            false => None,
+        };
+        let unnamed = match unnamed {
+            Some(file) => Unnamed { file, path: None },
+            None => {
+                let path = self.temporary.join(self.temporary_name());
+                let mut options = OpenOptions::new();
+                options.read(true).write(true).create_new(true);
+                let file = in_folder(&self.temporary, || options.open(&path))?;
+                rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+                Unnamed { file, path: Some(path) }
+            }
         };
         allocate(&unnamed.file, 0, reserve)?;
         Ok(unnamed)
+    }
+
+    /// `None`, from now on, where the file system does not know such files.
+    fn create_unnamed(&self) -> io::Result<Option<File>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true);
+        options.custom_flags(OFlags::TMPFILE.bits() as i32);
+        match in_folder(&self.objects, || options.open(&self.objects)) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) => match Errno::from_io_error(&error) {
+                Some(Errno::OPNOTSUPP | Errno::ISDIR) => {
+                    self.unnamed.store(false, Relaxed);
+                    Ok(None)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Writes the first bytes of a new file, and sees that they can be read again: what cannot be read must not be in
+    /// the way of a body's first reader.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn begin(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        file.write_all_at(bytes, 0)?;
+        let mut read = [0; MAGIC.len()];
+        super::reader::read_at(file, &mut read, 0)?;
+        if bytes.starts_with(&read) {
+            Ok(())
+        } else {
+            Err(io::Error::other("what was written to a file reads differently"))
+        }
     }
 
     fn temporary_name(&self) -> String {
         format!("{}-{}", std::process::id(), self.sequence.fetch_add(1, Relaxed))
     }
 
-    /// Gives a complete file its name, replacing what was there.
+    /// Gives a complete file its name, replacing what was there. What the folders take that were made for it.
     ///
     /// # Errors
     /// Any failure of the file system; the file then has no name and what was there stays.
-    pub fn publish(&self, unnamed: &mut Unnamed, hash: &Hash, sync: bool) -> io::Result<()> {
+    pub fn publish(&self, unnamed: &mut Unnamed, hash: &Hash, sync: bool) -> io::Result<Amount> {
+        self.publish_as(unnamed, &self.path(hash), sync)
+    }
+
+    fn publish_as(&self, unnamed: &mut Unnamed, target: &Path, sync: bool) -> io::Result<Amount> {
         if sync {
             unnamed.file.sync_data()?;
         }
-        let target = self.path(hash);
         let from = match unnamed.path.take() {
             Some(path) => path,
             None => {
                 // A link cannot replace, a rename can: link under a temporary name first.
                 let path = self.temporary.join(self.temporary_name());
                 let source = format!("/proc/self/fd/{}", unnamed.file.as_raw_fd());
-                rustix::fs::linkat(CWD, source, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
+                in_folder(&self.temporary, || {
+                    Ok(rustix::fs::linkat(CWD, &source, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
+                })?;
                 path
             }
         };
-        let renamed = fs::rename(&from, &target).or_else(|error| {
-            if error.kind() != io::ErrorKind::NotFound {
-                return Err(error);
+        let mut made = 0;
+        let mut renamed = fs::rename(&from, target);
+        for _ in 0..TRIES {
+            if !renamed.as_ref().is_err_and(is_missing) {
+                break;
             }
-            if let Some(folder) = target.parent() {
-                fs::create_dir_all(folder)?;
-            }
-            fs::rename(&from, &target)
-        });
+            renamed = make_folders(target)
+                .inspect(|folders| made += folders)
+                .and_then(|_| fs::rename(&from, target));
+        }
         if renamed.is_err() {
             let _ = fs::remove_file(&from);
         } else if sync && let Some(folder) = target.parent() {
             File::open(folder)?.sync_all()?;
         }
-        renamed
+        renamed.map(|()| Amount::of_folders(made))
     }
 
-    /// Opens the object of `hash` and reads what stands in front of its body. `None`: not stored, or not to be read now.
-    /// A file that is damaged is removed.
-    pub fn load(&self, hash: &Hash) -> Option<(File, Record)> {
-        self.read(hash, self.open_file(hash)?)
-    }
-
-    /// The first half of [`Disk::load`]: says quickly that something is not stored.
+    /// Opens the object of `hash`. `None`: not stored, or not to be opened now.
     pub fn open_file(&self, hash: &Hash) -> Option<File> {
-        match File::open(self.path(hash)) {
+        match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
             Ok(file) => Some(file),
             Err(error) => {
-                if error.kind() != io::ErrorKind::NotFound {
+                if !is_missing(&error) {
                     tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be opened");
                 }
-                None
-            }
-        }
-    }
-
-    /// The second half of [`Disk::load`].
-    pub fn read(&self, hash: &Hash, file: File) -> Option<(File, Record)> {
-        match read_record(&file) {
-            Ok(record) => Some((file, record)),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                tracing::warn!(hash = %hex(hash), %error, "a damaged object is removed from the cache");
-                let _ = fs::remove_file(self.path(hash));
-                None
-            }
-            Err(error) => {
-                tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be read");
                 None
             }
         }
@@ -251,9 +342,9 @@ impl Disk {
         checked_at: Millis,
         fresh_until: Millis,
     ) -> io::Result<bool> {
-        let file = match OpenOptions::new().read(true).write(true).open(self.path(hash)) {
+        let file = match open_regular(&self.path(hash), OpenOptions::new().read(true).write(true)) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if is_missing(&error) => return Ok(false),
             Err(error) => return Err(error),
         };
         let mut preamble = [0; PREAMBLE];
@@ -261,13 +352,16 @@ impl Disk {
         if &preamble[0..8] != MAGIC || number(&preamble, 24) != id {
             return Ok(false);
         }
-        file.write_all_at(&freshness_bytes(class, checked_at, fresh_until), OFFSET_FRESHNESS)?;
+        file.write_all_at(
+            &freshness_bytes(id, class, checked_at, fresh_until),
+            OFFSET_FRESHNESS as u64,
+        )?;
         Ok(true)
     }
 
     /// Notes whether the object of `hash` is in the bucket too, if it still is the one with `id`.
     pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(hash))?;
+        let file = open_regular(&self.path(hash), OpenOptions::new().read(true).write(true))?;
         let mut preamble = [0; PREAMBLE];
         file.read_exact_at(&mut preamble, 0)?;
         if &preamble[0..8] == MAGIC && number(&preamble, 24) == id {
@@ -276,39 +370,106 @@ impl Disk {
         Ok(())
     }
 
-    /// Removes the object of `hash`; the bytes that this freed, 0 if it was not there.
-    pub fn remove(&self, hash: &Hash) -> io::Result<u64> {
+    /// Removes the object of `hash`, of several that had this name the one of `file` only; what this freed, nothing if it
+    /// was not there.
+    pub fn remove(&self, hash: &Hash, file: Option<&File>) -> io::Result<Amount> {
         let path = self.path(hash);
-        let size = match fs::metadata(&path) {
-            Ok(meta) => occupied(meta.len()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        let there = match fs::metadata(&path) {
+            Ok(there) => there,
+            Err(error) if is_missing(&error) => return Ok(Amount::default()),
             Err(error) => return Err(error),
         };
+        if let Some(file) = file {
+            let meant = file.metadata()?;
+            if (meant.dev(), meant.ino()) != (there.dev(), there.ino()) {
+                return Ok(Amount::default());
+            }
+        }
         match fs::remove_file(&path) {
-            Ok(()) => Ok(size),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Ok(()) => Ok(Amount::of_file(there.len()) + self.prune(hash)),
+            Err(error) if is_missing(&error) => Ok(Amount::default()),
             Err(error) => Err(error),
         }
     }
 
-    /// Bytes that the object of `hash` takes, 0 if it is not there.
-    pub fn size(&self, hash: &Hash) -> u64 {
-        fs::metadata(self.path(hash)).map_or(0, |meta| occupied(meta.len()))
+    /// Removes the folders of `hash` that are empty; what this freed.
+    pub fn prune(&self, hash: &Hash) -> Amount {
+        let path = self.path(hash);
+        let folders = path.ancestors().skip(1).take(2);
+        // The system refuses to remove what is not empty.
+        let removed = folders.take_while(|folder| fs::remove_dir(folder).is_ok());
+        Amount::of_folders(removed.count() as u64)
     }
 
-    /// Free and whole bytes of the file system.
-    pub fn space(&self) -> io::Result<(u64, u64)> {
+    /// What the object of `hash` takes, nothing if it is not there.
+    pub fn size(&self, hash: &Hash) -> Amount {
+        fs::metadata(self.path(hash)).map_or(Amount::default(), |meta| Amount::of_file(meta.len()))
+    }
+
+    /// What the file system has.
+    pub fn space(&self) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(&self.objects)?;
-        Ok((
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-            stat.f_blocks.saturating_mul(stat.f_frsize),
-        ))
+        let of = |blocks: u64, files: u64| Amount {
+            bytes: blocks.saturating_mul(stat.f_frsize),
+            files,
+        };
+        Ok(Space {
+            free: of(stat.f_bavail, stat.f_favail),
+            whole: of(stat.f_blocks, stat.f_files),
+        })
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+}
+
+/// Makes something in `folder`, and first the folder where it is missing.
+///
+/// # Errors
+/// Neither can be made.
+pub fn in_folder<T>(folder: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if is_missing(&error) => {
+            fs::create_dir_all(folder)?;
+            make()
+        }
+        made => made,
+    }
+}
+
+/// Makes the two folders that `target` lies in, and all above; how many of the two were not there.
+fn make_folders(target: &Path) -> io::Result<u64> {
+    let mut made = 0;
+    let (Some(inner), Some(outer)) = (target.parent(), target.ancestors().nth(2)) else {
+        return Ok(0);
+    };
+    if let Some(root) = outer.parent() {
+        fs::create_dir_all(root)?;
+    }
+    for folder in [outer, inner] {
+        match fs::create_dir(folder) {
+            Ok(()) => made += 1,
+            // Removed by eviction since the line above: there is another try.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists || is_missing(&error) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(made)
+}
+
+/// Opens what is a file, and waits for nothing that is none: opening a pipe waits for its other end.
+fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
+    let file = options.custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a file")),
     }
 }
 
 /// What a file of `length` bytes takes on disk.
 pub fn occupied(length: u64) -> u64 {
-    length.div_ceil(4096).saturating_mul(4096)
+    length.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
 /// Reserves `length` bytes at `offset` without changing the file's length.
@@ -317,7 +478,7 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
         return Ok(());
     }
     match rustix::fs::fallocate(file, FallocateFlags::KEEP_SIZE, offset, length) {
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => Ok(()),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         other => Ok(other?),
     }
 }
@@ -352,27 +513,37 @@ pub fn encode(
     bytes.extend_from_slice(&finished.length.to_le_bytes());
     bytes.extend_from_slice(&id.to_le_bytes());
     bytes.extend_from_slice(&finished.sha256);
-    bytes.extend_from_slice(&head_check(&json));
-    bytes.extend_from_slice(&freshness_bytes(class, checked_at, fresh_until));
-    bytes.resize(PREAMBLE, 0);
+    bytes.extend_from_slice(&checksum::<8>(&[&json]));
+    let check = checksum::<8>(&[&bytes]);
+    bytes.extend_from_slice(&freshness_bytes(id, class, checked_at, fresh_until));
+    bytes.resize(OFFSET_CHECK, 0);
+    bytes.extend_from_slice(&check);
     bytes[OFFSET_BACKED_UP] = u8::from(backed_up);
     bytes.extend_from_slice(&json);
     Ok(bytes)
 }
 
-fn freshness_bytes(class: Class, checked_at: Millis, fresh_until: Millis) -> [u8; 24] {
+fn freshness_bytes(id: u64, class: Class, checked_at: Millis, fresh_until: Millis) -> [u8; 24] {
     let mut bytes = [0; 24];
     bytes[0..8].copy_from_slice(&checked_at.to_le_bytes());
     bytes[8..16].copy_from_slice(&fresh_until.to_le_bytes());
     bytes[16] = super::freshness::code(class);
+    let check = checksum::<7>(&[&id.to_le_bytes(), &bytes[..FRESHNESS]]);
+    bytes[FRESHNESS..].copy_from_slice(&check);
     bytes
 }
 
-fn head_check(json: &[u8]) -> [u8; 8] {
-    let digest = Sha256::digest(json);
-    let mut check = [0; 8];
-    check.copy_from_slice(&digest[0..8]);
+/// The first bytes of a SHA-256. All zeros stand for none.
+fn checksum<const N: usize>(parts: &[&[u8]]) -> [u8; N] {
+    let mut digest = Sha256::new();
+    parts.iter().for_each(|part| digest.update(part));
+    let mut check = [0; N];
+    check.copy_from_slice(&digest.finalize()[..N]);
     check
+}
+
+fn is_right<const N: usize>(check: &[u8], parts: &[&[u8]]) -> bool {
+    check.iter().all(|byte| *byte == 0) || check == checksum::<N>(parts)
 }
 
 fn number(bytes: &[u8], at: usize) -> u64 {
@@ -386,11 +557,17 @@ fn damaged(what: &str) -> io::Error {
 }
 
 /// Reads and checks everything in front of the body.
-fn read_record(file: &File) -> io::Result<Record> {
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidData`]: the file is damaged. Anything else: it cannot be read.
+pub fn read_record(file: &File) -> io::Result<Record> {
     let mut first = [0; FIRST_READ];
     let got = read_some(file, &mut first, 0)?;
     if got < PREAMBLE || &first[0..8] != MAGIC {
         return Err(damaged("not an object file"));
+    }
+    if !is_right::<8>(&first[OFFSET_CHECK..PREAMBLE], &[&first[..OFFSET_FRESHNESS]]) {
+        return Err(damaged("its preamble does not match its checksum"));
     }
     let head_length = usize::try_from(number(&first, 8)).unwrap_or(usize::MAX);
     if head_length > MAX_HEAD {
@@ -400,10 +577,14 @@ fn read_record(file: &File) -> io::Result<Record> {
         first[PREAMBLE..PREAMBLE + head_length].to_vec()
     } else {
         let mut json = vec![0; head_length];
-        file.read_exact_at(&mut json, PREAMBLE as u64)?;
+        file.read_exact_at(&mut json, PREAMBLE as u64)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => damaged("its head is cut"),
+                _ => error,
+            })?;
         json
     };
-    if head_check(&json) != first[64..72] {
+    if checksum::<8>(&[&json]) != first[64..72] {
         return Err(damaged("its head does not match its checksum"));
     }
     let stored: StoredHead<Head> =
@@ -418,17 +599,55 @@ fn read_record(file: &File) -> io::Result<Record> {
     if file.metadata()?.len() != offset.saturating_add(finished.length) {
         return Err(damaged("its body has another length than its head says"));
     }
+    let mut freshness = [0; 24];
+    freshness.copy_from_slice(&first[OFFSET_FRESHNESS..OFFSET_BACKED_UP]);
+    // Another thread may be overwriting it.
+    for _ in 0..TRIES {
+        if is_right_freshness(&first, &freshness) {
+            break;
+        }
+        file.read_exact_at(&mut freshness, OFFSET_FRESHNESS as u64)?;
+    }
+    if !is_right_freshness(&first, &freshness) {
+        return Err(damaged("its freshness does not match its checksum"));
+    }
     Ok(Record {
         key_text: stored.key,
         id: number(&first, 24),
         head: stored.head,
         finished,
-        class: super::freshness::decode(first[88]),
-        checked_at: number(&first, 72),
-        fresh_until: number(&first, 80),
+        class: super::freshness::decode(freshness[16]),
+        checked_at: number(&freshness, 0),
+        fresh_until: number(&freshness, 8),
         offset,
         backed_up: first[OFFSET_BACKED_UP] == 1,
     })
+}
+
+fn is_right_freshness(preamble: &[u8], freshness: &[u8; 24]) -> bool {
+    is_right::<7>(&freshness[FRESHNESS..], &[&preamble[24..32], &freshness[..FRESHNESS]])
+}
+
+/// Whether the body of `record` in `file` is the one that was stored. `read` is told of the bytes read, and may make it wait.
+///
+/// # Errors
+/// It cannot be read.
+pub fn is_intact(file: &File, offset: u64, finished: &Finished, mut read: impl FnMut(u64)) -> io::Result<bool> {
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0; finished.length.min(128 << 10) as usize];
+    let mut at = 0;
+    while at < finished.length {
+        let length = (finished.length - at).min(buffer.len() as u64);
+        let piece = &mut buffer[..length as usize];
+        match file.read_exact_at(piece, offset + at) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(false),
+            other => other?,
+        }
+        digest.update(piece);
+        at += length;
+        read(length);
+    }
+    Ok(<[u8; 32]>::from(digest.finalize()) == finished.sha256)
 }
 
 fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
@@ -456,4 +675,168 @@ pub fn touch(path: &Path, used: std::time::SystemTime) -> io::Result<()> {
         last_modification: time,
     };
     Ok(rustix::fs::utimensat(CWD, path, &times, AtFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::FOR_EVER;
+
+    fn disk() -> (tempfile::TempDir, Disk) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path()).unwrap();
+        (dir, disk)
+    }
+
+    /// A file as the first version wrote it: without checksums of preamble and freshness.
+    fn old_file() -> Vec<u8> {
+        let json = r#"{"key":"files\u0000a/b.txt\u0000","head":{"url":"http://127.0.0.1:1/a/b.txt","headers":[["content-type","text/plain"],["etag","\"v1\""]],"content_length":5,"stored_at":1700000000000}}"#;
+        let hex = |text: &'static str| {
+            let byte = move |at| u8::from_str_radix(&text[at * 2..at * 2 + 2], 16).unwrap();
+            (0..text.len() / 2).map(byte)
+        };
+        let mut bytes = b"AAPIOBJ1".to_vec();
+        for number in [json.len() as u64, 5, 0x1234_5678_9abc_def0] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.extend(hex("2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"));
+        bytes.extend(hex("fd62a2de6770fb30"));
+        bytes.extend_from_slice(&1_700_000_000_123_u64.to_le_bytes());
+        bytes.extend_from_slice(&FOR_EVER.to_le_bytes());
+        bytes.push(1);
+        bytes.resize(96, 0);
+        bytes.push(1);
+        bytes.resize(128, 0);
+        bytes.extend_from_slice(json.as_bytes());
+        bytes.extend_from_slice(b"hello");
+        bytes
+    }
+
+    fn store(disk: &Disk, hash: &Hash, bytes: &[u8]) -> File {
+        let path = disk.path(hash);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, bytes).unwrap();
+        File::open(path).unwrap()
+    }
+
+    /// All that is read, but for the head's headers.
+    fn told(record: &Record) -> (String, u64, Finished, Class, [Millis; 2], bool) {
+        let times = [record.checked_at, record.fresh_until];
+        (
+            record.key_text.clone(),
+            record.id,
+            record.finished,
+            record.class,
+            times,
+            record.backed_up,
+        )
+    }
+
+    #[test]
+    fn what_the_first_version_stored_is_read_and_refreshed() {
+        let (_dir, disk) = disk();
+        let hash = [7; 16];
+        let file = store(&disk, &hash, &old_file());
+        let record = read_record(&file).unwrap();
+        assert_eq!(record.key_text, "files\0a/b.txt\0");
+        assert_eq!(
+            (record.id, record.finished.length, record.offset),
+            (0x1234_5678_9abc_def0, 5, 128 + 183)
+        );
+        assert_eq!(
+            (record.class, record.checked_at, record.fresh_until),
+            (Class::Immutable, 1_700_000_000_123, FOR_EVER)
+        );
+        assert!(record.backed_up && record.head.etag() == Some("\"v1\"") && record.head.content_type() == "text/plain");
+        assert!(is_intact(&file, record.offset, &record.finished, |_| {}).unwrap());
+        // From now on its freshness has a checksum.
+        assert!(disk.refresh(&hash, record.id, Class::Mutable, 8, 9).unwrap());
+        let refreshed = read_record(&file).unwrap();
+        assert_eq!(
+            (refreshed.class, refreshed.checked_at, refreshed.fresh_until),
+            (Class::Mutable, 8, 9)
+        );
+        let mut bytes = fs::read(disk.path(&hash)).unwrap();
+        bytes[73] ^= 1;
+        let error = read_record(&store(&disk, &hash, &bytes)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn no_flipped_bit_in_front_of_a_body_is_believed() {
+        let (_dir, disk) = disk();
+        let hash = [9; 16];
+        let old = read_record(&store(&disk, &hash, &old_file())).unwrap();
+        let freshness = (Class::Mutable, 1_700_000_000_000, 1_700_000_060_000);
+        let mut right = encode("files\0a\0", 99, &old.head, Some(old.finished), freshness, false).unwrap();
+        right.extend_from_slice(b"hello");
+        let record = told(&read_record(&store(&disk, &hash, &right)).unwrap());
+        for bit in 0..(right.len() - 5) * 8 {
+            let mut bytes = right.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            match read_record(&store(&disk, &hash, &bytes)) {
+                Err(error) => assert_eq!(error.kind(), io::ErrorKind::InvalidData, "bit {bit}: {error}"),
+                // What is not used, and that the bucket has it, which only spares a question.
+                Ok(other) => {
+                    assert!(
+                        (OFFSET_BACKED_UP..OFFSET_CHECK).contains(&(bit / 8)),
+                        "bit {bit} of {}",
+                        right.len()
+                    );
+                    let mut other = told(&other);
+                    other.5 = false;
+                    assert_eq!(other, record, "bit {bit}");
+                }
+            }
+        }
+        for length in 0..right.len() {
+            let error = read_record(&store(&disk, &hash, &right[..length])).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn a_folder_goes_with_its_last_file_and_comes_with_its_first() {
+        let (_dir, disk) = disk();
+        let (first, second) = ([1; 16], [1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]);
+        let publish = |hash: &Hash| disk.publish(&mut disk.create(10).unwrap(), hash, false).unwrap();
+        assert_eq!(publish(&first), Amount::of_folders(2));
+        assert_eq!(publish(&second), Amount::default());
+        assert_eq!(disk.remove(&first, None).unwrap(), Amount::of_file(0));
+        assert_eq!(disk.remove(&first, None).unwrap(), Amount::default());
+        // One that has taken another's place is not removed in its stead.
+        let file = disk.open_file(&second).unwrap();
+        publish(&second);
+        assert_eq!(disk.remove(&second, Some(&file)).unwrap(), Amount::default());
+        let file = disk.open_file(&second).unwrap();
+        let freed = disk.remove(&second, Some(&file)).unwrap();
+        assert_eq!(freed, Amount::of_file(0) + Amount::of_folders(2));
+        assert_eq!(fs::read_dir(disk.root()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn files_are_named_while_their_folders_are_removed() {
+        let (_dir, disk) = disk();
+        let done = AtomicBool::new(false);
+        let hashes: Vec<Hash> = (0..4)
+            .map(|last| [&[5; 15][..], &[last]].concat().try_into().unwrap())
+            .collect();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Relaxed) {
+                    hashes.iter().for_each(|hash| drop(disk.prune(hash)));
+                }
+            });
+            let results: Vec<_> = (0..500)
+                .map(|round| {
+                    let hash = &hashes[round % hashes.len()];
+                    disk.publish(&mut disk.create(10)?, hash, false)?;
+                    disk.remove(hash, None)
+                })
+                .collect();
+            done.store(true, Relaxed);
+            let failed = results.into_iter().filter_map(Result::err).next();
+            assert!(failed.is_none(), "{failed:?}");
+        });
+    }
 }

@@ -2,10 +2,13 @@
 //! no memory and a restart or a crash loses nothing.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::{Hash, disk};
+use super::Hash;
+use super::disk::Amount;
+use super::freshness::AHEAD;
 
 /// Candidates that are looked at before the oldest of them go.
 const SAMPLE: usize = 64;
@@ -17,7 +20,7 @@ pub struct Candidate {
     pub path: PathBuf,
     pub hash: Hash,
     pub used: SystemTime,
-    pub size: u64,
+    pub size: Amount,
 }
 
 /// The objects that should go first, oldest first: from a random folder on until [`SAMPLE`] were seen, the whole of a
@@ -26,6 +29,8 @@ pub struct Candidate {
 pub fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<Candidate> {
     let mut seen = Vec::new();
     let [first, second] = random.to_be_bytes();
+    // What cannot be listed has no candidates; that it cannot is said by who counts.
+    let names = |folder: &Path| names(folder).unwrap_or_default();
     let mut outer = names(root);
     let outer_start = outer.partition_point(|name| name.as_str() < format!("{first:02x}").as_str());
     outer.rotate_left(outer_start);
@@ -60,58 +65,95 @@ pub fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<
     seen
 }
 
-/// Bytes that the objects in an outer folder take.
-pub fn bytes_below(outer: &Path) -> u64 {
-    let mut bytes = 0;
-    for inner in names(outer) {
-        let Ok(entries) = fs::read_dir(outer.join(inner)) else {
-            continue;
-        };
-        bytes += entries
-            .flatten()
-            .filter_map(|entry| entry.metadata().ok())
-            .map(|meta| disk::occupied(meta.len()))
-            .sum::<u64>();
-    }
-    bytes
-}
-
-/// Calls `visit` with every stored object's hash.
-pub fn each_hash(root: &Path, mut visit: impl FnMut(Hash)) {
-    each_hash_while(root, |hash| {
-        visit(hash);
-        true
-    });
-}
-
-/// The same, as long as `visit` says so.
-pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) {
-    for outer in names(root) {
-        let outer = root.join(outer);
-        for inner in names(&outer) {
-            for name in names(&outer.join(inner)) {
-                if parse_hash(&name).is_some_and(|hash| !visit(hash)) {
-                    return;
-                }
+/// What an outer folder takes, with all that lies in it. Folders without objects are removed.
+///
+/// # Errors
+/// A folder in it cannot be listed: it is not known what that takes.
+pub fn taken_by(outer: &Path) -> io::Result<Amount> {
+    let mut taken = Amount::default();
+    for inner in folders_in(outer)? {
+        let inner = outer.join(inner);
+        let mut files = Amount::default();
+        for entry in listed(&inner)? {
+            match entry?.metadata() {
+                Ok(meta) => files = files + Amount::of_file(meta.len()),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
             }
         }
+        if files.files > 0 || fs::remove_dir(&inner).is_err() {
+            taken = taken + files + Amount::of_folders(1);
+        }
     }
+    let is_gone = taken.files == 0 && (fs::remove_dir(outer).is_ok() || !outer.exists());
+    Ok(taken + Amount::of_folders(u64::from(!is_gone)))
 }
 
-fn names(folder: &Path) -> Vec<String> {
-    let Ok(entries) = fs::read_dir(folder) else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+/// Calls `visit` with every stored object's hash, as long as it says so.
+///
+/// # Errors
+/// A folder cannot be listed. The others were visited.
+pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<()> {
+    let mut failed = None;
+    for outer in folders_in(root)? {
+        match each_hash_below(&root.join(outer), &mut visit) {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
+/// The same for one outer folder; `false` if `visit` ended it.
+pub fn each_hash_below(outer: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<bool> {
+    let mut failed = None;
+    for inner in folders_in(outer)? {
+        match names(&outer.join(inner)) {
+            Ok(names) => {
+                if names
+                    .iter()
+                    .filter_map(|name| parse_hash(name))
+                    .any(|hash| !visit(hash))
+                {
+                    return Ok(false);
+                }
+            }
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(true), Err)
+}
+
+/// The folders of a level; whatever has a name of another length is not of this program.
+fn folders_in(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = names(folder)?;
+    names.retain(|name| name.len() == 2);
+    Ok(names)
+}
+
+fn names(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in listed(folder)? {
+        names.extend(entry?.file_name().into_string());
+    }
     names.sort_unstable();
-    names
+    Ok(names)
+}
+
+/// The entries of a folder, none where there is no such folder.
+fn listed(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    match fs::read_dir(folder) {
+        Ok(entries) => Ok(Some(entries).into_iter().flatten()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None.into_iter().flatten()),
+        Err(error) => Err(error)
+            .map_err(|error| io::Error::new(error.kind(), format!("{} cannot be listed: {error}", folder.display()))),
+    }
 }
 
 fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidate>) {
     let Ok(entries) = fs::read_dir(folder) else { return };
+    let ahead = SystemTime::now() + Duration::from_millis(AHEAD);
     for entry in entries.flatten() {
         let Some(hash) = entry.file_name().to_str().and_then(parse_hash) else {
             continue;
@@ -120,12 +162,14 @@ fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidat
             continue;
         }
         let Ok(meta) = entry.metadata() else { continue };
-        let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        // A time that lies ahead was written by a clock that was wrong, and says nothing.
+        let used = meta.modified().ok().filter(|used| *used <= ahead);
+        let used = used.unwrap_or(SystemTime::UNIX_EPOCH);
         seen.push(Candidate {
             path: entry.path(),
             hash,
             used,
-            size: disk::occupied(meta.len()),
+            size: Amount::of_file(meta.len()),
         });
     }
 }
@@ -145,6 +189,7 @@ pub fn parse_hash(name: &str) -> Option<Hash> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::disk;
     use std::collections::HashSet;
 
     fn make(root: &Path, n: u32) {
@@ -175,6 +220,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_used_when_the_clock_was_ahead_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), 10);
+        let seen = victims(dir.path(), 0, |_| false);
+        let ahead = &seen[7];
+        let year = Duration::from_secs(365 * 24 * 3600);
+        disk::touch(&ahead.path, SystemTime::now() + year).unwrap();
+        assert_eq!(victims(dir.path(), 0, |_| false)[0].hash, ahead.hash);
+        disk::touch(&ahead.path, SystemTime::now()).unwrap();
+        assert_eq!(victims(dir.path(), 0, |_| false)[9].hash, ahead.hash);
+    }
+
+    #[test]
     fn a_large_store_gives_a_small_batch() {
         let dir = tempfile::tempdir().unwrap();
         make(dir.path(), 300);
@@ -182,11 +240,61 @@ mod tests {
             assert_eq!(victims(dir.path(), random, |_| false).len(), BATCH);
         }
         let mut count = 0;
-        each_hash(dir.path(), |_| count += 1);
+        each_hash_while(dir.path(), |_| {
+            count += 1;
+            true
+        })
+        .unwrap();
         assert_eq!(count, 300);
-        let bytes: u64 = (0..256)
-            .map(|outer| bytes_below(&dir.path().join(format!("{outer:02x}"))))
-            .sum();
-        assert_eq!(bytes, 300 * 4096);
+    }
+
+    /// Outer and inner folders.
+    fn folders(root: &Path) -> u64 {
+        let outer = names(root).unwrap();
+        let inner = outer.iter().map(|outer| names(&root.join(outer)).unwrap().len());
+        (inner.sum::<usize>() + outer.len()) as u64
+    }
+
+    fn taken(root: &Path) -> io::Result<Amount> {
+        (0..256).map(|outer| taken_by(&root.join(format!("{outer:02x}")))).sum()
+    }
+
+    #[test]
+    fn folders_count_and_empty_ones_go() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), 300);
+        let used = folders(dir.path());
+        assert_eq!(
+            taken(dir.path()).unwrap(),
+            Amount {
+                bytes: (300 + used) * 4096,
+                files: 300 + used
+            }
+        );
+        for outer in names(dir.path()).unwrap() {
+            fs::create_dir_all(dir.path().join(outer).join("zz")).unwrap();
+        }
+        fs::create_dir_all(dir.path().join("ff/ff")).unwrap();
+        assert!(folders(dir.path()) > used);
+        assert_eq!(taken(dir.path()).unwrap().files, 300 + used);
+        let left = folders(dir.path());
+        assert!(left == used, "{left} folders are left of {used} that hold something");
+    }
+
+    #[test]
+    fn what_cannot_be_listed_is_an_error_and_no_empty_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        make(dir.path(), 20);
+        let outer = names(dir.path()).unwrap().remove(0);
+        fs::rename(dir.path().join(&outer), dir.path().join("aside")).unwrap();
+        fs::write(dir.path().join(&outer), "not a folder").unwrap();
+        let error = taken(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&outer), "{error}");
+        let mut count = 0;
+        let walked = each_hash_while(dir.path(), |_| {
+            count += 1;
+            true
+        });
+        assert!(walked.is_err() && count > 0, "{walked:?}, {count} seen");
     }
 }

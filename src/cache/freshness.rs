@@ -15,6 +15,14 @@ pub enum Class {
 /// `fresh_until` of what never expires.
 pub const FOR_EVER: Millis = u64::MAX;
 
+/// How far a stored time may lie ahead: the clocks of several nodes differ a little, and one that is put right jumps.
+pub const AHEAD: Millis = 5_000;
+
+/// Whether a stored time lies ahead of `now`, so that the clock that it was taken from was wrong, or is.
+pub fn is_ahead(at: Millis, now: Millis) -> bool {
+    at > now.saturating_add(AHEAD)
+}
+
 /// What is mutable and was verified before this may have changed without this node being told.
 static DISTRUSTED_BEFORE: AtomicU64 = AtomicU64::new(0);
 
@@ -22,6 +30,16 @@ static DISTRUSTED_BEFORE: AtomicU64 = AtomicU64::new(0);
 /// verified again.
 pub fn distrust(at: Millis) {
     DISTRUSTED_BEFORE.fetch_max(at, Relaxed);
+}
+
+/// The moment of the last [`distrust`]. One that lies ahead becomes `now`: else nothing would be fresh until then.
+fn distrusted_before(now: Millis) -> Millis {
+    let at = DISTRUSTED_BEFORE.load(Relaxed);
+    if !is_ahead(at, now) {
+        return at;
+    }
+    let _ = DISTRUSTED_BEFORE.compare_exchange(at, now, Relaxed, Relaxed);
+    now
 }
 
 /// When an object was last known to be upstream's current one, and until when that is trusted.
@@ -69,19 +87,28 @@ impl Freshness {
     }
 
     /// What is left, for a path that has `class` and `ttl` by today's configuration: another class than at the last
-    /// refresh counts at once, another TTL from the next refresh on.
+    /// refresh counts at once, another TTL from the next refresh on. No more than the TTL is left of anything, and nothing
+    /// of what was checked at a time that lies ahead.
     pub fn left(&self, class: Class, ttl: Duration, now: Millis) -> Left {
         let fresh_until = if self.class.load(Relaxed) == code(class) {
             self.fresh_until.load(Relaxed)
         } else {
             until(class, self.checked_at.load(Relaxed), ttl)
         };
-        if class == Class::Mutable && self.verified_at.load(Relaxed) < DISTRUSTED_BEFORE.load(Relaxed) {
+        let is_distrusted = class == Class::Mutable && self.verified_at.load(Relaxed) < distrusted_before(now);
+        let left = Duration::from_millis(fresh_until.saturating_sub(now));
+        if is_distrusted {
             Left::Expired(Duration::from_millis(now.saturating_sub(fresh_until)))
         } else if fresh_until == FOR_EVER {
             Left::ForEver
+        } else if is_ahead(self.checked_at.load(Relaxed), now) {
+            Left::Expired(Duration::ZERO)
         } else if fresh_until > now {
-            Left::For(Duration::from_millis(fresh_until - now))
+            // Zero is for ever to what is immutable.
+            Left::For(match class {
+                Class::Immutable if ttl.is_zero() => left,
+                _ => left.min(ttl),
+            })
         } else {
             Left::Expired(Duration::from_millis(now - fresh_until))
         }
@@ -96,7 +123,8 @@ impl Freshness {
 
     /// Upstream or the other nodes agreed with it at `at`.
     pub fn verify(&self, at: Millis) {
-        self.verified_at.fetch_max(at, Relaxed);
+        let later = |before| (at > before || is_ahead(before, at)).then_some(at);
+        let _ = self.verified_at.fetch_update(Relaxed, Relaxed, later);
     }
 
     /// Makes it expired now, whatever it was: the body stays for revalidation.
@@ -154,6 +182,48 @@ mod tests {
             fresh.left(Class::Mutable, Duration::from_secs(60), 10_000),
             Left::For(Duration::from_secs(4))
         );
+    }
+
+    #[test]
+    fn what_a_clock_that_was_ahead_wrote_is_expired_and_no_more_than_the_ttl_is_left() {
+        const YEAR: Millis = 365 * 24 * 3_600_000;
+        let (now, ttl) = (1_700_000_000_000, Duration::from_secs(60));
+        for class in [Class::Mutable, Class::Immutable] {
+            let fetched = |at: Millis| Freshness::new(class, at, until(class, at, ttl));
+            assert_eq!(
+                fetched(now + YEAR).left(class, ttl, now),
+                Left::Expired(Duration::ZERO),
+                "{class:?}"
+            );
+            // Clocks of several nodes differ, and more than the TTL is left of nothing.
+            assert_eq!(fetched(now + 1_000).left(class, ttl, now), Left::For(ttl));
+            assert_eq!(fetched(now).left(class, ttl, now), Left::For(ttl));
+            assert_eq!(
+                fetched(now).left(class, Duration::from_secs(5), now),
+                Left::For(Duration::from_secs(5))
+            );
+            // Another check, by a clock that is right, makes it fresh again.
+            let fresh = fetched(now + YEAR);
+            fresh.set(class, now, until(class, now, ttl));
+            assert_eq!(fresh.left(class, ttl, now), Left::For(ttl));
+        }
+        let for_ever = Freshness::new(Class::Immutable, now + YEAR, FOR_EVER);
+        assert_eq!(for_ever.left(Class::Immutable, Duration::ZERO, now), Left::ForEver);
+        let fresh = Freshness::new(Class::Immutable, now, now + 9_000);
+        assert_eq!(
+            fresh.left(Class::Immutable, Duration::ZERO, now),
+            Left::For(Duration::from_secs(9))
+        );
+    }
+
+    #[test]
+    fn what_was_verified_by_a_clock_that_was_ahead_can_be_distrusted() {
+        let fresh = Freshness::new(Class::Mutable, 1_000, 2_000);
+        fresh.verify(1_000_000_000);
+        fresh.verify(5_000);
+        assert_eq!(fresh.verified_at.load(Relaxed), 5_000);
+        fresh.verify(4_000);
+        assert_eq!(fresh.verified_at.load(Relaxed), 5_000);
     }
 
     #[test]

@@ -99,6 +99,10 @@ impl Memory {
     pub fn remove(&self, hash: &Hash) {
         self.cache.remove(hash);
     }
+    /// Removes the object with `id`, and no other that has taken its place.
+    pub fn forget(&self, hash: &Hash, id: u64) {
+        self.cache.remove_if(hash, |object| object.id == id);
+    }
     /// Drops what is not to be kept.
     pub fn retain(&self, keep: impl Fn(&Object) -> bool) {
         self.cache.retain(|_, object| keep(object));

@@ -10,6 +10,7 @@ mod freshness;
 mod memory;
 mod overflow;
 mod reader;
+mod scrub;
 pub mod storage;
 mod store;
 mod sweep;
@@ -27,11 +28,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use crate::headers;
+
+pub use disk::in_folder;
 pub use evict::parse_hash;
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, until as freshness_until,
 };
+pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
+pub use scrub::{Verified, verify};
 pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
 pub use sweep::Sweep;
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
@@ -41,8 +47,11 @@ pub type Millis = u64;
 
 /// Now, as stored.
 pub fn now_ms() -> Millis {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
+    millis(SystemTime::now())
+}
+
+fn millis(time: SystemTime) -> Millis {
+    time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }
 
@@ -150,11 +159,9 @@ impl Head {
     pub fn content_type(&self) -> &str {
         self.text(header::CONTENT_TYPE).unwrap_or("")
     }
-    /// Only `gzip` and its like; `identity` is none.
+    /// Only `gzip` and its like; `identity` is none, nor is what is no registered coding.
     pub fn content_encoding(&self) -> Option<&str> {
-        self.text(header::CONTENT_ENCODING)
-            .map(str::trim)
-            .filter(|c| !c.is_empty() && !c.eq_ignore_ascii_case("identity"))
+        headers::known_coding(&self.headers)
     }
     pub fn etag(&self) -> Option<&str> {
         self.text(header::ETAG)
@@ -265,6 +272,8 @@ pub enum Origin {
 /// What every response with an object's body begins with.
 #[derive(Debug)]
 pub struct Prepared {
+    /// What the remote wanted kept of upstream's fields when this was built.
+    pub headers_keep: Vec<HeaderName>,
     pub header: pingora_http::ResponseHeader,
     /// Its fields as they go over HTTP/1.1, a line each.
     pub lines: Vec<u8>,
@@ -294,9 +303,31 @@ pub struct Object {
     uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.
     doomed: std::sync::atomic::AtomicBool,
+    /// The store that holds its file.
+    store: Option<&'static Store>,
+    /// The body was compared with its digest when it was written, or read, by this process.
+    proven: std::sync::atomic::AtomicBool,
 }
 
 impl Object {
+    fn is_proven(&self) -> bool {
+        self.proven.load(std::sync::atomic::Ordering::Relaxed)
+    }
+
+    fn is_proven_now(&self) {
+        self.proven.store(true, std::sync::atomic::Ordering::Relaxed);
+        if let Some(store) = self.store {
+            store.proven.insert(self.id, ());
+        }
+    }
+
+    /// The body cannot be read to its end, or is not what was stored: whoever asks next has it fetched again.
+    fn lose(self: &Arc<Self>, why: &str) {
+        if let Some(store) = self.store {
+            store.lose(self, why);
+        }
+    }
+
     /// Length and digest, once complete.
     pub fn finished(&self) -> Option<Finished> {
         self.finished.get().copied()
@@ -405,6 +436,8 @@ impl Object {
             prepared: OnceLock::new(),
             uses: Arc::default(),
             doomed: std::sync::atomic::AtomicBool::new(false),
+            store: None,
+            proven: std::sync::atomic::AtomicBool::new(true),
         })
     }
 

@@ -10,8 +10,10 @@ use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
 use rustix::io::ReadWriteFlags;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use super::overflow::{Place, Position};
 use super::{Body, Object, Progress, State};
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
@@ -27,8 +29,14 @@ static MUST_BLOCK: AtomicBool = AtomicBool::new(false);
 pub enum ReadError {
     #[error("the transfer that this response was reading from failed")]
     FillFailed,
+    #[error("the body passes through unstored, and this response was too slow for it")]
+    TooSlow,
     #[error("reading the stored object failed: {0}")]
     Io(#[from] io::Error),
+    #[error("the stored object is not what it was when it was stored")]
+    Damaged,
+    #[error("the read was given up")]
+    GivenUp,
 }
 
 /// A position in an object. Reads wait for a growing object to grow.
@@ -39,11 +47,15 @@ pub struct Reader {
     /// Exclusive; `u64::MAX` reads to the end.
     end: u64,
     watch: Option<watch::Receiver<Progress>>,
+    /// Told to the one who writes a growing object: it may have to wait for its readers.
+    place: Option<Arc<Position>>,
     /// Read into again once whoever had the piece before has let go of it.
     buffer: Arc<Buffer>,
     piece: u64,
     /// What is being read of a body that is elsewhere.
     stream: Option<Incoming>,
+    /// Of the bytes read so far, while a body that was not compared with its digest lately is read from its beginning.
+    proof: Option<Sha256>,
 }
 
 /// A stream that its reader alone polls; the lock is never waited for, and makes a reader `Sync`.
@@ -75,15 +87,28 @@ impl Reader {
         } else {
             object.growth.as_ref().map(|growth| growth.subscribe())
         };
+        let place = watch
+            .as_ref()
+            .and_then(|_| object.overflow.get())
+            .map(|overflow| overflow.reader());
+        let proof = (!object.is_proven()).then(Sha256::new);
         Reader {
             object,
             position: 0,
             end: u64::MAX,
             watch,
+            place,
             buffer: Arc::default(),
             piece: PIECE,
             stream: None,
+            proof,
         }
+    }
+
+    /// Compares the whole with its digest, whenever that was done last.
+    pub(super) fn proving(mut self) -> Self {
+        self.proof = Some(Sha256::new());
+        self
     }
 
     /// The same, in pieces of at most so many bytes of a file.
@@ -101,8 +126,18 @@ impl Reader {
 
     pub fn seek(&mut self, start: u64, end: u64) {
         self.stream = None;
-        self.position = start;
+        let whole = start == 0 && self.object.length().is_none_or(|length| end >= length);
+        self.proof = (whole && !self.object.is_proven()).then(Sha256::new);
         self.end = end;
+        self.move_to(start);
+    }
+
+    fn move_to(&mut self, position: u64) {
+        self.position = position;
+        if let (Some(place), Some(overflow)) = (&self.place, self.object.overflow.get()) {
+            let wanted = if position < self.end { position } else { u64::MAX };
+            overflow.move_to(place, wanted);
+        }
     }
 
     /// The next piece; `None` at the end.
@@ -135,15 +170,15 @@ impl Reader {
             }
         };
         let overflow = self.object.overflow.get();
-        if let Some(overflow) = overflow.filter(|overflow| self.position >= overflow.at) {
-            let piece = overflow.read(self.position, available);
-            if piece.is_empty() {
-                return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+        let available = match overflow.map(|overflow| overflow.find(self.position, available)) {
+            None => available,
+            Some(Place::Body(available)) => available,
+            Some(Place::Held(piece)) => {
+                self.move_to(self.position + piece.len() as u64);
+                return Ok(Some(piece));
             }
-            self.position += piece.len() as u64;
-            return Ok(Some(piece));
-        }
-        let available = overflow.map_or(available, |overflow| available.min(overflow.at));
+            Some(Place::Gone) => return Err(ReadError::TooSlow),
+        };
         let piece = match &self.object.body {
             // A body in memory goes out in one piece: it is shared, not copied.
             Body::Memory(bytes, _) => {
@@ -155,7 +190,17 @@ impl Reader {
             }
             Body::File { file, offset } => {
                 let length = (available - self.position).min(self.piece) as usize;
-                read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await?
+                let read = read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await;
+                match &read {
+                    // The next reader would not fare better.
+                    Err(ReadError::Io(why)) if why.kind() != io::ErrorKind::OutOfMemory => {
+                        self.object.lose(&why.to_string());
+                    }
+                    _ => {}
+                }
+                let piece = read?;
+                self.prove(&piece).await?;
+                piece
             }
             Body::Elsewhere(body) => {
                 let stream = match &mut self.stream {
@@ -171,8 +216,29 @@ impl Reader {
                 }
             }
         };
-        self.position += piece.len() as u64;
+        self.move_to(self.position + piece.len() as u64);
         Ok(Some(piece))
+    }
+
+    /// Digests a piece that was read. The last one is handed out only if the whole is what was stored: who has all that its
+    /// length promises has the right bytes.
+    async fn prove(&mut self, piece: &[u8]) -> Result<(), ReadError> {
+        let (Some(proof), Some(finished)) = (&mut self.proof, self.object.finished()) else {
+            return Ok(());
+        };
+        proof.update(piece);
+        if self.position + (piece.len() as u64) < finished.length {
+            // Others are waiting for this thread.
+            tokio::task::yield_now().await;
+            return Ok(());
+        }
+        let digest = self.proof.take().map(Sha256::finalize);
+        if digest.is_some_and(|digest| digest.as_slice() == finished.sha256) {
+            self.object.is_proven_now();
+            return Ok(());
+        }
+        self.object.lose("its body does not match its digest");
+        Err(ReadError::Damaged)
     }
 
     /// The whole rest, if it is at most `limit` bytes.
@@ -194,12 +260,32 @@ impl Reader {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.end = 0;
+        self.move_to(0);
+    }
+}
+
 fn read_now(file: &std::fs::File, buffer: &mut [u8], at: u64) -> Result<usize, rustix::io::Errno> {
     rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
 }
 
+/// Reads as a [`Reader`] does, on a thread that may wait.
+pub(super) fn read_at(file: &std::fs::File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    use rustix::io::Errno;
+    match read_now(file, buffer, at) {
+        Ok(got) if got == buffer.len() => Ok(()),
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+            file.read_exact_at(buffer, at)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Reads without leaving this thread when the page cache has the bytes (`preadv2` with `RWF_NOWAIT`), on the blocking
-/// pool otherwise.
+/// pool otherwise. The buffer is this thread's in both cases: what one thread allocates and another frees comes back late, and
+/// there are many that block.
 async fn read_file(
     object: &Arc<Object>,
     file: &std::fs::File,
@@ -207,19 +293,14 @@ async fn read_file(
     length: usize,
     lent: &mut Arc<Buffer>,
 ) -> Result<Bytes, ReadError> {
+    let mut buffer = Arc::get_mut(lent).map_or_else(Vec::new, |buffer| std::mem::take(&mut buffer.0));
+    if buffer.len() < length {
+        buffer = vec![0; length];
+    }
+    let mut read = None;
     if !MUST_BLOCK.load(Relaxed) {
-        let read = match Arc::get_mut(lent).filter(|buffer| buffer.0.len() >= length) {
-            Some(buffer) => read_now(file, &mut buffer.0[..length], at),
-            None => {
-                let mut buffer = vec![0; length];
-                let read = read_now(file, &mut buffer, at);
-                *lent = Arc::new(Buffer(buffer));
-                read
-            }
-        };
-        match read {
-            Ok(0) => return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into())),
-            Ok(got) => return Ok(Bytes::from_owner(Lent(Arc::clone(lent), got))),
+        match read_now(file, &mut buffer[..length], at) {
+            Ok(got) => read = Some(got),
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
                 MUST_BLOCK.store(true, Relaxed);
@@ -227,27 +308,36 @@ async fn read_file(
             Err(error) => return Err(ReadError::Io(error.into())),
         }
     }
-    let object = Arc::clone(object);
-    let read = tokio::task::spawn_blocking(move || -> io::Result<Bytes> {
-        let Body::File { file, .. } = &object.body else {
-            return Err(io::ErrorKind::Unsupported.into());
-        };
-        let mut buffer = vec![0; length];
-        let got = loop {
-            match file.read_at(&mut buffer, at) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                other => break other?,
-            }
-        };
-        if got == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+    let got = match read {
+        Some(got) => got,
+        None => {
+            let object = Arc::clone(object);
+            let reading = tokio::task::spawn_blocking(move || {
+                let got = read_waiting(&object, &mut buffer[..length], at);
+                (buffer, got)
+            });
+            let Ok((filled, got)) = reading.await else {
+                return Err(ReadError::GivenUp);
+            };
+            buffer = filled;
+            got?
         }
-        buffer.truncate(got);
-        Ok(Bytes::from(buffer))
-    })
-    .await;
-    match read {
-        Ok(bytes) => Ok(bytes?),
-        Err(_) => Err(ReadError::Io(io::Error::other("the read was given up"))),
+    };
+    if got == 0 {
+        return Err(ReadError::Io(io::ErrorKind::UnexpectedEof.into()));
+    }
+    *lent = Arc::new(Buffer(buffer));
+    Ok(Bytes::from_owner(Lent(Arc::clone(lent), got)))
+}
+
+fn read_waiting(object: &Object, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let Body::File { file, .. } = &object.body else {
+        return Err(io::ErrorKind::Unsupported.into());
+    };
+    loop {
+        match file.read_at(buffer, at) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
     }
 }

@@ -10,24 +10,47 @@ use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
+use quick_cache::sync::Cache;
 use tokio::sync::watch;
 
 use super::Class;
-use super::disk::{self, Disk, Record};
+use super::disk::{self, Amount, Disk, Record};
+use super::freshness;
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
+use super::scrub::{Scrub, Scrubbed};
 use super::sweep::Sweep;
 use super::usage::Usage;
-use super::writer::{Expected, NoSpace, Writer};
-use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Progress, State, evict};
+use super::writer::{Expected, NoSpace, Space, Writer};
+use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Progress, ReadError, State, evict};
 use crate::config::{CacheSettings, MinFree};
 
 /// How often uses are written down and the byte counter is saved.
 const HOUSEKEEPING: Duration = Duration::from_secs(2);
 /// The byte counter is put right by a walk this often.
 const RECOUNT: Duration = Duration::from_secs(24 * 3600);
+/// ... and so often while a folder cannot be listed.
+const RECOUNT_AGAIN: Duration = Duration::from_secs(60);
 /// Uses remembered between two sweeps.
 const MAX_USED: usize = 65_536;
+/// Bodies remembered to be what they were when they were stored.
+const MAX_PROVEN: usize = 65_536;
+/// Bodies remembered that are not to be used again.
+const MAX_UNREADABLE: usize = 4096;
+/// What an object needs of the file system beside its bytes: the file, two folders, and one that another fill takes meanwhile.
+const FILES: u64 = 4;
+/// Damage is told by `/health` for so long.
+const DAMAGE_TOLD: Duration = Duration::from_secs(600);
+/// Lengths remembered of bodies that came without one.
+const MAX_LENGTHS: usize = 4096;
+/// ... for so long: upstream may have another body by then.
+const LENGTH_LIMIT: Duration = Duration::from_secs(3600);
+/// What passes through is not tried again for so long.
+const PASSING_LIMIT: Duration = Duration::from_secs(60);
+/// The disk is given so long for one answer ...
+const DISK_LIMIT: Duration = Duration::from_secs(15);
+/// ... and if there is none is not asked again for so long: a network file system may hang for hours.
+const DISK_PAUSE: Duration = Duration::from_secs(30);
 
 /// Told what happens to stored objects, for the catalogue and the metrics. Never called on a request's path.
 pub trait Observer: Send + Sync {
@@ -37,6 +60,8 @@ pub trait Observer: Send + Sync {
     fn found(&self, object: &Object);
     /// The object of `key` is gone from here because space was short; `backed_up` says that the bucket has it.
     fn evicted(&self, key: &str, bytes: u64, backed_up: bool);
+    /// The object of `key` is gone from here because its file was damaged or could not be read.
+    fn lost(&self, key: &str, backed_up: bool);
 }
 
 /// Sees to it that what is stored here, and is not a view, comes to be in the bucket too. Everything may block shortly.
@@ -82,6 +107,67 @@ impl Stored {
     }
 }
 
+/// How room is had on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// By eviction: it is known that what wants it can be kept.
+    Made,
+    /// Only what is free.
+    Free,
+}
+
+/// Bytes that are counted as used until somebody takes them over: whoever asked for them may have given up.
+struct Reserved(&'static Store, u64);
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.0.release(self.1);
+    }
+}
+
+/// What is known of the length of a body before it has come.
+#[derive(Debug, Clone, Copy)]
+enum Length {
+    /// Upstream says it.
+    Said(u64),
+    Unknown,
+    /// It passes through just now, longer than what can be held.
+    Passing,
+    /// So long it was, or may become.
+    About(u64),
+}
+
+/// Why nothing could be stored.
+struct Trouble {
+    last: Instant,
+    why: String,
+    /// Under which the file system was asked to store something and failed: it is tried again there.
+    probe: Option<Hash>,
+}
+
+/// What is missing of the file system's free space.
+struct Short {
+    missing: Amount,
+    free: Amount,
+    kept: Amount,
+}
+
+impl Short {
+    /// Why there is no space, after so much was freed.
+    fn error(&self, freed: Amount) -> NoSpace {
+        match self.missing.files > freed.files {
+            true => NoSpace::Files {
+                free: self.free.files,
+                kept: self.kept.files,
+            },
+            false => NoSpace::FileSystem {
+                free: self.free.bytes,
+                kept: self.kept.bytes,
+            },
+        }
+    }
+}
+
 /// Memory and disk tier.
 pub struct Store {
     pub(super) disk: Disk,
@@ -94,12 +180,25 @@ pub struct Store {
     /// Change with every change of what is stored, by the first byte of the hash.
     versions: [AtomicU32; 256],
     evicting: Mutex<()>,
+    lengths: quick_cache::sync::Cache<Hash, (Instant, Length)>,
+    /// When the disk last did not answer in time.
+    hangs_since: Mutex<Option<Instant>>,
     /// What is being swept out: see [`Store::sweep`].
     pub(super) sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
     pub(super) walking: tokio::sync::Mutex<()>,
-    /// Since when the file system's free space keeps things from being stored.
-    starved: Mutex<Option<(Instant, String)>>,
+    trouble: Mutex<Option<Trouble>>,
+    /// Answers that were to be stored and could not be.
+    unstored: AtomicU64,
+    /// When a file was last found damaged or unreadable, and which.
+    damage: Mutex<Option<(Instant, String)>>,
+    /// Files found so.
+    lost: AtomicU64,
+    /// Ids of bodies that cannot be read, or are not what they were: not used again, though their files may still be there.
+    unreadable: Cache<u64, ()>,
+    /// Ids of bodies that were compared with their digest since the start.
+    pub(super) proven: Cache<u64, ()>,
+    pub(super) scrub: Scrub,
     seed: AtomicU64,
     observer: OnceLock<Box<dyn Observer>>,
     backup: OnceLock<Arc<dyn Backup>>,
@@ -124,6 +223,13 @@ pub struct StoreStats {
     pub growing: usize,
     /// Why nothing is stored, if that was so in the last minute.
     pub starved: Option<String>,
+    /// Answers that were to be stored and could not be.
+    pub unstored: u64,
+    /// A file that was found damaged or unreadable lately.
+    pub damaged: Option<String>,
+    /// Files found so.
+    pub lost: u64,
+    pub scrubbed: Scrubbed,
 }
 
 /// A key for logs and errors.
@@ -135,8 +241,10 @@ impl Store {
     /// Opens the store below `data_dir` and starts its housekeeper. Reads no object, so it takes the same time whatever
     /// is stored. The store lives as long as the process: Pingora's storage interface asks for that.
     ///
+    /// A folder that cannot be written keeps nothing from being served: what it holds, and what passes by.
+    ///
     /// # Errors
-    /// The folder cannot be made or written.
+    /// There is no such folder, and it cannot be made.
     pub fn open(data_dir: &Path, settings: CacheSettings) -> io::Result<&'static Store> {
         let seed = {
             use std::hash::{BuildHasher, Hasher};
@@ -151,20 +259,40 @@ impl Store {
             used: Mutex::default(),
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
+            lengths: quick_cache::sync::Cache::new(MAX_LENGTHS),
+            hangs_since: Mutex::new(None),
             sweeps: ArcSwap::default(),
             walking: tokio::sync::Mutex::new(()),
-            starved: Mutex::new(None),
+            trouble: Mutex::new(None),
+            unstored: AtomicU64::new(0),
+            damage: Mutex::new(None),
+            lost: AtomicU64::new(0),
+            unreadable: Cache::new(MAX_UNREADABLE),
+            proven: Cache::new(MAX_PROVEN),
+            scrub: Scrub::new(data_dir.join("scrubbed")),
             seed: AtomicU64::new(seed),
             observer: OnceLock::new(),
             backup: OnceLock::new(),
             closing: AtomicBool::new(false),
         }));
+        // Saved every two seconds: a time that lies ahead shows that the clock was ahead when this last ran.
+        let saved = fs::metadata(data_dir.join("usage")).and_then(|meta| meta.modified());
+        if saved.is_ok_and(|saved| freshness::is_ahead(super::millis(saved), super::now_ms())) {
+            super::distrust(super::now_ms());
+        }
+        let hash = [0; 16];
+        if let Err(error) = store.disk.probe(&hash) {
+            store.note_failure(&error, &hash);
+        }
         std::thread::Builder::new()
             .name("housekeeper".into())
             .spawn(|| store.keep_house())?;
         std::thread::Builder::new()
             .name("recount".into())
             .spawn(|| store.recount())?;
+        std::thread::Builder::new()
+            .name("scrub".into())
+            .spawn(|| store.keep_scrubbing(store.settings.scrub_rate))?;
         Ok(store)
     }
 
@@ -185,7 +313,7 @@ impl Store {
 
     /// What is stored under `hash`, without counting it as a use or putting it into memory. Blocks.
     pub fn open_stored(&self, hash: &Hash) -> Option<Stored> {
-        let (file, record) = self.disk.load(hash)?;
+        let (file, record) = self.load(hash)?;
         Some(Stored {
             key: Key {
                 text: record.key_text.into(),
@@ -206,16 +334,118 @@ impl Store {
     /// Calls `visit` with all that was stored or used since, in no order, as long as it says so. Blocks, for as long as a
     /// walk takes.
     pub fn each_stored(&self, since: SystemTime, mut visit: impl FnMut(Stored) -> bool) {
-        evict::each_hash_while(self.disk.root(), |hash| {
+        let walked = evict::each_hash_while(self.disk.root(), |hash| {
             let modified = fs::metadata(self.disk.path(&hash)).and_then(|meta| meta.modified());
             let is_old = modified.is_ok_and(|modified| modified < since);
             is_old || self.open_stored(&hash).is_none_or(&mut visit)
         });
+        say_unlisted(walked);
     }
 
     /// Bytes that what is stored under `hash` takes on disk; 0 if nothing is. Blocks.
     pub fn size_of(&self, hash: &Hash) -> u64 {
-        self.disk.size(hash)
+        self.disk.size(hash).bytes
+    }
+
+    /// What stands in front of the body of `hash`, and the file. `None`: not stored, or not to be read.
+    fn load(&self, hash: &Hash) -> Option<(fs::File, Record)> {
+        self.read(hash, self.disk.open_file(hash)?)
+    }
+
+    /// [`Store::load`], of the file that was opened. What is damaged is removed.
+    fn read(&self, hash: &Hash, file: fs::File) -> Option<(fs::File, Record)> {
+        match disk::read_record(&file) {
+            Ok(record) => {
+                let unreadable = self.unreadable.get(&record.id).is_some();
+                (!unreadable).then_some((file, record))
+            }
+            Err(error) => {
+                self.discard(hash, &file, None, &error.to_string());
+                None
+            }
+        }
+    }
+
+    /// Whether the body of `stored` is what it was when it was stored; one that is not is removed. `read` is told of the bytes
+    /// that were read, and may make it wait. Blocks.
+    pub fn is_intact(&self, stored: &Stored, read: impl FnMut(u64)) -> bool {
+        let why = match disk::is_intact(&stored.file, stored.offset, &stored.finished, read) {
+            Ok(true) => return true,
+            Ok(false) => "its body does not match its digest".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        self.discard(&stored.key.hash, &stored.file, Some(&stored.key.text), &why);
+        false
+    }
+
+    /// The body of `object` cannot be read to its end, or is not what was stored: it is not served to anybody else.
+    pub(super) fn lose(&'static self, object: &Arc<Object>, why: &str) {
+        let hash = object.key.hash;
+        if !object.is_complete() {
+            object.doom();
+            let mut growing = self.growing.lock();
+            if growing.get(&hash).is_some_and(|current| Arc::ptr_eq(current, object)) {
+                growing.remove(&hash);
+                drop(growing);
+                self.say_damaged(&shown(&object.key), why);
+            }
+            return;
+        }
+        // One of its readers is the first.
+        if object.doomed.swap(true, SeqCst) || self.unreadable.get(&object.id).is_some() {
+            return;
+        }
+        self.unreadable.insert(object.id, ());
+        self.proven.remove(&object.id);
+        self.version(&hash).fetch_add(1, SeqCst);
+        self.memory.forget(&hash, object.id);
+        self.say_damaged(&shown(&object.key), why);
+        let object = Arc::clone(object);
+        tokio::task::spawn_blocking(move || {
+            if let Body::File { file, .. } = &object.body {
+                self.drop_file(&hash, file, Some(&object.key.text));
+            }
+        });
+    }
+
+    /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
+    fn discard(&self, hash: &Hash, file: &fs::File, key: Option<&str>, why: &str) {
+        let named = key.map_or_else(|| super::hex(hash), |key| shown(&Key::from_text(key)));
+        if self.drop_file(hash, file, key) {
+            self.say_damaged(&named, why);
+        }
+    }
+
+    /// Removes what is stored in `file` under `hash`; whether it still was. Blocks.
+    fn drop_file(&self, hash: &Hash, file: &fs::File, key: Option<&str>) -> bool {
+        let backed_up = disk::read_record(file).is_ok_and(|record| record.backed_up);
+        let removed = self.disk.remove(hash, Some(file));
+        let was_there = removed.as_ref().map_or(true, |amount| amount.files > 0);
+        if !was_there && self.disk.size(hash).files > 0 {
+            // What has taken its place is another object.
+            return false;
+        }
+        self.version(hash).fetch_add(1, SeqCst);
+        self.memory.remove(hash);
+        match removed {
+            Ok(amount) => self.usage.removed(hash, amount),
+            Err(error) => tracing::error!(hash = %super::hex(hash), %error, "a damaged file could not be removed"),
+        }
+        self.is_removed(hash);
+        if let (Some(observer), Some(key)) = (self.observer.get(), key) {
+            observer.lost(key, backed_up);
+        }
+        was_there
+    }
+
+    fn say_damaged(&self, key: &str, why: &str) {
+        tracing::error!(
+            key,
+            why,
+            "A STORED FILE IS DAMAGED OR CANNOT BE READ: it is dropped, and fetched again when it is asked for; see to the disk"
+        );
+        self.lost.fetch_add(1, Relaxed);
+        *self.damage.lock() = Some((Instant::now(), format!("{key}: {why}")));
     }
 
     /// Notes whether the bucket has what is stored under `hash`, if that still is the body with `id`. Blocks.
@@ -260,29 +490,45 @@ impl Store {
             if object.key.text != key.text {
                 return None;
             }
-            return Some(if self.belongs_in_memory(&object) {
-                self.promote(object).await
-            } else {
-                object
-            });
+            return match self.belongs_in_memory(&object) {
+                true => self.promote(object).await,
+                false => Some(object),
+            };
         }
         let (store, hash) = (self, key.hash);
         let before = self.version(&hash).load(SeqCst);
-        // On this thread, as nginx does: most names that are not there are known to the system.
-        let file = self.disk.open_file(&hash)?;
-        let (file, mut record) = tokio::task::spawn_blocking(move || store.disk.read(&hash, file))
-            .await
-            .ok()??;
+        // Off this thread: a file system that hangs must not stop whoever is served by it.
+        let (file, mut record) = self.patiently(move || store.load(&hash)).await??;
         if record.key_text != *key.text || !self.survives_sweeps(&hash, &mut record) {
             return None;
         }
-        let object = Arc::new(loaded(key.clone(), file, record));
-        let object = self.in_memory_if_small(object).await;
+        let object = Arc::new(self.loaded(key.clone(), file, record));
+        let object = self.in_memory_if_small(object).await?;
         self.remember(&object, before);
         if let Some(observer) = self.observer.get() {
             observer.found(&object);
         }
         Some(object)
+    }
+
+    /// Does what the disk has to answer, off this thread. `None`: it does not answer, now or since a moment ago, and is not
+    /// waited for.
+    async fn patiently<T: Send + 'static>(&'static self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let hangs = self
+            .hangs_since
+            .lock()
+            .is_some_and(|since| since.elapsed() < DISK_PAUSE);
+        if hangs {
+            return None;
+        }
+        match tokio::time::timeout(DISK_LIMIT, tokio::task::spawn_blocking(work)).await {
+            Ok(done) => done.ok(),
+            Err(_) => {
+                *self.hangs_since.lock() = Some(Instant::now());
+                self.say_starved("the disk did not answer in time", None);
+                None
+            }
+        }
     }
 
     /// Whether the body is in a file and small enough for memory.
@@ -293,13 +539,13 @@ impl Store {
         }
     }
 
-    async fn promote(&'static self, object: Arc<Object>) -> Arc<Object> {
+    async fn promote(&'static self, object: Arc<Object>) -> Option<Arc<Object>> {
         let before = self.version(&object.key.hash).load(SeqCst);
-        let promoted = self.in_memory_if_small(Arc::clone(&object)).await;
+        let promoted = self.in_memory_if_small(Arc::clone(&object)).await?;
         if !Arc::ptr_eq(&promoted, &object) {
             self.remember(&promoted, before);
         }
-        promoted
+        Some(promoted)
     }
 
     /// Counts changes of what is stored near `hash`.
@@ -315,24 +561,22 @@ impl Store {
         }
     }
 
-    /// A copy of `object` whose body is in memory, where it is small enough and can be read.
-    async fn in_memory_if_small(&'static self, object: Arc<Object>) -> Arc<Object> {
+    /// A copy of `object` whose body is in memory, where it is small enough. `None`: it cannot be read, or is not what was
+    /// stored.
+    async fn in_memory_if_small(&'static self, object: Arc<Object>) -> Option<Arc<Object>> {
         let Some(finished) = object
             .finished()
             .filter(|finished| finished.length <= self.memory.largest)
         else {
-            return object;
+            return Some(object);
         };
-        let Ok(bytes) = super::Reader::new(Arc::clone(&object))
-            .collect(finished.length as usize)
-            .await
-        else {
-            return object;
+        let reader = super::Reader::new(Arc::clone(&object));
+        let bytes = match reader.proving().collect(finished.length as usize).await {
+            Ok(bytes) if bytes.len() as u64 == finished.length => bytes,
+            Ok(_) | Err(ReadError::GivenUp) => return Some(object),
+            Err(_) => return None,
         };
-        if bytes.len() as u64 != finished.length {
-            return object;
-        }
-        Arc::new(Object {
+        Some(Arc::new(Object {
             key: object.key.clone(),
             id: object.id,
             head: object.head.clone(),
@@ -346,7 +590,9 @@ impl Store {
             prepared: OnceLock::new(),
             uses: Arc::default(),
             doomed: AtomicBool::new(false),
-        })
+            store: Some(self),
+            proven: AtomicBool::new(true),
+        }))
     }
 
     /// Counts a use of `object`, for eviction and the catalogue. Cheap: the first use since the last sweep queues the
@@ -422,21 +668,26 @@ impl Store {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
         let offset = encoded.len() as u64;
-        let reserve = disk::occupied(offset.saturating_add(head.content_length.unwrap_or(0)));
-        let (file, body, reserved) = match self.open_new(encoded, reserve).await {
-            Ok((unnamed, file)) => (Some(unnamed), Body::File { file, offset }, reserve),
+        let length = match (head.content_length, self.length_of(&key.hash)) {
+            (Some(length), _) => Length::Said(length),
+            (None, Some(length)) => length,
+            (None, None) => match previous.as_ref().and_then(|previous| previous.length()) {
+                Some(length) => Length::About(length),
+                None => Length::Unknown,
+            },
+        };
+        let overflow = Overflow::default();
+        let (file, body, space) = match self.open_new(key.hash, encoded, length, document).await {
+            Ok((unnamed, file, space)) => (Some(unnamed), Body::File { file, offset }, space),
             // What is short enough is shared from memory while it is read, and not kept.
             Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
                 tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
-                (None, Body::Memory(bytes::Bytes::new(), None), 0)
+                overflow.begin(0);
+                (None, Body::Memory(bytes::Bytes::new(), None), Space::default())
             }
             Err(why) => return Err(why),
         };
         let kept = file.is_some() && !head.unframed;
-        let overflow = OnceLock::new();
-        if file.is_none() {
-            let _ = overflow.set(Overflow::new(0));
-        }
         let (growth, _) = watch::channel(Progress {
             visible: 0,
             state: State::Growing,
@@ -449,39 +700,104 @@ impl Store {
             body,
             origin,
             taken_over: AtomicBool::new(false),
-            overflow,
+            overflow: overflow.into(),
             finished: OnceLock::new(),
             growth: Some(growth),
             prepared: OnceLock::new(),
             uses: Arc::default(),
             doomed: AtomicBool::new(!kept),
+            store: Some(self),
+            proven: AtomicBool::new(true),
         });
         if is_shown {
             self.growing.lock().insert(object.key.hash, Arc::clone(&object));
         }
-        Ok(Writer::new(self, object, file, previous, expected, offset, reserved))
+        Ok(Writer::new(self, object, file, previous, expected, space))
     }
 
     /// A new file with its space reserved and counted.
-    async fn open_new(&'static self, encoded: Vec<u8>, reserve: u64) -> Result<(disk::Unnamed, fs::File), NoSpace> {
-        self.reserve(reserve).await?;
-        let opened = tokio::task::spawn_blocking(move || {
-            use std::os::unix::fs::FileExt;
-            let unnamed = self.disk.create(reserve)?;
-            unnamed.file.write_all_at(&encoded, 0)?;
-            let reading = unnamed.file.try_clone()?;
-            Ok::<_, io::Error>((unnamed, reading))
-        })
-        .await;
-        let error = match opened {
-            Ok(Ok(files)) => return Ok(files),
-            Ok(Err(error)) => error,
-            Err(_) => io::Error::other("opening a file was given up"),
+    async fn open_new(
+        &'static self,
+        hash: Hash,
+        encoded: Vec<u8>,
+        length: Length,
+        document: bool,
+    ) -> Result<(disk::Unnamed, fs::File, Space), NoSpace> {
+        let opened = self
+            .patiently(move || {
+                let space = self.space_for(encoded.len() as u64, length, document)?;
+                let reserved = Reserved(self, space.reserved);
+                let create = || {
+                    let unnamed = self.disk.create(space.reserved)?;
+                    self.disk.begin(&unnamed.file, &encoded)?;
+                    let reading = unnamed.file.try_clone()?;
+                    Ok::<_, io::Error>((unnamed, reading))
+                };
+                let (unnamed, reading) = create().inspect_err(|error| self.note_failure(error, &hash))?;
+                Ok((unnamed, reading, space, reserved))
+            })
+            .await;
+        let opened = opened.unwrap_or_else(|| Err(NoSpace::Io(io::ErrorKind::TimedOut.into())));
+        let (unnamed, reading, space, mut reserved) = opened?;
+        // The writer's from now on.
+        reserved.1 = 0;
+        Ok((unnamed, reading, space))
+    }
+
+    /// Reserves space for a body that begins at `offset` of its file. Of a body whose length is not known only what stands
+    /// before it, and where there is no free room nothing yet: the file waits for what the end of the body tells.
+    fn space_for(&'static self, offset: u64, length: Length, document: bool) -> Result<Space, NoSpace> {
+        let occupied = |length: u64| disk::occupied(offset.saturating_add(length));
+        let (reserve, evicts_to) = match length {
+            Length::Said(length) => {
+                let reserved = occupied(length);
+                self.reserve(reserved, Room::Made)?;
+                let evicts_to = reserved;
+                return Ok(Space {
+                    offset,
+                    reserved,
+                    evicts_to,
+                });
+            }
+            Length::About(length) if self.can_make_room(occupied(length)) => (occupied(0), occupied(length)),
+            // What another try would only push through again, whoever wants it fetches for himself.
+            Length::About(_) | Length::Passing if !document => return Err(NoSpace::TooLong),
+            Length::About(_) | Length::Passing | Length::Unknown => (occupied(0), 0),
         };
-        self.release(reserve);
-        let error = NoSpace::Io(error);
-        self.say_starved(&error);
-        Err(error)
+        let reserved = match self.reserve(reserve, Room::Free) {
+            Ok(()) => reserve,
+            Err(_) if self.can_make_room(reserve) => 0,
+            Err(why) => {
+                self.say_starved(&why.to_string(), None);
+                return Err(why);
+            }
+        };
+        Ok(Space {
+            offset,
+            reserved,
+            evicts_to,
+        })
+    }
+
+    fn length_of(&self, hash: &Hash) -> Option<Length> {
+        let (at, length) = self.lengths.get(hash)?;
+        let limit = match length {
+            Length::Passing => PASSING_LIMIT,
+            _ => LENGTH_LIMIT,
+        };
+        (at.elapsed() < limit).then_some(length)
+    }
+
+    /// What is about to be stored under `hash`, and comes without a length, is about so long: room may be made for as much.
+    pub fn expect_length(&self, hash: &Hash, length: u64) {
+        self.lengths.insert(*hash, (Instant::now(), Length::About(length)));
+    }
+
+    /// `object` is longer than what can be held and passes through: nobody begins to read it any more.
+    pub(super) fn passes(&self, object: &Arc<Object>) {
+        object.doomed.store(true, SeqCst);
+        self.lengths.insert(object.key.hash, (Instant::now(), Length::Passing));
+        self.hide(object);
     }
 
     /// Gives a complete object its place; `false` if it was flushed meanwhile. Called by its writer only.
@@ -521,19 +837,23 @@ impl Store {
             if let Some(backup) = backup {
                 backup.admitted(&hash, disk::occupied(offset + finished.length));
             }
-            published.map(|()| replaced)
+            published.map(|folders| (replaced, folders))
         })
         .await;
-        let replaced = match published {
-            Ok(Ok(replaced)) => replaced,
-            Ok(Err(error)) => return Err(format!("storing it failed: {error}")),
+        let (replaced, folders) = match published {
+            Ok(Ok(amounts)) => amounts,
+            Ok(Err(error)) => {
+                self.note_failure(&error, &hash);
+                return Err(format!("storing it failed: {error}"));
+            }
             Err(_) => return Err("storing it was given up".to_owned()),
         };
         self.usage.removed(&hash, replaced);
-        self.usage.stored(&hash, disk::occupied(offset + finished.length));
+        self.usage
+            .stored(&hash, Amount::of_file(offset + finished.length) + folders);
         // A flush that came while it was given its name found nothing to remove.
         if object.doomed.load(SeqCst) {
-            let freed = self.disk.remove(&hash).unwrap_or(0);
+            let freed = self.disk.remove(&hash, None).unwrap_or_default();
             self.usage.removed(&hash, freed);
             self.is_removed(&hash);
             return Ok(false);
@@ -547,6 +867,11 @@ impl Store {
             self.version(&object.key.hash).fetch_add(1, SeqCst);
             self.memory.insert(Arc::clone(object));
         }
+        self.hide(object);
+    }
+
+    /// Whoever looks for what grows does not find `object` any more.
+    fn hide(&self, object: &Arc<Object>) {
         let mut growing = self.growing.lock();
         if growing
             .get(&object.key.hash)
@@ -554,6 +879,19 @@ impl Store {
         {
             growing.remove(&object.key.hash);
         }
+    }
+
+    /// [`Store::hide`], if only its writer holds it beside the list of what grows. `false`: others do.
+    pub(super) fn hide_if_alone(&self, object: &Arc<Object>) -> bool {
+        let mut growing = self.growing.lock();
+        let hash = &object.key.hash;
+        let is_listed = growing.get(hash).is_some_and(|current| Arc::ptr_eq(current, object));
+        // Under the lock nobody gets it from the list.
+        let is_alone = Arc::strong_count(object) <= 1 + usize::from(is_listed);
+        if is_alone && is_listed {
+            growing.remove(hash);
+        }
+        is_alone
     }
 
     /// Notes that `object` is upstream's current one until `fresh_until`. `false`: it is no longer on disk.
@@ -578,6 +916,7 @@ impl Store {
             Ok(Err(error)) => {
                 // The copy in memory knows; after a restart the object merely counts as expired earlier.
                 tracing::debug!(%error, "a refresh could not be written");
+                self.note_failure(&error, &hash);
                 true
             }
             Err(_) => true,
@@ -597,7 +936,7 @@ impl Store {
 
     /// [`Store::expire`] of what is complete, on this thread.
     pub fn expire_stored(&self, hash: &Hash, now: Millis) -> bool {
-        let expired = self.disk.load(hash).is_some_and(|(_, record)| {
+        let expired = self.load(hash).is_some_and(|(_, record)| {
             let until = now.min(record.fresh_until);
             self.disk
                 .refresh(hash, record.id, record.class, record.checked_at, until)
@@ -613,7 +952,7 @@ impl Store {
     /// Another node's word on what is under `hash`: the content of `identity` is upstream's current one. What is stored
     /// here and is that is fresh as it says, anything else is expired.
     pub fn adopt(&self, hash: &Hash, identity: u64, (class, checked_at, until): (Class, Millis, Millis)) {
-        let Some((_, record)) = self.disk.load(hash) else {
+        let Some((_, record)) = self.load(hash) else {
             return;
         };
         let same = super::identity(&record.finished, record.head.stands_for.as_ref()) == identity;
@@ -649,14 +988,14 @@ impl Store {
 
     /// [`Store::remove`] of what is complete, on this thread.
     pub fn remove_stored(&self, hash: &Hash) -> u64 {
-        let freed = self.disk.remove(hash);
+        let freed = self.disk.remove(hash, None);
         self.version(hash).fetch_add(1, SeqCst);
         self.memory.remove(hash);
         self.is_removed(hash);
         match freed {
-            Ok(bytes) => {
-                self.usage.removed(hash, bytes);
-                bytes
+            Ok(amount) => {
+                self.usage.removed(hash, amount);
+                amount.bytes
             }
             Err(error) => {
                 tracing::warn!(%error, hash = %super::hex(hash), "an object could not be removed");
@@ -676,7 +1015,7 @@ impl Store {
         if let Some(object) = self.memory.get(&hash) {
             return Some(object.id);
         }
-        tokio::task::spawn_blocking(move || self.disk.load(&hash).map(|(_, record)| record.id))
+        tokio::task::spawn_blocking(move || self.load(&hash).map(|(_, record)| record.id))
             .await
             .ok()?
     }
@@ -697,12 +1036,12 @@ impl Store {
             }
         }
         self.walk(matches, |store, hash, _| {
-            let freed = store.disk.remove(&hash).ok()?;
+            let freed = store.disk.remove(&hash, None).ok()?;
             store.version(&hash).fetch_add(1, SeqCst);
             store.memory.remove(&hash);
             store.usage.removed(&hash, freed);
             store.is_removed(&hash);
-            Some(freed)
+            Some(freed.bytes)
         })
         .await
     }
@@ -731,53 +1070,90 @@ impl Store {
     ) -> (u64, u64) {
         tokio::task::spawn_blocking(move || {
             let (mut count, mut bytes) = (0, 0);
-            evict::each_hash(self.disk.root(), |hash| {
-                let Some((_, record)) = self.disk.load(&hash) else {
-                    return;
-                };
-                if matches(&record.key_text)
+            let walked = evict::each_hash_while(self.disk.root(), |hash| {
+                if let Some((_, record)) = self.load(&hash)
+                    && matches(&record.key_text)
                     && let Some(freed) = act(self, hash, &record)
                 {
                     count += 1;
                     bytes += freed;
                 }
+                true
             });
+            say_unlisted(walked);
             (count, bytes)
         })
         .await
         .unwrap_or((0, 0))
     }
 
-    /// Makes sure that `file` has space up to `end`; `reserved` is what it has.
-    pub(super) async fn room_for(&'static self, file: &disk::Unnamed, end: u64, reserved: &mut u64) -> io::Result<()> {
+    /// Makes sure that the file of `object` has space up to `end`; `reserved` is what it has.
+    pub(super) async fn room_for(
+        &'static self,
+        object: &Arc<Object>,
+        end: u64,
+        reserved: &mut u64,
+        room: Room,
+    ) -> io::Result<()> {
         let needed = disk::occupied(end);
-        if needed <= *reserved {
+        let from = *reserved;
+        let Some(more) = needed.checked_sub(from).filter(|more| *more > 0) else {
             return Ok(());
-        }
-        let more = (needed - *reserved).max(super::writer::STEP);
-        self.reserve(more).await.map_err(io::Error::other)?;
-        disk::allocate(&file.file, *reserved, more).inspect_err(|_| self.release(more))?;
+        };
+        let object = Arc::clone(object);
+        let had = tokio::task::spawn_blocking(move || {
+            let Body::File { file, .. } = &object.body else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            self.reserve(more, room).map_err(io::Error::other)?;
+            disk::allocate(file, from, more).inspect_err(|_| self.release(more))
+        });
+        had.await
+            .unwrap_or_else(|_| Err(io::Error::other("making room was given up")))?;
         *reserved += more;
         Ok(())
     }
 
-    /// Counts `bytes` as used, making room where there is too little.
-    pub(super) async fn reserve(&'static self, bytes: u64) -> Result<(), NoSpace> {
+    /// Counts `bytes` as used, making room where there is too little and that is allowed. Blocks.
+    fn reserve(&'static self, bytes: u64, room: Room) -> Result<(), NoSpace> {
         let limit = self.settings.disk_bytes;
-        if bytes > limit {
-            return Err(NoSpace::Bound { needed: bytes, limit });
+        let bound = NoSpace::Bound { needed: bytes, limit };
+        // Not counted, so that others do not make room for it in vain.
+        if bytes > limit.saturating_sub(self.pinned()) {
+            if room == Room::Made && bytes <= limit {
+                self.say_starved(&bound.to_string(), None);
+            }
+            return Err(bound);
         }
         // Counted first: those who reserve at the same time see each other.
         self.usage.reserve(bytes);
-        if self.usage.total() > limit || self.short_of_free_space(bytes).is_some() {
-            let made = tokio::task::spawn_blocking(move || self.make_room(bytes)).await;
-            let made = made.unwrap_or_else(|_| Err(io::Error::other("making room was given up").into()));
-            if let Err(error) = made {
-                self.usage.release(bytes);
-                return Err(error);
-            }
+        let short = self.short_of_free_space(bytes);
+        if self.usage.total() <= limit && short.is_none() {
+            return Ok(());
         }
-        Ok(())
+        let made = match (room, short) {
+            (Room::Made, _) => self.make_room(bytes),
+            (Room::Free, Some(short)) => Err(short.error(Amount::default())),
+            (Room::Free, None) => Err(bound),
+        };
+        made.inspect_err(|_| self.usage.release(bytes))
+    }
+
+    /// Bytes that eviction cannot free: what grows, and what waits to be uploaded.
+    fn pinned(&self) -> u64 {
+        let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
+        self.usage.total().saturating_sub(self.usage.evictable().bytes) + waiting
+    }
+
+    /// Whether eviction could make room for a file of `bytes` more.
+    fn can_make_room(&self, bytes: u64) -> bool {
+        let short = self.short_of_free_space(bytes);
+        let missing = short.map_or(Amount::default(), |short| short.missing);
+        let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
+        let evictable = self.usage.evictable();
+        bytes <= self.settings.disk_bytes.saturating_sub(self.pinned())
+            && missing.bytes <= evictable.bytes.saturating_sub(waiting)
+            && missing.files <= evictable.files
     }
 
     /// Gives back bytes that were counted.
@@ -785,60 +1161,82 @@ impl Store {
         self.usage.release(bytes);
     }
 
-    /// `Some((free, kept))` when `bytes` more would eat into what must stay free.
-    fn short_of_free_space(&self, bytes: u64) -> Option<(u64, u64)> {
-        let (free, whole) = self.disk.space().ok()?;
-        let kept = match self.settings.disk_min_free {
-            MinFree::Bytes(kept) => kept,
+    /// What is missing where a file of `bytes` more would eat into what must stay free.
+    fn short_of_free_space(&self, bytes: u64) -> Option<Short> {
+        let space = self.disk.space().ok()?;
+        let share = |whole: u64| match self.settings.disk_min_free {
+            MinFree::Bytes(_) => 0,
             MinFree::Percent(percent) => (whole as f64 * percent / 100.0) as u64,
         };
-        (free < kept.saturating_add(bytes)).then_some((free, kept))
+        let kept = Amount {
+            bytes: match self.settings.disk_min_free {
+                MinFree::Bytes(kept) => kept,
+                MinFree::Percent(_) => share(space.whole.bytes),
+            },
+            files: share(space.whole.files),
+        };
+        let missing = Amount {
+            bytes: kept.bytes.saturating_add(bytes).saturating_sub(space.free.bytes),
+            files: match space.whole.files {
+                // As many as there are bytes for.
+                0 => 0,
+                _ => (kept.files + FILES).saturating_sub(space.free.files),
+            },
+        };
+        (missing != Amount::default()).then_some(Short {
+            missing,
+            free: space.free,
+            kept,
+        })
     }
 
-    /// Evicts until the bound holds and `bytes` more leave free what must stay free. Evicts nothing for what cannot be
-    /// had.
+    /// Evicts until the bound holds and a file of `bytes` more leaves free what must stay free. Evicts nothing for what cannot
+    /// be had.
     fn make_room(&'static self, bytes: u64) -> Result<(), NoSpace> {
         let _one_at_a_time = self.evicting.lock();
         let limit = self.settings.disk_bytes;
         self.write_uses();
         let over = || self.usage.total().saturating_sub(limit);
+        let short = self.short_of_free_space(bytes);
+        let missing = short.as_ref().map_or(Amount::default(), |short| short.missing);
         // Some file systems give space back late, and files still read give none: what was freed is counted here.
-        let (short, kept) = match self.short_of_free_space(bytes) {
-            Some((free, kept)) => ((kept + bytes).saturating_sub(free), Some((free, kept))),
-            None => (0, None),
-        };
-        let mut freed = 0;
+        let mut freed = Amount::default();
         let mut fruitless = 0;
         // What waits to be uploaded stays, however short space is.
         let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
-        let possible = over().max(short) <= self.usage.evictable().saturating_sub(waiting);
+        let evictable = self.usage.evictable();
+        let possible =
+            over().max(missing.bytes) <= evictable.bytes.saturating_sub(waiting) && missing.files <= evictable.files;
         while possible && fruitless <= 3 {
-            let wanted = over().max(short.saturating_sub(freed));
-            if wanted == 0 {
+            let wanted = Amount {
+                bytes: over().max(missing.bytes.saturating_sub(freed.bytes)),
+                files: missing.files.saturating_sub(freed.files),
+            };
+            if wanted == Amount::default() {
                 return Ok(());
             }
             match self.evict(wanted) {
-                0 => fruitless += 1,
-                bytes => freed += bytes,
+                Amount { files: 0, .. } => fruitless += 1,
+                amount => freed = freed + amount,
             }
         }
-        let error = match kept {
-            Some((free, kept)) if over() == 0 => NoSpace::FileSystem { free, kept },
+        let error = match short {
+            Some(short) if over() == 0 => short.error(freed),
             _ => NoSpace::Bound { needed: bytes, limit },
         };
-        self.say_starved(&error);
+        self.say_starved(&error.to_string(), None);
         Err(error)
     }
 
-    fn evict(&self, wanted: u64) -> u64 {
-        let mut freed = 0;
+    fn evict(&self, wanted: Amount) -> Amount {
+        let mut freed = Amount::default();
         let backup = self.backup.get();
         let spared = |hash: &Hash| backup.is_some_and(|backup| backup.is_waiting(hash));
         for candidate in evict::victims(self.disk.root(), self.random() as u16, spared) {
-            if freed >= wanted {
+            if freed.bytes >= wanted.bytes && freed.files >= wanted.files {
                 break;
             }
-            let record = self.disk.load(&candidate.hash).map(|(_, record)| record);
+            let record = self.load(&candidate.hash).map(|(_, record)| record);
             let mut gone = false;
             let mut remove = || gone = fs::remove_file(&candidate.path).is_ok();
             match backup {
@@ -848,47 +1246,95 @@ impl Store {
             if !gone {
                 continue;
             }
+            let amount = candidate.size + self.disk.prune(&candidate.hash);
             self.version(&candidate.hash).fetch_add(1, SeqCst);
             self.memory.remove(&candidate.hash);
-            self.usage.removed(&candidate.hash, candidate.size);
-            freed += candidate.size;
+            self.usage.removed(&candidate.hash, amount);
+            freed = freed + amount;
             if let (Some(observer), Some(record)) = (self.observer.get(), record) {
-                observer.evicted(&record.key_text, candidate.size, record.backed_up);
+                observer.evicted(&record.key_text, amount.bytes, record.backed_up);
             }
         }
         freed
     }
 
-    fn say_starved(&self, why: &NoSpace) {
-        let mut starved = self.starved.lock();
-        let quiet = starved
+    /// Storing something under `hash` failed, and not for lack of space.
+    pub(super) fn note_failure(&self, error: &io::Error, hash: &Hash) {
+        self.say_starved(&error.to_string(), Some(*hash));
+    }
+
+    fn say_starved(&self, why: &str, probe: Option<Hash>) {
+        self.unstored.fetch_add(1, Relaxed);
+        let mut trouble = self.trouble.lock();
+        let quiet = trouble
             .as_ref()
-            .is_some_and(|(since, _)| since.elapsed() < Duration::from_secs(10));
+            .is_some_and(|trouble| trouble.last.elapsed() < Duration::from_secs(10));
         if !quiet {
-            tracing::error!(%why, "NOTHING CAN BE STORED: answers pass by uncached until there is space again");
+            tracing::error!(
+                why,
+                "NOTHING CAN BE STORED: answers pass by uncached until it can again"
+            );
         }
-        *starved = Some((Instant::now(), why.to_string()));
+        *trouble = Some(Trouble {
+            last: Instant::now(),
+            why: why.to_owned(),
+            probe,
+        });
+    }
+
+    /// Looks whether what failed can be done again.
+    fn probe(&self) {
+        let Some(hash) = self.trouble.lock().as_ref().and_then(|trouble| trouble.probe) else {
+            return;
+        };
+        let probed = self.disk.probe(&hash);
+        let mut trouble = self.trouble.lock();
+        match (probed, &mut *trouble) {
+            (Ok(()), Some(Trouble { probe: Some(_), .. })) => {
+                *trouble = None;
+                tracing::info!("things can be stored again");
+            }
+            (Err(error), Some(trouble)) => {
+                trouble.last = Instant::now();
+                trouble.why = error.to_string();
+            }
+            _ => {}
+        }
     }
 
     pub fn stats(&self) -> StoreStats {
-        let starved = self.starved.lock().clone();
+        let trouble = self.trouble.lock();
+        let starved = trouble
+            .as_ref()
+            .filter(|trouble| trouble.last.elapsed() < Duration::from_secs(60))
+            .map(|trouble| trouble.why.clone());
+        drop(trouble);
+        let damage = self.damage.lock().clone();
         StoreStats {
             disk_bytes: self.usage.total(),
             disk_limit: self.settings.disk_bytes,
             memory_bytes: self.memory.weight(),
             memory_items: self.memory.len(),
             growing: self.growing.lock().len(),
-            starved: starved
-                .filter(|(since, _)| since.elapsed() < Duration::from_secs(60))
-                .map(|(_, why)| why),
+            starved,
+            unstored: self.unstored.load(Relaxed),
+            damaged: damage
+                .filter(|(since, _)| since.elapsed() < DAMAGE_TOLD)
+                .map(|(_, which)| which),
+            lost: self.lost.load(Relaxed),
+            scrubbed: self.scrub.progress(),
         }
     }
 
     fn keep_house(&'static self) {
         let mut saved = u64::MAX;
-        while !self.closing.load(Relaxed) {
+        let mut clock = (Instant::now(), super::now_ms());
+        while !self.is_closing() {
             std::thread::sleep(HOUSEKEEPING);
+            clock = watch_clock(clock);
             self.write_uses();
+            self.probe();
+            self.disk.sweep_temporary();
             let used = self.usage.total();
             if used > self.settings.disk_bytes {
                 // A crash, or a lower bound than before; what does not help is said by `make_room`.
@@ -916,9 +1362,15 @@ impl Store {
 
     fn recount(&self) {
         loop {
-            self.usage.recount(self.disk.root());
-            std::thread::sleep(RECOUNT);
+            let counted = self.usage.recount(self.disk.root());
+            let pause = if counted.is_ok() { RECOUNT } else { RECOUNT_AGAIN };
+            say_unlisted(counted);
+            std::thread::sleep(pause);
         }
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Relaxed)
     }
 
     /// Writes down what is only in memory. Called once, at the end of the process.
@@ -927,25 +1379,48 @@ impl Store {
         self.write_uses();
         self.usage.save();
     }
+
+    fn loaded(&'static self, key: Key, file: fs::File, record: Record) -> Object {
+        Object {
+            key,
+            id: record.id,
+            head: record.head,
+            fresh: Arc::new(Freshness::new(record.class, record.checked_at, record.fresh_until)),
+            body: Body::File {
+                file,
+                offset: record.offset,
+            },
+            origin: Origin::Upstream,
+            taken_over: AtomicBool::new(false),
+            overflow: OnceLock::new(),
+            finished: record.finished.into(),
+            growth: None,
+            prepared: OnceLock::new(),
+            uses: Arc::default(),
+            doomed: AtomicBool::new(false),
+            store: Some(self),
+            proven: AtomicBool::new(self.proven.get(&record.id).is_some()),
+        }
+    }
 }
 
-fn loaded(key: Key, file: fs::File, record: Record) -> Object {
-    Object {
-        key,
-        id: record.id,
-        head: record.head,
-        fresh: Arc::new(Freshness::new(record.class, record.checked_at, record.fresh_until)),
-        body: Body::File {
-            file,
-            offset: record.offset,
-        },
-        origin: Origin::Upstream,
-        taken_over: AtomicBool::new(false),
-        overflow: OnceLock::new(),
-        finished: record.finished.into(),
-        growth: None,
-        prepared: OnceLock::new(),
-        uses: Arc::default(),
-        doomed: AtomicBool::new(false),
+/// A clock that goes back was ahead: what was trusted meanwhile may have been so for too long. Takes and gives both clocks.
+fn watch_clock((before, wall): (Instant, Millis)) -> (Instant, Millis) {
+    let (now, now_ms) = (Instant::now(), super::now_ms());
+    let expected = wall.saturating_add((now - before).as_millis() as u64);
+    if freshness::is_ahead(expected, now_ms) {
+        tracing::warn!(
+            seconds = (expected - now_ms) / 1000,
+            "the clock went back: what is mutable is verified again"
+        );
+        super::distrust(now_ms);
+    }
+    (now, now_ms)
+}
+
+/// A walk over the folders was not a walk over all of them.
+fn say_unlisted(walked: io::Result<()>) {
+    if let Err(error) = walked {
+        tracing::warn!(%error, "what lies there is neither counted, nor evicted, nor flushed by a walk");
     }
 }

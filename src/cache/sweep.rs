@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use super::disk::Record;
+use super::freshness::is_ahead;
 use super::{Hash, Millis, Object, Store};
 
-/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`.
+/// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`, or by a
+/// clock that was ahead.
 pub struct Sweep {
     pub at: Millis,
     /// By the text of the key.
@@ -27,7 +29,7 @@ impl std::fmt::Debug for Sweep {
 impl Sweep {
     fn is_for(&self, key: &str, stored_at: Millis, checked_at: Millis) -> bool {
         let moment = if self.expire { checked_at } else { stored_at };
-        moment < self.at && (self.covers)(key)
+        (moment < self.at || is_ahead(moment, super::now_ms())) && (self.covers)(key)
     }
 
     fn is_for_object(&self, object: &Object) -> bool {

@@ -1,10 +1,12 @@
-//! How many bytes the disk tier holds, counted as they come and go. A crash leaves the count a little wrong, so a slow walk
-//! puts it right, folder by folder, each only while nothing changes in it.
+//! What the disk tier takes, in bytes and in files, counted as it comes and goes. A crash leaves the count a little wrong, so
+//! a slow walk puts it right, folder by folder, each only while nothing changes in it.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
+use super::disk::Amount;
 use super::{Hash, evict};
 
 /// Tries to find a folder at rest.
@@ -22,6 +24,7 @@ pub struct Usage {
 #[derive(Debug, Default)]
 struct Folder {
     bytes: AtomicU64,
+    files: AtomicU64,
     /// Changes with every change.
     version: AtomicU32,
 }
@@ -30,11 +33,14 @@ impl Usage {
     /// As it was saved in `file`; what is not there counts as nothing until the walk has been.
     pub fn load(file: PathBuf) -> Self {
         let saved = fs::read_to_string(&file).unwrap_or_default();
-        let mut numbers = saved
-            .split_ascii_whitespace()
-            .map(|number| number.parse::<u64>().unwrap_or(0));
+        let mut lines = saved.lines().map(|line| {
+            line.split_ascii_whitespace()
+                .map(|number| AtomicU64::new(number.parse().unwrap_or(0)))
+        });
+        let (mut bytes, mut files) = (lines.next(), lines.next());
         let folders: [Folder; 256] = std::array::from_fn(|_| Folder {
-            bytes: numbers.next().unwrap_or(0).into(),
+            bytes: bytes.as_mut().and_then(Iterator::next).unwrap_or_default(),
+            files: files.as_mut().and_then(Iterator::next).unwrap_or_default(),
             version: AtomicU32::new(0),
         });
         let total = folders.iter().map(|folder| folder.bytes.load(Relaxed)).sum::<u64>();
@@ -46,14 +52,17 @@ impl Usage {
     }
 
     pub fn save(&self) {
-        let numbers: Vec<String> = self
-            .folders
-            .iter()
-            .map(|folder| folder.bytes.load(Relaxed).to_string())
-            .collect();
+        let line = |number: fn(&Folder) -> &AtomicU64| {
+            let numbers = self
+                .folders
+                .iter()
+                .map(|folder| number(folder).load(Relaxed).to_string());
+            numbers.collect::<Vec<_>>().join(" ") + "\n"
+        };
+        let text = line(|folder| &folder.bytes) + &line(|folder| &folder.files);
         let new = self.file.with_extension("new");
         // Worth no more than a try: the walk after the next start finds what this did not say.
-        let _ = fs::write(&new, numbers.join(" ") + "\n").and_then(|()| fs::rename(&new, &self.file));
+        let _ = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file));
     }
 
     pub fn total(&self) -> u64 {
@@ -61,8 +70,12 @@ impl Usage {
     }
 
     /// What eviction could free: all that is stored.
-    pub fn evictable(&self) -> u64 {
-        self.folders.iter().map(|folder| folder.bytes.load(Relaxed)).sum()
+    pub fn evictable(&self) -> Amount {
+        let folders = self.folders.iter().map(|folder| Amount {
+            bytes: folder.bytes.load(Relaxed),
+            files: folder.files.load(Relaxed),
+        });
+        folders.sum()
     }
 
     /// Counts bytes that a growing object has reserved.
@@ -75,44 +88,58 @@ impl Usage {
         subtract(&self.total, bytes);
     }
 
-    /// An object of `bytes` was given its name.
-    pub fn stored(&self, hash: &Hash, bytes: u64) {
+    /// An object that takes `amount` was given its name.
+    pub fn stored(&self, hash: &Hash, amount: Amount) {
         let folder = &self.folders[usize::from(hash[0])];
         folder.version.fetch_add(1, Relaxed);
-        folder.bytes.fetch_add(bytes, Relaxed);
-        self.total.fetch_add(bytes, Relaxed);
+        folder.bytes.fetch_add(amount.bytes, Relaxed);
+        folder.files.fetch_add(amount.files, Relaxed);
+        self.total.fetch_add(amount.bytes, Relaxed);
     }
 
-    /// An object of `bytes` is gone.
-    pub fn removed(&self, hash: &Hash, bytes: u64) {
+    /// An object that took `amount` is gone.
+    pub fn removed(&self, hash: &Hash, amount: Amount) {
         let folder = &self.folders[usize::from(hash[0])];
         folder.version.fetch_add(1, Relaxed);
-        subtract(&folder.bytes, bytes);
-        subtract(&self.total, bytes);
+        subtract(&folder.bytes, amount.bytes);
+        subtract(&folder.files, amount.files);
+        subtract(&self.total, amount.bytes);
     }
 
     /// Walks the folders below `root` and puts the count right.
-    pub fn recount(&self, root: &Path) {
+    ///
+    /// # Errors
+    /// What one of them takes could not be found out: its count stays as it was.
+    pub fn recount(&self, root: &Path) -> io::Result<()> {
+        let mut failed = None;
         for (index, folder) in self.folders.iter().enumerate() {
             let path = root.join(format!("{index:02x}"));
             for _ in 0..TRIES {
                 let version = folder.version.load(Relaxed);
-                let found = evict::bytes_below(&path);
+                let found = match evict::taken_by(&path) {
+                    Ok(found) => found,
+                    Err(error) => {
+                        failed = Some(error);
+                        break;
+                    }
+                };
                 let counted = folder.bytes.load(Relaxed);
                 if folder.version.load(Relaxed) != version {
                     continue;
                 }
-                folder.bytes.store(found, Relaxed);
-                if found >= counted {
-                    self.total.fetch_add(found - counted, Relaxed);
+                folder.bytes.store(found.bytes, Relaxed);
+                folder.files.store(found.files, Relaxed);
+                if found.bytes >= counted {
+                    self.total.fetch_add(found.bytes - counted, Relaxed);
                 } else {
-                    subtract(&self.total, counted - found);
+                    subtract(&self.total, counted - found.bytes);
                 }
                 break;
             }
             // Nobody waits for this walk; the disk has others to serve.
             std::thread::sleep(std::time::Duration::from_millis(2));
         }
+        failed.map_or(Ok(()), Err)
     }
 }
 
@@ -124,30 +151,76 @@ fn subtract(counter: &AtomicU64, bytes: u64) {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_walk_puts_a_wrong_count_right_and_a_saved_one_comes_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().join("objects");
-        for i in 0..40 {
+    /// What they take: the files with two folders each, less the outer ones that two have in common.
+    fn make(root: &Path, number: u64) -> u64 {
+        for i in 0..number {
             let hash = pingora_cache::key::hash_key(format!("object {i}"));
             let name = crate::cache::hex(&hash);
             let folder = root.join(&name[0..2]).join(&name[2..4]);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join(&name), vec![0; 5000]).unwrap();
         }
+        let outer = fs::read_dir(root).unwrap().count() as u64;
+        number * 8192 + (number + outer) * 4096
+    }
+
+    #[test]
+    fn a_walk_puts_a_wrong_count_right_and_a_saved_one_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("objects");
+        let whole = make(&root, 40);
         let usage = Usage::load(dir.path().join("usage"));
         assert_eq!(usage.total(), 0);
         usage.reserve(1_000_000);
-        usage.recount(&root);
-        assert_eq!(usage.total(), 1_000_000 + 40 * 8192);
+        usage.recount(&root).unwrap();
+        assert_eq!(usage.total(), 1_000_000 + whole);
         usage.release(1_000_000);
-        usage.stored(&[7; 16], 4096);
+        usage.stored(&[7; 16], Amount::of_file(1));
         usage.save();
         let again = Usage::load(dir.path().join("usage"));
-        assert_eq!(again.total(), 40 * 8192 + 4096);
-        again.recount(&root);
-        assert_eq!(again.total(), 40 * 8192);
-        again.removed(&[7; 16], u64::MAX);
+        assert_eq!(again.total(), whole + 4096);
+        assert_eq!(again.evictable(), usage.evictable());
+        again.recount(&root).unwrap();
+        assert_eq!(again.total(), whole);
+        again.removed(
+            &[7; 16],
+            Amount {
+                bytes: u64::MAX,
+                files: u64::MAX,
+            },
+        );
         assert_eq!(again.total(), 0);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_listed_keeps_its_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("objects");
+        let whole = make(&root, 40);
+        let usage = Usage::load(dir.path().join("usage"));
+        usage.recount(&root).unwrap();
+        let outer = fs::read_dir(&root).unwrap().next().unwrap().unwrap().path();
+        fs::rename(&outer, dir.path().join("aside")).unwrap();
+        fs::write(&outer, "not a folder").unwrap();
+        usage.recount(&root).unwrap_err();
+        assert_eq!(usage.total(), whole);
+        fs::remove_file(&outer).unwrap();
+        usage.recount(&root).unwrap();
+        assert!(usage.total() < whole);
+    }
+
+    #[test]
+    fn a_count_that_was_saved_without_files_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("usage");
+        fs::write(&file, "4096 ".repeat(256) + "\n").unwrap();
+        let usage = Usage::load(file);
+        assert_eq!(
+            usage.evictable(),
+            Amount {
+                bytes: 256 * 4096,
+                files: 0
+            }
+        );
     }
 }

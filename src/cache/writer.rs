@@ -9,24 +9,28 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
 use super::overflow::Overflow;
-use super::store::Store;
+use super::store::{Room, Store};
 use super::{Body, Finished, Object, Progress, State, disk};
 
 /// Of a body whose digest is known beforehand this much is held back until it was verified, so that no reader can take
 /// a wrong body for a complete one.
 const HELD_BACK: u64 = 64 << 10;
 /// An unknown length is reserved in steps of this.
-pub(super) const STEP: u64 = 4 << 20;
+const STEP: u64 = 4 << 20;
 /// Larger pieces are written and hashed on the blocking pool.
 const INLINE: usize = 16 << 10;
 
 /// Nothing can be stored now; the answer passes by unstored.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSpace {
+    #[error("a body whose length upstream does not say is longer than what can be kept")]
+    TooLong,
     #[error("the cache's bound of {limit} bytes leaves no room for {needed} more")]
     Bound { needed: u64, limit: u64 },
     #[error("the file system has {free} bytes free, and {kept} are kept free")]
     FileSystem { free: u64, kept: u64 },
+    #[error("the file system has room for {free} files (inodes), and {kept} are kept free")]
+    Files { free: u64, kept: u64 },
     #[error("{0}")]
     Io(#[from] io::Error),
 }
@@ -137,6 +141,16 @@ pub enum Finish {
     Wrong(String),
 }
 
+/// The space of a growing file.
+#[derive(Debug, Default)]
+pub(super) struct Space {
+    /// Where the body starts in the file.
+    pub offset: u64,
+    pub reserved: u64,
+    /// How far room may be made by eviction before the body has ended.
+    pub evicts_to: u64,
+}
+
 /// One fill. Dropping it unfinished fails the object and its readers.
 #[derive(Debug)]
 pub struct Writer {
@@ -148,10 +162,8 @@ pub struct Writer {
     expected: Option<Expected>,
     sha256: Sha256,
     sha512: Option<Sha512>,
-    /// Where the body starts in the file.
-    offset: u64,
+    space: Space,
     written: u64,
-    reserved: u64,
     done: bool,
 }
 
@@ -162,8 +174,7 @@ impl Writer {
         file: Option<disk::Unnamed>,
         previous: Option<Arc<Object>>,
         expected: Option<Expected>,
-        offset: u64,
-        reserved: u64,
+        space: Space,
     ) -> Self {
         let sha512 = matches!(expected, Some(Expected::Sha512(_))).then(Sha512::new);
         Writer {
@@ -174,9 +185,8 @@ impl Writer {
             expected,
             sha256: Sha256::new(),
             sha512,
-            offset,
+            space,
             written: 0,
-            reserved,
             done: false,
         }
     }
@@ -215,17 +225,27 @@ impl Writer {
         Ok(())
     }
 
+    /// The part of the body that is held in memory. (Every object that grows has one, be it empty.)
+    fn overflow(&self) -> &Overflow {
+        self.object.overflow.get_or_init(Overflow::default)
+    }
+
     async fn digest_and_store(&mut self, data: Bytes) -> io::Result<()> {
-        let at = self.offset + self.written;
-        let room = match &self.file {
-            Some(file) => {
-                self.store
-                    .room_for(file, at + data.len() as u64, &mut self.reserved)
-                    .await
+        let at = self.space.offset + self.written;
+        let end = at + data.len() as u64;
+        // What comes after a piece that is held in memory is held there too.
+        let in_file = self.file.is_some() && !self.overflow().has_begun();
+        let in_file = in_file && {
+            // For what may turn out too long nothing is evicted.
+            let (room, step) = match end <= self.space.evicts_to {
+                true => (Room::Made, (end + STEP).min(self.space.evicts_to)),
+                false => (Room::Free, end + STEP),
+            };
+            end <= self.space.reserved || {
+                let reserved = &mut self.space.reserved;
+                self.store.room_for(&self.object, step, reserved, room).await.is_ok()
             }
-            None => Err(io::ErrorKind::StorageFull.into()),
         };
-        let file = room.is_ok();
         let (object, kept) = (Arc::clone(&self.object), data.clone());
         let (mut sha256, mut sha512) = (std::mem::take(&mut self.sha256), self.sha512.take());
         let work = move || {
@@ -234,8 +254,8 @@ impl Writer {
                 sha512.update(&data);
             }
             let written = match &object.body {
-                Body::File { file: body, .. } if file => body.write_all_at(&data, at),
-                _ => Err(io::ErrorKind::StorageFull.into()),
+                Body::File { file: body, .. } if in_file => body.write_all_at(&data, at),
+                _ => Ok(()),
             };
             (sha256, sha512, written)
         };
@@ -247,31 +267,49 @@ impl Writer {
                 .map_err(|_| io::Error::other("the write was given up"))?
         };
         (self.sha256, self.sha512) = (sha256, sha512);
-        if let Err(error) = room.and(written) {
-            self.overflow(kept, &error)?;
+        if let Err(why) = &written {
+            self.store.note_failure(why, &self.object.key.hash);
+            tracing::warn!(key = %super::shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
+            self.file = None;
+            self.object.doomed.store(true, SeqCst);
+        }
+        if !in_file || written.is_err() {
+            self.hold(kept).await?;
         }
         Ok(())
     }
 
-    /// The disk does not take it: the rest of the body is held in memory while it is read, and nothing is kept.
-    fn overflow(&mut self, data: Bytes, why: &io::Error) -> io::Result<()> {
-        if self.file.take().is_some() {
-            tracing::warn!(key = %super::shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
-            self.object.doomed.store(true, SeqCst);
+    /// Holds a piece in memory, until the end of the body tells whether it can be kept. What is too long passes through.
+    async fn hold(&mut self, data: Bytes) -> io::Result<()> {
+        self.overflow().begin(self.written);
+        let passes = || {
+            tracing::warn!(key = %super::shown(&self.object.key), "a body is longer than what is free and what memory holds: it passes through unstored");
+            self.store.passes(&self.object);
+        };
+        let held = self.overflow().push(data, passes).await;
+        held.map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))
+    }
+
+    /// What was held until the end goes to the disk after all.
+    async fn store_held(&mut self) -> io::Result<()> {
+        if !self.overflow().has_begun() {
+            return Ok(());
         }
-        if self
-            .object
-            .overflow
-            .get_or_init(|| Overflow::new(self.written))
-            .push(data)
-        {
+        let end = self.space.offset + self.written;
+        let reserved = &mut self.space.reserved;
+        self.store.room_for(&self.object, end, reserved, Room::Made).await?;
+        let (object, offset) = (Arc::clone(&self.object), self.space.offset);
+        let stored = tokio::task::spawn_blocking(move || {
+            let (Body::File { file, .. }, Some(overflow)) = (&object.body, object.overflow.get()) else {
+                return Err(io::ErrorKind::Unsupported.into());
+            };
+            for (start, piece) in overflow.pieces() {
+                file.write_all_at(&piece, offset + start)?;
+            }
+            overflow.is_stored();
             Ok(())
-        } else {
-            Err(io::Error::new(
-                io::ErrorKind::StorageFull,
-                "the disk takes no more, and memory holds no more of it",
-            ))
-        }
+        });
+        stored.await.map_err(|_| io::Error::other("the write was given up"))?
     }
 
     fn show(&self, progress: Progress) {
@@ -323,7 +361,11 @@ impl Writer {
             .take()
             .filter(|previous| previous.finished() == Some(finished));
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
-        self.store.release(std::mem::take(&mut self.reserved));
+        if self.object.head.content_length.is_none() && matches!(finish, Finish::Dropped) {
+            // The next one is judged by it.
+            self.store.expect_length(&self.object.key.hash, finished.length);
+        }
+        self.store.release(std::mem::take(&mut self.space.reserved));
         let _ = self.object.finished.set(finished);
         self.store.settle(&self.object, matches!(finish, Finish::Admitted(_)));
         self.show(Progress {
@@ -347,7 +389,14 @@ impl Writer {
             return None;
         }
         let mut file = self.file.take()?;
-        match self.store.admit(&self.object, &mut file, finished, self.offset).await {
+        let admitted = match self.store_held().await {
+            Ok(()) => {
+                let offset = self.space.offset;
+                self.store.admit(&self.object, &mut file, finished, offset).await
+            }
+            Err(why) => Err(why.to_string()),
+        };
+        match admitted {
             Ok(true) => Some(Finish::Admitted(Arc::clone(&self.object))),
             Ok(false) => None,
             Err(why) => {
@@ -358,13 +407,21 @@ impl Writer {
         }
     }
 
+    /// Whether nobody but this holds the object any more; then nobody finds it from now on either.
+    pub fn leave_if_alone(&self) -> bool {
+        self.store.hide_if_alone(&self.object)
+    }
+
     /// It may be read to its end and is not kept.
     pub fn doom(&self) {
         self.object.doomed.store(true, SeqCst);
     }
 
     fn fail(&mut self) {
-        self.store.release(std::mem::take(&mut self.reserved));
+        if self.overflow().is_passing() {
+            self.store.passes(&self.object);
+        }
+        self.store.release(std::mem::take(&mut self.space.reserved));
         self.store.settle(&self.object, false);
         let visible = self.object.progress().visible;
         self.show(Progress {

@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
@@ -43,8 +43,11 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// Name servers; empty means the system's.
     pub resolver: Vec<SocketAddr>,
+    /// What is in flight when a signal stops the service has this long.
+    pub stop_timeout: Duration,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
+    pub clients: ClientSettings,
     pub upstream: UpstreamSettings,
     /// The remote that is asked for images whose name begins with none (`docker.default_remote`).
     pub docker_default_remote: Option<String>,
@@ -75,6 +78,8 @@ pub struct CacheSettings {
     pub memory_bytes: u64,
     /// fsync a body before its fill is admitted.
     pub sync: bool,
+    /// Bytes a second that are read to compare what is stored with its digests; 0: none.
+    pub scrub_rate: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -84,14 +89,60 @@ pub enum MinFree {
     Percent(f64),
 }
 
+/// What one client may hold, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClientSettings {
+    /// From the first byte of a request to the end of its head.
+    pub head_timeout: Duration,
+    /// The longest head of a request, in bytes.
+    pub head_bytes: usize,
+    /// Between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// For a request's body, beside the time that it takes at `body_rate`.
+    pub body_timeout: Duration,
+    /// Bytes per second.
+    pub body_rate: u64,
+    /// For a client to take one piece of a body.
+    pub write_timeout: Duration,
+    /// Streams of one HTTP/2 connection at once.
+    pub http2_streams: u32,
+    /// HTTP/2 streams of all connections that wait for their clients to read.
+    pub http2_unread: usize,
+}
+
+impl Default for ClientSettings {
+    fn default() -> Self {
+        ClientSettings {
+            head_timeout: Duration::from_secs(60),
+            head_bytes: 64 << 10,
+            idle_timeout: Duration::from_secs(75),
+            body_timeout: Duration::from_secs(60),
+            body_rate: 1000,
+            write_timeout: Duration::from_secs(480),
+            http2_streams: 100,
+            http2_unread: 1000,
+        }
+    }
+}
+
+impl ClientSettings {
+    /// How long a body may still take that began at `began`, and of which `arrived` bytes are here.
+    pub fn body_left(&self, began: Instant, arrived: u64) -> Duration {
+        let allowed = self.body_timeout + Duration::from_millis(arrived.saturating_mul(1000) / self.body_rate.max(1));
+        allowed.saturating_sub(began.elapsed())
+    }
+}
+
 #[derive(Debug, Clone)]
 pub struct UpstreamSettings {
     pub timeouts: Timeouts,
     /// Upstream fetches under way at once; further ones queue.
     pub max_concurrent: usize,
+    /// How many of them may be one remote's.
+    pub max_per_remote: usize,
 }
 
-/// Limits on idleness, never on the whole of a transfer.
+/// Limits on what upstream may be waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP and TLS, for each address tried.
@@ -100,6 +151,12 @@ pub struct Timeouts {
     pub first_byte: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// Bytes a second that a body comes at, at least; 0: no matter how slowly.
+    pub least_rate: u64,
+    /// What the rate is measured over.
+    pub rate_window: Duration,
+    /// For a body as a whole.
+    pub whole: Duration,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -274,6 +331,10 @@ pub struct Remote {
     pub credentials: Option<Credentials>,
     /// Sent to the remote's own host only.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Upstream's header fields that clients get besides those that describe content.
+    pub headers_keep: Vec<HeaderName>,
+    /// Under the names of its own (`hosts`), what this remote has may run in browsers.
+    pub active_content: bool,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
     pub immutable_patterns: Option<Vec<Pattern>>,
     pub mutable_patterns: Vec<Pattern>,
@@ -284,6 +345,8 @@ pub struct Remote {
     pub file_hosts: Vec<FileHost>,
     /// docker: further hosts whose token service may see the credentials; https, or on this machine.
     pub token_realms: Vec<FileHost>,
+    /// The hosts of all these; that of `base_url` comes first.
+    pub own_hosts: Vec<OwnHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,
     pub offline: bool,
@@ -297,6 +360,31 @@ pub struct Remote {
     pub tarball_urls: TarballUrls,
     pub ttl: Ttls,
     pub timeouts: Timeouts,
+}
+
+/// A host that a remote names, and whether it is private. That is found out when the configuration is loaded, and kept: who
+/// answers for the name later cannot change it.
+#[derive(Debug)]
+pub struct OwnHost {
+    /// Lower case, an IPv6 address without its brackets.
+    pub name: String,
+    /// Empty as long as its addresses are not known.
+    pub is_private: OnceLock<bool>,
+}
+
+impl OwnHost {
+    /// `host` as it stands in a URL.
+    pub fn new(host: &str) -> Self {
+        OwnHost {
+            name: Self::name_of(host),
+            is_private: OnceLock::new(),
+        }
+    }
+
+    /// `host`, as it stands in a URL, as its name here.
+    pub fn name_of(host: &str) -> String {
+        host.trim_matches(['[', ']']).to_ascii_lowercase()
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::HeaderName;
 use serde_json::{Map, Value, json};
 use url::Url;
 
@@ -63,6 +64,8 @@ fn remote_json(remote: &Remote) -> Value {
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
+        "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
+        "active_content": remote.active_content,
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
         "mutable_patterns": patterns(&remote.mutable_patterns),
         "check_mutable_updates": remote.check_mutable_updates,
@@ -93,12 +96,15 @@ fn remote_json(remote: &Remote) -> Value {
 fn settings_json(settings: &Settings) -> Value {
     let mut upstream = timeouts(&settings.upstream.timeouts);
     upstream["max_concurrent"] = json!(settings.upstream.max_concurrent);
+    upstream["max_per_remote"] = json!(settings.upstream.max_per_remote);
     let CacheSettings {
         disk_bytes,
         disk_min_free,
         memory_bytes,
         sync,
+        scrub_rate,
     } = &settings.cache;
+    let clients = &settings.clients;
     json!({
         "listen": settings.listen,
         "public_url": settings.public_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
@@ -106,6 +112,7 @@ fn settings_json(settings: &Settings) -> Value {
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "resolver": settings.resolver,
+        "stop_timeout": seconds(settings.stop_timeout),
         "tls": settings.tls.as_ref().map(|tls| json!({
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),
@@ -118,6 +125,17 @@ fn settings_json(settings: &Settings) -> Value {
             },
             "memory_bytes": memory_bytes,
             "sync": sync,
+            "scrub_rate": scrub_rate,
+        },
+        "clients": {
+            "head_timeout": seconds(clients.head_timeout),
+            "head_bytes": clients.head_bytes,
+            "idle_timeout": seconds(clients.idle_timeout),
+            "body_timeout": seconds(clients.body_timeout),
+            "body_rate": clients.body_rate,
+            "write_timeout": seconds(clients.write_timeout),
+            "http2_streams": clients.http2_streams,
+            "http2_unread": clients.http2_unread,
         },
         "upstream": upstream,
         "outbound": {
@@ -187,6 +205,9 @@ fn timeouts(timeouts: &Timeouts) -> Value {
         "connect_timeout": seconds(timeouts.connect),
         "first_byte_timeout": seconds(timeouts.first_byte),
         "idle_timeout": seconds(timeouts.idle),
+        "least_rate": timeouts.least_rate,
+        "rate_window": seconds(timeouts.rate_window),
+        "transfer_timeout": seconds(timeouts.whole),
     })
 }
 

@@ -15,7 +15,8 @@ use url::Url;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    Credentials, FileHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls, Timeouts, Ttls,
+    Credentials, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret, TarballUrls,
+    Timeouts, Ttls,
 };
 use super::pattern::Pattern;
 use super::problem::{Context, Fault, Pos, Report};
@@ -45,6 +46,8 @@ const KEYS: &[&str] = &[
     "password_command",
     "password_command_ttl",
     "headers",
+    "headers_keep",
+    "active_content",
     "immutable_patterns",
     "mutable_patterns",
     "check_mutable_updates",
@@ -70,6 +73,9 @@ const ELSEWHERE: Elsewhere = &[
     ("connect_timeout", "under `upstream:`"),
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
+    ("least_rate", "under `upstream:`"),
+    ("rate_window", "under `upstream:`"),
+    ("transfer_timeout", "under `upstream:`"),
 ];
 
 /// What `remotes.yaml` holds.
@@ -252,14 +258,28 @@ impl Reader {
         let credentials = credentials(&section);
         let tarball_urls = [("rewrite", TarballUrls::Rewrite), ("upstream", TarballUrls::Upstream)];
 
+        let base_url = base_url.filter(|_| kind == RemoteType::Remote);
+        let index_url = index_url(&section, package, base_url.as_ref());
+        let urls = [&base_url, &index_url].into_iter().flatten().filter_map(Url::host_str);
+        let listed = file_hosts.iter().chain(&token_realms).map(|host| host.host.as_str());
+        let mut own_hosts: Vec<OwnHost> = Vec::new();
+        for host in urls.chain(listed) {
+            let name = OwnHost::name_of(host);
+            if !own_hosts.iter().any(|own| own.name == name) {
+                own_hosts.push(OwnHost::new(host));
+            }
+        }
+
         let remote = Remote {
             name: entry.key.clone(),
             kind,
             package,
             description: section.text("description").map(|text| text.value).unwrap_or_default(),
-            index_url: index_url(&section, package, base_url.as_ref()),
+            index_url,
             headers: headers(&section, credentials.is_some()),
-            base_url: base_url.filter(|_| kind == RemoteType::Remote),
+            headers_keep: headers_keep(&section),
+            active_content: section.boolean("active_content").unwrap_or(false),
+            base_url,
             credentials,
             immutable_patterns: self.patterns(&section, "immutable_patterns"),
             mutable_patterns: self.patterns(&section, "mutable_patterns").unwrap_or_default(),
@@ -267,6 +287,7 @@ impl Reader {
             hosts: names,
             file_hosts,
             token_realms,
+            own_hosts,
             proxy: section.parse("proxy", address::proxy_url),
             offline: section.boolean("offline").unwrap_or(false),
             serve_stale_on: stale.unwrap_or(default_stale),
@@ -522,6 +543,21 @@ fn headers(section: &Section<'_>, has_credentials: bool) -> Vec<(HeaderName, Hea
     headers
 }
 
+/// Names of upstream's header fields that clients get besides those that describe content.
+fn headers_keep(section: &Section<'_>) -> Vec<HeaderName> {
+    let names = section.list("headers_keep", |text| {
+        let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| Fault::new("is no name of a header"))?;
+        match crate::headers::may_be_kept(&name) {
+            true => Ok(name),
+            false => Err(
+                Fault::new("is never passed on: it is the connection's, a cache's or this proxy's own")
+                    .hint("remove it"),
+            ),
+        }
+    });
+    names.unwrap_or_default().into_iter().map(|(_, name)| name).collect()
+}
+
 /// What stands before `/simple/…`. The public files host has no index of its own: it belongs to the public index,
 /// however the URL is spelled. `None`: the index is under `base_url`.
 fn index_url(section: &Section<'_>, package: Package, base_url: Option<&Url>) -> Option<Url> {
@@ -605,6 +641,16 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
             remote.package.name()
         ));
         cx.error(found.at, fault.hint("remove it; it belongs to `package: docker`"));
+    }
+    if remote.active_content
+        && remote.hosts.is_empty()
+        && let Some(found) = section.entry("active_content")
+    {
+        let fault = Fault::new("`active_content` without `hosts`: it would be active on the host of everything else");
+        cx.error(
+            found.at,
+            fault.hint("add `hosts: [NAME]`; it holds where this remote is asked for by that name"),
+        );
     }
     if remote.kind == RemoteType::Local {
         for key in [

@@ -14,8 +14,8 @@ use super::Flags;
 use super::address;
 use super::environment::Environment;
 use super::model::{
-    CacheSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts, Tls, TlsMode,
-    UpstreamSettings,
+    CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
+    Tls, TlsMode, UpstreamSettings,
 };
 use super::problem::{Context, Fault, Report};
 use super::section::{Elsewhere, Section};
@@ -28,7 +28,9 @@ const KEYS: &[&str] = &[
     "tls",
     "trusted_proxies",
     "resolver",
+    "stop_timeout",
     "cache",
+    "clients",
     "upstream",
     "docker",
 ];
@@ -38,10 +40,22 @@ const ELSEWHERE: Elsewhere = &[
     ("disk_min_free", "under `cache:`"),
     ("memory_bytes", "under `cache:`"),
     ("sync", "under `cache:`"),
+    ("scrub_rate", "under `cache:`"),
     ("connect_timeout", "under `upstream:`"),
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
     ("max_concurrent", "under `upstream:`"),
+    ("head_timeout", "under `clients:`"),
+    ("head_bytes", "under `clients:`"),
+    ("body_timeout", "under `clients:`"),
+    ("body_rate", "under `clients:`"),
+    ("write_timeout", "under `clients:`"),
+    ("http2_streams", "under `clients:`"),
+    ("http2_unread", "under `clients:`"),
+    ("max_per_remote", "under `upstream:`"),
+    ("least_rate", "under `upstream:`"),
+    ("rate_window", "under `upstream:`"),
+    ("transfer_timeout", "under `upstream:`"),
     ("default_remote", "under `docker:`"),
     ("remotes", "in a file of its own: --remotes or ARTIFACTAPI_REMOTES"),
     (
@@ -54,7 +68,25 @@ const ELSEWHERE: Elsewhere = &[
 ];
 
 /// The keys of `upstream:` that a remote has too.
-pub(super) const TIMEOUT_KEYS: [&str; 3] = ["connect_timeout", "first_byte_timeout", "idle_timeout"];
+pub(super) const TIMEOUT_KEYS: [&str; 6] = [
+    "connect_timeout",
+    "first_byte_timeout",
+    "idle_timeout",
+    "least_rate",
+    "rate_window",
+    "transfer_timeout",
+];
+
+const CLIENT_KEYS: &[&str] = &[
+    "head_timeout",
+    "head_bytes",
+    "idle_timeout",
+    "body_timeout",
+    "body_rate",
+    "write_timeout",
+    "http2_streams",
+    "http2_unread",
+];
 
 /// What the file may set.
 struct FromFile {
@@ -63,7 +95,9 @@ struct FromFile {
     tls: Option<Tls>,
     trusted_proxies: Vec<IpNet>,
     resolver: Vec<SocketAddr>,
+    stop_timeout: Duration,
     cache: CacheSettings,
+    clients: ClientSettings,
     upstream: UpstreamSettings,
     docker_default_remote: Option<String>,
 }
@@ -78,19 +112,26 @@ impl Default for FromFile {
             tls: None,
             trusted_proxies: vec![IpNet::V4(loopback4), IpNet::V6(loopback6)],
             resolver: Vec::new(),
+            stop_timeout: Duration::from_secs(30),
             cache: CacheSettings {
                 disk_bytes: 50_000_000_000,
                 disk_min_free: MinFree::Percent(5.0),
                 memory_bytes: 256_000_000,
                 sync: false,
+                scrub_rate: 4_000_000,
             },
+            clients: ClientSettings::default(),
             upstream: UpstreamSettings {
                 timeouts: Timeouts {
                     connect: Duration::from_secs(5),
                     first_byte: Duration::from_secs(30),
                     idle: Duration::from_secs(60),
+                    least_rate: 1000,
+                    rate_window: Duration::from_secs(300),
+                    whole: Duration::from_secs(24 * 3600),
                 },
                 max_concurrent: 256,
+                max_per_remote: share(256),
             },
             docker_default_remote: None,
         }
@@ -120,8 +161,10 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         remotes_file: outside.path(flags.remotes.as_deref(), "ARTIFACTAPI_REMOTES", "remotes.yaml"),
         trusted_proxies: file.trusted_proxies,
         resolver: file.resolver,
+        stop_timeout: file.stop_timeout,
         tls: file.tls,
         cache: file.cache,
+        clients: file.clients,
         upstream: file.upstream,
         docker_default_remote: outside
             .parse(
@@ -224,7 +267,10 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     if let Some(servers) = top.list("resolver", address::resolver_address) {
         result.resolver = servers.into_iter().map(|(_, server)| server).collect();
     }
-    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync"];
+    if let Some(limit) = top.timeout("stop_timeout") {
+        result.stop_timeout = limit;
+    }
+    let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync", "scrub_rate"];
     if let Some(cache) = top.section("cache", "cache.", &cache_keys) {
         let defaults = result.cache;
         result.cache = CacheSettings {
@@ -236,13 +282,25 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
                 .parse("memory_bytes", values::size)
                 .unwrap_or(defaults.memory_bytes),
             sync: cache.boolean("sync").unwrap_or(defaults.sync),
+            scrub_rate: cache.parse("scrub_rate", values::size).unwrap_or(defaults.scrub_rate),
         };
     }
-    let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent"]].concat();
+    if let Some(clients) = top.section("clients", "clients.", CLIENT_KEYS) {
+        result.clients = client_settings(&clients, result.clients);
+    }
+    let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent", "max_per_remote"]].concat();
     if let Some(upstream) = top.section("upstream", "upstream.", &upstream_keys) {
         result.upstream.timeouts = timeouts(&upstream, result.upstream.timeouts);
-        if let Some(number) = upstream.integer("max_concurrent", 1..=1_000_000) {
-            result.upstream.max_concurrent = usize::try_from(number).unwrap_or(usize::MAX);
+        let number = |key| {
+            let number = upstream.integer(key, 1..=1_000_000)?;
+            usize::try_from(number).ok()
+        };
+        if let Some(number) = number("max_concurrent") {
+            result.upstream.max_concurrent = number;
+            result.upstream.max_per_remote = share(number);
+        }
+        if let Some(number) = number("max_per_remote") {
+            result.upstream.max_per_remote = number;
         }
     }
     if let Some(docker) = top.section("docker", "docker.", &["default_remote"]) {
@@ -251,12 +309,49 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
     result
 }
 
+fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSettings {
+    let head_bytes = section.parse("head_bytes", |text| {
+        let bytes = values::size(text)?;
+        match usize::try_from(bytes) {
+            Ok(bytes @ 4096..=1_000_000) => Ok(bytes),
+            _ => Err(Fault::new("must be from 4KiB to 1MB")),
+        }
+    });
+    let body_rate = section.parse("body_rate", |text| match values::size(text)? {
+        0 => Err(Fault::new("must be more than nothing").hint("write bytes per second, such as 1KB")),
+        rate => Ok(rate),
+    });
+    ClientSettings {
+        head_timeout: section.timeout("head_timeout").unwrap_or(defaults.head_timeout),
+        head_bytes: head_bytes.unwrap_or(defaults.head_bytes),
+        idle_timeout: section.timeout("idle_timeout").unwrap_or(defaults.idle_timeout),
+        body_timeout: section.timeout("body_timeout").unwrap_or(defaults.body_timeout),
+        body_rate: body_rate.unwrap_or(defaults.body_rate),
+        write_timeout: section.timeout("write_timeout").unwrap_or(defaults.write_timeout),
+        http2_streams: section
+            .integer("http2_streams", 1..=10_000)
+            .unwrap_or(defaults.http2_streams),
+        http2_unread: section
+            .integer("http2_unread", 1..=1_000_000)
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(defaults.http2_unread),
+    }
+}
+
+/// How many of the concurrent fetches may be one remote's, by default.
+fn share(max_concurrent: usize) -> usize {
+    max_concurrent.div_ceil(2).max(8).min(max_concurrent)
+}
+
 /// Reads the time-outs of an `upstream:`, of the settings or of a remote.
 pub(super) fn timeouts(section: &Section<'_>, defaults: Timeouts) -> Timeouts {
     Timeouts {
         connect: section.timeout("connect_timeout").unwrap_or(defaults.connect),
         first_byte: section.timeout("first_byte_timeout").unwrap_or(defaults.first_byte),
         idle: section.timeout("idle_timeout").unwrap_or(defaults.idle),
+        least_rate: section.parse("least_rate", values::size).unwrap_or(defaults.least_rate),
+        rate_window: section.timeout("rate_window").unwrap_or(defaults.rate_window),
+        whole: section.timeout("transfer_timeout").unwrap_or(defaults.whole),
     }
 }
 

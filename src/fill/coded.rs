@@ -7,7 +7,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::gunzip::Gunzip;
-use super::view::is_gzip;
+use super::view::{has_gzip_bytes, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
 use crate::upstream::Failure;
@@ -17,7 +17,7 @@ const PIECE: usize = 64 << 10;
 
 impl Fills {
     /// Fetches `wanted` aside, as it comes, and keeps what has the right digest: the bytes, or what they decode to.
-    pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted) -> Outcome {
+    pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
         let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
             key: Key::new(remote, path, None, "~coded"),
@@ -31,6 +31,9 @@ impl Fills {
             Outcome::Object(object, How::Fetched) => object,
             other => return other,
         };
+        if !arrived.settled().await {
+            return self.after_failure(wanted, previous, Failure::broken_off()).await;
+        }
         let kept = self.keep_right(wanted, &arrived).await;
         self.store.remove(hash).await;
         match kept {
@@ -52,9 +55,6 @@ impl Fills {
         let Some(expected) = &wanted.expected else {
             return Err("a digest is wanted and none is known".to_owned());
         };
-        if !arrived.settled().await {
-            return Err("the transfer from upstream ended early; try again".to_owned());
-        }
         let broken = |error: &dyn std::fmt::Display| format!("what upstream sent could not be read: {error}");
         let mut verifier = expected.verifier();
         let mut reader = Reader::new(Arc::clone(arrived));
@@ -63,7 +63,7 @@ impl Fills {
             tokio::task::yield_now().await;
         }
         let as_it_came = verifier.finds_right(expected);
-        let gzip = arrived.head.content_encoding().is_some_and(is_gzip);
+        let gzip = arrived.head.content_encoding().is_none_or(is_gzip) && has_gzip_bytes(arrived).await;
         if !as_it_came && !gzip {
             self.metrics.wrong_digest(&wanted.remote.name);
             return Err(format!("upstream's content has another digest than {expected}"));

@@ -9,7 +9,7 @@ use flate2::write::GzDecoder;
 const MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 enum State {
-    Member(GzDecoder<Vec<u8>>),
+    Member(Box<GzDecoder<Vec<u8>>>),
     /// Behind a member; whether the first byte of another has come.
     Between(bool),
     Over,
@@ -24,7 +24,7 @@ pub struct Gunzip {
 impl Gunzip {
     pub fn new() -> Self {
         Gunzip {
-            state: State::Member(GzDecoder::new(Vec::new())),
+            state: State::Member(Box::new(GzDecoder::new(Vec::new()))),
             out: Vec::new(),
         }
     }
@@ -54,7 +54,7 @@ impl Gunzip {
                 State::Between(true) if first == MAGIC[1] => {
                     let mut decoder = GzDecoder::new(Vec::new());
                     decoder.write_all(&MAGIC[..1])?;
-                    self.state = State::Member(decoder);
+                    self.state = State::Member(Box::new(decoder));
                 }
                 State::Between(_) => self.state = State::Over,
                 State::Over => break,

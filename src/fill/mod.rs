@@ -34,7 +34,7 @@ use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
-use crate::cache::{Expected, Finish, Hash, Key, Object, Store, freshness_until, now_ms, shown};
+use crate::cache::{Expected, Finish, Hash, Key, Object, State, Store, freshness_until, now_ms, shown};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Form, Format};
@@ -360,7 +360,7 @@ impl Fills {
         if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
             return self.fly_set(&wanted, &set, previous, landing).await;
         }
-        let place = match self.upstream.place().await {
+        let place = match self.upstream.place(&wanted.remote).await {
             Ok(place) => place,
             Err(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
         };
@@ -426,7 +426,7 @@ impl Fills {
             Word::Coded => {
                 drop(task);
                 drop(place);
-                return landing.publish(self.fetch_coded(&wanted).await);
+                return landing.publish(self.fetch_coded(&wanted, previous).await);
             }
             Word::Direct(why) => {
                 if let Some(why) = why {
@@ -554,14 +554,29 @@ impl Fills {
 
     /// The stored copy, trusted for another TTL so that upstream is not asked again until then.
     async fn stale(self: &Arc<Self>, wanted: &Wanted, previous: &Arc<Object>, status: Option<u16>) -> Outcome {
-        let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
+        self.trust_again(wanted.policy, previous).await;
+        Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+
+    async fn trust_again(&self, policy: Policy, previous: &Arc<Object>) {
+        let until = freshness_until(policy.class, now_ms(), policy.ttl);
         let checked_at = previous.fresh.checked_at();
-        self.store
-            .refresh(previous, wanted.policy.class, checked_at, until)
-            .await;
+        self.store.refresh(previous, policy.class, checked_at, until).await;
         // Not told to other nodes: they may have something newer, or reach upstream.
         self.catalog.record(record::refreshed(previous));
-        Outcome::Object(Arc::clone(previous), How::Stale(status))
+    }
+
+    /// The copy that `broken` was to take the place of, if it broke off and has left one: upstream may as well not have
+    /// answered at all, as long as nothing of its answer has gone out.
+    pub async fn copy_before(&self, broken: &Object, policy: Policy) -> Option<Arc<Object>> {
+        if broken.progress().state != State::Failed {
+            return None;
+        }
+        let previous = self.store.stored(&broken.key).await?;
+        if !previous.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh() {
+            self.trust_again(policy, &previous).await;
+        }
+        Some(previous)
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use http::{HeaderMap, Method, header};
 
 use super::gunzip::gunzip;
-use super::view::is_gzip;
+use super::view::{GZIP, is_gzip};
 use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
 use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
@@ -90,6 +90,7 @@ impl Fills {
                 self.point(wanted, previous, (referent, &kept), How::Fetched, (is_flushed, began))
                     .await
             }
+            Err(failure) if failure.unreachable => self.after_failure(wanted, previous, failure).await,
             Err(failure) => Outcome::Answer(Arc::new(Answer::failure(&failure))),
         };
         self.store.remove(key).await;
@@ -118,16 +119,18 @@ impl Fills {
         ) {
             (true, Ok(body)) => body,
             (true, Err(_)) => return Err(refused("upstream's manifest is longer than any registry takes")),
-            (false, _) => return Err(refused("the transfer from upstream ended early; try again")),
+            (false, _) => return Err(Failure::broken_off()),
         };
         let body = match arrived.head.content_encoding() {
-            None => body,
-            // Unasked; a digest is that of the content, not of its coding.
-            Some(coding) if is_gzip(coding) => {
+            Some(coding) if !is_gzip(coding) => {
+                return Err(refused("upstream sent its manifest in a coding that nobody asked for"));
+            }
+            // Unasked, and not always said; a digest is that of the content, not of its coding.
+            _ if body.starts_with(&GZIP) => {
                 let damaged = refused("the coding of upstream's manifest is damaged, or hides too much");
                 gunzip(&body, MAX_CONTENT).ok_or(damaged)?
             }
-            Some(_) => return Err(refused("upstream sent its manifest in a coding that nobody asked for")),
+            _ => body,
         };
         if arrived.head.content_type().starts_with("text/html") {
             return Err(refused("upstream sent a page, not a manifest"));

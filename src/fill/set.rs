@@ -150,11 +150,7 @@ impl Fills {
     ) {
         let aside = arrived.key.hash;
         let how = if life.is_some() { How::Restored } else { How::Fetched };
-        let incomplete = Failure {
-            status: 502,
-            reason: "the transfer from upstream ended early; try again".to_owned(),
-            unreachable: false,
-        };
+        let incomplete = Failure::broken_off();
         let body = match (
             arrived.settled().await,
             Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await,

@@ -69,7 +69,13 @@ impl Ticket {
 
     /// The headers to keep of a 200, and the body's length.
     fn kept(&self, response: &ResponseHeader) -> (HeaderMap, Option<u64>) {
-        let (mut kept, length) = headers::of_stored(response, self.spec.key.parts().1);
+        let asked = headers::Asked {
+            path: self.spec.key.parts().1,
+            url: self.exchange.url(),
+            document: self.spec.document,
+            keep: &self.exchange.remote.headers_keep,
+        };
+        let (mut kept, length) = headers::of_stored(response, &asked);
         for (name, value) in &self.says {
             if name != header::ETAG || !kept.contains_key(name) {
                 kept.insert(name.clone(), value.clone());
@@ -80,8 +86,7 @@ impl Ticket {
 
     /// Whether content with a digest of its own comes in some coding. (A file of a set has a name that tells.)
     fn is_coded(&self, response: &ResponseHeader) -> bool {
-        let coding = response.headers.get(header::CONTENT_ENCODING);
-        let coded = coding.is_some_and(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"));
+        let coded = headers::is_coded(&response.headers);
         let literal = self.spec.expected.is_some() && !self.says.is_empty();
         coded && literal && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
     }
@@ -285,6 +290,10 @@ impl ProxyHttp for Hooks {
     }
 
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        // The answer is still to come.
+        if response.status.is_informational() {
+            return Ok(());
+        }
         let stored = session.cache.enabled() && session.cache.phase() != CachePhase::Bypass;
         let not_modified = ctx.not_modified;
         let status = response.status.as_u16();
@@ -314,7 +323,7 @@ impl ProxyHttp for Hooks {
         } else if status >= 400 {
             // Clients get a body of ours: upstream's may be long, or drip.
             let retry_after = headers::retry_after(response);
-            let headers = headers::of_answer(response);
+            let headers = headers::of_answer(response, &ticket.exchange.remote.headers_keep);
             ticket.say(Word::Answer(Answer {
                 status,
                 headers,
@@ -325,7 +334,8 @@ impl ProxyHttp for Hooks {
             }));
             ctx.discarded = Some(0);
         } else {
-            ctx.passing = Some((status, headers::of_answer(response), BytesMut::new()));
+            let headers = headers::of_answer(response, &ticket.exchange.remote.headers_keep);
+            ctx.passing = Some((status, headers, BytesMut::new()));
         }
         Ok(())
     }
@@ -337,8 +347,8 @@ impl ProxyHttp for Hooks {
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
-        if let Some(ticket) = &ctx.ticket {
-            ticket.exchange.body_piece(end);
+        if let Some(ticket) = &mut ctx.ticket {
+            ticket.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
         }
         if let (Some(discarded), Some(piece)) = (&mut ctx.discarded, body.as_ref()) {
             *discarded += piece.len();

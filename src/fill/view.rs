@@ -3,15 +3,18 @@
 //! A view is an object like any other. Its key holds the id of its original, so it never expires: another body has
 //! another id, and a re-fetch that brought the same bytes keeps the id and with it the views.
 
+use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderValue, header};
 use quick_cache::sync::Cache;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::gunzip::Gunzip;
@@ -28,6 +31,13 @@ use crate::metrics::Metrics;
 const MAX_DECODED: u64 = 1 << 30;
 /// Base URLs for which views of one document are kept; `Host` comes from outside.
 const MAX_BASES: usize = 16;
+/// Views for base URLs that a document with views was not asked by yet: so many are made at once, for whoever they are.
+const UNSEEN_AT_ONCE: usize = 2;
+/// ... and one waits so long for its turn.
+const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
+/// A view is about as long as its original, and several times as long as that one's gzip form.
+const GROWTH: u64 = 2;
+const GROWTH_DECODED: u64 = 16;
 /// A decoder's output is handed on in pieces of this.
 const PIECE: usize = 64 << 10;
 
@@ -38,6 +48,8 @@ pub enum ViewError {
     NoSpace(#[from] NoSpace),
     #[error("upstream's document is encoded as {0}, which cannot be decoded here")]
     Coding(String),
+    #[error("too many clients ask for it under names that it was not asked by before; try again")]
+    Busy,
 }
 
 /// A rewriting that is asked for.
@@ -89,11 +101,28 @@ pub struct Views {
     /// One at a time looks a view up and starts it, so that none is made twice.
     starting: Vec<Mutex<()>>,
     /// Keys made lately, for the hot path: a key is long to write and to hash.
-    keys: Cache<HotKey, Key>,
+    keys: Cache<HotKey, Arc<Known>>,
     /// Not known outside, so that no `Host` can be made to look like another.
     hasher: RandomState,
-    /// Base URLs seen for an original, oldest first.
-    bases: Cache<u64, Arc<parking_lot::Mutex<Vec<String>>>>,
+    /// Base URLs that there are views of an original for.
+    bases: Cache<u64, Arc<parking_lot::Mutex<Vec<Arc<Base>>>>>,
+    /// Moves on with every new base URL: what was used since is told by it.
+    clock: AtomicU64,
+    unseen: Arc<Semaphore>,
+}
+
+/// A view that was opened before.
+struct Known {
+    key: Key,
+    base: Option<Arc<Base>>,
+}
+
+/// A base URL that there are views for.
+#[derive(Debug)]
+struct Base {
+    url: String,
+    /// By [`Views::clock`].
+    used: AtomicU64,
 }
 
 impl Views {
@@ -106,6 +135,8 @@ impl Views {
             keys: Cache::new(16_384),
             hasher: RandomState::new(),
             bases: Cache::new(4096),
+            clock: AtomicU64::new(0),
+            unseen: Arc::new(Semaphore::new(UNSEEN_AT_ONCE)),
         }
     }
 
@@ -130,7 +161,7 @@ impl Views {
             .bases
             .remove(&id)
             .map_or_else(Vec::new, |(_, bases)| bases.lock().clone());
-        let absolute = bases.into_iter().map(|base| format!("for {base}"));
+        let absolute = bases.into_iter().map(|base| format!("for {}", base.url));
         for form in absolute.chain(["relative".to_owned(), "decoded".to_owned()]) {
             for coding in ["gzip", "identity"] {
                 self.store.remove(Self::key_of(id, &form, coding).hash).await;
@@ -140,14 +171,22 @@ impl Views {
 
     /// A view of `original` that was opened before.
     pub async fn known(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
-        let key = self.keys.get(&self.hot_key(original, kind, gzip, remote_url))?;
-        self.store.open_object(&key).await
+        let known = self.used(&self.hot_key(original, kind, gzip, remote_url))?;
+        self.store.open_object(&known.key).await
     }
 
     /// The same, if it is in memory.
     pub fn in_memory(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
-        let key = self.keys.get(&self.hot_key(original, kind, gzip, remote_url))?;
-        self.store.in_memory(&key)
+        let known = self.used(&self.hot_key(original, kind, gzip, remote_url))?;
+        self.store.in_memory(&known.key)
+    }
+
+    fn used(&self, hot: &HotKey) -> Option<Arc<Known>> {
+        let known = self.keys.get(hot)?;
+        if let Some(base) = &known.base {
+            base.used.store(self.clock.load(Relaxed), Relaxed);
+        }
+        Some(known)
     }
 
     fn hot_key(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> HotKey {
@@ -165,21 +204,26 @@ impl Views {
     /// There is no space for it, or the original's coding is not known here.
     pub async fn open(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         let key = Self::key(original, spec);
-        let remote_url = spec
-            .rewriting
-            .as_ref()
-            .map_or("", |rewriting| rewriting.remote_url.as_str());
-        self.keys
-            .insert(self.hot_key(original, spec.kind(), spec.gzip, remote_url), key.clone());
+        let absolute = spec.rewriting.as_ref().filter(|rewriting| rewriting.absolute);
+        // Before its turn is waited for: who comes by a known name does not wait behind who does not.
+        let place = match absolute {
+            Some(rewriting) => self.place(original, rewriting).await?,
+            None => None,
+        };
         let _turn = self.starting[original.id as usize % self.starting.len()].lock().await;
+        let base = match absolute {
+            Some(rewriting) => Some(self.base(original, rewriting).await),
+            None => None,
+        };
+        let remote_url = absolute.map_or("", |rewriting| rewriting.remote_url.as_str());
+        let known = Arc::new(Known { key: key.clone(), base });
+        self.keys
+            .insert(self.hot_key(original, spec.kind(), spec.gzip, remote_url), known);
         if let Some(view) = self.store.open_object(&key).await {
             return Ok(view);
         }
         if let Some(coding) = original.head.content_encoding().filter(|coding| !is_gzip(coding)) {
             return Err(ViewError::Coding(coding.to_owned()));
-        }
-        if let Some(rewriting) = spec.rewriting.as_ref().filter(|rewriting| rewriting.absolute) {
-            self.bound_bases(original, rewriting).await;
         }
         // The gzip form is made from the identity form: one rewriting serves both.
         let source = if spec.gzip {
@@ -199,10 +243,8 @@ impl Views {
                 Some(plain) => views.compress(&original, plain, writer).await,
                 None => views.write(&original, &spec, writer).await,
             };
-            if let Err(error) = made {
-                views.metrics.view_failed();
-                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
-            }
+            drop(place);
+            views.note(&original, made);
         });
         Ok(view)
     }
@@ -225,18 +267,36 @@ impl Views {
         let view = Arc::clone(writer.object());
         let (views, original, spec) = (Arc::clone(self), Arc::clone(original), spec.clone());
         tokio::spawn(async move {
-            if let Err(error) = views.write(&original, &spec, writer).await {
-                views.metrics.view_failed();
-                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
-            }
+            let made = views.write(&original, &spec, writer).await;
+            views.note(&original, made);
         });
         Ok(view)
+    }
+
+    fn note(&self, original: &Object, made: Result<(), MakeError>) {
+        match made {
+            Ok(()) => {}
+            Err(MakeError::Unwanted) => {
+                tracing::debug!(key = %shown(&original.key), "a view is dropped: nobody waits for it")
+            }
+            Err(error) => {
+                self.metrics.view_failed();
+                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
+            }
+        }
     }
 
     async fn create(&self, key: Key, original: &Object, spec: &Spec) -> Result<Writer, NoSpace> {
         let mut kept = headers::of_view(&original.head.headers);
         if spec.gzip {
             kept.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        if let Some(length) = original.length() {
+            let growth = match original.head.content_encoding() {
+                Some(_) => GROWTH_DECODED,
+                None => GROWTH,
+            };
+            self.store.expect_length(&key.hash, length.saturating_mul(growth));
         }
         let head = Head {
             url: original.head.url.clone(),
@@ -264,7 +324,8 @@ impl Views {
             })
         });
         let mut reader = Reader::new(Arc::clone(original));
-        let mut decoder = original.head.content_encoding().map(|_| Gunzip::new());
+        let is_coded = original.head.content_encoding().is_some() && has_gzip_bytes(original).await;
+        let mut decoder = is_coded.then(Gunzip::new);
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
@@ -334,7 +395,7 @@ impl Views {
         }
         writer.write(out.into()).await?;
         tokio::task::yield_now().await;
-        Ok(())
+        is_wanted(writer)
     }
 
     async fn links(&self, rewriter: &mut dyn Rewriter, spec: &Spec) {
@@ -355,6 +416,7 @@ impl Views {
                 let out = std::mem::take(encoder.get_mut());
                 writer.write(out.into()).await?;
                 tokio::task::yield_now().await;
+                is_wanted(&writer)?;
             }
         }
         writer
@@ -363,31 +425,55 @@ impl Views {
         self.finish(original, writer).await
     }
 
-    /// Drops the oldest base's views when a document has too many.
-    async fn bound_bases(&self, original: &Arc<Object>, rewriting: &Rewriting) {
-        let bases = match self.bases.get(&original.id) {
-            Some(bases) => bases,
-            None => {
-                let bases = Arc::new(parking_lot::Mutex::new(Vec::new()));
-                self.bases.insert(original.id, Arc::clone(&bases));
-                bases
-            }
+    fn bases_of(&self, original: &Object) -> Arc<parking_lot::Mutex<Vec<Arc<Base>>>> {
+        // Two at once find one list.
+        let made = self
+            .bases
+            .get_or_insert_with(&original.id, || Ok::<_, Infallible>(Arc::default()));
+        made.unwrap_or_else(|never| match never {})
+    }
+
+    /// The right to make a view of `original` for a base URL. Those that it has views for already, and the first, need none:
+    /// others, which anybody can make up, are few at a time.
+    async fn place(&self, original: &Object, rewriting: &Rewriting) -> Result<Option<OwnedSemaphorePermit>, ViewError> {
+        let is_unseen = {
+            let bases = self.bases_of(original);
+            let bases = bases.lock();
+            !bases.is_empty() && bases.iter().all(|base| base.url != rewriting.remote_url)
         };
-        let oldest = {
+        if !is_unseen {
+            return Ok(None);
+        }
+        match tokio::time::timeout(UNSEEN_LIMIT, Arc::clone(&self.unseen).acquire_owned()).await {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(ViewError::Busy),
+        }
+    }
+
+    /// The base URL of a view that is about to be used. Where a document has too many, the views of the one go that was not
+    /// used for the longest time.
+    async fn base(&self, original: &Object, rewriting: &Rewriting) -> Arc<Base> {
+        let (base, unused) = {
+            let bases = self.bases_of(original);
             let mut bases = bases.lock();
-            if bases.contains(&rewriting.remote_url) {
-                return;
+            if let Some(base) = bases.iter().find(|base| base.url == rewriting.remote_url) {
+                base.used.store(self.clock.load(Relaxed), Relaxed);
+                return Arc::clone(base);
             }
-            bases.push(rewriting.remote_url.clone());
-            if bases.len() > MAX_BASES {
-                Some(bases.remove(0))
-            } else {
-                None
-            }
+            let base = Arc::new(Base {
+                url: rewriting.remote_url.clone(),
+                used: AtomicU64::new(self.clock.fetch_add(1, Relaxed) + 1),
+            });
+            let unused = match bases.len() >= MAX_BASES {
+                true => oldest(&bases).map(|at| bases.swap_remove(at)),
+                false => None,
+            };
+            bases.push(Arc::clone(&base));
+            (base, unused)
         };
-        if let Some(remote_url) = oldest {
+        if let Some(unused) = unused {
             let rewriting = Rewriting {
-                remote_url,
+                remote_url: unused.url.clone(),
                 ..rewriting.clone()
             };
             for gzip in [false, true] {
@@ -398,6 +484,20 @@ impl Views {
                 self.store.remove(Self::key(original, &spec).hash).await;
             }
         }
+        base
+    }
+}
+
+fn oldest(bases: &[Arc<Base>]) -> Option<usize> {
+    let used = bases.iter().map(|base| base.used.load(Relaxed)).enumerate();
+    used.min_by_key(|(_, used)| *used).map(|(at, _)| at)
+}
+
+/// A view that nobody waits for is not made to its end: it is made again when somebody asks.
+fn is_wanted(writer: &Writer) -> Result<(), MakeError> {
+    match writer.leave_if_alone() {
+        true => Err(MakeError::Unwanted),
+        false => Ok(()),
     }
 }
 
@@ -406,9 +506,22 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
 
+/// What a gzip stream begins with (RFC 1952 section 2.3.1).
+pub const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// Whether a stored coding can be decoded.
 pub fn is_gzip(coding: &str) -> bool {
     coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
+}
+
+/// Whether a body begins as gzip does; what upstream says of it may be wrong.
+pub async fn has_gzip_bytes(object: &Arc<Object>) -> bool {
+    let mut reader = Reader::range(Arc::clone(object), 0, GZIP.len() as u64);
+    let mut begin = Vec::new();
+    while let Ok(Some(piece)) = reader.next().await {
+        begin.extend_from_slice(&piece);
+    }
+    begin.starts_with(&GZIP)
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -425,4 +538,6 @@ enum MakeError {
     Write(#[from] std::io::Error),
     #[error("{0}")]
     NotAdmitted(String),
+    #[error("nobody waits for it")]
+    Unwanted,
 }

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::random;
-use crate::cache::{Millis, now_ms};
+use crate::cache::{Millis, in_folder, now_ms};
 
 pub const FLUSHES: &str = "artifactapi:flushes";
 /// How many are kept, the newest.
@@ -188,13 +188,14 @@ impl Flushes {
 /// Writes a file that is there whole or as it was.
 pub fn replace(file: &Path, content: &[u8], sync: bool) -> io::Result<()> {
     let new = file.with_extension("new");
-    let mut writing = std::fs::File::create(&new)?;
+    let folder = file.parent().unwrap_or(Path::new("."));
+    let mut writing = in_folder(folder, || std::fs::File::create(&new))?;
     writing.write_all(content)?;
     if sync {
         writing.sync_all()?;
     }
     std::fs::rename(&new, file)?;
-    if let (true, Some(folder)) = (sync, file.parent()) {
+    if sync {
         std::fs::File::open(folder)?.sync_all()?;
     }
     Ok(())

@@ -51,8 +51,6 @@ pub enum FleetError {
     /// Never tells the URL, which may hold a password.
     #[error("REDIS_URL cannot be used: {0}")]
     Url(String),
-    #[error("cannot use {folder}: {error}")]
-    Folder { folder: String, error: std::io::Error },
 }
 
 /// What the fleet knows of one key.
@@ -138,7 +136,7 @@ impl Fleet {
     /// are still to be sent.
     ///
     /// # Errors
-    /// The URL is none, or the folder cannot be used.
+    /// The URL is none.
     pub fn new(
         url: &config::Secret,
         me: Node,
@@ -146,10 +144,6 @@ impl Fleet {
         runtime: tokio::runtime::Handle,
     ) -> Result<Arc<Fleet>, FleetError> {
         let folder = data_dir.join("fleet");
-        std::fs::create_dir_all(&folder).map_err(|error| FleetError::Folder {
-            folder: folder.display().to_string(),
-            error,
-        })?;
         Ok(Arc::new(Fleet {
             redis: Redis::new(url, Breaker::new("redis"))?,
             bus: Bus::new(&me.name, &folder),

@@ -432,7 +432,7 @@ impl Tokenizer {
                     (dashes.bang, dashes.start) = (true, false);
                     continue;
                 }
-                b'>' if dashes.bang || dashes.count >= 2 || (dashes.start && dashes.count < 2) => {
+                b'>' if dashes.bang || dashes.start || dashes.count >= 2 => {
                     out.extend(std::iter::repeat_n(b'-', dashes.count.saturating_sub(2)));
                     out.extend_from_slice(b"-->");
                     self.state = State::Text;

@@ -10,6 +10,7 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 use url::Url;
 
+use super::dress::Shown;
 use super::head::{head_is_enough, head_must_be_get};
 use super::public::Arrival;
 use super::reply::{self, Problem};
@@ -19,7 +20,7 @@ use super::{Client, Ctx, public};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
 use crate::fill::set::{Set, Standing};
-use crate::fill::view::{Kind, Rewriting, Spec, ViewError, is_gzip};
+use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::{Class, Format, View, path};
 use crate::policy;
@@ -167,6 +168,7 @@ impl Client {
         ctx.remote = Some(Arc::clone(&remote));
         let method = session.req_header().method.clone();
         let accept = accept(session);
+        let bound_host = target.bound_host;
         match resolve::resolve(&remote, &method, target, accept.as_deref()) {
             Resolution::Artifact(resolved) => {
                 let resolved = Arc::new(resolved);
@@ -175,7 +177,10 @@ impl Client {
                 }
                 self.resolved(session, ctx, config, resolved).await
             }
-            Resolution::PassThrough(format, path) => self.pass_through(session, ctx, remote, format, path).await,
+            Resolution::PassThrough(format, path) => {
+                self.pass_through(session, ctx, remote, (format, path, bound_host))
+                    .await
+            }
             Resolution::Redirect(location) => {
                 let headers = vec![
                     (header::LOCATION, location),
@@ -321,15 +326,8 @@ impl Client {
         let expired = found.is_some();
         if !expired && let Some(answer) = self.fills.remembered(&request.asked()) {
             ctx.cache = "negative";
-            let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-            reply::answer(
-                session,
-                request.format,
-                at,
-                &answer,
-                ("cache", "artifactapi; hit; detail=negative"),
-            )
-            .await?;
+            let source = ("cache", "artifactapi; hit; detail=negative");
+            reply::answer(session, &request, &answer, source).await?;
             return Ok(true);
         }
         let url = match self.upstream_url(&request).await {
@@ -389,15 +387,8 @@ impl Client {
                 }
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
-                    let at = (request.remote.name.as_str(), request.path.encoded.as_str());
-                    reply::answer(
-                        session,
-                        request.format,
-                        at,
-                        &answer,
-                        ("remote", "artifactapi; fwd=miss"),
-                    )
-                    .await?;
+                    let source = ("remote", "artifactapi; fwd=miss");
+                    reply::answer(session, &request, &answer, source).await?;
                     return Ok(true);
                 }
                 _ => {}
@@ -419,12 +410,11 @@ impl Client {
             }
             Outcome::Answer(answer) => {
                 ctx.cache = forwarded;
-                let at = (request.remote.name.as_str(), request.path.encoded.as_str());
                 let status = match &answer.reason {
                     Some(_) => format!("artifactapi; fwd={forwarded}{collapsed}"),
                     None => format!("artifactapi; fwd={forwarded}; fwd-status={}{collapsed}", answer.status),
                 };
-                reply::answer(session, request.format, at, &answer, ("remote", &status)).await?;
+                reply::answer(session, &request, &answer, ("remote", &status)).await?;
                 Ok(true)
             }
             Outcome::Direct => {
@@ -437,7 +427,8 @@ impl Client {
                         .header(header::RETRY_AFTER, "10");
                     return self.refuse(session, Some(request.format), problem).await;
                 }
-                self.pass_by(session, ctx, &wanted, "artifactapi; fwd=bypass").await
+                self.pass_by(session, ctx, (&request, &wanted), "artifactapi; fwd=bypass")
+                    .await
             }
         }
     }
@@ -476,9 +467,8 @@ impl Client {
             age: Some(now.saturating_sub(original.fresh.checked_at()) / 1000),
             source: "cache",
             cache_status: hit_status(left),
-            vary: vary(resolved, resolved.view.is_some()),
-            format: resolved.format,
-            path: &resolved.path.decoded,
+            shown: Shown::of(resolved),
+            by_coding: resolved.view.is_some(),
             presented_as: resolved.presented_as.filter(|_| is_html(original.head.content_type())),
             head_only: false,
         };
@@ -520,15 +510,16 @@ impl Client {
         if original.head.stands_for.is_some() {
             return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
         }
-        let gzip_accepted = accepts(session, "gzip") || accepts(session, "x-gzip");
         let encoded = original.head.content_encoding();
-        let kind = match request.view {
-            Some(View { absolute: true }) => Some(Kind::Absolute),
-            Some(View { absolute: false }) => Some(Kind::Relative),
-            // A coding that the client did not accept is taken off.
-            None => encoded
-                .filter(|coding| is_gzip(coding) && !gzip_accepted)
-                .map(|_| Kind::Decoded),
+        let kind = match (request.view, encoded) {
+            (Some(View { absolute: true }), _) => Some(Kind::Absolute),
+            (Some(View { absolute: false }), _) => Some(Kind::Relative),
+            // A coding that the client did not accept is taken off, and so is one that upstream only names.
+            (None, Some(coding)) if is_gzip(coding) => {
+                let as_it_is = accepts(session, "gzip") && has_gzip_bytes(&original).await;
+                (!as_it_is).then_some(Kind::Decoded)
+            }
+            (None, _) => None,
         };
         if let Some(coding) = encoded.filter(|coding| kind.is_none() && !is_gzip(coding) && !accepts(session, coding)) {
             let detail =
@@ -538,16 +529,15 @@ impl Client {
         }
         let object = match kind {
             None => Arc::clone(&original),
-            Some(kind) => match self.view(request, &original, kind, gzip_accepted).await {
+            Some(kind) => match self.view(request, &original, kind, wants_gzip(session)).await {
                 Ok(view) => {
                     self.fills.store.count_use(&view);
                     view
                 }
                 Err(error) => {
-                    let status = if matches!(error, ViewError::NoSpace(_)) {
-                        503
-                    } else {
-                        502
+                    let status = match error {
+                        ViewError::NoSpace(_) | ViewError::Busy => 503,
+                        ViewError::Coding(_) => 502,
                     };
                     let problem = Problem::new(status, format!("the document cannot be rewritten: {error}"))
                         .at(&request.remote.name, &request.path.encoded);
@@ -564,6 +554,10 @@ impl Client {
             serve::has_begun(&object).await
         };
         if !usable {
+            if let Some(copy) = self.fills.copy_before(&original, request.policy).await {
+                let origin = Origin::of(&copy, &How::Stale(None), true, false, ctx);
+                return Box::pin(self.deliver(session, ctx, request, copy, origin)).await;
+            }
             let detail = if kind.is_some() {
                 "upstream's document could not be rewritten: it ended early, or is not what its type says"
             } else {
@@ -574,7 +568,6 @@ impl Client {
                 .header(header::RETRY_AFTER, "1");
             return self.refuse(session, Some(request.format), problem).await;
         }
-        let vary = vary(request, kind.is_some() || encoded.is_some());
         let now = now_ms();
         let dress = Dress {
             policy: request.policy,
@@ -585,14 +578,13 @@ impl Client {
             }),
             source: origin.source,
             cache_status: origin.cache_status,
-            vary,
-            format: request.format,
-            path: &request.path.decoded,
+            shown: Shown::of(request),
+            by_coding: kind.is_some() || encoded.is_some(),
             presented_as: request.presented_as.filter(|_| is_html(original.head.content_type())),
             head_only: request.head,
         };
         ctx.source = Some(origin.source);
-        ctx.sent += serve::serve(session, &object, &dress).await?;
+        ctx.sent += serve::serve(&mut self.reading(session), &object, &dress).await?;
         Ok(true)
     }
 }
@@ -603,16 +595,6 @@ fn hit_status(left: Left) -> Cow<'static, str> {
         Left::ForEver => Cow::Borrowed("artifactapi; hit"),
         Left::For(left) => format!("artifactapi; hit; ttl={}", left.as_secs()).into(),
         Left::Expired(since) => format!("artifactapi; hit; ttl=-{}; detail=offline", since.as_secs()).into(),
-    }
-}
-
-/// What of a request chose between several documents or codings.
-pub(super) fn vary(resolved: &Resolved, by_coding: bool) -> Option<&'static str> {
-    match (resolved.format.varies(&resolved.path.decoded), by_coding) {
-        (true, true) => Some("Accept, Accept-Encoding"),
-        (true, false) => Some("Accept"),
-        (false, true) => Some("Accept-Encoding"),
-        (false, false) => None,
     }
 }
 
@@ -654,10 +636,16 @@ fn wants_fresh(session: &Session) -> bool {
     says(header::CACHE_CONTROL, &["no-cache", "max-age=0"]) || says(header::PRAGMA, &["no-cache"])
 }
 
-/// Whether a coding is acceptable to the client.
-pub(super) fn accepts(session: &Session, wanted: &str) -> bool {
+/// Whether the client takes content that is in a coding. One that says nothing of codings takes all (RFC 9110 section
+/// 12.5.3).
+fn accepts(session: &Session, coding: &str) -> bool {
     let values = session.req_header().headers.get_all(header::ACCEPT_ENCODING);
-    accepted(values.iter().filter_map(|value| value.to_str().ok()), wanted)
+    values.iter().next().is_none() || accepted(values.iter().filter_map(|value| value.to_str().ok()), coding)
+}
+
+/// Whether the client asks for gzip where both forms can be had.
+pub(super) fn wants_gzip(session: &Session) -> bool {
+    session.req_header().headers.contains_key(header::ACCEPT_ENCODING) && accepts(session, "gzip")
 }
 
 /// RFC 9110 section 12.5.3: whether values of `Accept-Encoding` allow a coding.
@@ -667,22 +655,32 @@ pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) 
         for item in value.split(',') {
             let mut parts = item.split(';');
             let coding = parts.next().unwrap_or("").trim();
-            let quality = parts
-                .find_map(|part| {
-                    part.trim()
-                        .strip_prefix("q=")
-                        .map(|q| q.trim().parse::<f32>().unwrap_or(0.0))
-                })
-                .unwrap_or(1.0);
-            if coding.eq_ignore_ascii_case(wanted) {
-                return quality > 0.0;
+            let weight = parts.find_map(|parameter| {
+                let (name, weight) = parameter.split_once('=')?;
+                name.trim()
+                    .eq_ignore_ascii_case("q")
+                    .then(|| weight.trim().parse::<f32>().unwrap_or(0.0))
+            });
+            let allowed = weight.unwrap_or(1.0) > 0.0;
+            if plain(coding).eq_ignore_ascii_case(plain(wanted)) {
+                return allowed;
             }
             if coding == "*" {
-                any = Some(quality > 0.0);
+                any = Some(allowed);
             }
         }
     }
     any.unwrap_or(false)
+}
+
+/// `x-gzip` is `gzip`, by another name (RFC 9110 section 8.4.1.3).
+fn plain(coding: &str) -> &str {
+    let (prefix, rest) = coding.split_at_checked(2).unwrap_or(("", coding));
+    if prefix.eq_ignore_ascii_case("x-") {
+        rest
+    } else {
+        coding
+    }
 }
 
 /// How a request came here.

@@ -1,8 +1,8 @@
 //! The short way: plain hits over HTTP/1.1, read from the connection and answered on it without a session in between.
 //!
-//! It knows one kind of request: a complete head of a GET without a body, a range or a condition, for something that is
-//! stored and fresh. Whatever else arrives is handed to Pingora as it was read, so that each rule of HTTP has one place,
-//! and comes back when it is answered.
+//! Every request's head is read here, once, by [`wire::read`]. One kind of request is answered: a GET without a body, a
+//! range or a condition, for something that is stored and fresh. Any other goes to Pingora through a [`Gate`] that is open
+//! for it alone, and the connection comes back when it is answered.
 
 use std::cell::LazyCell;
 use std::fs::File;
@@ -13,9 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
-use bytes::{Buf, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue};
-use httparse::Status;
+use bytes::Buf;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora_core::apps::{HttpServerApp, ServerApp};
 use pingora_core::protocols::http::ServerSession;
 use pingora_core::protocols::l4::stream::Stream as Tcp;
@@ -27,35 +26,32 @@ use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::artifact::accepted;
+use super::gate::{Gate, READ};
 use super::public::{self, Arrival};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
-use super::{Client, Hooks, KEEP_ALIVE, WRITE_LIMIT, registry, serve, wire};
+use super::wire::{self, Head, Refusal};
+use super::{Client, Hooks, registry, serve};
 use crate::cache::{Body, Object, Reader};
+use crate::config::ClientSettings;
 
-/// A head that is longer goes the long way.
-const LONGEST_HEAD: usize = 16 << 10;
-/// As many as Pingora takes.
-const MOST_FIELDS: usize = 256;
-/// How the preface of HTTP/2 begins (RFC 9113 section 3.4).
-const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n";
-/// What is read at once.
-const READ: usize = 4 << 10;
+/// What a connection over HTTP/2 begins with (RFC 9113 section 3.4).
+const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read of a file and written at once: it stays in the processor's cache between the two.
 const PIECE: u64 = 32 << 10;
-/// A client that has begun a head has this long for its end.
-const HEAD_LIMIT: Duration = Duration::from_secs(60);
 
 /// What Pingora's listeners hand connections to.
 pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
     threads: Threads,
+    limits: ClientSettings,
 }
 
 impl Front {
     pub fn new(client: Arc<Client>, proxy: HttpProxy<Hooks>) -> Self {
         Front {
+            limits: client.limits,
             client,
             proxy: Arc::new(proxy),
             threads: Threads::default(),
@@ -66,9 +62,6 @@ impl Front {
 #[async_trait]
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        if !stream.as_any().is::<Tcp>() {
-            return self.proxy.process_new(stream, shutdown).await;
-        }
         let stream = *stream.into_any().downcast::<Tcp>().ok()?;
         match self.threads.place() {
             (place, None) => {
@@ -94,35 +87,30 @@ impl ServerApp for Front {
 impl Front {
     /// Serves a connection to its end.
     async fn connection(&self, stream: Tcp, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut stream = here(stream).ok()?;
-        let mut received = BytesMut::with_capacity(READ);
+        let mut gate = Gate::new(here(stream).ok()?, self.limits);
         let mut head = Vec::with_capacity(512);
-        let mut is_new = true;
+        // Only a new connection can begin with the preface of HTTP/2.
+        let mut may_be_http2 = true;
         loop {
-            let request = self.next(&mut stream, &mut received, &mut head).await.ok()?;
-            let length = match request {
+            match self.next(&mut gate, may_be_http2, &mut head).await.ok()? {
                 Request::Hit(hit) if !*shutdown.borrow() => {
-                    self.answer(&mut stream, &head, &hit).await.ok()?;
-                    received.advance(hit.length);
-                    is_new = false;
-                    continue;
+                    self.answer(&mut gate.stream, &head, &hit).await.ok()?;
+                    gate.received.advance(hit.request.length);
                 }
-                Request::Hit(hit) => Some(hit.length),
-                Request::Other(length) => length,
-                Request::Refused(reason) => {
-                    self.refuse(&mut stream, reason).await.ok()?;
+                Request::Hit(Answer { request, .. }) | Request::Other(request) => {
+                    gate.open(&request);
+                    gate = self.through_pingora(gate, shutdown).await?;
+                }
+                Request::Http2 => {
+                    gate.stream.rewind(&gate.received);
+                    return self.proxy.process_new(gate.stream, shutdown).await;
+                }
+                Request::Refused(refusal) => {
+                    self.refuse(&mut gate.stream, refusal).await.ok()?;
                     return None;
                 }
-            };
-            let alone = length == Some(received.len());
-            // Only a new connection can begin with the preface of HTTP/2.
-            let is_http2 = std::mem::take(&mut is_new) && received.starts_with(HTTP_2);
-            stream.rewind(&received);
-            received.clear();
-            if is_http2 {
-                return self.proxy.process_new(stream, shutdown).await;
             }
-            stream = self.through_pingora(stream, alone, shutdown).await?;
+            may_be_http2 = false;
         }
     }
 }
@@ -152,15 +140,16 @@ fn socket_of(stream: &Tcp) -> BorrowedFd<'_> {
 enum Request {
     /// Its response's head is written already.
     Hit(Answer),
-    /// The length of its head, if that is all there.
-    Other(Option<usize>),
-    /// Not to be understood, or in more than one way. Pingora would try to mend it.
-    Refused(&'static str),
+    /// For Pingora.
+    Other(Head),
+    /// The preface of HTTP/2, and what follows.
+    Http2,
+    /// Not to be understood, or in more than one way.
+    Refused(Refusal),
 }
 
 struct Answer {
-    /// Of the request's head.
-    length: usize,
+    request: Head,
     started: Instant,
     object: Arc<Object>,
     resolved: Arc<Resolved>,
@@ -171,51 +160,52 @@ impl Front {
     ///
     /// # Errors
     /// The client is gone, or said nothing for too long.
-    async fn next(&self, stream: &mut Tcp, received: &mut BytesMut, head: &mut Vec<u8>) -> io::Result<Request> {
+    async fn next(&self, gate: &mut Gate, may_be_http2: bool, head: &mut Vec<u8>) -> io::Result<Request> {
+        let Gate { stream, received, .. } = gate;
         let mut begun: Option<Instant> = None;
+        // A head ends with a line: nothing but that makes another look worth while.
+        let mut has_line = true;
         loop {
-            let mut limit = Duration::from_secs(KEEP_ALIVE);
+            let mut limit = self.limits.idle_timeout;
             if !received.is_empty() {
-                match self.read(stream, received, head) {
-                    Some(request) => return Ok(request),
-                    None if received.len() >= LONGEST_HEAD => {
-                        let said = wire::check_head(received);
-                        return Ok(said.map_or_else(Request::Refused, |()| Request::Other(None)));
-                    }
-                    None => limit = HEAD_LIMIT.saturating_sub(begun.get_or_insert_with(Instant::now).elapsed()),
+                if has_line && let Some(request) = self.read(stream, received, may_be_http2, head) {
+                    return Ok(request);
                 }
+                if received.len() >= self.limits.head_bytes {
+                    return Ok(Request::Refused(wire::too_long(received)));
+                }
+                let begun = begun.get_or_insert_with(Instant::now);
+                limit = self.limits.head_timeout.saturating_sub(begun.elapsed());
             }
             received.reserve(READ);
+            let before = received.len();
             match timeout(limit, stream.read_buf(received)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(read) => read?,
                 Err(_) => return Err(io::ErrorKind::TimedOut.into()),
             };
+            has_line = before == 0 || received[before..].contains(&b'\n');
         }
     }
 
     /// Reads what was received so far; `None`: the head goes on.
-    fn read(&self, stream: &Tcp, received: &[u8], head: &mut Vec<u8>) -> Option<Request> {
-        let mut fields = [MaybeUninit::uninit(); MOST_FIELDS];
-        let mut request = httparse::Request::new(&mut []);
-        let length = match request.parse_with_uninit_headers(received, &mut fields) {
-            Ok(Status::Complete(length)) => length,
-            Ok(Status::Partial) => return None,
-            Err(_) if received.starts_with(HTTP_2) => return Some(Request::Other(None)),
-            Err(_) if HTTP_2.starts_with(received) => return None,
-            Err(error) => return Some(Request::Refused(unreadable(error))),
-        };
-        if let Err(reason) = wire::check_head(&received[..length]) {
-            return Some(Request::Refused(reason));
+    fn read(&self, stream: &Tcp, received: &[u8], may_be_http2: bool, head: &mut Vec<u8>) -> Option<Request> {
+        if may_be_http2 && HTTP_2.starts_with(&received[..received.len().min(HTTP_2.len())]) {
+            return (received.len() >= HTTP_2.len()).then_some(Request::Http2);
         }
+        let mut fields = [MaybeUninit::uninit(); wire::MOST_FIELDS];
+        let (request, read) = match wire::read(received, &mut fields) {
+            Ok(read) => read?,
+            Err(refusal) => return Some(Request::Refused(refusal)),
+        };
         Some(match self.hit(stream, &request, head) {
             Some((object, resolved, started)) => Request::Hit(Answer {
-                length,
+                request: read,
                 started,
                 object,
                 resolved,
             }),
-            None => Request::Other(Some(length)),
+            None => Request::Other(read),
         })
     }
 
@@ -256,7 +246,7 @@ impl Front {
         let client = &self.client;
         let _in_flight = client.state.enter();
         client.fills.store.count_use(&answer.object);
-        let sent = send(stream, head, &answer.object).await;
+        let sent = send(stream, head, &answer.object, self.limits.write_timeout).await;
         let remote = answer.resolved.remote.name.as_str();
         let length = sent.as_ref().map_or(0, |()| answer.object.length().unwrap_or(0));
         client
@@ -268,78 +258,72 @@ impl Front {
         sent
     }
 
-    async fn refuse(&self, stream: &mut Tcp, reason: &str) -> io::Result<()> {
+    async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal) -> io::Result<()> {
         let started = Instant::now();
         let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
+        let phrase = StatusCode::from_u16(status)
+            .ok()
+            .and_then(|status| status.canonical_reason());
         let head = format!(
-            "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n\
+            "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n\
              Content-Length: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",
+            phrase.unwrap_or("Refused"),
             body.len(),
             httpdate::fmt_http_date(SystemTime::now()),
         );
-        write_all(stream, head.as_bytes(), body.as_bytes()).await?;
-        flush(stream).await?;
+        write_all(stream, head.as_bytes(), body.as_bytes(), self.limits.write_timeout).await?;
+        flush(stream, self.limits.write_timeout).await?;
         let sent = body.len() as u64;
         self.client
             .metrics
-            .request("", 400, "none", None, sent, started.elapsed());
+            .request("", status, "none", None, sent, started.elapsed());
         stream.shutdown().await
     }
 
-    /// Pingora's turn: for one request, if it is `alone`, that is, no byte after it was read. The connection comes back
-    /// if it can be used again.
-    async fn through_pingora(&self, stream: Box<Tcp>, mut alone: bool, shutdown: &ShutdownWatch) -> Option<Box<Tcp>> {
-        let mut session = ServerSession::new_http1(stream);
-        session.set_keepalive((!*shutdown.borrow()).then_some(KEEP_ALIVE));
-        loop {
-            let (stream, settings) = self.proxy.process_new_http(session, shutdown).await?.consume();
-            let mut settings = settings?;
-            alone &= settings.take_user_context().is_none();
-            if alone {
-                return stream.into_any().downcast().ok();
-            }
-            // The settings may hold the beginning of the next request, and give it to a session only.
-            session = ServerSession::new_http1(stream);
-            settings.apply_to_session(&mut session);
-        }
+    /// Pingora's turn, for the one request that the gate is open for. The connection comes back if it can be used again.
+    async fn through_pingora(&self, gate: Box<Gate>, shutdown: &ShutdownWatch) -> Option<Box<Gate>> {
+        let mut session = ServerSession::new_http1(gate);
+        let kept = self.limits.idle_timeout.as_secs().max(1);
+        session.set_keepalive((!*shutdown.borrow()).then_some(kept));
+        // The gate knows how long what may take.
+        session.set_read_timeout(None);
+        let (stream, _) = self.proxy.process_new_http(session, shutdown).await?.consume();
+        let gate = stream.into_any().downcast::<Gate>().ok()?;
+        gate.is_between_requests().then_some(gate)
     }
 }
 
-fn unreadable(error: httparse::Error) -> &'static str {
-    match error {
-        httparse::Error::TooManyHeaders => "the request has too many header fields",
-        httparse::Error::Version => "the request's HTTP version is none that is spoken here",
-        httparse::Error::HeaderName | httparse::Error::HeaderValue => "a header field of the request cannot be read",
-        _ => "the request line is not `method target version`",
-    }
-}
-
-async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>) -> io::Result<()> {
+async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>, limit: Duration) -> io::Result<()> {
     match &object.body {
-        Body::Memory(body, Some(file)) => send_pages(stream, head, body, file).await?,
-        Body::Memory(body, None) => write_all(stream, head, body).await?,
+        Body::Memory(body, Some(file)) => send_pages(stream, head, (body, file), limit).await?,
+        Body::Memory(body, None) => write_all(stream, head, body, limit).await?,
         Body::File { .. } | Body::Elsewhere(_) => {
             let mut head = head;
             let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
             while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
-                write_all(stream, head, &piece).await?;
+                write_all(stream, head, &piece, limit).await?;
                 head = &[];
             }
         }
     }
-    flush(stream).await
+    flush(stream, limit).await
 }
 
 /// Sends what is still in the stream's buffer.
-async fn flush(stream: &mut Tcp) -> io::Result<()> {
-    match timeout(WRITE_LIMIT, stream.flush()).await {
+async fn flush(stream: &mut Tcp, limit: Duration) -> io::Result<()> {
+    match timeout(limit, stream.flush()).await {
         Ok(flushed) => flushed,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }
 }
 
 /// Lets the socket take a body's pages without a copy.
-async fn send_pages(stream: &mut Tcp, mut head: &[u8], body: &[u8], file: &File) -> io::Result<()> {
+async fn send_pages(
+    stream: &mut Tcp,
+    mut head: &[u8],
+    (body, file): (&[u8], &File),
+    limit: Duration,
+) -> io::Result<()> {
     let mut at = 0;
     loop {
         take_pages(stream, &mut head, file, &mut at, body.len());
@@ -349,8 +333,8 @@ async fn send_pages(stream: &mut Tcp, mut head: &[u8], body: &[u8], file: &File)
         }
         // The socket is full, or has failed. Writing a little in the usual way waits for it, or says how.
         let little = &left[..left.len().min(PIECE as usize)];
-        write_all(stream, head, little).await?;
-        flush(stream).await?;
+        write_all(stream, head, little, limit).await?;
+        flush(stream, limit).await?;
         (head, at) = (&[], at + little.len());
     }
 }
@@ -373,12 +357,12 @@ fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, lengt
 }
 
 /// Writes both, in one system call where the socket takes them.
-async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8]) -> io::Result<()> {
+async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8], limit: Duration) -> io::Result<()> {
     let (mut head, mut body) = (head, body);
     while !head.is_empty() || !body.is_empty() {
         let piece = &body[..body.len().min(serve::PIECE)];
         let slices = [IoSlice::new(head), IoSlice::new(piece)];
-        let written = match timeout(WRITE_LIMIT, stream.write_vectored(&slices)).await {
+        let written = match timeout(limit, stream.write_vectored(&slices)).await {
             Ok(written) => written?,
             Err(_) => return Err(io::ErrorKind::TimedOut.into()),
         };
@@ -439,8 +423,7 @@ impl<'a> Plain<'a> {
                 return None;
             }
         }
-        // Pingora refuses one with a user's name in it.
-        plain.host.filter(|host| !host.contains('@'))?;
+        plain.host?;
         plain.accepts_gzip = codings.is_some_and(|codings| accepted([codings].into_iter(), "gzip"));
         Some(plain)
     }

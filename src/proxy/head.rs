@@ -2,15 +2,16 @@
 
 use http::{HeaderMap, header};
 use pingora_error::Result;
-use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request, vary};
+use super::artifact::{Origin, Request};
+use super::dress::{self, Shown};
 use super::{Client, range};
 use crate::fill::Answer;
+use crate::headers;
 
 impl Client {
-    /// A 200 to a HEAD, from a header alone.
+    /// A 200 to a HEAD, from a header alone; `headers` may tell length and age besides what is kept of upstream's.
     pub(super) async fn answer_head(
         &self,
         session: &mut Session,
@@ -19,21 +20,15 @@ impl Client {
         cache_control: &str,
         origin: &Origin,
     ) -> Result<bool> {
-        let mut response = ResponseHeader::build(200, Some(headers.len() + 8))?;
-        for (name, value) in headers {
-            response.append_header(name.clone(), value.clone())?;
-        }
-        if !headers.contains_key(header::CONTENT_TYPE) {
-            let content_type = request.format.content_type(&request.path.decoded);
-            response.insert_header(header::CONTENT_TYPE, content_type)?;
-        }
-        response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-        response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", origin.source)?;
-        response.insert_header("cache-status", &*origin.cache_status)?;
-        response.insert_header(header::CACHE_CONTROL, cache_control)?;
-        if let Some(vary) = vary(request, false) {
-            response.insert_header(header::VARY, vary)?;
+        let shown = Shown::of(request);
+        let mut response = dress::of_content(200, headers, &shown, false)?;
+        let cache_status = headers::value(&origin.cache_status);
+        let cache_control = headers::value(cache_control);
+        dress::finish(&mut response, &shown, (origin.source, cache_status), cache_control)?;
+        for name in [header::CONTENT_LENGTH, header::AGE] {
+            if let Some(value) = headers.get(&name) {
+                response.insert_header(name, value.clone())?;
+            }
         }
         let (etag, modified) = (headers.get(header::ETAG), headers.get(header::LAST_MODIFIED));
         let text = |value: Option<&http::HeaderValue>| value.and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -55,9 +50,10 @@ impl Client {
     }
 }
 
-/// Whether upstream's answer to a HEAD tells what a GET's header would.
+/// Whether upstream's answer to a HEAD tells what a GET's header would: of content in a coding only its bytes do.
 pub(super) fn head_is_enough(answer: &Answer) -> bool {
-    answer.status == 200 && answer.headers.contains_key(header::CONTENT_LENGTH)
+    let is_coded = answer.headers.contains_key(header::CONTENT_ENCODING);
+    answer.status == 200 && answer.headers.contains_key(header::CONTENT_LENGTH) && !is_coded
 }
 
 /// A signed URL is often good for GET only, and a 200 without a length tells too little: a fill's header answers.

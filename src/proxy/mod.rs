@@ -2,8 +2,12 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
+pub(crate) mod body;
+mod chunks;
+mod dress;
 mod foreign;
 mod front;
+mod gate;
 mod head;
 mod node;
 mod pass;
@@ -17,41 +21,41 @@ mod resolve;
 pub(crate) mod route;
 mod serve;
 mod threads;
+pub mod unread;
 mod wire;
 
-use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, Method, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::Api;
 use crate::cache::{Expected, Object, Verifier};
-use crate::config::{Config, Package, Remote};
+use crate::config::{ClientSettings, Config, Package, Remote};
 use crate::fill::{Fills, Views};
+use crate::formats::Format;
 use crate::headers;
 use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
-use crate::upstream::Exchange;
+use crate::upstream::{Exchange, Place};
+pub(crate) use artifact::arrival;
+use dress::{NO_CACHE, Shown};
 pub use front::Front;
 use reply::Problem;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
-
-/// An idle connection is kept for the next request this long.
-const KEEP_ALIVE: u64 = 75;
-/// One write of at most 256 KiB: a client that takes less than half a kilobyte a second is gone.
-const WRITE_LIMIT: Duration = Duration::from_secs(480);
+use serve::Reading;
+pub use unread::Unread;
+use wire::Refusal;
 
 /// Everything that answering a client needs.
 pub struct Client {
@@ -61,19 +65,27 @@ pub struct Client {
     pub metrics: Arc<Metrics>,
     pub api: Api,
     pub hot: Hot,
+    /// What one client may hold. Settings are not reloaded.
+    pub limits: ClientSettings,
+    pub unread: Unread,
 }
 
 /// A request that goes on to upstream by itself.
 struct PassBy {
     exchange: Exchange,
     cache_status: String,
+    format: &'static dyn Format,
+    /// As it is asked for, with its query.
     path: String,
+    /// See [`dress::Shown`].
+    decoded: String,
+    bound_host: bool,
     /// Headers that stand there whatever upstream says.
     says: HeaderMap,
     /// For a whole body that a digest names.
     check: Option<Check>,
     /// One of the concurrent upstream places, held to the end.
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
@@ -160,19 +172,25 @@ impl ProxyHttp for Hooks {
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
-            session.set_keepalive(Some(KEEP_ALIVE));
+            session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
         }
-        session.as_downstream_mut().set_pipelining_enabled(true);
-        session.as_downstream_mut().set_write_timeout(Some(WRITE_LIMIT));
+        session
+            .as_downstream_mut()
+            .set_write_timeout(Some(self.limits.write_timeout));
+        // What upstream says before its answer is for this proxy.
+        session.as_downstream_mut().set_ignore_info_resp(true);
+        // The gate says it, when the body is waited for.
+        session.req_header_mut().remove_header(&header::EXPECT);
         // A client may close its sending side once the request is out, and still wants the answer.
         session.as_downstream_mut().set_abort_on_close(false);
         Ok(())
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<bool> {
-        if let Err(reason) = wire::check(session) {
-            session.set_keepalive(None);
-            reply::problem(session, None, Problem::new(400, reason)).await?;
+        if session.req_header().version == Version::HTTP_2
+            && let Err(refusal) = self.check_http2(session)
+        {
+            reply::problem(session, None, Problem::new(refusal.status, refusal.reason)).await?;
             return Ok(true);
         }
         let config = self.state.config();
@@ -204,7 +222,7 @@ impl ProxyHttp for Hooks {
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
                 ctx.sent = body.len() as u64;
                 session.write_response_header(header, false).await?;
-                session.write_response_body(Some(body), true).await?;
+                self.reading(session).write(body, true).await?;
                 return Ok(true);
             }
             ctx.remote = Some(Arc::clone(&resolved.remote));
@@ -265,44 +283,39 @@ impl ProxyHttp for Hooks {
     }
 
     async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
+        // Nobody is told, and the answer is still to come.
+        if response.status.is_informational() {
+            return Ok(());
+        }
         let pass = pass(ctx)?;
-        let said = crate::formats::of(pass.exchange.remote.package).status_of(response.status.as_u16());
-        response.set_status(said)?;
-        let (kept, length) = headers::of_stored(response, &pass.path);
-        let range = response.headers.get(header::CONTENT_RANGE).cloned();
-        let names: Vec<_> = response.headers.keys().cloned().collect();
-        for name in names {
-            // Framing is Pingora's: it knows what it will write.
-            if name != header::TRANSFER_ENCODING {
-                response.remove_header(&name);
-            }
-        }
-        for (name, value) in &kept {
-            response.append_header(name.clone(), value.clone())?;
-        }
+        let remote = Arc::clone(&pass.exchange.remote);
+        let shown = Shown {
+            remote: &remote,
+            format: pass.format,
+            path: &pass.decoded,
+            bound_host: pass.bound_host,
+        };
+        let passed = dress::of_passed(response, &shown, &pass.path, pass.exchange.url())?;
+        let mut said = passed.header;
+        let status = said.status.as_u16();
         // A part, or a coding of it, has no digest that could be compared.
-        if response.status != 200 || kept.contains_key(header::CONTENT_ENCODING) {
+        if status != 200 || passed.is_coded {
             pass.check = None;
         }
         for (name, value) in &pass.says {
-            let said = name == header::ETAG && kept.contains_key(name);
-            if !said && matches!(response.status.as_u16(), 200 | 206) {
-                response.insert_header(name.clone(), value.clone())?;
+            let said_already = name == header::ETAG && said.headers.contains_key(name);
+            if !said_already && matches!(status, 200 | 206) {
+                said.insert_header(name.clone(), value.clone())?;
             }
         }
-        if let Some(length) = length {
-            response.insert_header(header::CONTENT_LENGTH, length)?;
+        let origin = ("remote", headers::value(&pass.cache_status));
+        dress::finish(&mut said, &shown, origin, NO_CACHE)?;
+        // Framing is Pingora's: it knows what it will write.
+        if let Some(value) = response.headers.get(header::TRANSFER_ENCODING) {
+            said.insert_header(header::TRANSFER_ENCODING, value.clone())?;
         }
-        if let Some(range) = range {
-            response.insert_header(header::CONTENT_RANGE, range)?;
-        }
-        if matches!(response.status.as_u16(), 200 | 206) {
-            response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-        }
-        response.insert_header(header::VIA, "1.1 artifactapi")?;
-        response.insert_header("x-artifact-source", "remote")?;
-        response.insert_header("cache-status", headers::value(&pass.cache_status))?;
-        response.insert_header(header::CACHE_CONTROL, "no-cache")?;
+        said.set_version(response.version);
+        *response = said;
         Ok(())
     }
 
@@ -314,7 +327,7 @@ impl ProxyHttp for Hooks {
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
         if let Some(pass) = &mut ctx.pass {
-            pass.exchange.body_piece(end);
+            pass.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
             if let Some(check) = &mut pass.check {
                 let Some(free) = check.take(body.take(), end) else {
                     let (remote, expected) = (&pass.exchange.remote.name, &check.expected);
@@ -357,14 +370,25 @@ impl ProxyHttp for Hooks {
             error_code: 0,
             can_reuse_downstream: false,
         };
-        if session.response_written().is_some() || error.esource() == &ErrorSource::Downstream {
+        if session.response_written().is_some() {
             return gone;
+        }
+        if error.esource() == &ErrorSource::Downstream {
+            let Some(problem) = body::problem(error) else {
+                return gone;
+            };
+            let status = problem.status;
+            let sent = reply::problem(session, None, problem).await;
+            return FailToProxy {
+                error_code: if sent.is_ok() { status } else { 0 },
+                can_reuse_downstream: false,
+            };
         }
         let Some(pass) = &mut ctx.pass else { return gone };
         let failure = pass.exchange.failure(error);
         let remote = Arc::clone(&pass.exchange.remote);
         let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
-        let sent = reply::problem(session, Some(crate::formats::of(remote.package)), problem).await;
+        let sent = reply::problem(session, Some(pass.format), problem).await;
         FailToProxy {
             error_code: if sent.is_ok() { failure.status } else { 0 },
             can_reuse_downstream: false,
@@ -381,14 +405,6 @@ impl ProxyHttp for Hooks {
         if let Some(error) = error {
             tracing::debug!(%error, remote, status, "a response ended early");
         }
-    }
-
-    /// Tells [`Front`] that Pingora may have read the beginning of another request: it does so while it waits for
-    /// upstream, and when it reads a body.
-    fn persist_connection_context(&self, session: &Session, ctx: &Ctx) -> Option<Box<dyn Any + Send + Sync>> {
-        let headers = &session.req_header().headers;
-        let has_body = headers.contains_key(header::TRANSFER_ENCODING) || headers.contains_key(header::CONTENT_LENGTH);
-        (has_body || ctx.pass.is_some()).then(|| Box::new(()) as Box<dyn Any + Send + Sync>)
     }
 
     fn suppress_error_log(&self, _: &Session, _: &Ctx, _: &Error) -> bool {
@@ -408,9 +424,23 @@ struct SmallHit {
 }
 
 impl Client {
+    fn reading<'a>(&'a self, session: &'a mut Session) -> Reading<'a> {
+        Reading {
+            session,
+            unread: &self.unread,
+            limits: &self.limits,
+        }
+    }
+
+    fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
+        let request = session.req_header();
+        let arrival = artifact::arrival(session);
+        wire::check_http2(request.raw_path(), arrival.authority, &request.headers)
+    }
+
     /// A hit whose body is in memory and goes out in one piece.
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
-        let gzip = resolved.view.is_some() && artifact::accepts(session, "gzip");
+        let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
         let remote_url = || {
             let arrival = artifact::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)

@@ -2,21 +2,25 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, HeaderValue, Method, Version, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::artifact::Request;
+use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
 use super::reply::Problem;
-use super::{Check, Client, Ctx, PassBy};
+use super::resolve::Resolved;
+use super::{Check, Client, Ctx, PassBy, body};
 use crate::cache::{Key, Object, Origin};
 use crate::config::Remote;
 use crate::fill::{How, Wanted};
 use crate::formats::{self, ArtifactPath, Format};
 use crate::policy;
-use crate::upstream::{Ask, Exchange};
+use crate::upstream::{Ask, Exchange, Failure};
 
+/// The longest body of a POST: what npm's clients send is a list of packages.
+const MAX_BODY: usize = 16 << 20;
 /// A range that starts this far ahead of what has arrived does not wait for it.
 const FAR_AHEAD: u64 = 8 << 20;
 
@@ -94,15 +98,21 @@ impl Client {
             total: growing.length(),
             conditional: false,
         };
-        self.pass_with(session, ctx, &wanted, "artifactapi; fwd=partial", ask)
-            .await
+        self.pass(
+            session,
+            ctx,
+            (Shown::of(request), &wanted),
+            "artifactapi; fwd=partial",
+            ask,
+        )
+        .await
     }
 
     pub(super) async fn pass_by(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        wanted: &Wanted,
+        (resolved, wanted): (&Resolved, &Wanted),
         cache_status: &str,
     ) -> Result<bool> {
         let request = session.req_header();
@@ -118,65 +128,54 @@ impl Client {
                 headers.push((header::IF_RANGE, if_range.clone()));
             }
         }
-        self.pass(session, ctx, wanted, cache_status, method, headers).await
+        let ask = ask(wanted, method, headers);
+        self.pass(session, ctx, (Shown::of(resolved), wanted), cache_status, ask)
+            .await
     }
 
     async fn pass(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        wanted: &Wanted,
-        cache_status: &str,
-        method: Method,
-        headers: Vec<(HeaderName, HeaderValue)>,
-    ) -> Result<bool> {
-        let ask = Ask {
-            method,
-            accept: wanted.accept,
-            gzip: false,
-            headers,
-            total: None,
-            conditional: false,
-        };
-        self.pass_with(session, ctx, wanted, cache_status, ask).await
-    }
-
-    async fn pass_with(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        wanted: &Wanted,
+        (shown, wanted): (Shown<'_>, &Wanted),
         cache_status: &str,
         ask: Ask,
     ) -> Result<bool> {
         let path = wanted.key.parts().1.to_owned();
-        let place = match self.fills.upstream.place_to_pass().await {
+        let place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
             Ok(place) => place,
-            Err(failure) => {
-                let problem = Problem::new(failure.status, failure.reason)
-                    .at(&wanted.remote.name, &path)
-                    .header(header::RETRY_AFTER, "5");
-                return self
-                    .refuse(session, Some(formats::of(wanted.remote.package)), problem)
-                    .await;
-            }
+            Err(failure) => return self.no_place(session, wanted, failure).await,
         };
-        let upstream = Arc::clone(&self.fills.upstream);
         let is_whole = ask.method == Method::GET && !ask.headers.iter().any(|(name, _)| name == header::RANGE);
         let check = wanted.expected.clone().filter(|_| is_whole).map(Check::new);
-        let exchange = Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
-            .with_query(wanted.query.clone())
-            .with_scope(wanted.scope.clone());
         ctx.source = Some("remote");
         ctx.pass = Some(PassBy {
-            exchange,
+            exchange: self.exchange(wanted, ask),
             cache_status: cache_status.to_owned(),
+            format: shown.format,
             path,
+            decoded: shown.path.to_owned(),
+            bound_host: shown.bound_host,
             says: wanted.says.clone(),
             check,
             _place: place,
         });
         Ok(false)
+    }
+
+    fn exchange(&self, wanted: &Wanted, ask: Ask) -> Exchange {
+        let upstream = Arc::clone(&self.fills.upstream);
+        Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
+            .with_query(wanted.query.clone())
+            .with_scope(wanted.scope.clone())
+    }
+
+    async fn no_place(&self, session: &mut Session, wanted: &Wanted, failure: Failure) -> Result<bool> {
+        let problem = Problem::new(failure.status, failure.reason)
+            .at(&wanted.remote.name, wanted.key.parts().1)
+            .header(header::RETRY_AFTER, "5");
+        let format = formats::of(wanted.remote.package);
+        self.refuse(session, Some(format), problem).await
     }
 
     /// npm's audit and search and their like: there and back, never stored.
@@ -185,8 +184,7 @@ impl Client {
         session: &mut Session,
         ctx: &mut Ctx,
         remote: Arc<Remote>,
-        format: &'static dyn Format,
-        path: ArtifactPath,
+        (format, path, bound_host): (&'static dyn Format, ArtifactPath, bool),
     ) -> Result<bool> {
         if remote.offline {
             let problem = Problem::new(504, "this remote is offline").at(&remote.name, &path.encoded);
@@ -204,12 +202,86 @@ impl Client {
         let policy = policy::of_service();
         let url = format.upstream_url(&remote, &path);
         let key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), "");
-        let mut wanted = Wanted::new(remote, key, url, policy);
+        let mut wanted = Wanted::new(Arc::clone(&remote), key, url, policy);
         wanted.query = path.query;
-        if method == Method::POST && session.req_header().headers.contains_key(header::EXPECT) {
-            session.as_downstream_mut().write_continue_response().await?;
+        let shown = Shown {
+            remote: &remote,
+            format,
+            path: &path.decoded,
+            bound_host,
+        };
+        let is_post = method == Method::POST;
+        let ask = ask(&wanted, method, headers);
+        match is_post {
+            true => Box::pin(self.post(session, ctx, (shown, &wanted), ask)).await,
+            false => {
+                self.pass(session, ctx, (shown, &wanted), "artifactapi; fwd=bypass", ask)
+                    .await
+            }
         }
-        self.pass(session, ctx, &wanted, "artifactapi; fwd=bypass", method, headers)
-            .await
+    }
+
+    /// A POST: its body is read before upstream is asked, so that a client that holds it back takes nobody's place.
+    async fn post(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        (shown, wanted): (Shown<'_>, &Wanted),
+        ask: Ask,
+    ) -> Result<bool> {
+        let path = wanted.key.parts().1;
+        let body = match body::read(session, MAX_BODY, &self.limits).await? {
+            Ok(body) => body,
+            Err(problem) => {
+                let problem = problem.at(&wanted.remote.name, path);
+                return self.refuse(session, Some(shown.format), problem).await;
+            }
+        };
+        let _place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
+            Ok(place) => place,
+            Err(failure) => return self.no_place(session, wanted, failure).await,
+        };
+        ctx.source = Some("remote");
+        let mut answering = match self.exchange(wanted, ask).ask_directly(&body.bytes).await {
+            Ok(answering) => answering,
+            Err(failure) => {
+                let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote.name, path);
+                return self.refuse(session, Some(shown.format), problem).await;
+            }
+        };
+        drop(body);
+        let mut response = dress::of_passed(&answering.header, &shown, path, answering.exchange.url())?;
+        let cache_status = HeaderValue::from_static("artifactapi; fwd=bypass");
+        dress::finish(&mut response.header, &shown, ("remote", cache_status), NO_CACHE)?;
+        let mut response = response.header;
+        let mut next = answering.piece().await?;
+        if next.is_some() && !response.headers.contains_key(header::CONTENT_LENGTH) {
+            match session.req_header().version {
+                // Only the connection's end can be the body's.
+                Version::HTTP_10 => session.set_keepalive(None),
+                _ => response.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+            }
+        }
+        session
+            .write_response_header(Box::new(response), next.is_none())
+            .await?;
+        while let Some(piece) = next {
+            ctx.sent += piece.len() as u64;
+            next = answering.piece().await?;
+            self.reading(session).write(piece, next.is_none()).await?;
+        }
+        answering.end().await;
+        Ok(true)
+    }
+}
+
+fn ask(wanted: &Wanted, method: Method, headers: Vec<(HeaderName, HeaderValue)>) -> Ask {
+    Ask {
+        method,
+        accept: wanted.accept,
+        gzip: false,
+        headers,
+        total: None,
+        conditional: false,
     }
 }

@@ -128,10 +128,11 @@ fn last(headers: &HeaderMap, name: &str) -> Option<String> {
 }
 
 /// A host as it may stand in a URL, with an optional port.
-fn is_host(host: &str) -> bool {
+pub(super) fn is_host(host: &str) -> bool {
     let name = without_port(host);
     let rest = &host[name.len()..];
-    let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok());
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
     let name_fits = match name.strip_prefix('[') {
         Some(v6) => v6
             .strip_suffix(']')
@@ -146,7 +147,7 @@ fn is_host(host: &str) -> bool {
     port && name_fits && host.len() <= 255
 }
 
-fn without_port(host: &str) -> &str {
+pub(crate) fn without_port(host: &str) -> &str {
     match host.rfind(':') {
         Some(at) if !host[at..].contains(']') => &host[..at],
         _ => host,
@@ -171,7 +172,9 @@ mod tests {
         for good in ["a", "a.example:8080", "127.0.0.1", "[::1]", "[::1]:80", "under_score"] {
             assert!(is_host(good), "{good}");
         }
-        for bad in ["", "a b", "a/b", "a:b", "a:99999", "[::1", "a\"", "<x>", ":80", "a@b"] {
+        for bad in [
+            "", "a b", "a/b", "a:b", "a:99999", "a:+80", "[::1", "a\"", "<x>", ":80", "a@b",
+        ] {
             assert!(!is_host(bad), "{bad}");
         }
         assert_eq!(without_port("[::1]:80"), "[::1]");

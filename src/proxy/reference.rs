@@ -52,13 +52,11 @@ impl Client {
         if let Some(object) = self.fills.store.open_object(&key).await {
             return self.deliver(session, ctx, &content, object, origin).await;
         }
-        let at = (request.remote.name.as_str(), request.path.encoded.as_str());
         if request.remote.offline && self.fills.shared.is_alone() {
             let detail =
                 "this remote is offline and what the tag stands for is not stored; remove `offline: true` to fetch it";
-            return self
-                .refuse(session, Some(request.format), Problem::new(504, detail).at(at.0, at.1))
-                .await;
+            let problem = Problem::new(504, detail).at(&request.remote.name, &request.path.encoded);
+            return self.refuse(session, Some(request.format), problem).await;
         }
         let form = request
             .format
@@ -92,12 +90,13 @@ impl Client {
                 }
                 ctx.cache = "miss";
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, request.format, at, &answer, source).await?;
+                reply::answer(session, request, &answer, source).await?;
                 Ok(true)
             }
             (Outcome::Direct, _) => {
                 ctx.cache = "bypass";
-                self.pass_by(session, ctx, &wanted, "artifactapi; fwd=bypass").await
+                self.pass_by(session, ctx, (request, &wanted), "artifactapi; fwd=bypass")
+                    .await
             }
         }
     }

@@ -104,11 +104,10 @@ impl Client {
 
     /// Whether anything refers to it cannot be told: an error, never an empty list.
     async fn unknown(&self, session: &mut Session, resolved: &Resolved, why: Brought) -> Result<bool> {
-        let at = (resolved.remote.name.as_str(), resolved.path.encoded.as_str());
         let problem = match why {
             Brought::Answer(answer) => {
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, resolved.format, at, &answer, source).await?;
+                reply::answer(session, resolved, &answer, source).await?;
                 return Ok(true);
             }
             Brought::Offline => {
@@ -120,8 +119,8 @@ impl Client {
                 Problem::new(503, detail).header(header::RETRY_AFTER, "5")
             }
         };
-        self.refuse(session, Some(resolved.format), problem.at(at.0, at.1))
-            .await
+        let problem = problem.at(&resolved.remote.name, &resolved.path.encoded);
+        self.refuse(session, Some(resolved.format), problem).await
     }
 
     /// The index that the fallback tag of `path` names. `Ok(None)`: there is none.

@@ -1,14 +1,17 @@
 //! Answers that are not artifacts: errors in the ecosystem's form or ours, JSON, redirects.
 
 use bytes::Bytes;
-use http::{HeaderName, Method, header};
+use http::{HeaderName, HeaderValue, Method, header};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::json;
 
+use super::dress::{self, Shown};
+use super::resolve::Resolved;
 use crate::fill::Answer;
 use crate::formats::Format;
+use crate::headers;
 
 /// An error for a person: what failed, for which remote and path, what to do.
 #[derive(Debug, Clone, Default)]
@@ -90,10 +93,16 @@ pub async fn json(session: &mut Session, status: u16, value: &serde_json::Value)
 /// # Errors
 /// The client is gone.
 pub async fn send(session: &mut Session, status: u16, headers: Vec<(HeaderName, String)>, body: Bytes) -> Result<()> {
-    let mut response = ResponseHeader::build(status, Some(headers.len() + 3))?;
+    let mut response = ResponseHeader::build(status, Some(headers.len() + 4))?;
+    response.insert_header(header::X_CONTENT_TYPE_OPTIONS, "nosniff")?;
     for (name, value) in headers {
-        response.insert_header(name, crate::headers::value(&value))?;
+        response.insert_header(name, headers::value(&value))?;
     }
+    write(session, response, body).await
+}
+
+async fn write(session: &mut Session, mut response: ResponseHeader, body: Bytes) -> Result<()> {
+    let status = response.status.as_u16();
     // RFC 9110 section 8.6: a 204 has none.
     if status != 204 {
         response.insert_header(header::CONTENT_LENGTH, body.len())?;
@@ -113,34 +122,34 @@ pub async fn send(session: &mut Session, status: u16, headers: Vec<(HeaderName, 
 /// The client is gone.
 pub async fn answer(
     session: &mut Session,
-    format: &dyn Format,
-    (remote, path): (&str, &str),
+    resolved: &Resolved,
     answer: &Answer,
-    (source, cache_status): (&str, &str),
+    (source, cache_status): (&'static str, &str),
 ) -> Result<()> {
-    let mut headers: Vec<(HeaderName, String)> =
-        vec![(HeaderName::from_static("cache-status"), cache_status.to_owned())];
-    headers.push((HeaderName::from_static("x-artifact-source"), source.to_owned()));
-    if let Some(retry_after) = &answer.retry_after {
-        headers.push((header::RETRY_AFTER, retry_after.clone()));
-    }
     if answer.status >= 400 {
         let detail = match &answer.reason {
             Some(reason) => reason.clone(),
             None => upstream_said(answer.status),
         };
-        let mut error = Problem::new(format.status_of(answer.status), detail).at(remote, path);
-        error.headers = headers;
-        return problem(session, Some(format), error).await;
-    }
-    for (name, value) in &answer.headers {
-        if let Ok(value) = value.to_str() {
-            headers.push((name.clone(), value.to_owned()));
+        let status = resolved.format.status_of(answer.status);
+        let mut error = Problem::new(status, detail).at(&resolved.remote.name, &resolved.path.encoded);
+        error.headers = vec![
+            (HeaderName::from_static("cache-status"), cache_status.to_owned()),
+            (HeaderName::from_static("x-artifact-source"), source.to_owned()),
+        ];
+        if let Some(retry_after) = &answer.retry_after {
+            error.headers.push((header::RETRY_AFTER, retry_after.clone()));
         }
+        return problem(session, Some(resolved.format), error).await;
     }
-    headers.push((header::CACHE_CONTROL, "no-store".to_owned()));
-    headers.push((header::VIA, "1.1 artifactapi".to_owned()));
-    send(session, answer.status, headers, answer.body.clone()).await
+    let shown = Shown::of(resolved);
+    let mut response = dress::of_content(answer.status, &answer.headers, &shown, false)?;
+    let no_store = HeaderValue::from_static("no-store");
+    dress::finish(&mut response, &shown, (source, headers::value(cache_status)), no_store)?;
+    if let Some(retry_after) = &answer.retry_after {
+        response.insert_header(header::RETRY_AFTER, headers::value(retry_after))?;
+    }
+    write(session, response, answer.body.clone()).await
 }
 
 fn upstream_said(status: u16) -> String {

@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
+use super::dress::{self, Shown};
 use super::range::{self, Condition, Ranges};
+use super::unread::{self, Unread};
 use crate::cache::{Body, Left, Object, Prepared, Reader, State};
-use crate::formats::{Class, Format};
+use crate::config::ClientSettings;
+use crate::formats::Class;
 use crate::headers;
 use crate::policy::{Basis, Policy};
 
 /// The longest piece that is written at once: what the write time-out is measured on.
 pub const PIECE: usize = 256 << 10;
-
-static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
-static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// What a response says beside the object's own header.
 pub struct Dress<'a> {
@@ -31,25 +31,65 @@ pub struct Dress<'a> {
     pub age: Option<u64>,
     pub source: &'static str,
     pub cache_status: Cow<'static, str>,
-    pub vary: Option<&'static str>,
-    /// Says the `Content-Type` of `path` where upstream named none.
-    pub format: &'static dyn Format,
-    pub path: &'a str,
+    pub shown: Shown<'a>,
+    /// The request's `Accept-Encoding` had a say in it.
+    pub by_coding: bool,
     /// What the client calls the document's type, where that is an alias of upstream's word for it.
     pub presented_as: Option<&'static str>,
     pub head_only: bool,
 }
 
+/// A client that is written to, and the limits that it has.
+pub struct Reading<'a> {
+    pub session: &'a mut Session,
+    pub unread: &'a Unread,
+    pub limits: &'a ClientSettings,
+}
+
+impl Reading<'_> {
+    /// Sends a piece of a body.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn write(&mut self, mut piece: Bytes, last: bool) -> Result<()> {
+        if !self.session.as_downstream().is_http2() {
+            while piece.len() > PIECE {
+                let part = piece.split_to(PIECE);
+                self.session.write_response_body(Some(part), false).await?;
+            }
+            return self.session.write_response_body(Some(piece), last).await;
+        }
+        while piece.len() > unread::PIECE {
+            let part = piece.split_to(unread::PIECE);
+            self.write_to_stream(part, false).await?;
+        }
+        self.write_to_stream(piece, last).await
+    }
+
+    /// What is read at once of a body is what is written at once.
+    fn reader(&self, object: &Arc<Object>, start: u64, end: u64) -> Reader {
+        let reader = Reader::range(Arc::clone(object), start, end);
+        match self.session.as_downstream().is_http2() {
+            true => reader.in_pieces_of(unread::PIECE as u64),
+            false => reader,
+        }
+    }
+
+    async fn write_to_stream(&mut self, piece: Bytes, last: bool) -> Result<()> {
+        let write = self.session.write_response_body(Some(piece), last);
+        self.unread.write(write, self.limits.write_timeout).await
+    }
+}
+
 /// The header of the response, but for what range and framing decide.
 fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseHeader>> {
     let mut response = Box::new(prepared.clone());
-    response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(dress.source))?;
     let cache_status = match &dress.cache_status {
         Cow::Borrowed(text) => HeaderValue::from_static(text),
         Cow::Owned(text) => headers::value(text),
     };
-    response.insert_header(CACHE_STATUS.clone(), cache_status)?;
-    response.insert_header(header::CACHE_CONTROL, cache_control(dress))?;
+    let origin = (dress.source, cache_status);
+    dress::finish(&mut response, &dress.shown, origin, cache_control(dress))?;
     if let Some(name) = dress.presented_as {
         response.insert_header(header::CONTENT_TYPE, name)?;
     }
@@ -72,6 +112,9 @@ pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &
     head.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
     head.extend_from_slice(&prepared.lines);
     head.extend_from_slice(lines);
+    if !dress.shown.is_active() {
+        head.extend_from_slice(dress::INERT_LINES);
+    }
     let mut line = |name: &[u8], value: &[u8]| {
         for part in [name, value, b"\r\n"] {
             head.extend_from_slice(part);
@@ -140,7 +183,8 @@ pub fn has_conditions(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// The client is gone, or a growing object failed: the connection must then break.
-pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+pub async fn serve(client: &mut Reading<'_>, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+    let session = &mut *client.session;
     let request = session.req_header();
     let head_only = dress.head_only || request.method == Method::HEAD;
     let prepared = prepared(object, dress)?;
@@ -196,7 +240,7 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
             response.insert_header(header::CONTENT_LENGTH, end - start)?;
             (start, end)
         }
-        Ranges::Several(ranges) => return several(session, object, response, &ranges).await,
+        Ranges::Several(ranges) => return several(client, object, response, &ranges).await,
     };
     if head_only || start == end {
         session.write_response_header(response, true).await?;
@@ -204,11 +248,11 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
     }
     session.write_response_header(response, false).await?;
     let mut sent = 0;
-    let mut reader = Reader::range(Arc::clone(object), start, end);
+    let mut reader = client.reader(object, start, end);
     let whole = if end == u64::MAX { None } else { Some(end - start) };
     while let Some(piece) = next(&mut reader).await? {
         sent += piece.len() as u64;
-        write(session, piece, whole == Some(sent)).await?;
+        client.write(piece, whole == Some(sent)).await?;
     }
     if whole.is_some_and(|whole| sent != whole) {
         return Err(Error::explain(
@@ -217,7 +261,7 @@ pub async fn serve(session: &mut Session, object: &Arc<Object>, dress: &Dress<'_
         ));
     }
     if whole.is_none() {
-        session.write_response_body(None, true).await?;
+        client.session.write_response_body(None, true).await?;
     }
     Ok(sent)
 }
@@ -229,50 +273,30 @@ async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
         .map_err(|error| Error::because(ErrorType::ReadError, "reading what is served", error))
 }
 
-async fn write(session: &mut Session, mut piece: Bytes, last: bool) -> Result<()> {
-    while piece.len() > PIECE {
-        let part = piece.split_to(PIECE);
-        session.write_response_body(Some(part), false).await?;
-    }
-    session.write_response_body(Some(piece), last).await
-}
-
 /// The part of the header that is the same for every response, built once for each object.
 fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
-    if let Some(prepared) = object.prepared.get() {
+    let headers_keep = &dress.shown.remote.headers_keep;
+    let known = object.prepared.get();
+    // A reload may have changed what is kept.
+    if let Some(prepared) = known.filter(|prepared| prepared.headers_keep == *headers_keep) {
         return Ok(Arc::clone(prepared));
     }
-    // Without the map that keeps the spelling of names: it would be copied with every response.
-    let mut response = ResponseHeader::build_no_case(200, Some(object.head.headers.len() + 12))?;
-    for (name, value) in &object.head.headers {
-        response.append_header(name.clone(), value.clone())?;
-    }
-    if !object.head.headers.contains_key(header::CONTENT_TYPE) {
-        response.insert_header(
-            header::CONTENT_TYPE,
-            headers::value(dress.format.content_type(dress.path)),
-        )?;
-    }
-    response.insert_header(header::ACCEPT_RANGES, "bytes")?;
-    response.insert_header(header::VIA, "1.1 artifactapi")?;
-    // One document is always asked for in the same forms, so this is the object's, not the request's.
-    if let Some(vary) = dress.vary {
-        response.insert_header(header::VARY, vary)?;
-    }
+    let mut response = dress::of_content(200, &object.head.headers, &dress.shown, dress.by_coding)?;
     if let (Some(etag), None) = (object.etag(), object.head.etag()) {
         response.insert_header(header::ETAG, etag)?;
     }
     let mut lines = Vec::with_capacity(256);
     response.header_to_h1_wire(&mut lines);
     let response = Arc::new(Prepared {
+        headers_keep: headers_keep.clone(),
         header: response,
         lines,
     });
     // A digest is only known at the end, and with it the validator.
-    if !object.is_complete() {
-        return Ok(response);
+    if object.is_complete() && known.is_none() {
+        let _ = object.prepared.set(Arc::clone(&response));
     }
-    Ok(Arc::clone(object.prepared.get_or_init(|| response)))
+    Ok(response)
 }
 
 /// What a client's own cache may do with it.
@@ -314,7 +338,7 @@ async fn without_body(session: &mut Session, mut response: Box<ResponseHeader>) 
 
 /// `multipart/byteranges` (RFC 9110 section 14.6), its length known beforehand.
 async fn several(
-    session: &mut Session,
+    client: &mut Reading<'_>,
     object: &Arc<Object>,
     mut response: Box<ResponseHeader>,
     ranges: &[(u64, u64)],
@@ -346,14 +370,14 @@ async fn several(
         format!("multipart/byteranges; boundary={boundary}"),
     )?;
     response.insert_header(header::CONTENT_LENGTH, sum)?;
-    session.write_response_header(response, false).await?;
+    client.session.write_response_header(response, false).await?;
     for (head, (start, end)) in heads.into_iter().zip(ranges) {
-        session.write_response_body(Some(head.into()), false).await?;
-        let mut reader = Reader::range(Arc::clone(object), *start, *end);
+        client.write(head.into(), false).await?;
+        let mut reader = client.reader(object, *start, *end);
         let mut sent = 0;
         while let Some(piece) = next(&mut reader).await? {
             sent += piece.len() as u64;
-            write(session, piece, false).await?;
+            client.write(piece, false).await?;
         }
         if sent != end - start {
             return Err(Error::explain(
@@ -362,7 +386,7 @@ async fn several(
             ));
         }
     }
-    session.write_response_body(Some(tail.into()), true).await?;
+    client.write(tail.into(), true).await?;
     Ok(sum)
 }
 

@@ -17,12 +17,14 @@ use super::challenge::{Challenge, challenges};
 use super::range::range_matches;
 use super::token::Grant;
 use super::tunnel::{self, Tunnel};
-use super::{ResolveError, Upstream, address, listed, same_origin};
-use crate::config::Remote;
+use super::{ResolveError, Upstream, address, listed, own, same_origin};
+use crate::config::{OwnHost, Remote};
 use crate::deadline::Deadline;
 
 /// Redirects followed for one question.
 const MAX_REDIRECTS: u8 = 10;
+/// Answers that only announce one (1xx), taken for one question.
+const MAX_INTERIM: u8 = 100;
 /// Idle upstream connections are kept this long.
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Not a failure: the question goes on, at another place or with another authorization.
@@ -39,6 +41,15 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// The body ended early, and nothing of it has gone out: as if there had been no answer.
+    pub fn broken_off() -> Self {
+        Failure {
+            status: 502,
+            reason: "the transfer from upstream ended early; try again".to_owned(),
+            unreachable: true,
+        }
+    }
+
     fn refused(reason: impl Into<String>) -> Self {
         Failure {
             status: 502,
@@ -86,9 +97,11 @@ pub struct Exchange {
     /// The query of `url` as it was asked, until a redirect leads elsewhere.
     query: Option<String>,
     redirects: u8,
+    interim: u8,
     addresses: Vec<SocketAddr>,
     tried: usize,
     pub deadline: Arc<Deadline>,
+    pace: Option<Pace>,
     /// Set where the reason is known better than Pingora's error can tell.
     failure: Option<Failure>,
     authority: Authority,
@@ -97,6 +110,15 @@ pub struct Exchange {
     grant: Option<Grant>,
     /// What the remote's host wants, before that was seen to.
     challenges: Option<Vec<Challenge>>,
+}
+
+/// How a body comes, on the clock that counts what upstream is waited for.
+#[derive(Debug)]
+struct Pace {
+    began: Duration,
+    /// When the rate was looked at last, and the bytes since then.
+    looked: Duration,
+    bytes: u64,
 }
 
 /// Makes Pingora ask again.
@@ -115,9 +137,11 @@ impl Exchange {
             url,
             query: None,
             redirects: 0,
+            interim: 0,
             addresses: Vec::new(),
             tried: 0,
             deadline: Arc::default(),
+            pace: None,
             failure: None,
             authority: Authority::Remote,
             authorization: None,
@@ -167,6 +191,10 @@ impl Exchange {
 
     pub fn ask(&self) -> &Ask {
         &self.ask
+    }
+
+    pub(super) fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
     }
 
     fn fail(&mut self, failure: Failure) -> Box<Error> {
@@ -328,29 +356,42 @@ impl Exchange {
             || listed(&self.remote.token_realms, &self.url)
     }
 
-    /// The addresses that may be gone to: all but link-local ones for a configured host, and for a remote whose own host
-    /// is private; public ones only for the rest.
+    /// The addresses that may be gone to: public ones, and for who is private (the remote, or a host that its configuration
+    /// names) all but those that answer to a cloud's machines.
     async fn check(&mut self, found: Vec<IpAddr>) -> Result<Vec<IpAddr>> {
-        // A configured host may be anywhere but where no registry is: link-local addresses answer to cloud metadata.
-        let base_is_private = self.is_own_host() || self.base_is_private().await;
+        let is_special = |ip: &IpAddr| address::special_kind(*ip).is_some();
+        // Before anything else is asked: what is found now may be what decides.
+        let own_host = self.own_host();
+        let is_private = own_host.is_some_and(|own| own::decide(own, &found));
+        if !found.iter().any(is_special) {
+            return Ok(found);
+        }
+        let is_named = own_host.is_some();
+        let is_private = is_private || self.base_is_private().await;
         let mut refused = None;
         let allowed: Vec<IpAddr> = found
             .into_iter()
-            .filter(|ip| match address::private_kind(*ip) {
+            .filter(|ip| match address::special_kind(*ip) {
                 None => true,
-                Some(kind) if base_is_private && kind != "link-local" => true,
-                Some(kind) => {
-                    refused = Some((*ip, kind));
+                Some(special) if is_private && !special.is_metadata => true,
+                Some(special) => {
+                    refused = Some((*ip, special));
                     false
                 }
             })
             .collect();
         match refused {
-            Some((ip, kind)) if allowed.is_empty() => {
-                let reason = format!(
-                    "{} is at the {kind} address {ip}, where this remote may not be sent; list the host in `file_hosts` if that is meant",
-                    self.url.host_str().unwrap_or_default()
-                );
+            Some((ip, special)) if allowed.is_empty() => {
+                let hint = match (special.is_metadata, is_named) {
+                    (true, _) => "no remote may be sent there",
+                    (false, true) => {
+                        "it had a public address when the configuration was loaded; load it again if it has moved"
+                    }
+                    (false, false) => "list the host in `file_hosts` if that is meant",
+                };
+                let host = self.url.host_str().unwrap_or_default();
+                let kind = special.kind;
+                let reason = format!("{host} is at the {kind} address {ip}, where this remote may not be sent; {hint}");
                 Err(self.fail(Failure::refused(reason)))
             }
             _ => Ok(allowed),
@@ -365,18 +406,17 @@ impl Exchange {
         }
     }
 
+    /// The host asked now, if the configuration names it.
+    fn own_host(&self) -> Option<&OwnHost> {
+        let name = OwnHost::name_of(self.url.host_str()?);
+        let own = self.remote.own_hosts.iter().find(|own| own.name == name);
+        own.filter(|_| self.is_own_host())
+    }
+
     async fn base_is_private(&self) -> bool {
-        let Some(host) = self.remote.base_url.as_ref().and_then(|base| base.host_str()) else {
-            return false;
-        };
-        match self
-            .upstream
-            .resolver
-            .addresses(host, self.remote.timeouts.connect)
-            .await
-        {
-            Ok(found) => found.iter().any(|ip| address::private_kind(*ip).is_some()),
-            Err(_) => false,
+        match self.remote.own_hosts.first() {
+            Some(base) => self.upstream.is_private(&self.remote, base).await,
+            None => false,
         }
     }
 
@@ -389,9 +429,7 @@ impl Exchange {
         let names: Vec<HeaderName> = request.headers.keys().cloned().collect();
         for name in names {
             let kept = self.ask.conditional && (name == header::IF_NONE_MATCH || name == header::IF_MODIFIED_SINCE);
-            let framing = self.ask.method == Method::POST
-                && (name == header::CONTENT_LENGTH || name == header::TRANSFER_ENCODING);
-            if !kept && !framing {
+            if !kept {
                 request.remove_header(&name);
             }
         }
@@ -408,7 +446,9 @@ impl Exchange {
         let proxy = self.upstream.proxy_for(&self.remote, &self.url);
         if let (Some(proxy), "http") = (proxy, self.url.scheme()) {
             target = format!("http://{host}{target}");
-            if let Some(authorization) = tunnel::authorization(proxy) {
+            let authorization = tunnel::authorization(proxy).map(HeaderValue::try_from);
+            if let Some(Ok(mut authorization)) = authorization {
+                authorization.set_sensitive(true);
                 request.insert_header(header::PROXY_AUTHORIZATION, authorization)?;
             }
         }
@@ -445,7 +485,7 @@ impl Exchange {
     pub fn read_header(&mut self, response: &mut ResponseHeader) -> Result<()> {
         let status = response.status.as_u16();
         if status < 200 {
-            return Ok(());
+            return self.read_interim(status);
         }
         self.deadline.set(self.remote.timeouts.idle);
         if self.is_at_remote() {
@@ -509,6 +549,23 @@ impl Exchange {
         Ok(())
     }
 
+    /// What comes before the answer is of no interest, unless there is no end of it, or it would end the message: nobody
+    /// asked for another protocol.
+    fn read_interim(&mut self, status: u16) -> Result<()> {
+        self.interim += 1;
+        if status == 101 {
+            return Err(self.fail(Failure::refused(
+                "upstream switched to another protocol, which nobody asked for",
+            )));
+        }
+        if self.interim > MAX_INTERIM {
+            return Err(self.fail(Failure::refused(format!(
+                "upstream sent more than {MAX_INTERIM} interim answers and no final one"
+            ))));
+        }
+        Ok(())
+    }
+
     /// Docker Hub's `ratelimit-limit: 100;w=21600` and its like.
     fn note_rate_limit(&self, response: &ResponseHeader) {
         let number = |name: &str| {
@@ -551,13 +608,44 @@ impl Exchange {
         Ok(target)
     }
 
-    /// For `upstream_response_body_filter`: a piece has arrived, the next may take `idle`.
-    pub fn body_piece(&self, end: bool) {
+    /// For `upstream_response_body_filter`: so many bytes have arrived, the next may take `idle`.
+    ///
+    /// # Errors
+    /// The body drips: it comes at less than the least rate, or takes longer than any may.
+    pub fn body_piece(&mut self, length: usize, end: bool) -> Result<()> {
         if end {
             self.deadline.clear();
-        } else {
-            self.deadline.set(self.remote.timeouts.idle);
+            return Ok(());
         }
+        let limits = self.remote.timeouts;
+        self.deadline.set(limits.idle);
+        let now = self.deadline.waited();
+        let pace = self.pace.get_or_insert(Pace {
+            began: now,
+            looked: now,
+            bytes: 0,
+        });
+        pace.bytes += length as u64;
+        let window = now.saturating_sub(pace.looked);
+        let slow = if now.saturating_sub(pace.began) >= limits.whole {
+            format!("did not end within {} s (transfer_timeout)", limits.whole.as_secs_f32())
+        } else if window >= limits.rate_window {
+            let rate = pace.bytes as f64 / window.as_secs_f64();
+            (pace.looked, pace.bytes) = (now, 0);
+            if rate >= limits.least_rate as f64 {
+                return Ok(());
+            }
+            format!("came at {rate:.0} bytes a second (least_rate is {})", limits.least_rate)
+        } else {
+            return Ok(());
+        };
+        let reason = format!("the body from {} {slow}", shown(&self.url));
+        tracing::warn!(remote = %self.remote.name, %reason, "a transfer from upstream is ended");
+        Err(self.fail(Failure {
+            status: 504,
+            reason,
+            unreachable: true,
+        }))
     }
 
     /// For `fail_to_connect`: the next address is tried, if there is one.

@@ -3,8 +3,11 @@
 
 mod address;
 mod challenge;
+mod direct;
 mod exchange;
+mod own;
 mod password;
+mod places;
 mod range;
 mod resolver;
 mod token;
@@ -13,12 +16,16 @@ mod tunnel;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use pingora_core::connectors::http::Connector;
 use url::Url;
 
+pub use direct::Answering;
 pub use exchange::{Ask, Exchange, Failure, shown};
+pub use places::Place;
 pub use resolver::{ResolveError, Resolver};
 pub use token::SharedTokens;
+
+use places::Places;
 
 use crate::config::{Config, FileHost, OutboundProxies, ProxyUrl, Remote};
 use crate::metrics::Metrics;
@@ -31,7 +38,8 @@ pub struct Upstream {
     pub resolver: Resolver,
     outbound: OutboundProxies,
     /// For fills, and for what passes by: slow clients of the latter must not keep the former from starting.
-    places: [Arc<Semaphore>; 2],
+    places: [Arc<Places>; 2],
+    connector: Connector,
     user_agent: String,
     tokens: token::Tokens,
     passwords: password::Passwords,
@@ -53,11 +61,13 @@ impl Upstream {
             Some(url) => format!("artifactapi/{version} (+{url})"),
             None => format!("artifactapi/{version} (caching proxy)"),
         };
-        let limit = config.settings.upstream.max_concurrent.clamp(1, Semaphore::MAX_PERMITS);
+        let limits = &config.settings.upstream;
+        let places = || Places::new(limits.max_concurrent, limits.max_per_remote);
         Ok(Upstream {
             resolver: Resolver::new(&config.settings.resolver)?,
             outbound: config.settings.outbound.clone(),
-            places: [Arc::new(Semaphore::new(limit)), Arc::new(Semaphore::new(limit))],
+            places: [places(), places()],
+            connector: Connector::new(None),
             user_agent,
             tokens: token::Tokens::default(),
             passwords: password::Passwords::default(),
@@ -74,30 +84,29 @@ impl Upstream {
     ///
     /// # Errors
     /// None became free within ten minutes.
-    pub async fn place(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.wait(&self.places[0]).await
+    pub async fn place(&self, remote: &Remote) -> Result<Place, Failure> {
+        self.wait(&self.places[0], remote).await
     }
 
     /// Waits for one of the concurrent places for what passes by.
     ///
     /// # Errors
     /// None became free within ten minutes.
-    pub async fn place_to_pass(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        self.wait(&self.places[1]).await
+    pub async fn place_to_pass(&self, remote: &Remote) -> Result<Place, Failure> {
+        self.wait(&self.places[1], remote).await
     }
 
-    async fn wait(&self, places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-        match tokio::time::timeout(QUEUE_LIMIT, Arc::clone(places).acquire_owned()).await {
-            Ok(Ok(permit)) => Ok(permit),
-            _ => Err(Failure {
-                status: 503,
-                reason: format!(
-                    "all upstream connections were busy for {} s; try again, or raise upstream.max_concurrent",
-                    QUEUE_LIMIT.as_secs()
-                ),
-                unreachable: false,
-            }),
-        }
+    async fn wait(&self, places: &Arc<Places>, remote: &Remote) -> Result<Place, Failure> {
+        let taken = tokio::time::timeout(QUEUE_LIMIT, places.take(&remote.name)).await;
+        taken.map_err(|_| Failure {
+            status: 503,
+            reason: format!(
+                "all upstream connections, or all that one remote may have, were busy for {} s; try again, or raise \
+                 upstream.max_concurrent and upstream.max_per_remote",
+                QUEUE_LIMIT.as_secs()
+            ),
+            unreachable: false,
+        })
     }
 
     /// The outbound proxy for a request of `remote` to `url`, if it goes through one.

@@ -33,6 +33,11 @@ impl H2Connection {
 
     /// Starts a request; the answer is awaited by `finish`, so that several can run at once.
     pub async fn request(&mut self, method: &str, target: &str, headers: &[(&str, &str)]) -> Response {
+        self.send(method, target, headers, b"").await
+    }
+
+    /// The same with a body, if it is not empty.
+    pub async fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         let mut request = http::Request::builder()
             .method(method)
             .uri(format!("http://{}{target}", self.authority));
@@ -40,9 +45,13 @@ impl H2Connection {
             request = request.header(*name, *value);
         }
         let mut send = self.send.clone().ready().await.expect("a stream");
-        let (response, _) = send
-            .send_request(request.body(()).expect("a request"), true)
+        let (response, mut sending) = send
+            .send_request(request.body(()).expect("a request"), body.is_empty())
             .expect("sent");
+        if !body.is_empty() {
+            // A server may refuse before it has read everything.
+            let _ = sending.send_data(Bytes::copy_from_slice(body), true);
+        }
         let (parts, mut stream) = response.await.expect("an answer").into_parts();
         let mut body = Vec::new();
         let mut complete = true;

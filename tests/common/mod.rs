@@ -5,6 +5,7 @@
 // Every test file takes what it needs of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod cgroup;
 pub mod client;
 pub mod clients;
 pub mod dns;

@@ -19,7 +19,9 @@ pub struct Settings {
     conf: Option<String>,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    under: Vec<String>,
     data_dir: Option<PathBuf>,
+    mute: bool,
 }
 
 impl Settings {
@@ -46,9 +48,27 @@ impl Settings {
         self
     }
 
+    /// The program is started by this one, which must become it.
+    pub fn under(mut self, program: &[&str]) -> Self {
+        self.under = program.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
     /// A data folder that outlives the proxy.
     pub fn data_dir(mut self, path: &Path) -> Self {
         self.data_dir = Some(path.to_owned());
+        self
+    }
+
+    /// Runs in the control group whose list of processes this is.
+    pub fn in_cgroup(self, processes: &Path) -> Self {
+        let processes = processes.to_str().expect("a plain path");
+        self.under(&["/bin/sh", "-c", "echo $$ > \"$0\" && exec \"$@\"", processes])
+    }
+
+    /// Nobody reads what it says.
+    pub fn unheard(mut self) -> Self {
+        self.mute = true;
         self
     }
 
@@ -139,7 +159,7 @@ impl Proxy {
     /// Starts the program again after `stop` or `kill`, on the same data and the same address.
     pub async fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        let mut again = self.log.text().is_empty();
+        let mut again = self.log.text().is_empty() && !self.settings.mute;
         let end = Instant::now() + Duration::from_secs(20);
         let mut child = self.spawn();
         loop {
@@ -173,8 +193,10 @@ impl Proxy {
     }
 
     fn spawn(&self) -> Child {
-        let mut command = Command::new(BINARY);
+        let mut words = self.settings.under.iter().map(String::as_str).chain([BINARY]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .env_clear()
             .current_dir(self.folder.path())
             .arg("serve")
@@ -195,8 +217,10 @@ impl Proxy {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{BINARY}: {error}"));
-        self.log.follow(child.stdout.take().expect("its output"));
-        self.log.follow(child.stderr.take().expect("its errors"));
+        if !self.settings.mute {
+            self.log.follow(child.stdout.take().expect("its output"));
+            self.log.follow(child.stderr.take().expect("its errors"));
+        }
         child
     }
 
@@ -416,6 +440,24 @@ impl Drop for Proxy {
 /// The request target of a path below a remote.
 pub fn at(remote: &str, path: &str) -> String {
     format!("/api/v1/remote/{remote}/{}", path.trim_start_matches('/'))
+}
+
+/// The files of the stored objects in a data folder.
+pub fn stored_files(data_dir: &Path) -> Vec<PathBuf> {
+    let mut folders = vec![data_dir.join("objects")];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.metadata() {
+                Ok(metadata) if metadata.is_dir() => folders.push(entry.path()),
+                Ok(_) => files.push(entry.path()),
+                // Evicted meanwhile.
+                Err(_) => {}
+            }
+        }
+    }
+    files.sort();
+    files
 }
 
 /// What a run of the program to its end said and how it ended.

@@ -81,6 +81,9 @@ fn survives(text: &str) {
         connect: Duration::ZERO,
         first_byte: Duration::ZERO,
         idle: Duration::ZERO,
+        least_rate: 0,
+        rate_window: Duration::from_secs(1),
+        whole: Duration::from_secs(1),
     };
     let report = Report::default();
     remotes::read(file, text, &env, timeouts, &report);

@@ -204,6 +204,36 @@ fn contradictions_are_errors() {
 }
 
 #[test]
+fn what_answers_say_beside_the_content() {
+    let remote = generic("headers_keep: [X-Name, etag]\nactive_content: true\nhosts: [a.example]").remote("x");
+    assert_eq!(remote.headers_keep, ["x-name", "etag"]);
+    assert!(remote.active_content);
+    finds(
+        &generic("headers_keep: ['a b', Set-Cookie, X-Artifact-Source, Content-Length, vary]"),
+        &[
+            "4:20: error: remote \"x\": `headers_keep` \"a b\": is no name of a header",
+            "`headers_keep` \"Set-Cookie\": is never passed on",
+            "\"X-Artifact-Source\": is never passed on",
+            "\"Content-Length\": is never passed on",
+            "\"vary\": is never passed on",
+        ],
+    );
+    finds(
+        &generic("active_content: true"),
+        &["4:5: error: remote \"x\": `active_content` without `hosts`"],
+    );
+}
+
+#[test]
+fn the_hosts_that_a_remote_names_are_known_once() {
+    let remote = one("base_url: https://Files.Example:8443/x\npackage: docker\n\
+                      file_hosts: ['http://[::1]:80', files.example]\ntoken_realms: [auth.example]")
+    .remote("x");
+    let names: Vec<&str> = remote.own_hosts.iter().map(|own| own.name.as_str()).collect();
+    assert_eq!(names, ["files.example", "::1", "auth.example"]);
+}
+
+#[test]
 fn npm_without_mutable_patterns_is_warned_of() {
     let npm = "package: npm\n";
     finds(

@@ -6,6 +6,15 @@ use std::time::Duration;
 use super::*;
 
 #[test]
+fn the_time_that_stopping_may_take_can_be_set() {
+    let limit = |conf: &str| Case::new("remotes: {}").conf(conf).config().settings.stop_timeout;
+    assert_eq!(limit(""), Duration::from_secs(30));
+    assert_eq!(limit("stop_timeout: 2m"), Duration::from_secs(120));
+    let case = Case::new("remotes: {}").conf("stop_timeout: 0");
+    finds(&case, &["conf.yaml:1:15: error: `stop_timeout`"]);
+}
+
+#[test]
 fn a_flag_wins_over_its_variable_and_that_over_the_file() {
     let mut case = Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\npublic_url: https://file/");
     let listen = |case: &Case| {
@@ -68,13 +77,68 @@ fn settings_are_checked_with_place() {
             "conf.yaml:8:13: error: `public_url` \"https://a?b\": has a query",
         ],
     );
+    let scrub_rate = |conf: &str| generic("").conf(conf).config().settings.cache.scrub_rate;
+    assert_eq!(scrub_rate("resolver: []"), 4_000_000);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 1MiB}"), 1 << 20);
+    assert_eq!(scrub_rate("cache: {scrub_rate: 0}"), 0);
+    finds(
+        &generic("").conf("scrub_rate: 1MB"),
+        &["conf.yaml:1:1: error: unknown key `scrub_rate`\n    hint: `scrub_rate` belongs under `cache:`"],
+    );
+    let case = Case::new("remotes: {}").conf(
+        "clients: {head_timeout: 0, head_bytes: 1KiB, body_rate: 0, http2_streams: 0, idle: 1s}\nbody_timeout: 1s\n",
+    );
+    finds(
+        &case,
+        &[
+            "conf.yaml:1:25: error: `clients.head_timeout` \"0\": must be longer than nothing",
+            "conf.yaml:1:40: error: `clients.head_bytes` \"1KiB\": must be from 4KiB to 1MB",
+            "error: `clients.body_rate` \"0\": must be more than nothing",
+            "error: `clients.http2_streams` \"0\": must be a whole number from 1 to",
+            "error: unknown key `clients.idle`",
+            "conf.yaml:2:1: error: unknown key `body_timeout`\n    hint: `body_timeout` belongs under `clients:`",
+        ],
+    );
+    let case = Case::new("remotes: {}").conf("clients: {body_timeout: 10s, body_rate: 2KB, http2_unread: 7}");
+    let clients = case.config().settings.clients;
+    assert_eq!((clients.body_rate, clients.http2_unread), (2000, 7));
+    assert_eq!(clients.head_bytes, ClientSettings::default().head_bytes);
+    let left = clients.body_left(std::time::Instant::now(), 10_000);
+    assert!(
+        left > Duration::from_secs(14) && left <= Duration::from_secs(15),
+        "{left:?}"
+    );
     // A remote takes what it does not set itself from the settings.
-    let case = generic("upstream: {idle_timeout: 7s}").conf("upstream: {connect_timeout: 250ms}");
+    let case = generic("upstream: {idle_timeout: 7s, least_rate: 0, transfer_timeout: 1h}")
+        .conf("upstream: {connect_timeout: 250ms, least_rate: 5KB, rate_window: 1m}");
     let timeouts = case.remote("x").timeouts;
     assert_eq!(
         (timeouts.connect, timeouts.idle),
         (Duration::from_millis(250), Duration::from_secs(7))
     );
+    assert_eq!(
+        (timeouts.least_rate, timeouts.rate_window, timeouts.whole),
+        (0, Duration::from_secs(60), Duration::from_secs(3600))
+    );
+}
+
+#[test]
+fn a_remotes_share_follows_from_all_places_or_is_set() {
+    let shares = [
+        ("", (256, 128)),
+        ("{max_concurrent: 4}", (4, 4)),
+        ("{max_concurrent: 30}", (30, 15)),
+        ("{max_concurrent: 4, max_per_remote: 1}", (4, 1)),
+        ("{max_per_remote: 7}", (256, 7)),
+    ];
+    for (text, expected) in shares {
+        let upstream = generic("")
+            .conf(&format!("upstream: {text}"))
+            .config()
+            .settings
+            .upstream;
+        assert_eq!((upstream.max_concurrent, upstream.max_per_remote), expected, "{text}");
+    }
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! What is stored, compared with its digests: slowly while the service runs, and at once by `artifactapi verify`. A disk that
+//! flips a bit says nothing of it, and an object may lie for a year before somebody asks for it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustix::fs::{Advice, fadvise};
+
+use super::disk::{self, Disk};
+use super::{Hash, Key, Millis, Store, evict, hex, now_ms, shown};
+
+/// Outer folders.
+const FOLDERS: u64 = 256;
+/// A round begins no sooner after the one before, in milliseconds: what is small is not read all day.
+const ROUND: Millis = 24 * 3_600_000;
+/// Between two looks whether a round is due.
+const PAUSE: Duration = Duration::from_secs(60);
+/// An object costs the disk at least as much as so many bytes.
+const LEAST: u64 = 16 << 10;
+/// Shorter waits are added up.
+const NAP: Duration = Duration::from_millis(20);
+
+/// How far the scrubber has come.
+#[derive(Debug)]
+pub struct Scrub {
+    /// Keeps the position over a restart.
+    file: PathBuf,
+    objects: AtomicU64,
+    bytes: AtomicU64,
+    /// Outer folders of this round that are done.
+    folders: AtomicU64,
+    rounds: AtomicU64,
+}
+
+/// The same, for `/metrics`: since the start, but for `percent`, which is of this round.
+#[derive(Debug, Clone, Copy)]
+pub struct Scrubbed {
+    pub objects: u64,
+    pub bytes: u64,
+    pub rounds: u64,
+    pub percent: u64,
+}
+
+impl Scrub {
+    pub fn new(file: PathBuf) -> Self {
+        Scrub {
+            file,
+            objects: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            folders: AtomicU64::new(0),
+            rounds: AtomicU64::new(0),
+        }
+    }
+
+    pub fn progress(&self) -> Scrubbed {
+        Scrubbed {
+            objects: self.objects.load(Relaxed),
+            bytes: self.bytes.load(Relaxed),
+            rounds: self.rounds.load(Relaxed),
+            percent: self.folders.load(Relaxed) * 100 / FOLDERS,
+        }
+    }
+
+    /// The folder to go on with, and when its round began.
+    fn load(&self) -> Option<(u64, Millis)> {
+        let text = fs::read_to_string(&self.file).ok()?;
+        let (folder, began) = text.trim().split_once(' ')?;
+        // What a clock that was ahead has written would put off the next round for as long.
+        Some((folder.parse().ok()?, began.parse::<Millis>().ok()?.min(now_ms())))
+    }
+
+    fn save(&self, folder: u64, began: Millis) {
+        self.folders.store(folder, Relaxed);
+        let new = self.file.with_extension("new");
+        // Worth no more than a try: a round that begins anew is only work.
+        let _ = fs::write(&new, format!("{folder} {began}\n")).and_then(|()| fs::rename(&new, &self.file));
+    }
+}
+
+/// Spends no more than so many bytes a second.
+struct Pace {
+    rate: u64,
+    owed: Duration,
+}
+
+impl Pace {
+    fn spend(&mut self, bytes: u64) {
+        self.owed += Duration::from_secs_f64(bytes as f64 / self.rate as f64);
+        if self.owed >= NAP {
+            std::thread::sleep(std::mem::take(&mut self.owed));
+        }
+    }
+}
+
+impl Store {
+    /// Reads all that is stored, round after round, at `rate` bytes a second, and removes what is not what it was; 0 is
+    /// never. Returns when the store is closed.
+    pub(super) fn keep_scrubbing(&'static self, rate: u64) {
+        if rate == 0 {
+            return;
+        }
+        let mut pace = Pace {
+            rate,
+            owed: Duration::ZERO,
+        };
+        let (mut folder, mut began) = self.scrub.load().unwrap_or((0, now_ms()));
+        while !self.is_closing() {
+            if folder >= FOLDERS {
+                if now_ms().saturating_sub(began) < ROUND {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+                (folder, began) = (0, now_ms());
+            }
+            let outer = self.disk.root().join(format!("{folder:02x}"));
+            // What cannot be listed is said by the count.
+            let _ = evict::each_hash_below(&outer, |hash| {
+                self.examine(&hash, &mut pace);
+                !self.is_closing()
+            });
+            if self.is_closing() {
+                return;
+            }
+            folder += 1;
+            if folder == FOLDERS {
+                self.scrub.rounds.fetch_add(1, Relaxed);
+            }
+            self.scrub.save(folder, began);
+        }
+    }
+
+    fn examine(&self, hash: &Hash, pace: &mut Pace) {
+        let Some(stored) = self.open_stored(hash) else { return };
+        // That it was read now does not make it worth keeping in the page cache.
+        let _ = fadvise(&stored.file, 0, None, Advice::NoReuse);
+        let mut spent = 0;
+        self.is_intact(&stored, |bytes| {
+            spent += bytes;
+            self.scrub.bytes.fetch_add(bytes, Relaxed);
+            pace.spend(bytes);
+        });
+        pace.spend(LEAST.saturating_sub(spent));
+        self.scrub.objects.fetch_add(1, Relaxed);
+    }
+}
+
+/// What [`verify`] found.
+#[derive(Debug, Default)]
+pub struct Verified {
+    pub objects: u64,
+    pub bytes: u64,
+    /// Damaged or unreadable; removed, unless it was reported that they could not be.
+    pub damaged: u64,
+    /// Why not all of the store was looked at.
+    pub unlisted: Option<io::Error>,
+}
+
+/// Compares all that is stored below `data_dir` with its digests, and removes what is damaged or cannot be read. A service may
+/// run on the same folder. `report` is told of each in a line.
+///
+/// # Errors
+/// There is no store.
+pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verified> {
+    if !data_dir.join("objects").is_dir() {
+        return Err(io::Error::new(io::ErrorKind::NotFound, "nothing was ever stored there"));
+    }
+    let disk = Disk::open(data_dir)?;
+    let mut found = Verified::default();
+    let walked = evict::each_hash_while(disk.root(), |hash| {
+        // Removed since its folder was listed.
+        let Some(file) = disk.open_file(&hash) else { return true };
+        found.objects += 1;
+        let (name, why) = match look(&file, &mut found.bytes) {
+            (_, Ok(())) => return true,
+            (name, Err(why)) => (name.unwrap_or_else(|| hex(&hash)), why),
+        };
+        found.damaged += 1;
+        // A service that has it open finds it empty, and forgets it.
+        let emptied = OpenOptions::new()
+            .write(true)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+            .and_then(|file| file.set_len(0));
+        let then = match emptied.and_then(|()| disk.remove(&hash, Some(&file))) {
+            Ok(_) => "removed".to_owned(),
+            Err(error) => format!("it cannot be removed: {error}"),
+        };
+        report(&format!("{name}: {why}: {then}"));
+        true
+    });
+    found.unlisted = walked.err();
+    Ok(found)
+}
+
+/// What the object in `file` is called, and what is wrong with it.
+fn look(file: &File, bytes: &mut u64) -> (Option<String>, Result<(), String>) {
+    let record = match disk::read_record(file) {
+        Ok(record) => record,
+        Err(error) => return (None, Err(error.to_string())),
+    };
+    let name = Some(shown(&Key::from_text(&record.key_text)));
+    match disk::is_intact(file, record.offset, &record.finished, |read| *bytes += read) {
+        Ok(true) => (name, Ok(())),
+        Ok(false) => (name, Err("its body does not match its digest".to_owned())),
+        Err(error) => (name, Err(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn no_more_is_spent_than_the_rate() {
+        let mut pace = Pace {
+            rate: 10_000_000,
+            owed: Duration::ZERO,
+        };
+        let began = Instant::now();
+        for _ in 0..200 {
+            pace.spend(10_000);
+        }
+        assert!(began.elapsed() >= Duration::from_millis(180), "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn the_position_is_kept_and_no_round_is_put_off_by_a_clock_that_was_ahead() {
+        let dir = tempfile::tempdir().unwrap();
+        let scrub = || Scrub::new(dir.path().join("scrubbed"));
+        assert_eq!(scrub().load(), None);
+        scrub().save(64, 1000);
+        assert_eq!(scrub().load(), Some((64, 1000)));
+        let ahead = now_ms() + 400 * ROUND;
+        scrub().save(256, ahead);
+        assert!(
+            scrub()
+                .load()
+                .is_some_and(|(folder, began)| folder == 256 && began < ahead)
+        );
+        fs::write(dir.path().join("scrubbed"), "x").unwrap();
+        assert_eq!(scrub().load(), None);
+    }
+}

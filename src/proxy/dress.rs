@@ -1,0 +1,148 @@
+//! The header of every answer with an artifact, be it an object, a header alone, a small answer or one that passes by: the
+//! only place that decides which of upstream's fields clients get, and what is said beside them.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use url::Url;
+
+use super::resolve::Resolved;
+use crate::config::Remote;
+use crate::formats::Format;
+use crate::headers;
+
+static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
+static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
+
+/// Keeps browsers from running what artifacts hold: scripts would act for whoever this host belongs to.
+const INERT: [(HeaderName, &str); 2] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::CONTENT_SECURITY_POLICY, "sandbox"),
+];
+/// The same, as it goes over HTTP/1.1.
+pub const INERT_LINES: &[u8] = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\n";
+
+/// What passes by is not for caches.
+pub const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+
+/// What of a request the header depends on.
+#[derive(Clone, Copy)]
+pub struct Shown<'a> {
+    pub remote: &'a Remote,
+    /// Says the `Content-Type` of `path` where upstream named none.
+    pub format: &'static dyn Format,
+    /// Decoded, below the remote.
+    pub path: &'a str,
+    /// Asked for by the name of a host that is the remote's own.
+    pub bound_host: bool,
+}
+
+impl<'a> Shown<'a> {
+    pub fn of(resolved: &'a Resolved) -> Self {
+        Shown {
+            remote: &resolved.remote,
+            format: resolved.format,
+            path: &resolved.path.decoded,
+            bound_host: resolved.bound_host,
+        }
+    }
+
+    /// Whether browsers may run it: nothing but this remote is on the host.
+    pub fn is_active(&self) -> bool {
+        self.bound_host && self.remote.active_content
+    }
+
+    /// What of a request chose between several documents or codings.
+    fn vary(&self, by_coding: bool) -> Option<&'static str> {
+        match (self.format.varies(self.path), by_coding) {
+            (true, true) => Some("Accept, Accept-Encoding"),
+            (true, false) => Some("Accept"),
+            (false, true) => Some("Accept-Encoding"),
+            (false, false) => None,
+        }
+    }
+}
+
+/// The part that is the same for every answer of this `status` with this content. `by_coding`: the request's
+/// `Accept-Encoding` had a say in it.
+///
+/// # Errors
+/// A header that cannot be built.
+pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: bool) -> Result<ResponseHeader> {
+    // What is stored may have been kept by other rules.
+    let mut kept = headers::kept(of, &shown.remote.headers_keep);
+    match headers::known_coding(of) {
+        Some(coding) => kept.insert(header::CONTENT_ENCODING, headers::value(coding)),
+        None => kept.remove(header::CONTENT_ENCODING),
+    };
+    // Without the map that keeps the spelling of names: it would be copied with every response.
+    let mut response = ResponseHeader::build_no_case(status, Some(kept.len() + 12))?;
+    for (name, value) in &kept {
+        response.append_header(name.clone(), value.clone())?;
+    }
+    if matches!(status, 200 | 206) {
+        if !kept.contains_key(header::CONTENT_TYPE) {
+            let content_type = headers::value(shown.format.content_type(shown.path));
+            response.insert_header(header::CONTENT_TYPE, content_type)?;
+        }
+        response.insert_header(header::ACCEPT_RANGES, "bytes")?;
+    }
+    response.insert_header(header::VIA, "1.1 artifactapi")?;
+    // One document is always asked for in the same forms, so this is the content's, not the request's.
+    if let Some(vary) = shown.vary(by_coding) {
+        response.insert_header(header::VARY, vary)?;
+    }
+    Ok(response)
+}
+
+/// What passes by: its header but for what [`finish`] adds and the framing of what has no length.
+pub struct Passed {
+    pub header: ResponseHeader,
+    /// The content is in a coding.
+    pub is_coded: bool,
+}
+
+/// For `response`, upstream's to a request for `path` that came from `url`.
+///
+/// # Errors
+/// A header that cannot be built.
+pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: &Url) -> Result<Passed> {
+    let asked = headers::Asked {
+        path,
+        url,
+        document: false,
+        keep: &shown.remote.headers_keep,
+    };
+    let (kept, length) = headers::of_stored(response, &asked);
+    let status = shown.format.status_of(response.status.as_u16());
+    let is_coded = kept.contains_key(header::CONTENT_ENCODING);
+    let mut header = of_content(status, &kept, shown, is_coded)?;
+    if let Some(length) = length {
+        header.insert_header(header::CONTENT_LENGTH, length)?;
+    }
+    if let Some(range) = response.headers.get(header::CONTENT_RANGE) {
+        header.insert_header(header::CONTENT_RANGE, range.clone())?;
+    }
+    Ok(Passed { header, is_coded })
+}
+
+/// The rest: where it came from, how long it is good, and that browsers are not to run it.
+///
+/// # Errors
+/// A header that cannot be built.
+pub fn finish(
+    response: &mut ResponseHeader,
+    shown: &Shown<'_>,
+    (source, cache_status): (&'static str, HeaderValue),
+    cache_control: HeaderValue,
+) -> Result<()> {
+    response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(source))?;
+    response.insert_header(CACHE_STATUS.clone(), cache_status)?;
+    response.insert_header(header::CACHE_CONTROL, cache_control)?;
+    if !shown.is_active() {
+        for (name, value) in INERT {
+            response.insert_header(name, HeaderValue::from_static(value))?;
+        }
+    }
+    Ok(())
+}
