@@ -5,7 +5,7 @@ mod common;
 use std::time::Duration;
 
 use common::client::Headers;
-use common::packages::{Chart, helm_index};
+use common::packages::{Chart, gzip, helm_index};
 use common::server::at;
 use common::{File, Proxy, Reply, Response, Upstream, run, run_for};
 
@@ -226,8 +226,85 @@ fn an_index_below_the_root_is_an_index_too() {
         let text = proxy.fetch("charts", "stable/index.yaml").await.ok().text();
         assert!(!text.contains(&up.base()), "{text}");
         let lists = urls(&proxy, "stable/index.yaml", &text);
+        assert_eq!(lists[0].len(), 2, "{lists:?}");
         for (url, body) in lists[0].iter().zip(["stable", "root"]) {
             assert_eq!(follow(&proxy, url).await.ok().text(), body, "{url}");
+        }
+    });
+}
+
+#[test]
+fn the_charts_of_a_redirected_index_are_where_it_was_asked_for() {
+    run(async {
+        let (up, other) = (Upstream::start().await, Upstream::start().await);
+        up.reply(
+            "/charts/index.yaml",
+            Reply::redirect(302, other.url("/signed/idx?token=1")),
+        );
+        let text = "entries:\n  app:\n  - name: app\n    urls:\n    - app-1.0.0.tgz\n    - sub/app-1.0.0.tgz\n";
+        other.file("/signed/idx", index(text.to_owned()));
+        up.reply("/charts/app-1.0.0.tgz", Reply::ok("one"));
+        up.reply("/charts/sub/app-1.0.0.tgz", Reply::ok("two"));
+        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        let text = proxy.fetch("charts", "index.yaml").await.ok().text();
+        let lists = urls(&proxy, "index.yaml", &text);
+        assert_eq!(lists[0].len(), 2, "{text}");
+        for (url, body) in lists[0].iter().zip(["one", "two"]) {
+            assert_eq!(follow(&proxy, url).await.ok().text(), body);
+        }
+    });
+}
+
+#[test]
+fn what_stands_behind_a_coding_is_nothing() {
+    run(async {
+        let up = Upstream::start().await;
+        let text = "entries:\n  app:\n  - urls:\n    - app-1.0.0.tgz\n";
+        for (number, behind) in [&b"\0\0\0\0"[..], b"\n", b"\x1f"].into_iter().enumerate() {
+            let packed = [&gzip(text.as_bytes()), behind].concat();
+            up.reply(
+                &format!("/charts/{number}/index.yaml"),
+                Reply::ok(packed)
+                    .header("Content-Encoding", "gzip")
+                    .content_type("application/yaml"),
+            );
+        }
+        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        for path in ["0/index.yaml", "1/index.yaml", "2/index.yaml"] {
+            for _ in 0..2 {
+                let number = &path[..1];
+                let expected = text.replace("app-", &format!("../{number}/app-"));
+                assert_eq!(proxy.fetch("charts", path).await.ok().text(), expected, "{path}");
+            }
+        }
+    });
+}
+
+#[test]
+fn an_index_that_cannot_be_followed_is_an_error() {
+    run(async {
+        let up = Upstream::start().await;
+        let away = "https://evil.example/app-1.0.0.tgz";
+        let styles = [
+            (502, format!("x: &l [{away}]\nentries: {{app: [{{urls: *l}}]}}\n")),
+            (502, format!("x: &e [{{urls: [{away}]}}]\nentries: {{app: *e}}\n")),
+            (200, format!("{{entries: {{app: [{{urls: [{away}]}}]}}}} # not JSON\n")),
+            (
+                200,
+                format!("---\n{{\"entries\":{{\"app\":[{{\"urls\":[\"{away}\"]}}]}}}}"),
+            ),
+            (200, format!("x: &k urls\nentries:\u{85}  app:\n  - *k : [{away}]\n")),
+        ];
+        for (number, (_, text)) in styles.iter().enumerate() {
+            up.file(&format!("/charts/{number}/index.yaml"), index(text.clone()));
+        }
+        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        for (number, (status, text)) in styles.iter().enumerate() {
+            let answer = proxy
+                .fetch("charts", &format!("{number}/index.yaml"))
+                .await
+                .expect(*status);
+            assert!(!answer.text().contains("//evil"), "{text} => {}", answer.text());
         }
     });
 }

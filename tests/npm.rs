@@ -98,6 +98,23 @@ fn a_doubled_prefix_reaches_the_same_document() {
 }
 
 #[test]
+fn the_two_spellings_of_a_scoped_tarball_are_one_file() {
+    run(async {
+        let registry = registry().await;
+        let proxy = Proxy::start(&remote(&registry, "description: x")).await;
+        let bytes = &versions()[1].bytes;
+        let file = "@scope%2Finner/-/inner-2.0.0.tgz";
+        proxy.fetch("npm", file).await.is("remote", bytes);
+        proxy.until_cached("npm", file).await;
+        for spelling in ["@scope%2finner", "@scope/inner", "%40scope%2Finner", "%40scope/inner"] {
+            let file = format!("{spelling}/-/inner-2.0.0.tgz");
+            proxy.fetch("npm", &file).await.is("cache", bytes);
+        }
+        assert_eq!(registry.total(), 1);
+    });
+}
+
+#[test]
 fn a_remote_bound_to_a_host_is_its_root() {
     run(async {
         let registry = registry().await;

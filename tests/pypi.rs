@@ -48,7 +48,9 @@ fn links(proxy: &Proxy, remote: &str, path: &str, page: &str) -> Vec<url::Url> {
         );
         url
     });
-    links.collect()
+    let links: Vec<url::Url> = links.collect();
+    assert!(!links.is_empty(), "no links:\n{page}");
+    links
 }
 
 fn target(url: &url::Url) -> String {
@@ -96,6 +98,7 @@ fn a_base_href_is_what_links_are_relative_to() {
                     assert!(!answer.contains(&format!("{}/", host.base())), "{name}: {answer}");
                 }
                 let links = links(&proxy, "py", &path, &answer);
+                assert_eq!(links.len(), 2, "{answer}");
                 for (link, text) in links.iter().zip(["one", "two"]) {
                     assert_eq!(
                         follow(&proxy, link).await.ok().text(),
@@ -354,9 +357,39 @@ fn the_same_path_on_two_hosts_is_two_files() {
         let proxy = Proxy::start(&format!("py:\n  base_url: {}\n  package: pypi\n", up.base())).await;
         let text = proxy.fetch("py", "simple/pkg/").await.ok().text();
         let links = links(&proxy, "py", "simple/pkg/", &text);
+        assert_eq!(links.len(), 3, "{text}");
         for round in 0..2 {
             for (link, text) in links.iter().zip(["zero", "one", "two"]) {
                 assert_eq!(follow(&proxy, link).await.ok().text(), text, "{round}");
+            }
+        }
+    });
+}
+
+#[test]
+fn links_that_only_some_parsers_see_lead_here_too() {
+    run(async {
+        let (up, away) = (Upstream::start().await, Upstream::start().await);
+        let link = away.url("/f/pkg-1.0.tar.gz");
+        up.reply(
+            "/simple/pkg/",
+            html(format!(
+                "<title><base href={link}></title><noscript><a href='{link}' HREF='{link}'>a</a></noscript>\
+                 <textarea><a href={link}></textarea><iframe><a href={link}></iframe><!--><a href={link}>b</a>-->"
+            )),
+        );
+        away.reply("/f/pkg-1.0.tar.gz", Reply::ok("file"));
+        let proxy = Proxy::start(&format!("py:\n  base_url: {}\n  package: pypi\n", up.base())).await;
+        for _ in 0..2 {
+            let text = proxy.fetch("py", "simple/pkg/").await.ok().text();
+            // What looks like a tag is one to somebody.
+            assert_eq!(text.matches("<a ").count(), 2, "{text}");
+            assert!(
+                !text.contains("<base") && text.to_lowercase().matches("<a href=").count() == 2,
+                "{text}"
+            );
+            for link in links(&proxy, "py", "simple/pkg/", &text) {
+                assert_eq!(follow(&proxy, &link).await.ok().text(), "file");
             }
         }
     });

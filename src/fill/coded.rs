@@ -2,12 +2,11 @@
 //! many a server names as coding what is the content's own format (a layer is a gzip file). Which of the two it is only the
 //! digest tells, so nothing is shown before the end.
 
-use std::io::Write;
 use std::sync::Arc;
 
-use flate2::write::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
+use super::gunzip::Gunzip;
 use super::view::{has_gzip_bytes, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
@@ -110,7 +109,7 @@ impl Fills {
 }
 
 async fn copy(from: &Arc<Object>, to: &mut Writer, decoded: bool) -> Result<(), String> {
-    let mut decoder = decoded.then(|| MultiGzDecoder::new(Vec::new()));
+    let mut decoder = decoded.then(Gunzip::new);
     let mut reader = Reader::new(Arc::clone(from));
     let damaged = |error: std::io::Error| format!("upstream's coding is damaged: {error}");
     let written = |error: std::io::Error| format!("the content could not be kept: {error}");
@@ -121,18 +120,16 @@ async fn copy(from: &Arc<Object>, to: &mut Writer, decoded: bool) -> Result<(), 
         };
         // In small steps: a bomb's next kilobytes can be megabytes. What it may come to is the disk's bound.
         for step in piece.chunks(1 << 10) {
-            decoder.write_all(step).map_err(damaged)?;
-            if decoder.get_ref().len() >= PIECE {
-                to.write(std::mem::take(decoder.get_mut()).into())
-                    .await
-                    .map_err(written)?;
+            decoder.write(step).map_err(damaged)?;
+            if decoder.len() >= PIECE {
+                to.write(decoder.take().into()).await.map_err(written)?;
             }
         }
         tokio::task::yield_now().await;
     }
-    if let Some(decoder) = decoder {
-        let rest = decoder.finish().map_err(damaged)?;
-        to.write(rest.into()).await.map_err(written)?;
+    if let Some(mut decoder) = decoder {
+        decoder.end().map_err(damaged)?;
+        to.write(decoder.take().into()).await.map_err(written)?;
     }
     Ok(())
 }

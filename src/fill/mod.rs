@@ -7,6 +7,7 @@
 mod answer;
 mod coded;
 pub mod flush;
+mod gunzip;
 pub mod neighbours;
 pub mod news;
 pub mod node;

@@ -5,13 +5,12 @@
 //! What is known is asked about by HEAD, which registries do not count as a download. Only where the answer names content
 //! that is not stored, or does not say, the content is fetched by the name, and verified before anything is believed.
 
-use std::io::Read;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, Method, header};
 
+use super::gunzip::gunzip;
 use super::view::{GZIP, is_gzip};
 use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
 use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
@@ -128,17 +127,8 @@ impl Fills {
             }
             // Unasked, and not always said; a digest is that of the content, not of its coding.
             _ if body.starts_with(&GZIP) => {
-                let mut decoded = Vec::new();
-                let decoder = MultiGzDecoder::new(body.as_slice());
-                let read = decoder.take(MAX_CONTENT as u64 + 1).read_to_end(&mut decoded);
-                match read {
-                    Ok(length) if length <= MAX_CONTENT => decoded,
-                    _ => {
-                        return Err(refused(
-                            "the coding of upstream's manifest is damaged, or hides too much",
-                        ));
-                    }
-                }
+                let damaged = refused("the coding of upstream's manifest is damaged, or hides too much");
+                gunzip(&body, MAX_CONTENT).ok_or(damaged)?
             }
             _ => body,
         };

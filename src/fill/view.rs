@@ -11,12 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use flate2::Compression;
-use flate2::write::{GzEncoder, MultiGzDecoder};
+use flate2::write::GzEncoder;
 use http::{HeaderValue, header};
 use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+use super::gunzip::Gunzip;
 use crate::cache::{
     FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown,
 };
@@ -326,7 +327,7 @@ impl Views {
         });
         let mut reader = Reader::new(Arc::clone(original));
         let is_coded = original.head.content_encoding().is_some() && has_gzip_bytes(original).await;
-        let mut decoder = is_coded.then(|| MultiGzDecoder::new(Vec::new()));
+        let mut decoder = is_coded.then(Gunzip::new);
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
@@ -334,8 +335,8 @@ impl Views {
                 Some(decoder) => {
                     // In small steps: a bomb's next kilobytes can be megabytes.
                     for step in piece.chunks(1 << 10) {
-                        decoder.write_all(step).map_err(MakeError::Decode)?;
-                        let out = std::mem::take(decoder.get_mut());
+                        decoder.write(step).map_err(MakeError::Decode)?;
+                        let out = decoder.take();
                         decoded += out.len() as u64;
                         if decoded > MAX_DECODED {
                             return Err(MakeError::TooLarge);
@@ -347,9 +348,10 @@ impl Views {
                 }
             }
         }
-        if let Some(decoder) = decoder {
-            let rest = decoder.finish().map_err(MakeError::Decode)?;
-            self.rewrite(&rest, rewriter.as_deref_mut(), spec, &mut writer).await?;
+        if let Some(mut decoder) = decoder {
+            decoder.end().map_err(MakeError::Decode)?;
+            self.rewrite(&decoder.take(), rewriter.as_deref_mut(), spec, &mut writer)
+                .await?;
         }
         if let Some(rewriter) = &mut rewriter {
             let mut out = Vec::new();

@@ -1,13 +1,13 @@
 //! Helm chart repositories (<https://helm.sh/docs/topics/chart_repository/>): `index.yaml` names the charts by URLs that
-//! Helm resolves against the repository's own. The index is YAML of 20 to 40 MB, so that it is rewritten line by line and
-//! byte for byte, nothing of it parsed into memory: of YAML 1.2, as much is followed as it takes to know which scalar is
-//! an item of `entries.*[].urls`.
+//! Helm resolves against the repository's own. The index is YAML of 20 to 40 MB, or JSON, which is YAML too, so that it is
+//! rewritten scalar by scalar and byte for byte, nothing of it parsed into memory: as much is followed as it takes to know
+//! which scalar is an item of `entries.*[].urls`.
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 
-use super::json::{self, Place, Step};
+use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::yaml;
 use super::{
@@ -22,8 +22,7 @@ pub struct Helm;
 /// `pkg/repo`), so that it goes into the path, where the file keeps its name.
 const QUERY_PREFIX: &str = "-/query/";
 
-/// Where an index names charts. It may be JSON, which Helm reads too.
-const CHARTS: &[Place] = &[URLS];
+/// Where an index names charts.
 const URLS: Place = &[
     Step::Key("entries"),
     Step::Any,
@@ -62,15 +61,27 @@ impl Format for Helm {
     }
 
     fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+        // Helm resolves links against the repository's URL, wherever that redirects to.
+        let document_url = match &context.remote.base_url {
+            Some(_) if links::split_foreign(&context.path.encoded).is_none() => {
+                self.upstream_url(context.remote, context.path)
+            }
+            _ => context.document_url.clone(),
+        };
+        let context = &ViewContext {
+            document_url,
+            ..*context
+        };
         let bases = context.remote.base_url.iter();
         let bases = bases
             .map(|base| (base, (|path| !path.starts_with(QUERY_PREFIX)) as Serves))
             .collect();
-        let links = Charts(LinkMap::with_bases(context, Style::Relative, bases));
+        let links = LinkMap::with_bases(context, Style::Relative, bases);
         Box::new(Index {
             head: Vec::new(),
-            links: Some(links),
-            body: None,
+            begun: false,
+            scanner: yaml::Scanner::new(URLS),
+            links: Charts(links),
         })
     }
 
@@ -115,99 +126,67 @@ impl Charts {
 /// Empty lines that are waited for a first byte in.
 const MAX_HEAD: usize = 64 * 1024;
 
-/// An index before and after its first byte is known.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// An index, of which the beginning is held back until it is known to be none of HTML or UTF-16.
 struct Index {
     head: Vec<u8>,
-    /// Until they are moved into the body.
-    links: Option<Charts>,
-    body: Option<Body>,
-}
-
-enum Body {
-    Json(json::Scanner, Charts),
-    Yaml(Box<yaml::Scanner>, Charts),
+    begun: bool,
+    scanner: yaml::Scanner,
+    links: Charts,
 }
 
 impl Index {
+    fn scan(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        let links = &mut self.links;
+        self.scanner.write(chunk, out, &mut |link| links.map(link))
+    }
+
     /// Decides by the first byte that says something, a byte order mark and whitespace aside.
-    fn body(&mut self, last: bool, out: &mut Vec<u8>) -> Result<Option<&mut Body>, RewriteError> {
-        if self.body.is_none() {
-            if matches!(self.head.as_slice(), [0xfe | 0xff, ..]) {
-                return Err(RewriteError(
-                    "upstream's index is in UTF-16, which is not supported".to_owned(),
-                ));
-            }
-            let mark: &[u8] = b"\xef\xbb\xbf";
-            let text = self.head.strip_prefix(mark).unwrap_or(&self.head);
-            let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
-            let json = match first {
-                _ if mark.starts_with(&self.head) && !last => return Ok(None),
-                Some(b'<') => return Err(RewriteError("upstream's index is no YAML but HTML or XML".to_owned())),
-                Some(byte) => *byte == b'{',
-                None if last || self.head.len() > MAX_HEAD => false,
-                None => return Ok(None),
-            };
-            let Some(links) = self.links.take() else {
-                return Ok(None);
-            };
-            let head = std::mem::take(&mut self.head);
-            let mut body = if json {
-                Body::Json(json::Scanner::new(CHARTS), links)
-            } else {
-                Body::Yaml(Box::new(yaml::Scanner::new(URLS)), links)
-            };
-            let start = if head.starts_with(mark) { mark.len() } else { 0 };
-            out.extend_from_slice(&head[..start]);
-            body.write(&head[start..], out)?;
-            self.body = Some(body);
+    fn begin(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if matches!(self.head.as_slice(), [0xfe | 0xff, ..]) {
+            return Err(RewriteError(
+                "upstream's index is in UTF-16, which is not supported".to_owned(),
+            ));
         }
-        Ok(self.body.as_mut())
-    }
-
-    fn links(&mut self) -> Option<&mut LinkMap> {
-        match (&mut self.body, &mut self.links) {
-            (Some(Body::Json(_, links) | Body::Yaml(_, links)), _) | (None, Some(links)) => Some(&mut links.0),
-            (None, None) => None,
+        let text = self.head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.head);
+        match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            _ if BYTE_ORDER_MARK.starts_with(&self.head) && !last => return Ok(()),
+            Some(b'<') => return Err(RewriteError("upstream's index is no YAML but HTML or XML".to_owned())),
+            None if !last && self.head.len() <= MAX_HEAD => return Ok(()),
+            _ => {}
         }
-    }
-}
-
-impl Body {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
-        match self {
-            Body::Json(scanner, links) => scanner.write(chunk, out, &mut |link| links.map(link)),
-            Body::Yaml(scanner, links) => scanner.write(chunk, out, &mut |link| links.map(link)),
-        }
+        self.begun = true;
+        let head = std::mem::take(&mut self.head);
+        let text = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&head);
+        out.extend_from_slice(&head[..head.len() - text.len()]);
+        self.scan(text, out)
     }
 }
 
 impl Rewriter for Index {
     fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
-        if let Some(body) = &mut self.body {
-            return body.write(chunk, out);
+        if self.begun {
+            return self.scan(chunk, out);
         }
         self.head.extend_from_slice(chunk);
-        self.body(false, out).map(|_| ())
+        self.begin(false, out)
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
-        match self.body(true, out)? {
-            Some(Body::Json(scanner, _)) => scanner.end(),
-            Some(Body::Yaml(scanner, links)) => scanner.end(out, &mut |link| links.map(link)),
-            None => Ok(()),
+        if !self.begun {
+            self.begin(true, out)?;
         }
+        let links = &mut self.links;
+        self.scanner.end(out, &mut |link| links.map(link))
     }
 
     fn take_foreign(&mut self) -> Vec<String> {
-        self.links().map(LinkMap::take_foreign).unwrap_or_default()
+        self.links.0.take_foreign()
     }
 
     fn escaped(&self) -> u64 {
-        match (&self.body, &self.links) {
-            (Some(Body::Json(_, links)), _) | (None, Some(links)) => links.0.escaped(),
-            (Some(Body::Yaml(scanner, links)), _) => links.0.escaped() + scanner.unresolved(),
-            (None, None) => 0,
-        }
+        self.links.0.escaped()
     }
 }
 

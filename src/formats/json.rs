@@ -7,8 +7,8 @@
 use super::links::LinkMap;
 use super::{RewriteError, Rewriter};
 
-/// Nesting that is followed; deeper documents are refused.
-const MAX_DEPTH: usize = 128;
+/// Nesting that is followed; deeper documents are refused. It bounds memory, two bytes a level; clients follow less.
+const MAX_DEPTH: usize = 1 << 20;
 /// The longest string, as written, that is looked at for rewriting.
 const MAX_CANDIDATE: usize = 64 * 1024;
 /// The longest key, as written, that is compared with a step; longer ones only match [`Step::Any`].
@@ -17,16 +17,28 @@ const MAX_KEY: usize = 1024;
 /// One step from a value to one inside it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// The member of an object with this name.
+    /// The member of an object with this name, in letters of either case: to Go, they are one.
     Key(&'static str),
-    /// Any member of an object.
+    /// Any member of an object, or any element of an array, which is an object to JavaScript.
     Any,
     /// Any element of an array.
     Item,
 }
 
-/// The steps from the document to a string; at most eight places are looked for at once.
+/// The steps from the document to a string, or to an array with strings in it, which JavaScript takes for one; at most
+/// eight places are looked for at once.
 pub type Place = &'static [Step];
+
+/// Whether a name is `wanted` to Go's `encoding/json`: letters of either case are one, and so are the two that Unicode
+/// folds to ASCII letters.
+pub fn same_name(name: &str, wanted: &str) -> bool {
+    let fold = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    name == wanted || name.chars().map(fold).eq(wanted.chars().map(fold))
+}
 
 /// What the grammar allows next, outside strings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,7 +256,7 @@ impl Scanner {
         match (self.next, byte) {
             (Next::Value | Next::ValueOrEnd, b'"') => {
                 let depth = self.stack.len();
-                let here = |(index, place): (usize, &Place)| self.alive >> index & 1 == 1 && place.len() == depth;
+                let here = |(index, place): (usize, &Place)| self.alive >> index & 1 == 1 && place.len() <= depth;
                 let candidate = self.places.iter().enumerate().any(here);
                 self.token = if candidate { Token::Candidate } else { Token::Plain };
             }
@@ -300,18 +312,19 @@ impl Scanner {
 
     fn before_item(&mut self, next: Next) {
         self.next = next;
-        self.alive = self.step(|step| step == Step::Item);
+        self.alive = self.step(|step| step.is_none_or(|step| matches!(step, Step::Item | Step::Any)));
     }
 
-    /// The places that lead to a value inside the innermost container, by the step to it.
-    fn step(&self, matches: impl Fn(Step) -> bool) -> u8 {
+    /// The places that lead to a value inside the innermost container, by the step to it; none is left where the place
+    /// was reached already.
+    fn step(&self, matches: impl Fn(Option<Step>) -> bool) -> u8 {
         let Some(frame) = self.stack.last() else {
             return 0;
         };
         let depth = self.stack.len() - 1;
         let mut alive = 0;
         for (index, place) in self.places.iter().enumerate() {
-            let leads = frame.alive >> index & 1 == 1 && place.get(depth).is_some_and(|&step| matches(step));
+            let leads = frame.alive >> index & 1 == 1 && matches(place.get(depth).copied());
             alive |= u8::from(leads) << index;
         }
         alive
@@ -334,14 +347,14 @@ impl Scanner {
             None
         } else if raw.contains(&b'\\') {
             decoded = decode(raw);
-            decoded.as_deref().map(str::as_bytes)
+            decoded.as_deref()
         } else {
-            Some(raw)
+            std::str::from_utf8(raw).ok()
         };
         self.alive = self.step(|step| match step {
-            Step::Key(key) => name == Some(key.as_bytes()),
-            Step::Any => true,
-            Step::Item => false,
+            Some(Step::Key(key)) => name.is_some_and(|name| same_name(name, key)),
+            Some(Step::Any) => true,
+            Some(Step::Item) | None => false,
         });
         self.held.clear();
         self.overlong = false;

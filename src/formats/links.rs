@@ -18,6 +18,9 @@ use crate::exact_url::ExactUrl;
 /// What stands before the authority in the path of a file on another host.
 pub const HOST_PREFIX: &str = "-/host/";
 
+/// Stands for an authority that is none.
+const INVALID: &str = "invalid";
+
 /// Distinct foreign links of one document that are remembered to be reported once; later ones may be reported twice.
 const MAX_SEEN: usize = 1 << 16;
 
@@ -138,6 +141,8 @@ const fn allowed(punctuation: &[u8]) -> Allowed {
 
 /// In a path (RFC 3986 section 3.3).
 pub const PATH: &Allowed = &allowed(b"-._~!$&'()*+,;=:@/");
+/// What is no URL becomes one segment.
+const INVALID_PATH: &Allowed = &allowed(b"-._~");
 /// In a query (section 3.4). `'` is encoded by every browser and by the `url` crate.
 const QUERY: &Allowed = &allowed(b"-._~!$&()*+,;=:@/?");
 
@@ -322,13 +327,17 @@ impl LinkMap {
         }
     }
 
-    /// What `link` becomes; `None` leaves it as it is (another scheme, or no URL at all, which is counted).
+    /// What `link` becomes; `None` leaves it as it is: it has another scheme. What is no URL, and may be one to others,
+    /// leads nowhere, and is counted.
     pub fn map(&mut self, link: &str) -> Option<String> {
         let ExactUrl { url, query } = match ExactUrl::join(&self.document, link) {
             Ok(found) => found,
+            Err(_) if has_other_scheme(link) => return None,
             Err(_) => {
-                self.escaped += u64::from(!has_other_scheme(link));
-                return None;
+                self.escaped += 1;
+                let mut out = self.prefix.clone();
+                push_foreign(&mut out, INVALID, &normal(link, INVALID_PATH).replace('%', "%25"));
+                return Some(out);
             }
         };
         if !matches!(url.scheme(), "http" | "https") {
@@ -341,11 +350,7 @@ impl LinkMap {
             // No request can ask for this path. It must not lead past us either, so it becomes one that no index names
             // (encoded once more): asked for, it is refused.
             self.escaped += 1;
-            let authority = if is_authority(&authority) {
-                &authority
-            } else {
-                "invalid"
-            };
+            let authority = if is_authority(&authority) { &authority } else { INVALID };
             push_foreign(&mut out, authority, &collapse(&path).replace('%', "%25"));
         } else if let Some(plain) = self.plain(&url, &path) {
             out.push_str(&plain);

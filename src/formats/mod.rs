@@ -9,6 +9,7 @@ mod alpine;
 pub mod docker;
 mod generic;
 mod helm;
+mod html;
 pub mod json;
 pub mod links;
 mod npm;

@@ -30,35 +30,35 @@ const VERSION: Form = Form {
     accept: Some("application/json, */*;q=0.1"),
 };
 
-/// Where packuments and version documents name tarballs. `dist.attestations.url` is none: clients append its path to the
-/// registry's URL themselves.
+/// Where packuments and version documents name tarballs; npm takes `_resolved` where there is no `dist`.
+/// `dist.attestations.url` is none: clients append its path to the registry's URL themselves.
 const TARBALLS: &[Place] = &[
-    &[
-        Step::Key("versions"),
-        Step::Any,
-        Step::Key("dist"),
-        Step::Key("tarball"),
-    ],
-    &[Step::Key("dist"), Step::Key("tarball")],
-    &[
-        Step::Key("policyRestrictions"),
-        Step::Key("versions"),
-        Step::Any,
-        Step::Key("dist"),
-        Step::Key("tarball"),
-    ],
+    &[VERSIONS, Step::Any, DIST, TARBALL],
+    &[VERSIONS, Step::Any, RESOLVED],
+    &[DIST, TARBALL],
+    &[RESOLVED],
+    &[RESTRICTED, VERSIONS, Step::Any, DIST, TARBALL],
+    &[RESTRICTED, VERSIONS, Step::Any, RESOLVED],
 ];
+const VERSIONS: Step = Step::Key("versions");
+const DIST: Step = Step::Key("dist");
+const TARBALL: Step = Step::Key("tarball");
+const RESOLVED: Step = Step::Key("_resolved");
+const RESTRICTED: Step = Step::Key("policyRestrictions");
 
 impl Format for Npm {
     fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
         let mut path = path;
         // npm before 11.3 puts the registry's path in front of a URL that has it already.
         let doubled = format!("api/v1/remote/{}/", remote.name);
-        while let Some(rest) = path.encoded.strip_prefix(&doubled) {
-            let encoded = rest.to_owned();
+        let mut rest = path.encoded.as_str();
+        while let Some(shorter) = rest.strip_prefix(&doubled) {
+            rest = shorter;
+        }
+        if rest.len() < path.encoded.len() {
             path = ArtifactPath {
-                decoded: links::decode_once(&encoded),
-                encoded,
+                decoded: links::decode_once(rest),
+                encoded: rest.to_owned(),
                 query: path.query,
             };
         }
@@ -223,9 +223,14 @@ fn service(method: &Method, reads: bool, path: &str) -> Handling {
 }
 
 /// Whether asking for a path below the remote leads to that very file upstream.
-fn is_file(path: &str) -> bool {
-    let path = &*links::decode_once(path);
-    path != "-" && !path.starts_with("-/") && !path.starts_with("api/v1/remote/") && document(path).is_none()
+fn is_file(encoded: &str) -> bool {
+    let path = &*links::decode_once(encoded);
+    let other_spelling = scoped(encoded).is_some_and(|(scope, rest)| encoded != format!("@{scope}/{rest}"));
+    !other_spelling
+        && path != "-"
+        && !path.starts_with("-/")
+        && !path.starts_with("api/v1/remote/")
+        && document(path).is_none()
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -266,23 +271,15 @@ fn scoped(path: &str) -> Option<(&str, &str)> {
     (!scope.is_empty() && !name.is_empty()).then_some((scope, name))
 }
 
-/// One spelling of scoped names: `@scope/name`. Tarballs keep theirs upstream, since their URLs are the registry's own
-/// choice, but patterns see the one spelling there too.
+/// The one spelling of a path with a scope: `@scope/name…`, of documents and tarballs alike.
 fn canonical(path: ArtifactPath) -> ArtifactPath {
-    let Some((scope, rest)) = scoped(&path.encoded) else {
-        return path;
-    };
-    let one = format!("@{scope}/{rest}");
-    let decoded = links::decode_once(&one);
-    let encoded = if document(&decoded).is_some() {
-        one
-    } else {
-        path.encoded
-    };
-    ArtifactPath {
-        decoded,
-        encoded,
-        query: path.query,
+    match scoped(&path.encoded).map(|(scope, rest)| format!("@{scope}/{rest}")) {
+        Some(encoded) if encoded != path.encoded => ArtifactPath {
+            decoded: links::decode_once(&encoded),
+            encoded,
+            query: path.query,
+        },
+        _ => path,
     }
 }
 

@@ -5,16 +5,11 @@
 //! Every path that ends in `/` is an index, for indexes exist outside `simple/` too. An index is HTML or JSON, as the
 //! client's `Accept` says, and the links to files in it become ours; everything else in it stays as it is.
 
-use std::sync::Arc;
-
 use http::Method;
-use lol_html::html_content::Element;
-use lol_html::send::{HtmlRewriter, SendHandlerTypes, Settings};
-use lol_html::{MemorySettings, element};
-use parking_lot::Mutex;
 use url::Url;
 
 use super::accept::wish;
+use super::html::{Tokenizer, Value};
 use super::json::{JsonRewriter, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::{
@@ -152,20 +147,11 @@ impl Format for Pypi {
             }
             None => LinkMap::new(context, style),
         };
-        let content_type = context.content_type.to_ascii_lowercase();
-        let media_type = content_type.split(';').next().unwrap_or_default().trim();
-        match media_type {
-            _ if content_type.contains("utf-16") => Box::new(Untouched { refused: true }),
-            "application/json" => Box::new(JsonRewriter::new(FILES, links)),
-            "" if legacy => Box::new(JsonRewriter::new(FILES, links)),
-            "" | "text/html" | "application/xhtml+xml" => Box::new(HtmlIndex::new(links)),
-            _ if media_type.starts_with("application/vnd.pypi.simple.") && media_type.ends_with("+json") => {
-                Box::new(JsonRewriter::new(FILES, links))
-            }
-            _ if media_type.starts_with("application/vnd.pypi.simple.") && media_type.ends_with("+html") => {
-                Box::new(HtmlIndex::new(links))
-            }
-            _ => Box::new(Untouched { refused: false }),
+        match Reading::of(context.content_type, legacy) {
+            Reading::Html => Box::new(HtmlIndex::new(links)),
+            Reading::Json => Box::new(JsonRewriter::new(FILES, links)),
+            Reading::Refused => Box::new(Untouched { refused: true }),
+            Reading::Nothing => Box::new(Untouched { refused: false }),
         }
     }
 
@@ -286,6 +272,69 @@ fn canonical(path: &ArtifactPath) -> Option<String> {
     }
 }
 
+/// As what clients read an index.
+enum Reading {
+    Html,
+    Json,
+    /// As no index.
+    Nothing,
+    /// As something that cannot be read here.
+    Refused,
+}
+
+impl Reading {
+    /// By its `Content-Type`, of which pip looks at the beginning only.
+    fn of(content_type: &str, legacy: bool) -> Self {
+        let content_type = content_type.trim().to_ascii_lowercase();
+        let simple = content_type
+            .strip_prefix("application/vnd.pypi.simple.")
+            .and_then(|rest| rest.split_once('+'))
+            .map_or("", |(_, syntax)| syntax);
+        if content_type.starts_with("application/json")
+            || simple.starts_with("json")
+            || (content_type.is_empty() && legacy)
+        {
+            Reading::Json
+        } else if content_type.is_empty()
+            || content_type.starts_with("text/html")
+            || content_type.starts_with("application/xhtml+xml")
+            || simple.starts_with("html")
+        {
+            // In another, a letter can be what looks like none here.
+            if is_like_ascii(&content_type) {
+                Reading::Html
+            } else {
+                Reading::Refused
+            }
+        } else if content_type.contains("utf-16") {
+            Reading::Refused
+        } else {
+            Reading::Nothing
+        }
+    }
+}
+
+/// Whether a `Content-Type` names no encoding, or one in which ASCII is what it is in UTF-8. Clients find the parameter
+/// in several ways, so that each that looks like it has to.
+fn is_like_ascii(content_type: &str) -> bool {
+    content_type.split(';').skip(1).all(|parameter| {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, "utf-8"));
+        if !name.trim().starts_with("charset") {
+            return true;
+        }
+        let value: String = value
+            .chars()
+            .filter(|letter| !matches!(letter, '-' | '_' | '"' | '\'' | ' ' | '\t'))
+            .collect();
+        let numbered = ["iso8859", "windows125", "cp125"].iter().any(|family| {
+            value
+                .strip_prefix(family)
+                .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
+        });
+        name.trim() == "charset" && (numbered || ["utf8", "usascii", "ascii", "latin1", ""].contains(&&*value))
+    })
+}
+
 /// A document of a type that holds no links we know of.
 struct Untouched {
     /// The type is one that clients read and we cannot.
@@ -295,9 +344,7 @@ struct Untouched {
 impl Rewriter for Untouched {
     fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
         if self.refused {
-            return Err(RewriteError(
-                "upstream's index is in UTF-16, which is not supported".to_owned(),
-            ));
+            return Err(not_supported());
         }
         out.extend_from_slice(chunk);
         Ok(())
@@ -316,94 +363,27 @@ impl Rewriter for Untouched {
     }
 }
 
-/// The most that is held of an HTML index: one tag with its attributes.
-const MAX_TAG: usize = 1 << 20;
+fn not_supported() -> RewriteError {
+    RewriteError("upstream's index is in UTF-16 or another encoding unlike ASCII, which is not supported".to_owned())
+}
 
-/// What the handlers and the sink of the HTML rewriter work on.
-struct Page {
+/// Rewrites `<a href>` of an HTML index, whose other attributes and text pass.
+struct HtmlIndex {
     links: LinkMap,
-    out: Vec<u8>,
+    tokenizer: Tokenizer,
+    started: bool,
     /// Only the first `<base href>` counts.
     based: bool,
 }
 
-/// Rewrites `<a href>` of an HTML index; all other attributes and all text pass as they are written.
-struct HtmlIndex {
-    page: Arc<Mutex<Page>>,
-    rewriter: Option<HtmlRewriter<'static, Sink>>,
-    started: bool,
-}
-
-struct Sink(Arc<Mutex<Page>>);
-
-impl lol_html::OutputSink for Sink {
-    fn handle_chunk(&mut self, chunk: &[u8]) {
-        self.0.lock().out.extend_from_slice(chunk);
-    }
-}
-
 impl HtmlIndex {
     fn new(links: LinkMap) -> Self {
-        let page = Arc::new(Mutex::new(Page {
-            links,
-            out: Vec::new(),
-            based: false,
-        }));
-        let (anchors, bases) = (Arc::clone(&page), Arc::clone(&page));
-        let settings = Settings::new_send()
-            .append_element_content_handler(element!("a[href]", move |anchor: &mut Element<
-                '_,
-                '_,
-                SendHandlerTypes,
-            >| {
-                let href = unescape(&anchor.get_attribute("href").unwrap_or_default());
-                // An empty link is to the document itself, ours as well as upstream's.
-                if !href.trim_ascii().is_empty()
-                    && let Some(link) = anchors.lock().links.map(&href)
-                {
-                    // The library escapes the quotes.
-                    anchor.set_attribute("href", &link.replace('&', "&amp;"))?;
-                }
-                Ok(())
-            }))
-            .append_element_content_handler(element!("base[href]", move |base: &mut Element<
-                '_,
-                '_,
-                SendHandlerTypes,
-            >| {
-                let href = unescape(&base.get_attribute("href").unwrap_or_default());
-                let mut page = bases.lock();
-                if !page.based {
-                    page.links.set_base(&href);
-                    page.based = true;
-                }
-                // Our links are relative to our document.
-                base.remove_attribute("href");
-                Ok(())
-            }))
-            .with_memory_settings(MemorySettings::new().with_max_allowed_memory_usage(MAX_TAG));
-        let sink = Sink(Arc::clone(&page));
         HtmlIndex {
-            page,
-            rewriter: Some(HtmlRewriter::new(settings, sink)),
+            links,
+            tokenizer: Tokenizer::new(),
             started: false,
+            based: false,
         }
-    }
-
-    /// Runs the HTML rewriter with `out` as its output.
-    fn run(
-        &mut self,
-        out: &mut Vec<u8>,
-        step: impl FnOnce(&mut Option<HtmlRewriter<'static, Sink>>) -> Result<(), lol_html::errors::RewritingError>,
-    ) -> Result<(), RewriteError> {
-        std::mem::swap(&mut self.page.lock().out, out);
-        let result = step(&mut self.rewriter);
-        std::mem::swap(&mut self.page.lock().out, out);
-        result.map_err(|error| {
-            // After an error the library must not be fed again.
-            self.rewriter = None;
-            RewriteError(format!("upstream's index cannot be rewritten: {error}"))
-        })
     }
 }
 
@@ -413,27 +393,42 @@ impl Rewriter for HtmlIndex {
             self.started = true;
             // The byte order marks of UTF-16: no HTML that was promised begins so.
             if matches!(chunk[0], 0xfe | 0xff) {
-                self.rewriter = None;
-                return Err(RewriteError(
-                    "upstream's index is in UTF-16, which is not supported".to_owned(),
-                ));
+                return Err(not_supported());
             }
         }
-        self.run(out, |rewriter| {
-            rewriter.as_mut().map_or(Ok(()), |rewriter| rewriter.write(chunk))
+        let (links, based) = (&mut self.links, &mut self.based);
+        self.tokenizer.write(chunk, out, &mut |element, name, value| {
+            if !name.eq_ignore_ascii_case(b"href") {
+                return Value::Kept;
+            }
+            let href = || unescape(&String::from_utf8_lossy(value));
+            if element.eq_ignore_ascii_case(b"base") {
+                if !*based {
+                    links.set_base(&href());
+                    *based = true;
+                }
+                // Our links are relative to our document.
+                return Value::Dropped;
+            }
+            // An empty link is to the document itself, ours as well as upstream's.
+            if !element.eq_ignore_ascii_case(b"a") || value.trim_ascii().is_empty() {
+                return Value::Kept;
+            }
+            links.map(&href()).map_or(Value::Kept, Value::Replaced)
         })
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
-        self.run(out, |rewriter| rewriter.take().map_or(Ok(()), HtmlRewriter::end))
+        self.tokenizer.end(out);
+        Ok(())
     }
 
     fn take_foreign(&mut self) -> Vec<String> {
-        self.page.lock().links.take_foreign()
+        self.links.take_foreign()
     }
 
     fn escaped(&self) -> u64 {
-        self.page.lock().links.escaped()
+        self.links.escaped()
     }
 }
 

@@ -1,8 +1,14 @@
 //! What the tests of the formats share: remotes, requests as the router would read them, rewriting in pieces.
 
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+use serde_json::Value;
 use url::Url;
 
 use super::links::{PATH, decode_once, normal};
@@ -143,4 +149,71 @@ pub fn cuts() -> impl Strategy<Value = Vec<usize>> {
         // Every byte by itself.
         Just((0..4096).collect::<Vec<usize>>()),
     ]
+}
+
+/// Many values of a strategy at once.
+pub fn many<T: std::fmt::Debug>(count: usize, strategy: &impl Strategy<Value = T>) -> Vec<T> {
+    let mut runner = TestRunner::default();
+    let values = (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current());
+    values.collect()
+}
+
+/// Where `scripts/test` puts a tool.
+pub fn tool(path: &str) -> PathBuf {
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let tools = set("ARTIFACTAPI_TOOLS")
+        .or_else(|| set("ARTIFACTAPI_CACHE"))
+        .unwrap_or_else(|| {
+            let cache = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+            cache.expect("a home folder").join("artifactapi")
+        });
+    tools.join(path)
+}
+
+/// A program of `tests/clients`.
+pub fn client(name: &str) -> String {
+    format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What a client's own library reads in each of many documents: one process for all of them, stopped after a minute.
+pub fn read_by(program: &Path, arguments: &[&str], documents: &[String]) -> Vec<Value> {
+    let mut command = Command::new("timeout");
+    command.arg("60").arg(program).args(arguments);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let lines: String = documents
+        .iter()
+        .map(|text| serde_json::to_string(text).unwrap() + "\n")
+        .collect();
+    let writer = std::thread::spawn(move || input.write_all(lines.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    writer
+        .join()
+        .unwrap()
+        .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+    let read: Vec<Value> = String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        read.len(),
+        documents.len(),
+        "{} (run scripts/test, which installs it)",
+        program.display()
+    );
+    read
+}
+
+/// Whether a client that follows `link` in the document served under `document` stays here, or leaves HTTP.
+pub fn stays(document: &str, link: &str) -> bool {
+    match Url::parse(&format!("{REMOTE_URL}/{document}")).unwrap().join(link) {
+        Ok(url) => !matches!(url.scheme(), "http" | "https") || url.as_str().starts_with(REMOTE_URL),
+        // Followed by nobody.
+        Err(_) => true,
+    }
 }

@@ -1,205 +1,128 @@
-//! A streaming YAML scanner that changes the scalars at a chosen place and copies everything else byte for byte. It
-//! parses nothing into memory: of YAML 1.2, it follows as much as it takes to know which scalar stands where. That is
-//! block collections by their columns, flow collections, the five scalar styles, over several lines too, comments,
-//! anchors, aliases and merge keys, several documents. Lines end with LF, CR LF or CR; tabs never indent.
+//! A streaming YAML scanner that changes the scalars at a chosen place and copies everything else byte for byte.
 //!
-//! What is no YAML passes through: the client's own parser has the last word on it.
+//! What a link is, the client decides, so that the document is read as Helm's library reads it (go-yaml 2, a descendant
+//! of libyaml, YAML 1.1): the same tokens in the same places, anchors, aliases and merge keys, and JSON besides, which
+//! Helm reads by another library. What cannot be followed is an error: it may lead anywhere.
 
-mod flow;
+mod scan;
 mod text;
-
-use std::collections::HashMap;
+mod tree;
 
 use super::RewriteError;
-use super::json::{Place, Step, find_either};
-use text::{
-    find_key, flow_text, is_marker, is_white, key_text, literal_text, plain_end, properties, quote_end, skip_white,
-    word_end, write_scalar,
-};
+use super::json::Place;
+use scan::{Input, Stop, is_blank};
+use text::{block_text, plain_text, quoted_text, write_scalar};
+use tree::{Properties, Slot, Tree};
 
-/// The longest line that is looked at as one (icons are kept in `data:` URLs).
-const MAX_LINE: usize = 4 << 20;
-/// The longest scalar that is held back or remembered.
-const MAX_HELD: usize = 64 * 1024;
-/// Collections inside each other.
-const MAX_DEPTH: usize = 256;
-/// Anchors that are remembered.
-const MAX_ANCHORS: usize = 4096;
-
-/// How many steps of the place the way to a node follows.
-type Level = usize;
-/// The way leads elsewhere.
-const DEAD: Level = Level::MAX;
+/// The longest scalar (icons are kept in `data:` URLs).
+const MAX_SCALAR: usize = 4 << 20;
+/// The longest link.
+const MAX_LINK: usize = 64 * 1024;
+/// The longest scalar that is remembered for its aliases.
+const MAX_ANCHORED: usize = 4096;
 
 /// What a scalar at the chosen place becomes; `None` leaves it.
 pub type Replace<'a> = dyn FnMut(&str) -> Option<String> + 'a;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    BlockMap,
-    BlockSequence,
-    FlowMap,
-    FlowSequence,
-}
-
-/// An open collection.
-#[derive(Debug)]
-struct Frame {
-    kind: Kind,
-    /// The column of its keys or dashes; none that can be left in flow style.
-    column: usize,
-    level: Level,
-    /// The level of the value of the key read last (explicit keys and flow style).
-    next: Level,
-    /// In flow style: the value comes, no key. In block style: the key was an explicit one.
-    value: bool,
-    /// In flow style: a `:` needs no space now, after a quoted key or a collection.
-    adjacent: bool,
-}
-
-impl Frame {
-    fn is_flow(&self) -> bool {
-        matches!(self.kind, Kind::FlowMap | Kind::FlowSequence)
-    }
-}
-
-/// What becomes of the scalar that is read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Role {
-    /// Copied unread.
-    Skip,
-    /// The key of a flow mapping.
-    Key,
-    /// At the chosen place.
-    Chosen,
-    /// Remembered, for an alias may put it at the chosen place.
-    Anchored(String),
-}
-
-/// What the next byte belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    /// Block style, between scalars.
-    Block,
-    /// A plain scalar in block style; lines deeper than `parent` continue it.
-    Plain {
-        parent: i64,
-    },
-    Quoted(u8),
-    /// A block scalar; its column is known from its header or its first line.
-    Literal {
-        parent: i64,
-        column: Option<usize>,
-        folded: bool,
-    },
-    /// Flow style, between scalars.
-    Flow,
-    FlowPlain,
-}
-
-struct Anchor {
-    level: Level,
-    /// Of a scalar that is not at the chosen place.
-    text: Option<String>,
-}
-
-/// The line that is read, and where it goes.
-struct Line<'a> {
-    text: &'a [u8],
-    /// Up to here it is copied or held.
-    copied: usize,
+/// Where the bytes go.
+struct Output<'a> {
     out: &'a mut Vec<u8>,
+    /// Up to here the input is written.
+    written: usize,
     replace: &'a mut Replace<'a>,
 }
 
-impl Line<'_> {
-    /// Whether nothing but space and comment is left at `at`, which is at the start of the line or behind a space.
-    fn is_over(&self, at: usize) -> bool {
-        self.text.get(at).is_none_or(|byte| *byte == b'#')
+impl Output<'_> {
+    fn copy(&mut self, input: Input<'_>, to: usize) {
+        self.out.extend_from_slice(&input.bytes[self.written..to]);
+        self.written = to;
     }
+}
 
-    fn is_spaced(&self, at: usize) -> bool {
-        self.text.get(at + 1).is_none_or(|byte| is_white(*byte))
+/// How a scalar is written.
+#[derive(Debug, Clone, Copy)]
+enum Style {
+    Plain,
+    Quoted(u8),
+    Block { column: usize, folded: bool },
+}
+
+/// A scalar that has come whole.
+struct Scalar<'a> {
+    raw: &'a [u8],
+    style: Style,
+}
+
+impl Scalar<'_> {
+    fn text(&self) -> String {
+        match self.style {
+            Style::Plain => plain_text(self.raw),
+            Style::Quoted(_) => quoted_text(self.raw),
+            Style::Block { column, folded } => block_text(self.raw, column, folded),
+        }
     }
+}
+
+/// The properties of the node that comes, as far as they stand in its line.
+#[derive(Debug, Default)]
+struct Inner {
+    properties: Properties,
+    /// The column that they begin in, where a key may begin.
+    key_column: Option<i64>,
 }
 
 /// The scanner. It knows nothing of links: what a scalar becomes says the function given to [`Scanner::write`].
 pub struct Scanner {
-    place: Place,
-    /// The beginning of a line of which the end has not come yet.
-    line: Vec<u8>,
-    stack: Vec<Frame>,
-    state: State,
-    /// The level of the node that the innermost block collection expects, if it does.
-    pending: Option<Level>,
-    pending_anchor: Option<String>,
-    role: Role,
-    /// The scalar so far, as written, where it is not copied at once, and how much of it is no trailing space.
-    held: Vec<u8>,
-    holding: bool,
-    text_end: usize,
-    anchors: HashMap<String, Anchor>,
-    unresolved: u64,
+    tree: Tree,
+    /// What was not read yet.
+    buffer: Vec<u8>,
+    /// How long that has to be for another look: each time twice as long, or a slow sender would cost too much.
+    enough: usize,
+    /// Where in it the next token is looked for.
+    at: usize,
+    /// Bytes read before.
+    offset: u64,
+    /// Of what comes next, from 0. It counts bytes, which before a block collection are characters.
+    column: i64,
+    /// Nothing but space has come in this line.
+    fresh: bool,
+    in_comment: bool,
+    /// A key of one line may begin here.
+    key_allowed: bool,
+    inner: Inner,
 }
 
 impl Scanner {
     pub fn new(place: Place) -> Self {
         Scanner {
-            place,
-            line: Vec::new(),
-            stack: Vec::new(),
-            state: State::Block,
-            pending: Some(0),
-            pending_anchor: None,
-            role: Role::Skip,
-            held: Vec::new(),
-            holding: false,
-            text_end: 0,
-            anchors: HashMap::new(),
-            unresolved: 0,
+            tree: Tree::new(place),
+            buffer: Vec::new(),
+            enough: 0,
+            at: 0,
+            offset: 0,
+            column: 0,
+            fresh: true,
+            in_comment: false,
+            key_allowed: true,
+            inner: Inner::default(),
         }
-    }
-
-    /// Aliases on the way to the chosen place that stand for what was not followed.
-    pub fn unresolved(&self) -> u64 {
-        self.unresolved
     }
 
     /// Takes the next piece.
     pub fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
-        out.reserve(chunk.len());
-        let mut at = 0;
-        while at < chunk.len() {
-            if self.line.last() == Some(&b'\r') {
-                let mut line = std::mem::take(&mut self.line);
-                line.pop();
-                let both = chunk[at] == b'\n';
-                at += usize::from(both);
-                self.read_line(&line, if both { b"\r\n" } else { b"\r" }, out, replace)?;
-                continue;
-            }
-            let end = find_either::<b'\n', b'\r'>(chunk, at);
-            // A carriage return at the very end may be half of a line break.
-            if end >= chunk.len() || (chunk[end] == b'\r' && end + 1 == chunk.len()) {
-                self.line.extend_from_slice(&chunk[at..]);
-                break;
-            }
-            let length = if chunk[end..].starts_with(b"\r\n") { 2 } else { 1 };
-            let (text, eol) = (&chunk[at..end], &chunk[end..end + length]);
-            if self.line.is_empty() {
-                self.read_line(text, eol, out, replace)?;
-            } else {
-                let mut line = std::mem::take(&mut self.line);
-                line.extend_from_slice(text);
-                self.read_line(&line, eol, out, replace)?;
-                line.clear();
-                self.line = line;
-            }
-            at = end + length;
+        if chunk.contains(&0) {
+            return Err(RewriteError(
+                "upstream's document has a NUL byte, which no YAML has".to_owned(),
+            ));
         }
-        if self.line.len() > MAX_LINE {
+        self.buffer.extend_from_slice(chunk);
+        if self.buffer.len() < self.enough.min(MAX_SCALAR) {
+            return Ok(());
+        }
+        self.read(false, out, replace)?;
+        if self.buffer.len() > MAX_SCALAR {
             return Err(RewriteError(format!(
-                "upstream's document has a line longer than {MAX_LINE} bytes"
+                "upstream's document has a value longer than {MAX_SCALAR} bytes"
             )));
         }
         Ok(())
@@ -207,447 +130,404 @@ impl Scanner {
 
     /// The document is complete.
     pub fn end(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
-        let line = std::mem::take(&mut self.line);
-        let text = line.strip_suffix(b"\r").unwrap_or(&line);
-        if !line.is_empty() {
-            self.read_line(text, &line[text.len()..], out, replace)?;
-        }
-        match self.state {
-            State::Quoted(_) | State::Flow | State::FlowPlain => Err(RewriteError(
-                "upstream's document ends in the middle of a value".to_owned(),
-            )),
-            _ => {
-                self.finish(out, replace);
-                Ok(())
-            }
-        }
+        self.read(true, out, replace)
     }
 
-    /// One line and what ends it.
-    fn read_line(
-        &mut self,
-        text: &[u8],
-        eol: &[u8],
-        out: &mut Vec<u8>,
-        replace: &mut Replace<'_>,
-    ) -> Result<(), RewriteError> {
-        let indent = text.iter().take_while(|&&byte| byte == b' ').count();
-        let blank = skip_white(text, indent) == text.len();
-        let mut line = Line {
-            text,
-            copied: 0,
+    fn read(&mut self, last: bool, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        out.reserve(buffer.len());
+        let input = Input { bytes: &buffer, last };
+        let mut output = Output {
             out,
+            written: 0,
             replace: &mut |text| replace(text),
         };
-        match &mut self.state {
-            State::Plain { .. } | State::Literal { .. } if blank => {}
-            State::Plain { parent } => {
-                let deeper = i64::try_from(indent).is_ok_and(|indent| indent > *parent);
-                if deeper && text[indent] != b'#' && !is_marker(text) {
-                    self.text_end = self.held.len() + plain_end(text, indent);
-                } else {
-                    self.finish(line.out, line.replace);
-                }
+        self.at = 0;
+        let stop = loop {
+            match self.token(input, &mut output) {
+                Ok(true) => {}
+                Ok(false) => break None,
+                Err(Stop::More) => break None,
+                Err(Stop::Wrong(what)) => break Some(what),
             }
-            State::Literal { parent, column, .. } => {
-                if column.is_none() && i64::try_from(indent).is_ok_and(|indent| indent > *parent) {
-                    *column = Some(indent);
-                }
-                if column.is_none_or(|column| indent < column) {
-                    self.finish(line.out, line.replace);
-                }
-            }
-            _ => {}
-        }
-        let mut at = 0;
-        loop {
-            match self.state {
-                State::Block if at == 0 && !blank => at = self.block(&mut line, indent)?,
-                State::Block | State::Plain { .. } | State::Literal { .. } => break,
-                State::Quoted(quote) => {
-                    let Some(end) = quote_end(text, at, quote) else {
-                        break;
-                    };
-                    at = end;
-                    self.keep(&mut line, at);
-                    self.text_end = self.held.len();
-                    self.finish(line.out, line.replace);
-                }
-                State::Flow => at = self.flow(&mut line, at)?,
-                State::FlowPlain => {
-                    let (end, ended) = self.flow_plain(&line, at);
-                    if !ended {
-                        break;
-                    }
-                    at = end;
-                    self.keep(&mut line, at);
-                    self.finish(line.out, line.replace);
-                }
-            }
-            if at >= text.len() {
-                break;
-            }
-        }
-        self.keep(&mut line, text.len());
-        if !self.holding {
-            out.extend_from_slice(eol);
-            return Ok(());
-        }
-        self.held.extend_from_slice(eol);
-        if self.held.len() > MAX_HELD {
-            if self.role == Role::Chosen {
-                return Err(RewriteError(format!(
-                    "upstream's document has a link longer than {MAX_HELD} bytes"
-                )));
-            }
-            out.append(&mut self.held);
-            self.holding = false;
-            self.role = Role::Skip;
-        }
-        Ok(())
-    }
-
-    /// Moves the line up to `to` on: into what is held, or out.
-    fn keep(&mut self, line: &mut Line<'_>, to: usize) {
-        let target = if self.holding { &mut self.held } else { &mut *line.out };
-        target.extend_from_slice(&line.text[line.copied..to]);
-        line.copied = to;
-    }
-
-    /// Begins a scalar at `at`.
-    fn begin(&mut self, line: &mut Line<'_>, at: usize, role: Role) {
-        self.keep(line, at);
-        self.holding = role != Role::Skip;
-        self.text_end = 0;
-        self.role = role;
-    }
-
-    /// Ends the scalar: what is held goes out, changed if it is at the chosen place.
-    fn finish(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) {
-        let state = self.state;
-        self.state = State::Block;
-        if let Some(frame) = self.stack.last_mut().filter(|frame| frame.is_flow()) {
-            frame.adjacent = matches!(state, State::Quoted(_));
-            self.state = State::Flow;
-        }
-        if !self.holding {
-            return;
-        }
-        self.holding = false;
-        let held = std::mem::take(&mut self.held);
-        let (raw, rest) = held.split_at(self.text_end.min(held.len()));
-        let text = match state {
-            State::Literal { column, folded, .. } => literal_text(&held, column.unwrap_or(usize::MAX), folded),
-            State::Quoted(_) => key_text(raw),
-            _ => flow_text(raw, None),
         };
-        let replacement = match std::mem::replace(&mut self.role, Role::Skip) {
-            Role::Chosen => replace(&text),
-            Role::Key => {
-                let next = self
-                    .stack
-                    .last()
-                    .map_or(DEAD, |frame| self.child_key(frame.level, &text));
-                if let Some(frame) = self.stack.last_mut() {
-                    frame.next = next;
-                }
-                None
-            }
-            Role::Anchored(name) => {
-                if let Some(anchor) = self.anchors.get_mut(&name) {
-                    anchor.text = Some(text);
-                }
-                None
-            }
-            Role::Skip => None,
-        };
-        match (replacement, state) {
-            (None, _) => out.extend_from_slice(&held),
-            (Some(text), State::Literal { .. }) => {
-                write_scalar(&text, Some(b'"'), out);
-                // Its final line breaks were its own; one ends the line.
-                let eol = held
-                    .iter()
-                    .position(|byte| matches!(byte, b'\n' | b'\r'))
-                    .map_or(&[][..], |at| &held[at..]);
-                let length = if eol.starts_with(b"\r\n") { 2 } else { 1 };
-                out.extend_from_slice(&eol[..eol.len().min(length)]);
-            }
-            (Some(text), state) => {
-                write_scalar(
-                    &text,
-                    if let State::Quoted(quote) = state {
-                        Some(quote)
-                    } else {
-                        None
-                    },
-                    out,
-                );
-                out.extend_from_slice(rest);
-            }
-        }
-    }
-
-    fn step(&self, level: Level) -> Option<Step> {
-        self.place.get(level).copied()
-    }
-
-    /// Whether the keys of a mapping at this level matter.
-    fn has_keys(&self, level: Level) -> bool {
-        matches!(self.step(level), Some(Step::Key(_) | Step::Any))
-    }
-
-    /// The level of a mapping's value. A merge key (`<<`) stands for the mapping itself.
-    fn child_key(&self, level: Level, key: &str) -> Level {
-        match self.step(level) {
-            Some(Step::Key(_) | Step::Any) if key == "<<" => level,
-            Some(Step::Key(wanted)) if wanted == key => level + 1,
-            Some(Step::Any) => level + 1,
-            _ => DEAD,
-        }
-    }
-
-    /// The level of a sequence's item.
-    fn child_item(&self, level: Level) -> Level {
-        if self.step(level) == Some(Step::Item) {
-            level + 1
-        } else {
-            DEAD
-        }
-    }
-
-    /// Leaves the block collections deeper than a column.
-    fn leave(&mut self, column: usize) {
-        while self.stack.last().is_some_and(|frame| frame.column > column) {
-            self.stack.pop();
-            self.expect(None);
-        }
-    }
-
-    /// The node that comes next.
-    fn expect(&mut self, level: Option<Level>) {
-        self.pending = level;
-        self.pending_anchor = None;
-    }
-
-    fn open(&mut self, kind: Kind, column: usize, level: Level) -> Result<(), RewriteError> {
-        if self.stack.len() == MAX_DEPTH {
+        output.copy(input, self.at);
+        if let Some(what) = stop {
+            let at = self.offset + self.at as u64;
             return Err(RewriteError(format!(
-                "upstream's document is nested more than {MAX_DEPTH} deep"
+                "upstream's document cannot be read as Helm does: {what} (byte {at})"
             )));
         }
-        if let Some(name) = self.pending_anchor.take() {
-            self.anchor(name, level);
-        }
-        self.stack.push(Frame {
-            kind,
-            column,
-            level,
-            next: DEAD,
-            value: false,
-            adjacent: false,
-        });
+        self.offset += self.at as u64;
+        buffer.drain(..self.at);
+        self.enough = buffer.len() * 2;
+        self.buffer = buffer;
         Ok(())
     }
 
-    /// Remembers an anchor, if there is room. The newest of a name counts.
-    fn anchor(&mut self, name: String, level: Level) -> bool {
-        let room = self.anchors.len() < MAX_ANCHORS || self.anchors.contains_key(&name);
-        if room {
-            self.anchors.insert(name, Anchor { level, text: None });
-        }
-        room
+    /// Moves on behind `to`, in the same line.
+    fn pass(&mut self, to: usize) {
+        self.column += i64::try_from(to - self.at).unwrap_or(i64::MAX);
+        self.at = to;
     }
 
-    /// Makes the innermost collection one of this kind in this column. Its level.
-    fn collection(&mut self, kind: Kind, column: usize) -> Result<Level, RewriteError> {
-        self.leave(column);
-        let here = |frame: &&Frame, kind: Kind| frame.kind == kind && frame.column == column;
-        // A sequence may stand in the column of the key that it is the value of.
-        if kind == Kind::BlockMap && self.stack.last().is_some_and(|frame| here(&frame, Kind::BlockSequence)) {
-            self.stack.pop();
-            self.expect(None);
-        }
-        if let Some(frame) = self.stack.last().filter(|frame| here(frame, kind)) {
-            return Ok(frame.level);
-        }
-        let level = self.pending.take().unwrap_or(DEAD);
-        self.open(kind, column, level)?;
-        Ok(level)
-    }
-
-    /// The structure of a line in block style, up to the scalar or flow collection in it. Where that begins, or the end.
-    fn block(&mut self, line: &mut Line<'_>, indent: usize) -> Result<usize, RewriteError> {
-        let text = line.text;
-        if line.is_over(skip_white(text, indent)) {
-            return Ok(text.len());
-        }
-        if is_marker(text) {
-            self.stack.clear();
-            self.anchors.clear();
-            self.expect(Some(0));
-            let at = skip_white(text, 3);
-            let over = text[0] == b'.' || line.is_over(at);
-            return if over { Ok(text.len()) } else { self.node(line, at) };
-        }
-        if text[0] == b'%' && self.stack.is_empty() && self.pending == Some(0) {
-            return Ok(text.len());
-        }
-        let mut at = indent;
+    /// Skips what stands between tokens.
+    fn skip(&mut self, input: Input<'_>) -> Result<(), Stop> {
         loop {
-            match text[at] {
-                b'-' if line.is_spaced(at) => {
-                    let level = self.collection(Kind::BlockSequence, at)?;
-                    self.expect(Some(self.child_item(level)));
+            if self.in_comment {
+                // As far as it is there.
+                let (end, whole) = input.rest_of_line(self.at);
+                self.at = end;
+                if !whole {
+                    return Err(Stop::More);
                 }
-                b'?' if line.is_spaced(at) => {
-                    let level = self.collection(Kind::BlockMap, at)?;
-                    let key = explicit_key(text, skip_white(text, at + 1));
-                    // A key that is no short scalar still has a value that `Any` leads to.
-                    let next = self.child_key(level, key.as_deref().unwrap_or_default());
-                    if let Some(frame) = self.stack.last_mut() {
-                        (frame.next, frame.value) = (next, true);
+                self.in_comment = false;
+            }
+            match input.get(self.at)? {
+                b' ' => self.pass(self.at + 1),
+                // A tab does not indent.
+                b'\t' if !self.fresh || self.tree.in_flow() => self.pass(self.at + 1),
+                b'#' => self.in_comment = true,
+                _ => {
+                    let length = input.line_break(self.at)?;
+                    if length == 0 {
+                        return Ok(());
                     }
-                    self.expect(Some(DEAD));
+                    self.end_line()?;
+                    self.at += length;
                 }
-                b':' if line.is_spaced(at) && self.is_explicit(at) => {
-                    self.leave(at);
-                    self.expect(self.stack.last().map(|frame| frame.next));
-                }
-                _ => break,
             }
-            at = skip_white(text, at + 1);
-            if line.is_over(at) {
-                return Ok(text.len());
-            }
-        }
-        let (after, _) = properties(text, at);
-        let Some((key_end, colon)) = (after < text.len()).then(|| find_key(text, after)).flatten() else {
-            return self.node(line, at);
-        };
-        // Properties before a key are its own, those on an earlier line the mapping's.
-        let level = self.collection(Kind::BlockMap, at)?;
-        if let Some(frame) = self.stack.last_mut() {
-            frame.value = false;
-        }
-        let next = if self.has_keys(level) {
-            self.child_key(level, &key_text(&text[after..key_end]))
-        } else {
-            DEAD
-        };
-        self.expect(Some(next));
-        at = skip_white(text, colon + 1);
-        if line.is_over(at) {
-            Ok(text.len())
-        } else {
-            self.node(line, at)
         }
     }
 
-    /// Whether the mapping in this column waits for the value of an explicit key.
-    fn is_explicit(&self, column: usize) -> bool {
-        let frame = self.stack.iter().rev().find(|frame| frame.column <= column);
-        frame.is_some_and(|frame| frame.kind == Kind::BlockMap && frame.column == column && frame.value)
+    fn end_line(&mut self) -> Result<(), Stop> {
+        // What stands in the column of keys is one, or wrong.
+        let inner = std::mem::take(&mut self.inner);
+        self.no_key_wanted(inner.key_column)?;
+        self.tree.properties.join(inner.properties)?;
+        (self.column, self.fresh) = (0, true);
+        if !self.tree.in_flow() {
+            self.key_allowed = true;
+        }
+        Ok(())
     }
 
-    /// The properties of a node in block style and, if it is on the same line, the node: a scalar, an alias or a flow
-    /// collection.
-    fn node(&mut self, line: &mut Line<'_>, at: usize) -> Result<usize, RewriteError> {
-        let (at, anchor) = properties(line.text, at);
-        if anchor.is_some() {
-            self.pending_anchor = anchor;
+    /// In the column of the keys or items around it stands nothing else.
+    fn no_key_wanted(&self, column: Option<i64>) -> Result<(), Stop> {
+        if !self.tree.in_flow() && column == Some(self.tree.indent()) {
+            return Err(Stop::Wrong("a value in the column of the keys"));
         }
-        let Some(&first) = line.text.get(at) else {
-            return Ok(at);
-        };
-        let level = self.pending.take().unwrap_or(DEAD);
-        match first {
-            b'*' => {
-                self.pending_anchor = None;
-                return Ok(self.alias(line, at, level));
+        Ok(())
+    }
+
+    /// Reads one token; `false` at the end of the document.
+    fn token(&mut self, input: Input<'_>, output: &mut Output<'_>) -> Result<bool, Stop> {
+        self.skip(input)?;
+        let at = self.at;
+        let byte = input.get(at)?;
+        let flow = self.tree.in_flow();
+        if byte == 0 {
+            return self.finish().map(|()| false);
+        }
+        if self.column == 0 {
+            if input.is_marker(at)? {
+                return self.marker(byte).map(|()| true);
             }
+            if byte == b'%' {
+                return self.directive(input).map(|()| true);
+            }
+        }
+        // Deeper collections are over, if this is a token at all.
+        let spaced = matches!(byte, b'-' | b'?' | b':') && input.is_space(at + 1)?;
+        self.tree.leave(self.column)?;
+        let column = self.column;
+        self.fresh = false;
+        match byte {
+            b'-' if spaced => {
+                if flow || !self.key_allowed || !self.inner.properties.is_empty() {
+                    return Err(Stop::Wrong("an item where none can stand"));
+                }
+                self.tree.dash(column)?;
+                self.pass(at + 1);
+            }
+            b'?' if spaced || flow => {
+                if !flow && (!self.key_allowed || !self.inner.properties.is_empty()) {
+                    return Err(Stop::Wrong("a key where none can stand"));
+                }
+                self.join_in_flow()?;
+                self.tree.question(column)?;
+                self.key_allowed = !flow;
+                self.pass(at + 1);
+            }
+            b':' if spaced || flow => {
+                if !flow && !self.inner.properties.is_empty() {
+                    return Err(Stop::Wrong("a key that is nothing but an anchor or a tag"));
+                }
+                if !flow && !self.key_allowed {
+                    return Err(Stop::Wrong("a value where none can stand"));
+                }
+                self.join_in_flow()?;
+                self.tree.colon(column)?;
+                self.key_allowed = !flow;
+                self.pass(at + 1);
+            }
+            b'&' | b'!' => self.property(input, byte)?,
             b'[' | b'{' => {
-                self.open_flow(first, level)?;
-                self.state = State::Flow;
-                return Ok(at + 1);
+                self.no_key_wanted(self.key_column())?;
+                self.join()?;
+                self.tree.open_flow(byte)?;
+                self.key_allowed = true;
+                self.pass(at + 1);
             }
-            _ => {}
-        }
-        let parent = self
-            .stack
-            .last()
-            .map_or(-1, |frame| i64::try_from(frame.column).unwrap_or(i64::MAX));
-        let role = self.role(level);
-        self.begin(line, at, role);
-        match first {
+            b']' | b'}' => {
+                self.join_in_flow()?;
+                self.tree.close_flow(byte)?;
+                self.key_allowed = false;
+                self.pass(at + 1);
+            }
+            b',' => {
+                self.join_in_flow()?;
+                self.tree.comma()?;
+                self.key_allowed = true;
+                self.pass(at + 1);
+            }
+            b'*' => self.alias(input, output)?,
             b'"' | b'\'' => {
-                self.state = State::Quoted(first);
-                Ok(at + 1)
+                let (end, lines) = input.quoted(at)?;
+                self.scalar(input, output, end, lines, Style::Quoted(byte))?;
             }
-            b'|' | b'>' => {
-                let digit = line.text[at + 1..]
-                    .iter()
-                    .take(2)
-                    .find(|byte| matches!(byte, b'1'..=b'9'));
-                let column = digit.map(|digit| usize::try_from(parent).unwrap_or(0) + usize::from(digit - b'0'));
-                self.state = State::Literal {
-                    parent,
-                    column,
-                    folded: first == b'>',
-                };
-                Ok(line.text.len())
+            b'|' | b'>' if !flow => {
+                let (end, column) = input.block(at, self.tree.indent())?;
+                // Only what stands before it could be a key.
+                self.no_key_wanted(self.inner.key_column)?;
+                let folded = byte == b'>';
+                self.node(input, output, end, Style::Block { column, folded })?;
+                (self.column, self.fresh, self.key_allowed) = (0, true, true);
+            }
+            b'|' | b'>' | b'%' | b'@' | b'`' | b'\t' => return Err(Stop::Wrong("a character that begins nothing")),
+            0xef if input.get(at + 1)? == 0xbb && input.get(at + 2)? == 0xbf => {
+                return Err(Stop::Wrong("a byte order mark in its middle"));
             }
             _ => {
-                self.state = State::Plain { parent };
-                self.text_end = plain_end(line.text, at) - at;
-                Ok(line.text.len())
+                let (end, lines) = input.plain(at, flow, self.tree.indent() + 1)?;
+                self.scalar(input, output, end, lines, Style::Plain)?;
             }
         }
+        Ok(true)
     }
 
-    /// What becomes of the scalar that begins at a node of this level.
-    fn role(&mut self, level: Level) -> Role {
-        let anchored = self
-            .pending_anchor
-            .take()
-            .filter(|name| self.anchor(name.clone(), level));
-        match anchored {
-            _ if level == self.place.len() => Role::Chosen,
-            Some(name) => Role::Anchored(name),
-            None => Role::Skip,
+    /// The end of everything.
+    fn finish(&mut self) -> Result<(), Stop> {
+        if self.tree.in_flow() {
+            return Err(Stop::Wrong("the document ends in the middle of a value"));
+        }
+        self.end_line()
+    }
+
+    /// `---` or `...`.
+    fn marker(&mut self, byte: u8) -> Result<(), Stop> {
+        if self.tree.in_flow() {
+            return Err(Stop::Wrong("a document that ends in the middle of a value"));
+        }
+        self.tree.end_document()?;
+        self.pass(self.at + 3);
+        self.fresh = false;
+        self.key_allowed = byte == b'.';
+        Ok(())
+    }
+
+    /// `%YAML`; others give tags another meaning.
+    fn directive(&mut self, input: Input<'_>) -> Result<(), Stop> {
+        let end = input.line_end(self.at)?;
+        let name = input.bytes[self.at..end].split(|byte| is_blank(*byte)).next();
+        if !self.tree.is_new() || name != Some(b"%YAML".as_slice()) {
+            return Err(Stop::Wrong("a directive other than %YAML"));
+        }
+        self.pass(end);
+        Ok(())
+    }
+
+    /// An anchor or a tag.
+    fn property(&mut self, input: Input<'_>, byte: u8) -> Result<(), Stop> {
+        let start = self.at + 1;
+        let mut found = Properties::default();
+        let end = if byte == b'&' {
+            let end = input.name(start)?;
+            found.anchor = Some(String::from_utf8_lossy(&input.bytes[start..end]).into_owned());
+            end
+        } else {
+            found.tagged = true;
+            input.tag(start)?
+        };
+        if self.inner.properties.is_empty() {
+            self.inner.key_column = self.key_allowed.then_some(self.column);
+        }
+        self.inner.properties.join(found)?;
+        self.key_allowed = false;
+        self.pass(end);
+        Ok(())
+    }
+
+    /// The column in which a key that stands here begins, properties included.
+    fn key_column(&self) -> Option<i64> {
+        if self.inner.properties.is_empty() {
+            self.key_allowed.then_some(self.column)
+        } else {
+            self.inner.key_column
         }
     }
 
-    /// An alias: it stays if what it stands for is rewritten where it is written. Where the alias ends.
-    fn alias(&mut self, line: &mut Line<'_>, at: usize, level: Level) -> usize {
-        let end = word_end(line.text, at);
-        if level == DEAD {
-            return end;
+    /// The properties of this line are those of the node that comes.
+    fn join(&mut self) -> Result<(), Stop> {
+        let inner = std::mem::take(&mut self.inner);
+        self.tree.properties.join(inner.properties)
+    }
+
+    /// The same in flow style, where lines make no difference.
+    fn join_in_flow(&mut self) -> Result<(), Stop> {
+        if self.tree.in_flow() { self.join() } else { Ok(()) }
+    }
+
+    /// The place of the `:` behind `end` that makes a key of what begins here, and the column of the key.
+    fn key_here(&self, input: Input<'_>, end: usize, lines: bool) -> Result<Option<(usize, i64)>, Stop> {
+        let flow = self.tree.in_flow();
+        let Some(column) = self
+            .key_column()
+            .filter(|_| !lines && (!flow || self.tree.takes_pair()))
+        else {
+            return Ok(None);
+        };
+        Ok(input.colon(end, flow)?.map(|colon| (colon, column)))
+    }
+
+    /// Reads the key that begins here, up to and with its `:`.
+    fn key(&mut self, text: &str, plain: bool, (colon, column): (usize, i64)) -> Result<(), Stop> {
+        let inner = std::mem::take(&mut self.inner);
+        self.tree.begin_key(column)?;
+        let mut properties = inner.properties;
+        if self.tree.in_flow() {
+            let mut outer = std::mem::take(&mut self.tree.properties);
+            outer.join(properties)?;
+            properties = outer;
         }
-        let name = String::from_utf8_lossy(&line.text[at + 1..end]);
-        match self.anchors.get(name.as_ref()) {
-            Some(anchor) if anchor.level == level => {}
-            Some(Anchor { text: Some(text), .. }) if level == self.place.len() => {
-                if let Some(replacement) = (line.replace)(text) {
-                    line.out.extend_from_slice(&line.text[line.copied..at]);
-                    line.copied = end;
-                    write_scalar(&replacement, Some(b'"'), line.out);
+        self.tree.key(text, plain, properties)?;
+        self.tree.begin_value();
+        self.key_allowed = false;
+        self.pass(colon + 1);
+        Ok(())
+    }
+
+    /// A scalar that may be a key.
+    fn scalar(
+        &mut self,
+        input: Input<'_>,
+        output: &mut Output<'_>,
+        end: usize,
+        lines: bool,
+        style: Style,
+    ) -> Result<(), Stop> {
+        if let Some(key) = self.key_here(input, end, lines)? {
+            let raw = &input.bytes[self.at..end];
+            let text = Scalar { raw, style }.text();
+            return self.key(&text, matches!(style, Style::Plain), key);
+        }
+        self.no_key_wanted(self.key_column())?;
+        self.node(input, output, end, style)?;
+        self.key_allowed = false;
+        Ok(())
+    }
+
+    /// A scalar that is no key of one line: changed if it is at the chosen place.
+    fn node(&mut self, input: Input<'_>, output: &mut Output<'_>, end: usize, style: Style) -> Result<(), Stop> {
+        self.join()?;
+        let raw = &input.bytes[self.at..end];
+        let scalar = Scalar { raw, style };
+        let properties = std::mem::take(&mut self.tree.properties);
+        match self.tree.slot()? {
+            Slot::Key => {
+                let text = scalar.text();
+                self.tree.key(&text, matches!(style, Style::Plain), properties)?;
+            }
+            // No link at all.
+            Slot::Node(spot) if !properties.tagged && matches!(style, Style::Plain) && is_null(raw) => {
+                self.tree.scalar(spot, properties, None);
+            }
+            Slot::Node(spot) if self.tree.is_chosen(spot) => {
+                if raw.len() > MAX_LINK {
+                    return Err(Stop::Wrong("a link longer than 65536 bytes"));
+                }
+                if let Some(link) = (output.replace)(&scalar.text()) {
+                    output.copy(input, self.at);
+                    output.written = end;
+                    let quote = match style {
+                        Style::Plain => None,
+                        Style::Quoted(quote) => Some(quote),
+                        Style::Block { .. } => Some(b'"'),
+                    };
+                    write_scalar(&link, quote, output.out);
+                    if matches!(style, Style::Block { .. }) {
+                        output.out.extend_from_slice(first_line_break(raw));
+                    }
+                }
+                self.tree.scalar(spot, properties, None);
+            }
+            Slot::Node(spot) => {
+                let remembered = properties.anchor.is_some() && raw.len() <= MAX_ANCHORED;
+                self.tree.scalar(spot, properties, remembered.then(|| scalar.text()));
+            }
+        }
+        self.pass(end);
+        Ok(())
+    }
+
+    /// An alias, as a key or as a value.
+    fn alias(&mut self, input: Input<'_>, output: &mut Output<'_>) -> Result<(), Stop> {
+        let end = input.name(self.at + 1)?;
+        let name = String::from_utf8_lossy(&input.bytes[self.at + 1..end]).into_owned();
+        let key = self.key_here(input, end, false)?;
+        self.join_in_flow()?;
+        if !self.inner.properties.is_empty() || !self.tree.properties.is_empty() && key.is_none() {
+            return Err(Stop::Wrong("an alias with an anchor or a tag"));
+        }
+        if let Some(key) = key {
+            let text = self.tree.alias_text(&name)?.to_owned();
+            return self.key(&text, false, key);
+        }
+        self.no_key_wanted(self.key_column())?;
+        match self.tree.slot()? {
+            Slot::Key => {
+                let text = self.tree.alias_text(&name)?.to_owned();
+                self.tree.key(&text, false, Properties::default())?;
+            }
+            Slot::Node(spot) => {
+                if let Some(text) = self.tree.alias(spot, &name)?
+                    && let Some(link) = (output.replace)(text)
+                {
+                    output.copy(input, self.at);
+                    output.written = end;
+                    write_scalar(&link, Some(b'"'), output.out);
                 }
             }
-            _ => self.unresolved += 1,
         }
-        end
+        self.key_allowed = false;
+        self.pass(end);
+        Ok(())
     }
 }
 
-/// The text of a key after `? `, if it is a scalar of one line.
-fn explicit_key(text: &[u8], at: usize) -> Option<String> {
-    let (at, _) = properties(text, at);
-    match text.get(at)? {
-        quote @ (b'"' | b'\'') => quote_end(text, at + 1, *quote).map(|end| key_text(&text[at..end])),
-        b'|' | b'>' | b'[' | b'{' | b'*' => None,
-        _ => Some(key_text(&text[at..plain_end(text, at)])),
-    }
+fn is_null(plain: &[u8]) -> bool {
+    matches!(plain, b"~" | b"null" | b"Null" | b"NULL")
+}
+
+/// The line break that ends the header of a block scalar.
+fn first_line_break(raw: &[u8]) -> &[u8] {
+    let input = Input { bytes: raw, last: true };
+    (0..raw.len())
+        .find_map(|at| {
+            let length = input.line_break(at).unwrap_or(0);
+            (length > 0).then(|| &raw[at..at + length])
+        })
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -39,9 +39,30 @@ fn chosen_strings_change_and_nothing_else_does() {
         .replace(r#""a\/b""#, r#""<a/b>""#)
         .replace(r#""\u0062""#, r#""<b>""#)
         .replace(r#""u":"c""#, r#""u":"<c>""#)
-        .replace(r#"["e","f","#, r#"["<e>","<f>","#)
+        .replace(r#"["e","f",["no"]"#, r#"["<e>","<f>",["<no>"]"#)
+        .replace(r#"{"u":["no"]}"#, r#"{"u":["<no>"]}"#)
         .replace(r#""\"q\"""#, r#""<\"q\">""#);
     assert_eq!(text(document), expected);
+}
+
+#[test]
+fn lists_where_objects_are_and_names_in_any_case() {
+    let document = r#"{"v":["a",{"d":{"t":"b"}},[{"d":{"t":"no"}}],{"D":{"T":"c"}}],"d":[{"t":"no"}],"d":{"t":["d",["e"],{"t":"no"}]},"F":[{"u":"f"}]}"#;
+    let mut expected = document.to_owned();
+    for changed in ["b", "c", "d", "e", "f"] {
+        expected = expected.replace(&format!("\"{changed}\"}}"), &format!("\"<{changed}>\"}}"));
+    }
+    let expected = expected.replace(r#"["d",["e"]"#, r#"["<d>",["<e>"]"#);
+    assert_eq!(text(document), expected);
+    for (name, wanted, same) in [
+        ("urls", "urls", true),
+        ("URL\u{17f}", "urls", true),
+        ("\u{212a}ey", "key", true),
+        ("url", "urls", false),
+        ("urlß", "urls", false),
+    ] {
+        assert_eq!(same_name(name, wanted), same, "{name}");
+    }
 }
 
 #[test]
@@ -106,6 +127,7 @@ fn what_is_no_json_is_an_error() {
 #[test]
 fn bounds() {
     let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+    assert_eq!(text(&nested(100_000)), nested(100_000));
     assert_eq!(text(&nested(MAX_DEPTH)), nested(MAX_DEPTH));
     assert!(run(&[nested(MAX_DEPTH + 1).as_bytes()]).is_err());
     let skipped = format!("{{\"x\":{}}}", nested(MAX_DEPTH));
@@ -135,7 +157,8 @@ fn reference(value: &mut Value, place: &[Step], seen: &mut Vec<String>) {
         ([Step::Any, rest @ ..], Value::Object(members)) => {
             members.values_mut().for_each(|member| reference(member, rest, seen));
         }
-        ([Step::Item, rest @ ..], Value::Array(items)) => {
+        ([], Value::Array(items)) => items.iter_mut().for_each(|item| reference(item, &[], seen)),
+        ([Step::Item | Step::Any, rest @ ..], Value::Array(items)) => {
             items.iter_mut().for_each(|item| reference(item, rest, seen));
         }
         _ => {}

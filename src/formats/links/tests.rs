@@ -65,7 +65,7 @@ fn foreign_links() {
 }
 
 #[test]
-fn other_schemes_and_no_urls_are_left() {
+fn other_schemes_are_left_and_what_is_no_url_leads_nowhere() {
     let remote = remote("generic", "https://h.example/");
     let path = request("index.html").unwrap();
     let context = context(&remote, &path, "https://h.example/index.html", "");
@@ -81,9 +81,13 @@ fn other_schemes_and_no_urls_are_left() {
         assert_eq!(map.map(link), None, "{link}");
     }
     assert_eq!(map.escaped(), 0);
-    assert_eq!(map.map("https://[x/"), None);
-    assert_eq!(map.map("http://h:99999/"), None);
-    assert_eq!(map.escaped(), 2);
+    for link in ["https://[x/", "http://h:99999/", "https://exa mple/../a", "//%zz/"] {
+        let mapped = map.map(link).unwrap();
+        assert!(mapped.starts_with("./-/host/invalid/"), "{link} became {mapped}");
+        assert!(asked("index.html", &mapped).is_some(), "{mapped}");
+    }
+    assert_eq!(map.escaped(), 4);
+    assert!(map.take_foreign().is_empty());
 }
 
 #[test]
@@ -276,10 +280,13 @@ proptest! {
         let style = if absolute { Style::Absolute } else { Style::Relative };
         let mut map = LinkMap::new(&context(&remote, &path, document, ""), style);
         let Some(mapped) = map.map(&link) else { return Ok(()) };
-        let meant = Url::parse(document).unwrap().join(&link).unwrap();
         let asked = asked("docs/index.html", &mapped);
         let asked = asked.ok_or_else(|| TestCaseError::fail(format!("{mapped} would be refused")))?;
         let foreign = map.take_foreign();
+        let Ok(meant) = Url::parse(document).unwrap().join(&link) else {
+            prop_assert!(map.escaped() > 0 && foreign.is_empty());
+            return Ok(());
+        };
         if map.escaped() > 0 {
             prop_assert!(foreign.is_empty());
         } else if let Some(urls) = candidates(&asked) {

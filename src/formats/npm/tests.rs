@@ -2,7 +2,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::formats::testing::{REMOTE_URL, asked, context, cut, cuts, drive, remote, request};
+use crate::formats::testing::{
+    REMOTE_URL, asked, client, context, cut, cuts, drive, many, read_by, remote, request, tool,
+};
 
 fn registry() -> Remote {
     remote("npm", "https://registry.example/")
@@ -44,13 +46,16 @@ fn scoped_names_have_one_spelling() {
         );
     }
     assert_eq!(served("@scope%2fname/1.0.0").1, "@scope/name/1.0.0");
-    // A tarball is asked for as the registry names it; patterns see the one spelling.
     let tarball = "@scope/name/-/name-1.0.0.tgz";
-    assert_eq!(served(tarball), (tarball.to_owned(), tarball.to_owned()));
-    assert_eq!(
-        served("@scope%2fname/-/name-1.0.0.tgz"),
-        (tarball.to_owned(), "@scope%2Fname/-/name-1.0.0.tgz".to_owned())
-    );
+    for target in [
+        tarball,
+        "@scope%2fname/-/name-1.0.0.tgz",
+        "@scope%2Fname/-/name-1.0.0.tgz",
+        "%40scope%2Fname/-/name-1.0.0.tgz",
+        "%40scope/name/-/name-1.0.0.tgz",
+    ] {
+        assert_eq!(served(target), (tarball.to_owned(), tarball.to_owned()), "{target}");
+    }
     // An encoded percent sign is no slash.
     assert_eq!(served("@scope%252fname").1, "@scope%252fname");
     assert_eq!(served("name").0, "name");
@@ -73,7 +78,7 @@ fn upstream_urls() {
     );
     assert_eq!(
         url("@scope%2fname/-/name-1.0.0.tgz"),
-        "https://registry.example/@scope%2Fname/-/name-1.0.0.tgz"
+        "https://registry.example/@scope/name/-/name-1.0.0.tgz"
     );
     assert_eq!(url("name/1.0.0"), "https://registry.example/name/1.0.0");
     assert_eq!(
@@ -92,6 +97,24 @@ fn a_doubled_prefix_reaches_the_same_document() {
     );
     assert_eq!(served("api/v1/remote/other/name").1, "api/v1/remote/other/name");
     assert_eq!(handle(&Method::GET, "api/v1/remote/r/-/ping"), Handling::PassThrough);
+}
+
+#[test]
+fn a_prefix_is_taken_off_any_number_of_times_in_one_go() {
+    let times = 200_000;
+    let target = format!("{}name", "api/v1/remote/r/".repeat(times));
+    let path = ArtifactPath {
+        decoded: target.clone(),
+        encoded: target,
+        query: None,
+    };
+    let start = std::time::Instant::now();
+    let Handling::Artifact(path) = Npm.handle(&registry(), &Method::GET, path) else {
+        panic!("refused")
+    };
+    assert_eq!(path.encoded, "name");
+    // Each of them copied the rest: a minute.
+    assert!(start.elapsed() < std::time::Duration::from_secs(5));
 }
 
 #[test]
@@ -254,13 +277,134 @@ fn tarballs_become_ours_whatever_host_they_name() {
 
 #[test]
 fn tarballs_under_paths_that_mean_something_else_go_by_their_host() {
-    for path in ["-/x.tgz", "api/v1/remote/r/x.tgz", "files/name-1.0.0", "name"] {
+    for path in [
+        "-/x.tgz",
+        "api/v1/remote/r/x.tgz",
+        "files/name-1.0.0",
+        "name",
+        "@s%2Fname/-/name-1.0.0.tgz",
+        "%40s/name/-/name-1.0.0.tgz",
+    ] {
         let body = format!(r#"{{"dist":{{"tarball":"https://registry.example/{path}"}}}}"#);
         let expected = body
             .replace("registry.example", "")
             .replace("https:///", &format!("{REMOTE_URL}/-/host/registry.example/"));
         assert_eq!(rewrite("name/1.0.0", "application/json", &body).unwrap(), expected);
     }
+}
+
+#[test]
+fn what_npm_takes_for_a_tarball() {
+    for (body, expected) in [
+        (r#"{"versions":[{"dist":{"tarball":"L"}}]}"#, 1),
+        (r#"{"versions":{"1.0.0":{"dist":{"tarball":["L"]}}}}"#, 1),
+        (r#"{"versions":{"1.0.0":{"_resolved":"L"}}}"#, 1),
+        (r#"{"_resolved":"L","dist":{"tarball":[["L"]]}}"#, 2),
+        (r#"{"versions":{"1.0.0":{"dist":[{"tarball":"L"}]}}}"#, 0),
+    ] {
+        let body = body.replace('L', "https://cdn.example/a.tgz");
+        let out = rewrite("name", "application/json", &body).unwrap();
+        assert_eq!(out.matches(REMOTE_URL).count(), expected, "{out}");
+    }
+    // Any depth, and links that are none.
+    let deep = format!(
+        r#"{{"x":{}{},"dist":{{"tarball":"http://["}}}}"#,
+        "[".repeat(10_000),
+        "]".repeat(10_000)
+    );
+    let out = rewrite("name", "application/json", &deep).unwrap();
+    assert!(
+        out.ends_with(&format!("\"{REMOTE_URL}/-/host/invalid/http%253A%252F%252F%255B\"}}}}")),
+        "{out}"
+    );
+}
+
+/// A document of an npm registry, with lists where objects belong and the other way round.
+fn document() -> impl Strategy<Value = Value> {
+    const LINKS: &[&str] = &[
+        "https://cdn.example/a.tgz",
+        "http://registry.example/a.tgz",
+        "//cdn.example/a.tgz",
+        "git+https://cdn.example/a",
+        "http://[",
+        "a",
+    ];
+    let link = proptest::sample::select(LINKS).prop_map(Value::from);
+    let tarball = prop_oneof![
+        4 => link.clone(),
+        1 => link.clone().prop_map(|link| json!([link])),
+        1 => link.clone().prop_map(|link| json!([[link], []])),
+        1 => link.clone().prop_map(|link| json!({"tarball": link})),
+        1 => Just(json!(null)),
+    ];
+    let dist = prop_oneof![
+        6 => tarball.clone().prop_map(|tarball| json!({"x": tarball, "tarball": tarball})),
+        1 => tarball.clone().prop_map(|tarball| json!([{"tarball": tarball}])),
+        1 => tarball.clone(),
+    ];
+    let version = prop_oneof![
+        4 => dist.clone().prop_map(|dist| json!({"dist": dist})),
+        1 => tarball.clone().prop_map(|link| json!({"_resolved": link})),
+        1 => (dist.clone(), tarball.clone()).prop_map(|(dist, link)| json!({"_resolved": link, "dist": dist, "__proto__": dist})),
+        1 => dist.clone().prop_map(|dist| json!([dist])),
+    ];
+    let versions = prop_oneof![
+        proptest::collection::vec(version.clone(), 0..3).prop_map(Value::from),
+        version
+            .clone()
+            .prop_map(|version| json!({"1.0.0": version, "__proto__": version})),
+    ];
+    (versions, version, tarball, 0..4_u8).prop_map(|(versions, version, tarball, how)| match how {
+        0 => version,
+        1 => json!({"versions": versions, "x": versions}),
+        2 => json!({"policyRestrictions": {"versions": versions}, "_resolved": tarball}),
+        _ => json!({"versions": versions, "dist": {"tarball": tarball}, "policyRestrictions": version}),
+    })
+}
+
+/// A document as text: letters of strings as they are or as escapes, and space between tokens.
+fn written(document: &Value, how: &[u8]) -> String {
+    let mut out = String::new();
+    let mut inside = false;
+    for (letter, how) in document.to_string().chars().zip(how.iter().cycle()) {
+        inside ^= letter == '"';
+        match how {
+            0..=20 if inside && letter != '"' => out.push_str(&format!("\\u{:04x}", letter as u32)),
+            21..=40 if !inside && "[]{},:".contains(letter) => out.extend(['\n', letter, ' ']),
+            _ => out.push(letter),
+        }
+    }
+    out
+}
+
+/// What Node reads in a document leads here.
+#[test]
+fn node_finds_no_upstream_address() {
+    let documents: Vec<String> = many(2000, &(document(), proptest::collection::vec(any::<u8>(), 1..60)))
+        .into_iter()
+        .map(|(document, how)| written(&document, &how))
+        .collect();
+    let written: Vec<String> = documents
+        .iter()
+        .map(|body| rewrite("name", "", body).unwrap_or_default())
+        .collect();
+    let node = tool("node/bin/node");
+    let read = |documents| read_by(&node, &[&client("json.mjs")], documents);
+    let mut found = 0;
+    for ((before, after), document) in read(&documents).iter().zip(read(&written)).zip(&documents) {
+        assert_eq!(
+            before.as_array().map(Vec::len),
+            after.as_array().map(Vec::len),
+            "{document}"
+        );
+        for link in after.as_array().into_iter().flatten().filter_map(Value::as_str) {
+            found += usize::from(link.starts_with(REMOTE_URL));
+            let away =
+                Url::parse(link).is_ok_and(|url| url.scheme().starts_with("http")) && !link.starts_with(REMOTE_URL);
+            assert!(!away, "{link} in {document}");
+        }
+    }
+    assert!(found > 1000, "{found} tarballs");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::formats::testing::{REMOTE_URL, asked, context, cut, cuts, drive, remote, request};
+use crate::formats::html::MAX_TAG;
+use crate::formats::testing::{
+    REMOTE_URL, asked, client, context, cut, cuts, drive, many, read_by, remote, request, tool,
+};
 
 /// Files on one host, the index on another.
 fn split() -> Remote {
@@ -215,7 +218,16 @@ fn an_html_index() {
             "../../-/host/old.example/foo-4.zip",
         )
         .replace(r##"href="/simple/bar/""##, r##"href="../../simple/bar/""##)
-        .replace(r##"href="#top""##, r##"href="../../simple/foo/#top""##);
+        .replace(r##"href="#top""##, r##"href="../../simple/foo/#top""##)
+        // What is no tag looks like none.
+        .replace(
+            r#"<!-- <a href="https://files.example/no.whl">no</a> -->"#,
+            r#"<!-- &lt;a href="https://files.example/no.whl"&gt;no&lt;/a&gt; -->"#,
+        )
+        .replace(
+            r#""<a href='https://files.example/script.whl'>""#,
+            r#""&lt;a href='https://files.example/script.whl'>""#,
+        );
     let (target, url) = SIMPLE;
     for content_type in [
         "text/html; charset=utf-8",
@@ -251,7 +263,7 @@ fn a_base_element_is_respected_and_neutralised() {
         r#"<base target=x href="https://files.example/b/"><base href="https://no.example/"><a href="c.whl">c</a>"#;
     let expected = r#"<base target=x><base><a href="../../b/c.whl">c</a>"#;
     let out = rewrite(&split(), SIMPLE.0, SIMPLE.1, "text/html", body);
-    assert_eq!(out.replace(" >", ">"), expected);
+    assert_eq!(out, expected);
 }
 
 #[test]
@@ -273,6 +285,260 @@ fn files_kept_under_simple_on_a_split_remote_stay_distinct() {
         r#"<a href="https://index.example/p/a.whl">a</a>"#,
     );
     assert_eq!(out, r#"<a href="../../-/host/index.example/p/a.whl">a</a>"#);
+}
+
+#[test]
+fn what_only_some_parsers_take_for_a_link() {
+    let link = "https://files.example/p/a.whl";
+    for (body, expected) in [
+        // The first of two is one's own to browsers, the last to Python.
+        ("<a href='~' HREF=~ class=a CLASS=b>", r#"<a href="^" class=a>"#),
+        ("<a x y='1' x=~ href = ~/>", r#"<a x y='1' href="^/">"#),
+        ("<a/href='~'/>", r#"<a href="^" />"#),
+        ("<a href='~'title=\"x\">", r#"<a href="^" title="x">"#),
+        ("<a \"'=~ <b href=~>", r#"<a href="^">"#),
+        ("<a\u{a0}href=~><a-é><a\0 href=~>", ""),
+        (
+            "<a title='<a href=~>' data-requires-python=>=3.6>",
+            "<a title='&lt;a href=~&gt;' data-requires-python=\"\">=3.6>",
+        ),
+        (
+            "<noscript><a href=~></noscript><base href=~><base x>",
+            r#"<noscript><a href="^"></noscript><base><base x>"#,
+        ),
+        (
+            "<title><a href=~></title ><a href=~>",
+            r#"<title>&lt;a href=~></title><a href="^">"#,
+        ),
+        (
+            "<textarea><base href=~></TEXTAREA><script/><a href=~>",
+            r#"<textarea>&lt;base href=~></TEXTAREA><script></script><a href="^">"#,
+        ),
+        (
+            "<iframe><!--</iframe x><a href=~>",
+            r#"<iframe>&lt;!--</iframe><a href="^">"#,
+        ),
+        (
+            "<script><!--<script></script><a href=~></script>",
+            r#"<script>&lt;!--&lt;script></script><a href="^"></script>"#,
+        ),
+        ("<plaintext></x><a href=~>", "<plaintext>&lt;/x>&lt;a href=~>"),
+        (
+            "<!--><a href=~><!-- -- ><a href=~>--!><a href=~>",
+            r#"<!----><a href="^"><!-- -- &gt;&lt;a href=~&gt;--><a href="^">"#,
+        ),
+        (
+            "<!--->x<!----><!-- a - b -- c --- d --->e",
+            "<!---->x<!----><!-- a - b -- c --- d --->e",
+        ),
+        (
+            "<![CDATA[><a href=~>]]><?x <a href=~>?></ x><!x>",
+            r#"<a href="^">]]>?>"#,
+        ),
+        ("<!DOCTYPE html><!doctype <a href=~>", "<!DOCTYPE html><!DOCTYPE html>"),
+        ("1 < 2 <3 </a foo=~><a href=~", "1 &lt; 2 &lt;3 </a>"),
+        (
+            "<a href=''><a href=' '><a href><link href=~><!--",
+            "<a href=''><a href=' '><a href><link href=\"~\"><!---->",
+        ),
+        (
+            "<a href='http://[~'>",
+            "<a href=\"../../-/host/invalid/http%253A%252F%252F%255Bhttps%253A%252F%252Ffiles.example%252Fp%252Fa.whl\">",
+        ),
+    ] {
+        let body = body.replace('~', link);
+        let expected = expected.replace('~', link).replace('^', "../../p/a.whl");
+        assert_eq!(
+            rewrite(&split(), SIMPLE.0, SIMPLE.1, "text/html", &body),
+            expected,
+            "{body}"
+        );
+    }
+}
+
+#[test]
+fn types_are_what_pip_takes_them_for() {
+    let path = request(SIMPLE.0).unwrap();
+    let split = split();
+    let run = |content_type: &str, body: &str| {
+        let mut rewriter = Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type));
+        drive(&mut *rewriter, [body.as_bytes()]).map(|out| String::from_utf8(out).unwrap())
+    };
+    let html = r#"<a href="https://files.example/a.whl">"#;
+    let json = r#"{"files":[{"url":"https://files.example/a.whl"}]}"#;
+    for content_type in [
+        "text/htmlx",
+        "text/html, text/plain",
+        "application/vnd.pypi.simple.v1+html+json",
+        "text/html;charset=ISO-8859-15",
+        "text/html; charset=\"UTF-8\"; x=y",
+        "text/html; charset=windows-1252",
+    ] {
+        assert_eq!(
+            run(content_type, html).unwrap(),
+            r#"<a href="../../a.whl">"#,
+            "{content_type}"
+        );
+    }
+    for content_type in ["application/vnd.pypi.simple.v1+jsonx", "application/json;x"] {
+        assert_eq!(
+            run(content_type, json).unwrap(),
+            r#"{"files":[{"url":"../../a.whl"}]}"#,
+            "{content_type}"
+        );
+    }
+    // `+ADw-` is a `<` in UTF-7.
+    for content_type in [
+        "text/html; charset=utf-7",
+        "text/html; charset=cp037",
+        "text/html; charset*0=utf; charset*1=-7",
+        "text/html; charset=utf-8; charset=utf-16",
+        "text/html; charset=iso-8859-1-x",
+        "text/html; x=\"; charset=hz",
+    ] {
+        assert!(run(content_type, html).is_err(), "{content_type}");
+    }
+}
+
+/// Pieces of HTML, whole and broken.
+fn piece() -> impl Strategy<Value = String> {
+    let link = || {
+        prop_oneof![
+            Just("https://files.example/a.whl"),
+            Just("https://evil.example/a.whl#sha256=aa"),
+            Just("//evil.example/a.whl"),
+            Just("http&colon;&#47;&sol;evil.example/a"),
+            Just("ht\ntps://evil.example/a"),
+            Just("https:\\\\evil.example\\a"),
+            Just("http://["),
+            Just("/a.whl"),
+            Just("a.whl?b=1&copy=2"),
+        ]
+    };
+    let name = proptest::sample::select(
+        &[
+            "a",
+            "A",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "a",
+            "base",
+            "BASE",
+            "noscript",
+            "title",
+            "textarea",
+            "iframe",
+            "script",
+            "style",
+            "xmp",
+            "plaintext",
+            "noembed",
+            "noframes",
+            "svg",
+            "math",
+            "p",
+            "template",
+            "select",
+            "option",
+            "a\0",
+            "é",
+            "a:b",
+            "a\u{a0}",
+            "abase",
+        ][..],
+    );
+    let attribute = prop_oneof![
+        12 => Just("href"), 4 => Just("HREF"), 1 => Just("x"), 1 => Just("\"href"), 1 => Just("=href"), 1 => Just("href\0"), 1 => Just("<a"),
+    ];
+    let space = || proptest::sample::select(&[" ", " ", " ", "", "/", "\n", "\t", "\u{a0}", "\x0b", "\x0c", " / "][..]);
+    let attribute = (space(), attribute, space(), 0..3_u8, space(), 0..6_u8, link()).prop_map(
+        |(before, name, between, equals, after, quote, link)| {
+            let equals = ["", "=", "=="][usize::from(equals)];
+            let value = match quote {
+                0 | 1 => format!("\"{link}\""),
+                2 => format!("'{link}'"),
+                3 => link.to_owned(),
+                4 => format!("\"{link}"),
+                _ => format!("'>{link}\""),
+            };
+            if equals.is_empty() {
+                format!("{before}{name}")
+            } else {
+                format!("{before}{name}{between}{equals}{after}{value}")
+            }
+        },
+    );
+    let end = proptest::sample::select(&[">", ">", ">", "/>", " />", "", " >"][..]);
+    let tag = (name.clone(), proptest::collection::vec(attribute, 0..4), end)
+        .prop_map(|(name, attributes, end)| format!("<{name}{}{end}", attributes.concat()));
+    let closing = (name, proptest::sample::select(&[">", " >", " x=y>", "/>", "", ">"][..]))
+        .prop_map(|(name, end)| format!("</{name}{end}"));
+    let rest = proptest::sample::select(
+        &[
+            "<!--",
+            "-->",
+            "--!>",
+            "-- >",
+            "<!-->",
+            "<!--->",
+            "-",
+            "<![CDATA[",
+            "]]>",
+            "<!doctype html>",
+            "<!doctype '",
+            "<!",
+            "<?",
+            "?>",
+            "</",
+            "</ script>",
+            ">",
+            "<",
+            "\"",
+            "'",
+            "text",
+            "\n",
+            "&lt;a href=https://evil.example/&gt;",
+            "=",
+            "/",
+        ][..],
+    );
+    prop_oneof![4 => tag, 2 => closing, 3 => rest.prop_map(str::to_owned)]
+}
+
+/// What Python's parser reads in an index leads here, however it is written.
+#[test]
+fn pythons_parser_finds_no_upstream_address() {
+    let written: Vec<String> = many(4000, &proptest::collection::vec(piece(), 1..14))
+        .into_iter()
+        .map(|pieces| rewrite(&split(), SIMPLE.0, SIMPLE.1, "text/html", &pieces.concat()))
+        .collect();
+    let python = tool("venv/bin/python3");
+    let document = format!("{REMOTE_URL}/{}", SIMPLE.0);
+    let mut found = 0;
+    for (page, read) in written
+        .iter()
+        .zip(read_by(&python, &[&client("html_index.py"), &document], &written))
+    {
+        assert_eq!(read["bases"], serde_json::json!([]), "{page}");
+        for link in read["links"].as_array().unwrap() {
+            let link = link.as_str().unwrap();
+            found += 1;
+            assert!(
+                link.starts_with(REMOTE_URL) || link == "unreadable:",
+                "{link} in {page}"
+            );
+        }
+    }
+    assert!(found > 1000, "{found} links");
 }
 
 #[test]
@@ -395,23 +661,14 @@ fn write_references(text: &str, how: u8) -> String {
     out
 }
 
-/// The links of an index, read again.
+/// The links of an index as we write it, read again.
 fn hrefs(html: &str) -> Vec<String> {
-    let found = Arc::new(Mutex::new(Vec::new()));
-    let handler = Arc::clone(&found);
-    let settings =
-        Settings::new_send().append_element_content_handler(element!("a[href]", move |anchor: &mut Element<
-            '_,
-            '_,
-            SendHandlerTypes,
-        >| {
-            handler.lock().push(unescape(&anchor.get_attribute("href").unwrap()));
-            Ok(())
-        }));
-    let mut rewriter = HtmlRewriter::new(settings, |_: &[u8]| {});
-    rewriter.write(html.as_bytes()).unwrap();
-    rewriter.end().unwrap();
-    Arc::try_unwrap(found).unwrap().into_inner()
+    let links = html.split("<a ").skip(1).map(|tag| {
+        let (_, value) = tag.split_once(" href=").or(tag.split_once("href=")).unwrap();
+        let quote = value.chars().next().unwrap();
+        unescape(value[1..].split(quote).next().unwrap())
+    });
+    links.collect()
 }
 
 proptest! {

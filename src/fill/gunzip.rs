@@ -1,0 +1,170 @@
+//! Decodes gzip (RFC 1952) as it comes: one member after another, and what stands behind the last one is nothing. Some
+//! servers send padding or a line break there, and clients do not mind.
+
+use std::io::{Result, Write};
+
+use flate2::write::GzDecoder;
+
+/// What a member begins with.
+const MAGIC: [u8; 2] = [0x1f, 0x8b];
+
+enum State {
+    Member(Box<GzDecoder<Vec<u8>>>),
+    /// Behind a member; whether the first byte of another has come.
+    Between(bool),
+    Over,
+}
+
+/// The decoder.
+pub struct Gunzip {
+    state: State,
+    out: Vec<u8>,
+}
+
+impl Gunzip {
+    pub fn new() -> Self {
+        Gunzip {
+            state: State::Member(Box::new(GzDecoder::new(Vec::new()))),
+            out: Vec::new(),
+        }
+    }
+
+    /// Takes the next piece.
+    ///
+    /// # Errors
+    /// It is no gzip, or damaged.
+    pub fn write(&mut self, mut input: &[u8]) -> Result<()> {
+        while let Some(&first) = input.first() {
+            match &mut self.state {
+                State::Member(decoder) => {
+                    let taken = decoder.write(input)?;
+                    input = &input[taken..];
+                    if taken == 0 {
+                        decoder.try_finish()?;
+                    }
+                    self.out.append(decoder.get_mut());
+                    if taken == 0 {
+                        self.state = State::Between(false);
+                    }
+                }
+                State::Between(false) if first == MAGIC[0] => {
+                    input = &input[1..];
+                    self.state = State::Between(true);
+                }
+                State::Between(true) if first == MAGIC[1] => {
+                    let mut decoder = GzDecoder::new(Vec::new());
+                    decoder.write_all(&MAGIC[..1])?;
+                    self.state = State::Member(Box::new(decoder));
+                }
+                State::Between(_) => self.state = State::Over,
+                State::Over => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing more comes.
+    ///
+    /// # Errors
+    /// It ends in the middle.
+    pub fn end(&mut self) -> Result<()> {
+        if let State::Member(decoder) = &mut self.state {
+            decoder.try_finish()?;
+            self.out.append(decoder.get_mut());
+        }
+        Ok(())
+    }
+
+    /// How much waits to be taken.
+    pub fn len(&self) -> usize {
+        self.out.len()
+    }
+
+    /// What has been decoded since the last call.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.out)
+    }
+}
+
+/// Decodes the whole, if it is right and comes to no more than `most` bytes.
+pub fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+    let mut decoder = Gunzip::new();
+    // In small steps: a bomb's next kilobytes can be megabytes.
+    for step in bytes.chunks(1 << 10) {
+        decoder.write(step).ok()?;
+        if decoder.len() > most {
+            return None;
+        }
+    }
+    decoder.end().ok()?;
+    (decoder.len() <= most).then(|| decoder.take())
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    use super::*;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn decode(bytes: &[u8], piece: usize) -> Result<Vec<u8>> {
+        let mut decoder = Gunzip::new();
+        let mut out = Vec::new();
+        for piece in bytes.chunks(piece) {
+            decoder.write(piece)?;
+            out.append(&mut decoder.take());
+        }
+        decoder.end()?;
+        out.append(&mut decoder.take());
+        Ok(out)
+    }
+
+    #[test]
+    fn what_stands_behind_the_last_member_is_nothing() {
+        let text = b"some text, some text".repeat(100);
+        let (one, two) = (gzip(&text), gzip(b"more"));
+        let whole = [text.as_slice(), b"more"].concat();
+        for behind in [
+            &b""[..],
+            b"\0",
+            &[0; 1000],
+            b"\r\n",
+            b"\x1f",
+            b"\x1f\x1f\x8b",
+            b"x\x1f\x8b",
+            b"\x8b",
+        ] {
+            for piece in [1, 2, 7, 1 << 20] {
+                assert_eq!(decode(&[&one, behind].concat(), piece).unwrap(), text, "{behind:?}");
+                assert_eq!(
+                    decode(&[&one, &two, behind].concat(), piece).unwrap(),
+                    whole,
+                    "{behind:?}"
+                );
+            }
+            assert_eq!(gunzip(&[&one, behind].concat(), text.len()).unwrap(), text);
+            assert_eq!(gunzip(&[&one, behind].concat(), text.len() - 1), None);
+        }
+    }
+
+    #[test]
+    fn what_is_damaged_is_an_error() {
+        let one = gzip(b"some text");
+        for cut in 0..one.len() {
+            assert!(decode(&one[..cut], 1 << 20).is_err(), "{cut}");
+        }
+        let two = [one.as_slice(), &one[..one.len() - 1]].concat();
+        assert!(decode(&two, 1).is_err());
+        for at in [0, 1, 12, one.len() - 5] {
+            let mut wrong = one.clone();
+            wrong[at] ^= 0xff;
+            assert!(decode(&wrong, 3).is_err(), "{at}");
+        }
+    }
+}
