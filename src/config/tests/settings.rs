@@ -104,7 +104,10 @@ fn settings_are_checked_with_place() {
     assert_eq!((clients.body_rate, clients.http2_unread), (2000, 7));
     assert_eq!(clients.head_bytes, ClientSettings::default().head_bytes);
     let left = clients.body_left(std::time::Instant::now(), 10_000);
-    assert!(left > Duration::from_secs(14) && left <= Duration::from_secs(15), "{left:?}");
+    assert!(
+        left > Duration::from_secs(14) && left <= Duration::from_secs(15),
+        "{left:?}"
+    );
     // A remote takes what it does not set itself from the settings.
     let case = generic("upstream: {idle_timeout: 7s, least_rate: 0, transfer_timeout: 1h}")
         .conf("upstream: {connect_timeout: 250ms, least_rate: 5KB, rate_window: 1m}");
