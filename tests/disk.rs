@@ -277,7 +277,11 @@ fn what_was_damaged_before_it_had_a_name_is_not_served() {
         gate.open();
         connection.read_body().await;
         assert!(connection.is_complete());
-        // One finds out, or nobody, if the housekeeping was quicker.
+        eventually(Duration::from_secs(10), "it is stored", async || {
+            proxy.metric("artifactapi_tier", &["growing"]).await == 0.0
+        })
+        .await;
+        // One finds out.
         eventually(Duration::from_secs(10), "it is fetched again", async || {
             let answer = proxy.fetch("files", "x").await;
             assert!(
