@@ -428,7 +428,7 @@ fn a_flush_of_much_is_answered_soon_and_covers_all_of_it_at_once() {
     run(async {
         let (up, proxy) = pair().await;
         up.fallback(|seen| Reply::ok(seen.path.clone()));
-        let path = |n: usize| format!("{}/{n}", if n % 50 == 0 { "kept" } else { "much" });
+        let path = |n: usize| format!("{}/{n}", if n.is_multiple_of(50) { "kept" } else { "much" });
         for first in (0..1200).step_by(20) {
             let mut connection = proxy.connect().await;
             for n in first..first + 20 {
