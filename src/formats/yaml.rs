@@ -260,13 +260,12 @@ impl Scanner {
                 self.pass(at + 1);
             }
             b':' if spaced || flow => {
-                if !flow && !self.inner.properties.is_empty() {
+                if !self.inner.properties.is_empty() || (flow && !self.tree.properties.is_empty()) {
                     return Err(Stop::Wrong("a key that is nothing but an anchor or a tag"));
                 }
                 if !flow && !self.key_allowed {
                     return Err(Stop::Wrong("a value where none can stand"));
                 }
-                self.join_in_flow()?;
                 self.tree.colon(column)?;
                 self.key_allowed = !flow;
                 self.pass(at + 1);
