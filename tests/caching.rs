@@ -648,3 +648,36 @@ fn offline_serves_what_is_stored_and_504_for_the_rest() {
         assert_eq!(up.total(), 0);
     });
 }
+
+#[test]
+fn a_flush_while_upstream_is_asked_is_later_than_its_answer() {
+    run(async {
+        let up = Upstream::start().await;
+        let gate = Gate::new();
+        up.sequence(
+            "/live/page",
+            vec![
+                Reply::ok("old").etag("\"1\""),
+                Reply::status(304).gated(&gate),
+                Reply::ok("new").etag("\"2\""),
+            ],
+        );
+        let proxy = Proxy::start(&format!(
+            "files:\n  base_url: {}\n  mutable_patterns: [live]\n  check_mutable_updates: true\n",
+            up.base()
+        ))
+        .await;
+        proxy.fetch("files", "live/page").await.is("remote", "old");
+        let expire = br#"{"mode": "expire"}"#;
+        proxy.request("PUT", "/cache/flush", &[], expire).await.ok();
+        let asked = proxy.fetch("files", "live/page");
+        let flushed = async {
+            up.wait_for("GET", "/live/page", 2).await;
+            proxy.request("PUT", "/cache/flush", &[], expire).await.ok();
+            gate.open();
+        };
+        let (answer, ()) = tokio::join!(asked, flushed);
+        answer.is("cache", "old");
+        proxy.fetch("files", "live/page").await.is("remote", "new");
+    });
+}

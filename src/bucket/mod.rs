@@ -524,7 +524,8 @@ impl Bucket {
         let waiting = self.queue.waiting();
         let standing = self.breaker.standing();
         let count = |counter: &AtomicU64| counter.load(Relaxed);
-        let refusing = self.refusing.lock().clone();
+        // Where nothing waits any more, nothing will find out whether it still holds.
+        let refusing = self.refusing.lock().clone().filter(|_| waiting.uploads > 0);
         BucketStatus {
             refusing: refusing.map(|(why, since)| (why, since.elapsed())),
             trouble: self.trouble.lock().clone().filter(|_| !standing.healthy),

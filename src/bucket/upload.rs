@@ -143,7 +143,10 @@ impl Bucket {
                 Some(Again::Backoff)
             }
             Blame::Question(failure) => {
-                self.note_takes(None);
+                // A removal that is refused says nothing of uploads.
+                if taken.upload {
+                    self.note_takes(None);
+                }
                 let store = self.store;
                 let hash = taken.hash;
                 let stored = tokio::task::spawn_blocking(move || store.open_stored(&hash))

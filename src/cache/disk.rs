@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
@@ -71,6 +72,8 @@ pub struct Disk {
     sequence: AtomicU64,
     /// Whether the file system has `O_TMPFILE`, as far as is known.
     unnamed: AtomicBool,
+    /// Held while folders are made for a name, and while empty ones are removed.
+    pruning: Mutex<()>,
 }
 
 /// What is taken of the file system, or given back.
@@ -164,6 +167,7 @@ impl Disk {
             temporary: data_dir.join("tmp"),
             sequence: AtomicU64::new(0),
             unnamed: AtomicBool::new(true),
+            pruning: Mutex::default(),
         };
         // Finds out how files are made here. What keeps them from being made is for `Disk::probe` to say.
         drop(disk.create(0));
@@ -308,6 +312,8 @@ impl Disk {
             if !renamed.as_ref().is_err_and(is_missing) {
                 break;
             }
+            // Only another process that shares the folder, during an upgrade, can come between.
+            let _not_pruned = self.pruning.lock();
             renamed = make_folders(target)
                 .inspect(|folders| made += folders)
                 .and_then(|_| fs::rename(&from, target));
@@ -395,6 +401,7 @@ impl Disk {
     /// Removes the folders of `hash` that are empty; what this freed.
     pub fn prune(&self, hash: &Hash) -> Amount {
         let path = self.path(hash);
+        let _no_folder_made = self.pruning.lock();
         let folders = path.ancestors().skip(1).take(2);
         // The system refuses to remove what is not empty.
         let removed = folders.take_while(|folder| fs::remove_dir(folder).is_ok());
@@ -554,6 +561,13 @@ fn number(bytes: &[u8], at: usize) -> u64 {
 
 fn damaged(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+/// The id that the file of an object begins with, whatever else is wrong with it.
+pub fn id_of(file: &File) -> Option<u64> {
+    let mut first = [0; 32];
+    let got = read_some(file, &mut first, 0).ok()?;
+    (got == first.len() && &first[0..8] == MAGIC).then(|| number(&first, 24))
 }
 
 /// Reads and checks everything in front of the body.

@@ -375,6 +375,8 @@ impl Store {
                 let unreadable = self.unreadable.get(&record.id).is_some();
                 (!unreadable).then_some((file, record))
             }
+            // One of its readers has said so, and it is on its way out.
+            Err(_) if disk::id_of(&file).is_some_and(|id| self.unreadable.get(&id).is_some()) => None,
             Err(error) => {
                 self.discard(hash, &file, None, &error.to_string());
                 None

@@ -36,7 +36,7 @@ use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
-use crate::cache::{Expected, Finish, Hash, Key, Object, State, Store, freshness_until, now_ms, shown};
+use crate::cache::{Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms, shown};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Form, Format};
@@ -396,6 +396,7 @@ impl Fills {
             deadline: Arc::clone(&deadline),
             document: wanted.gzip,
         });
+        let began = now_ms();
         // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
         let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says.clone()), word);
         let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
@@ -419,7 +420,7 @@ impl Fills {
             }
             Word::NotModified => {
                 task.let_go();
-                return landing.publish(self.not_modified(&wanted, previous).await);
+                return landing.publish(self.not_modified(&wanted, previous, began).await);
             }
             Word::Answer(answer) => {
                 task.let_go();
@@ -477,7 +478,7 @@ impl Fills {
         }
     }
 
-    async fn not_modified(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
+    async fn not_modified(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, began: Millis) -> Outcome {
         let Some(previous) = previous else {
             return Outcome::Answer(Arc::new(Answer::failure(&Failure {
                 status: 502,
@@ -485,13 +486,19 @@ impl Fills {
                 unreachable: false,
             })));
         };
-        self.refresh(wanted, &previous, now_ms()).await;
+        self.refresh(wanted, &previous, began).await;
         Outcome::Object(previous, How::Revalidated(304))
     }
 
-    async fn refresh(self: &Arc<Self>, wanted: &Wanted, object: &Arc<Object>, checked_at: u64) {
-        let until = freshness_until(wanted.policy.class, now_ms(), wanted.policy.ttl);
-        self.store.refresh(object, wanted.policy.class, checked_at, until).await;
+    /// Upstream, which was asked from `began` on, says that `object` is still right. What was flushed meanwhile stays expired:
+    /// the flush is later than the question.
+    async fn refresh(self: &Arc<Self>, wanted: &Wanted, object: &Arc<Object>, began: Millis) {
+        let class = wanted.policy.class;
+        let until = match self.shared.flushed(&wanted.key, object.head.stored_at, began) {
+            Some(_) => began,
+            None => freshness_until(class, now_ms(), wanted.policy.ttl),
+        };
+        self.store.refresh(object, class, began, until).await;
         self.note_refreshed(object);
     }
 

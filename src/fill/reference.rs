@@ -219,7 +219,7 @@ impl Fills {
         }
         let previous = previous.filter(|previous| previous.head.stands_for.as_ref() == Some(&referent));
         if let Some(previous) = previous {
-            self.refresh(wanted, &previous, now_ms()).await;
+            self.refresh(wanted, &previous, began).await;
             return Outcome::Object(previous, how);
         }
         let mut kept = kept.clone();
@@ -228,6 +228,8 @@ impl Fills {
         if !kept.contains_key(header::ETAG) {
             kept.insert(header::ETAG, headers::value(&format!("\"{}\"", referent.digest)));
         }
+        // A flush that came while upstream was asked is later than what upstream said.
+        let is_flushed = is_flushed || self.shared.flushed(&wanted.key, began, began).is_some();
         let now = now_ms();
         let class = wanted.policy.class;
         let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));

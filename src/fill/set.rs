@@ -169,7 +169,7 @@ impl Fills {
             .filter(|previous| previous.identity() == arrived.identity())
         {
             match life {
-                None => self.refresh(wanted, previous, now_ms()).await,
+                None => self.refresh(wanted, previous, arrived.head.stored_at).await,
                 Some(life) => {
                     let (class, checked_at, fresh_until) = life.parts();
                     self.store.refresh(previous, class, checked_at, fresh_until).await;

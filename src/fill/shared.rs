@@ -260,7 +260,7 @@ impl Shared {
 
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
-    fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
+    pub(super) fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
         let of = match &self.fleet {
             Some(fleet) => fleet.flushes(),
             None => self.own_flushes.load_full(),

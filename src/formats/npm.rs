@@ -301,7 +301,10 @@ struct Body {
 impl Rewriter for Body {
     fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
         if self.kind == Kind::Unknown {
-            match chunk.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            match chunk
+                .iter()
+                .find(|byte| !byte.is_ascii_whitespace() && !b"\xef\xbb\xbf".contains(byte))
+            {
                 Some(b'{') => self.kind = Kind::Json,
                 Some(_) => self.kind = Kind::Other,
                 None => {}

@@ -151,7 +151,10 @@ impl Format for Pypi {
             Reading::Html => Box::new(HtmlIndex::new(links)),
             Reading::Json => Box::new(JsonRewriter::new(FILES, links)),
             Reading::Refused => Box::new(Untouched { refused: true }),
-            Reading::Nothing => Box::new(Untouched { refused: false }),
+            Reading::Nothing => Box::new(Unnamed {
+                links: Some(links),
+                read: Box::new(Untouched { refused: false }),
+            }),
         }
     }
 
@@ -272,15 +275,25 @@ fn canonical(path: &ArtifactPath) -> Option<String> {
     }
 }
 
-/// As what clients read an index.
+/// What clients read an index as.
 enum Reading {
     Html,
     Json,
-    /// As no index.
+    /// No index, by its type.
     Nothing,
-    /// As something that cannot be read here.
+    /// Something that cannot be read here.
     Refused,
 }
+
+/// In UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// Encodings, without the marks between their parts, whose markup is that of ASCII: no byte of `<`, `>`, `&`, quotes or spaces
+/// is part of another character.
+const LIKE_ASCII: [&str; 14] = [
+    "", "utf8", "usascii", "ascii", "latin1", "gbk", "gb2312", "gb18030", "big5", "euckr", "eucjp", "shiftjis",
+    "koi8r", "koi8u",
+];
 
 impl Reading {
     /// By its `Content-Type`, of which pip looks at the beginning only.
@@ -331,7 +344,7 @@ fn is_like_ascii(content_type: &str) -> bool {
                 .strip_prefix(family)
                 .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))
         });
-        name.trim() == "charset" && (numbered || ["utf8", "usascii", "ascii", "latin1", ""].contains(&&*value))
+        name.trim() == "charset" && (numbered || LIKE_ASCII.contains(&&*value))
     })
 }
 
@@ -360,6 +373,41 @@ impl Rewriter for Untouched {
 
     fn escaped(&self) -> u64 {
         0
+    }
+}
+
+/// A document of a type that pip takes for no index. Poetry does not look at the type: the first byte tells what it is read as.
+struct Unnamed {
+    /// Until that byte has come.
+    links: Option<LinkMap>,
+    read: Box<dyn Rewriter>,
+}
+
+impl Rewriter for Unnamed {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        let is_blank = |byte: &u8| byte.is_ascii_whitespace() || BYTE_ORDER_MARK.contains(byte);
+        if let Some(first) = chunk.iter().find(|byte| !is_blank(byte))
+            && let Some(links) = self.links.take()
+        {
+            match first {
+                b'<' => self.read = Box::new(HtmlIndex::new(links)),
+                b'{' => self.read = Box::new(JsonRewriter::new(FILES, links)),
+                _ => {}
+            }
+        }
+        self.read.write(chunk, out)
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        self.read.end(out)
+    }
+
+    fn take_foreign(&mut self) -> Vec<String> {
+        self.read.take_foreign()
+    }
+
+    fn escaped(&self) -> u64 {
+        self.read.escaped()
     }
 }
 

@@ -471,7 +471,8 @@ impl Scanner {
                 self.tree.scalar(spot, properties, None);
             }
             Slot::Node(spot) => {
-                let remembered = properties.anchor.is_some() && raw.len() <= MAX_ANCHORED;
+                // What a tag makes of the text is not looked into, so an alias of it is not followed.
+                let remembered = properties.anchor.is_some() && !properties.tagged && raw.len() <= MAX_ANCHORED;
                 self.tree.scalar(spot, properties, remembered.then(|| scalar.text()));
             }
         }

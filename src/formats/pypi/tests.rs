@@ -237,7 +237,10 @@ fn an_html_index() {
     ] {
         assert_eq!(rewrite(&split(), target, url, content_type, body), expected);
     }
-    assert_eq!(rewrite(&split(), target, url, "text/plain", body), body);
+    // Not every client looks at the type.
+    assert_eq!(rewrite(&split(), target, url, "text/plain", body), expected);
+    let no_index = "a text about <a href=\"https://files.example/a.whl\">";
+    assert_eq!(rewrite(&split(), target, url, "text/plain", no_index), no_index);
 }
 
 #[test]
@@ -373,6 +376,11 @@ fn types_are_what_pip_takes_them_for() {
         "text/html;charset=ISO-8859-15",
         "text/html; charset=\"UTF-8\"; x=y",
         "text/html; charset=windows-1252",
+        "text/html; charset=gb2312",
+        "text/html; charset=Shift_JIS",
+        // Poetry does not look at the type.
+        "text/plain",
+        "binary/octet-stream",
     ] {
         assert_eq!(
             run(content_type, html).unwrap(),
@@ -380,7 +388,11 @@ fn types_are_what_pip_takes_them_for() {
             "{content_type}"
         );
     }
-    for content_type in ["application/vnd.pypi.simple.v1+jsonx", "application/json;x"] {
+    for content_type in [
+        "application/vnd.pypi.simple.v1+jsonx",
+        "application/json;x",
+        "binary/octet-stream",
+    ] {
         assert_eq!(
             run(content_type, json).unwrap(),
             r#"{"files":[{"url":"../../a.whl"}]}"#,

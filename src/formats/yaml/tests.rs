@@ -364,6 +364,8 @@ fn anchors_and_aliases() {
         "x: &c [{urls: [a]}]\nentries: {c: *c}",
         "x: &e {c: [{urls: [a]}]}\n<<: {entries: *e}",
         "entries: *e",
+        "x: &k !!binary dXJscw==\nentries: {c: [{*k : [a]}]}",
+        "? &k !!binary dXJscw==\n: x\nentries: {c: [{*k : [a]}]}",
         "*missing : {c: [{urls: [a]}]}",
     ] {
         assert!(run(&[document.as_bytes()]).is_err(), "{document}");

@@ -375,7 +375,7 @@ impl Tree {
                 Anchor {
                     level: DEAD,
                     scalar: true,
-                    text: Some(text.to_owned()),
+                    text: (!properties.tagged).then(|| text.to_owned()),
                 },
             );
         }
