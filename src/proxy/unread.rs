@@ -162,10 +162,8 @@ mod tests {
             .await;
             assert!(second.await.is_err());
             assert!(third.await.is_err());
-            assert_eq!(
-                (unread.waiting.lock().held, unread.waiting.lock().streams.len()),
-                (2, 1)
-            );
+            assert_eq!(unread.waiting.lock().held, 2);
+            assert_eq!(unread.waiting.lock().streams.len(), 1);
             let hasty = Unread::new(2, Duration::from_millis(1));
             assert!(hasty.write(pending(), 1).await.is_err());
             assert_eq!(hasty.waiting.lock().held, 0);

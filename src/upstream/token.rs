@@ -940,6 +940,21 @@ mod tests {
     }
 
     #[test]
+    fn a_realm_asks_for_no_scope_of_its_own() {
+        for (realm, expected) in [
+            ("https://a.example/t", "service=s&scope=repository%3Aapp%3Apull"),
+            (
+                "https://a.example/t?scope=x&account='a'&%73cope=y&scopes=z",
+                "account='a'&scopes=z&service=s&scope=repository%3Aapp%3Apull",
+            ),
+        ] {
+            let realm = ExactUrl::parse(realm).unwrap();
+            let asked = question(realm, Some("s"), "repository:app:pull");
+            assert_eq!(asked.query.as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
     fn answers_of_token_services() {
         let until = |body: &str| {
             let (header, life) = read(body.as_bytes())?;
