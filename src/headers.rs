@@ -17,7 +17,7 @@ const KEPT: &[&str] = &[
     "x-pypi-last-serial",
     "x-repo-commit",
 ];
-/// The same, by how names begin.
+/// What clients and mirrors read of content, by how names begin.
 const KEPT_FAMILIES: &[&str] = &[
     "content-",
     "docker-",
@@ -236,7 +236,7 @@ fn format_of_name(name: &str) -> Option<&'static str> {
     })
 }
 
-/// The same, of a media type: `application/gzip`, `application/vnd.oci.image.layer.v1.tar+zstd`.
+/// The format that a media type names: `application/gzip`, `application/vnd.oci.image.layer.v1.tar+zstd`.
 fn format_of_type(content_type: &str) -> Option<&'static str> {
     let media_type = content_type.split(';').next()?.trim().to_ascii_lowercase();
     let subtype = media_type.split_once('/')?.1;

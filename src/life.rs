@@ -315,6 +315,9 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
     );
 }
 
+/// How long the start waits for name servers.
+const LEARNING: Duration = Duration::from_secs(1);
+
 /// Finds out which remotes are private, of each configuration that is loaded.
 async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
     loop {
@@ -342,7 +345,7 @@ struct Listening {
 }
 
 impl Listening {
-    fn front(&self) -> Result<Front, StartError> {
+    async fn front(&self) -> Result<Front, StartError> {
         let Parts {
             state,
             store,
@@ -358,6 +361,10 @@ impl Listening {
             .shared(state)
             .map_err(|error| StartError::Other(format!("the other nodes cannot be asked: {error}")))?;
         let upstream = Arc::new(upstream);
+        // Before anybody can ask: an answer to the first question must not decide it.
+        let config = state.config();
+        let _ = tokio::time::timeout(LEARNING, upstream.learn(&config)).await;
+        drop(config);
         tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
         let fills = Fills::new(store, upstream, backends.catalog.clone(), Arc::clone(metrics), shared);
         backends.start(&fills);
@@ -370,6 +377,7 @@ impl Listening {
             backends.clone(),
         );
         let limits = state.config().settings.clients;
+        Unread::limit(&limits);
         let client = Arc::new(Client {
             state: Arc::clone(state),
             fills,
@@ -378,7 +386,6 @@ impl Listening {
             api,
             hot: Hot::default(),
             limits,
-            unread: Unread::new(limits.http2_unread),
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
@@ -397,7 +404,7 @@ impl Listening {
 #[async_trait]
 impl Service for Listening {
     async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, per_fd: usize) {
-        let front = match self.front() {
+        let front = match self.front().await {
             Ok(front) => front,
             Err(error) => {
                 tracing::error!(%error, "cannot start");

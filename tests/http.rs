@@ -192,6 +192,21 @@ fn a_chunked_body_is_read_as_chunks() {
 }
 
 #[test]
+fn a_few_empty_lines_before_a_request_are_passed_over() {
+    run(async {
+        let (_up, proxy) = pair().await;
+        let mut connection = proxy.connect().await;
+        for _ in 0..3 {
+            let request = format!("{}GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n", "\r\n".repeat(8));
+            connection.write_raw(request.as_bytes()).await;
+            connection.response("GET").await.ok();
+        }
+        assert_eq!(raw(&proxy, "\r\n".repeat(9).as_bytes()).await, (400, true));
+        assert_eq!(raw(&proxy, b"\n").await, (400, true));
+    });
+}
+
+#[test]
 fn heads_have_a_limit_and_what_is_usual_is_below_it() {
     run(async {
         let (up, proxy) = pair().await;

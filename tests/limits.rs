@@ -180,6 +180,20 @@ fn a_slow_body_that_keeps_up_is_read() {
 }
 
 #[test]
+fn a_body_in_many_short_pieces_takes_no_more_than_its_length() {
+    run(async {
+        let (up, proxy) = with("").await;
+        up.fallback(|_| Reply::ok("x"));
+        let audit = at("npm", "-/npm/v1/security/audits/quick");
+        let head = format!("POST {audit} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let body = "1\r\nx\r\n".repeat(66_000);
+        let mut connection = proxy.connect().await;
+        connection.write_raw(format!("{head}{body}0\r\n\r\n").as_bytes()).await;
+        connection.response("POST").await.ok();
+    });
+}
+
+#[test]
 fn a_client_that_takes_nothing_is_given_up() {
     run(async {
         let (up, proxy) = with(SHORT).await;

@@ -615,7 +615,17 @@ fn a_body_that_a_client_holds_back_takes_nobodys_place() {
                 .await;
             holding.push(connection);
         }
+        let search = at("npm", "-/v1/search");
+        for _ in 0..4 {
+            let mut connection = proxy.connect().await;
+            connection.send("GET", &search, &[("Content-Length", "10")], b"").await;
+            holding.insert(0, connection);
+        }
         proxy.fetch("npm", "-/v1/search").await.is("remote", "{}");
+        assert_eq!(up.count("GET", "/-/v1/search"), 1);
+        let mut unasked = holding.remove(0);
+        unasked.write_raw(b"0").await;
+        assert_eq!(unasked.response("GET").await.status, 413);
         // What is there is sent on, however long, and framed anew.
         let long = vec![b'x'; 300_000];
         let answer = proxy.request("POST", &audit, &[], &long).await.ok();

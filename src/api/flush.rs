@@ -15,7 +15,7 @@ impl Api {
         if !local::may_write(session, &config.settings) {
             return reply::problem(session, None, local::refusal()).await;
         }
-        let body = match body::read(session, MAX_BODY, &config.settings.clients).await? {
+        let body = match body::read(session, MAX_BODY, &body::FLUSHES, &config.settings.clients).await? {
             Ok(body) => body,
             Err(problem) => return reply::problem(session, None, problem).await,
         };

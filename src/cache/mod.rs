@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::stream::BoxStream;
@@ -312,8 +313,8 @@ pub struct Object {
     finished: OnceLock<Finished>,
     /// Present while (and after) it grew in this process.
     growth: Option<watch::Sender<Progress>>,
-    /// What the client's side builds from the head, once.
-    pub prepared: OnceLock<Arc<Prepared>>,
+    /// What the client's side builds from the head, once for each configuration.
+    pub prepared: OnceLock<ArcSwap<Prepared>>,
     /// Uses since the last sweep of the housekeeper.
     uses: Arc<std::sync::atomic::AtomicU64>,
     /// Flushed while it grew: it may be read to its end and is not kept.

@@ -98,7 +98,7 @@ pub struct ClientSettings {
     pub head_bytes: usize,
     /// Between two requests of a connection.
     pub idle_timeout: Duration,
-    /// For a request's body, beside the time that it takes at `body_rate`.
+    /// For a request's body, beside the time that it takes at `body_rate`, and for any pause in it.
     pub body_timeout: Duration,
     /// Bytes per second.
     pub body_rate: u64,
@@ -126,10 +126,12 @@ impl Default for ClientSettings {
 }
 
 impl ClientSettings {
-    /// How long a body may still take that began at `began`, and of which `arrived` bytes are here.
-    pub fn body_left(&self, began: Instant, arrived: u64) -> Duration {
-        let allowed = self.body_timeout + Duration::from_millis(arrived.saturating_mul(1000) / self.body_rate.max(1));
-        allowed.saturating_sub(began.elapsed())
+    /// Until when a body may go on that had time until `until`, now that `arrived` more bytes are here. What came fast may
+    /// not stop for longer than what has just begun.
+    pub fn body_until(&self, until: Instant, arrived: usize) -> Instant {
+        let latest = Instant::now() + self.body_timeout;
+        let earned = Duration::from_nanos((arrived as u64).saturating_mul(1_000_000_000) / self.body_rate.max(1));
+        until.checked_add(earned).map_or(latest, |until| until.min(latest))
     }
 }
 
@@ -428,6 +430,14 @@ pub struct FileHost {
     pub host: String,
     /// `None`: the scheme's default.
     pub port: Option<u16>,
+}
+
+impl FileHost {
+    /// The root of the host; `None` if it is none that a URL can have.
+    pub fn url(&self) -> Option<Url> {
+        let port = self.port.map(|port| format!(":{port}")).unwrap_or_default();
+        Url::parse(&format!("{}://{}{port}/", self.scheme, self.host)).ok()
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

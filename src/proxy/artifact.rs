@@ -15,6 +15,7 @@ use super::head::{head_is_enough, head_must_be_get};
 use super::public::Arrival;
 use super::reply::{self, Problem};
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
+use super::serve::Reading;
 use super::serve::{self, Dress};
 use super::{Client, Ctx, public, registry};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
@@ -590,7 +591,7 @@ impl Client {
             head_only: request.head,
         };
         ctx.source = Some(origin.source);
-        ctx.sent += serve::serve(&mut self.reading(session), &object, &dress).await?;
+        ctx.sent += serve::serve(&mut Reading { session }, &object, &dress).await?;
         Ok(true)
     }
 }

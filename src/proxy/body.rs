@@ -13,8 +13,15 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::reply::Problem;
 use crate::config::ClientSettings;
 
-/// Memory for all bodies together, in kilobytes.
-static MEMORY: Semaphore = Semaphore::const_new(64 << 10);
+/// Memory for all bodies of one kind together, in kilobytes.
+pub type Memory = Semaphore;
+
+/// For what goes on to upstream.
+pub static POSTS: Memory = Semaphore::const_new(64 << 10);
+/// For flushes, which must not wait until there are fewer of the others.
+pub static FLUSHES: Memory = Semaphore::const_new(8 << 10);
+/// For requests that have no body.
+pub static UNASKED: Memory = Semaphore::const_new(0);
 
 /// A body, and its part of the memory for all.
 #[derive(Default)]
@@ -23,7 +30,7 @@ pub struct Body {
     _memory: Option<SemaphorePermit<'static>>,
 }
 
-/// Reads a body of at most `longest` bytes. What is left of one that is refused would be read as another request: the
+/// Reads a body of at most `longest` bytes, which takes its part of `all`. What is left of one that is refused would be read as another request: the
 /// connection ends with the answer.
 ///
 /// # Errors
@@ -31,9 +38,10 @@ pub struct Body {
 pub async fn read(
     session: &mut Session,
     longest: usize,
+    all: &'static Memory,
     limits: &ClientSettings,
 ) -> Result<std::result::Result<Body, Problem>> {
-    let body = collect(session, longest, limits).await;
+    let body = collect(session, longest, all, limits).await;
     if !matches!(body, Ok(Ok(_))) {
         session.set_keepalive(None);
     }
@@ -43,13 +51,14 @@ pub async fn read(
 async fn collect(
     session: &mut Session,
     longest: usize,
+    all: &'static Memory,
     limits: &ClientSettings,
 ) -> Result<std::result::Result<Body, Problem>> {
-    let began = Instant::now();
+    let mut until = Instant::now() + limits.body_timeout;
     let mut bytes = BytesMut::new();
     let mut memory: Option<SemaphorePermit<'static>> = None;
     loop {
-        let left = limits.body_left(began, bytes.len() as u64);
+        let left = until.saturating_duration_since(Instant::now());
         let piece = match timeout(left, session.as_downstream_mut().read_request_body()).await {
             Ok(Ok(piece)) => piece,
             Ok(Err(error)) => return problem(&error).map(Err).ok_or(error),
@@ -63,8 +72,11 @@ async fn collect(
             let detail = format!("the body is longer than {longest} bytes");
             return Ok(Err(Problem::new(413, detail)));
         }
-        let kilobytes = u32::try_from(piece.len().div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let Ok(more) = MEMORY.try_acquire_many(kilobytes) else {
+        until = limits.body_until(until, piece.len());
+        // Of the whole: many short pieces take no more than one that is long.
+        let kilobytes = (bytes.len() + piece.len()).div_ceil(1 << 10);
+        let more = kilobytes - memory.as_ref().map_or(0, SemaphorePermit::num_permits);
+        let Ok(more) = all.try_acquire_many(u32::try_from(more).unwrap_or(u32::MAX)) else {
             let detail = "too many bodies are on their way; try again";
             return Ok(Err(Problem::new(503, detail).header(header::RETRY_AFTER, "5")));
         };

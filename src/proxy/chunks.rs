@@ -59,7 +59,7 @@ impl Chunks {
     /// Takes what is the body's of `raw`, and says how much that is.
     ///
     /// # Errors
-    /// It is no chunked body.
+    /// No chunked body reads like this.
     pub fn take(&mut self, raw: &[u8]) -> Result<usize, Malformed> {
         let mut taken = 0;
         while taken < raw.len() && self.at != At::Done {

@@ -19,7 +19,7 @@ const INERT: [(HeaderName, &str); 2] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::CONTENT_SECURITY_POLICY, "sandbox"),
 ];
-/// The same, as it goes over HTTP/1.1.
+/// These lines as they go over HTTP/1.1.
 pub const INERT_LINES: &[u8] = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\n";
 
 /// What passes by is not for caches.

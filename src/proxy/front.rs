@@ -37,6 +37,12 @@ use crate::config::ClientSettings;
 
 /// What a connection over HTTP/2 begins with (RFC 9113 section 3.4).
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Lines before a request that are passed over (RFC 9112 section 2.2).
+const MOST_EMPTY_LINES: usize = 8;
+const NO_REQUEST: Refusal = Refusal {
+    status: 400,
+    reason: "the request begins with a bare LF or with too many empty lines",
+};
 /// What is read of a file and written at once: it stays in the processor's cache between the two.
 const PIECE: u64 = 32 << 10;
 
@@ -165,16 +171,29 @@ impl Front {
         let mut begun: Option<Instant> = None;
         // A head ends with a line: nothing but that makes another look worth while.
         let mut has_line = true;
+        let mut empty_lines = 0;
         loop {
             let mut limit = self.limits.idle_timeout;
             if !received.is_empty() {
+                begun.get_or_insert_with(Instant::now);
+            }
+            while received.starts_with(b"\r\n") {
+                received.advance(2);
+                empty_lines += 1;
+            }
+            if empty_lines > MOST_EMPTY_LINES || received.starts_with(b"\n") {
+                return Ok(Request::Refused(NO_REQUEST));
+            }
+            if !received.is_empty() {
+                let may_be_http2 = may_be_http2 && empty_lines == 0;
                 if has_line && let Some(request) = self.read(stream, received, may_be_http2, head) {
                     return Ok(request);
                 }
                 if received.len() >= self.limits.head_bytes {
                     return Ok(Request::Refused(wire::too_long(received)));
                 }
-                let begun = begun.get_or_insert_with(Instant::now);
+            }
+            if let Some(begun) = begun {
                 limit = self.limits.head_timeout.saturating_sub(begun.elapsed());
             }
             received.reserve(READ);

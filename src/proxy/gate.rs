@@ -37,8 +37,8 @@ pub struct Gate {
     /// Of `received`, what may be handed on.
     open: usize,
     body: Body,
-    began: Instant,
-    arrived: u64,
+    /// When the body must have gone on.
+    until: Instant,
     /// What is left to write of `100 Continue`, before the body is waited for; then it is flushed.
     word: Option<&'static [u8]>,
     failed: Option<io::ErrorKind>,
@@ -60,8 +60,7 @@ impl Gate {
             limits,
             open: 0,
             body: Body::Length(0),
-            began: Instant::now(),
-            arrived: 0,
+            until: Instant::now(),
             word: None,
             failed: None,
             reading: Patience::default(),
@@ -76,8 +75,7 @@ impl Gate {
             Framing::Length(length) => Body::Length(length),
             Framing::Chunked => Body::Chunked(Chunks::default()),
         };
-        self.began = Instant::now();
-        self.arrived = 0;
+        self.until = Instant::now() + self.limits.body_timeout;
         self.word = head.expects_continue.then_some(CONTINUE);
         self.reading.rest();
     }
@@ -122,11 +120,11 @@ impl Gate {
             match self.poll_more(cx) {
                 Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
                 Poll::Ready(read) => {
-                    self.arrived += read? as u64;
+                    self.until = self.limits.body_until(self.until, read?);
                     self.reading.rest();
                 }
                 Poll::Pending => {
-                    let left = self.limits.body_left(self.began, self.arrived);
+                    let left = self.until.saturating_duration_since(Instant::now());
                     ready!(self.reading.poll(cx, left));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }

@@ -67,7 +67,6 @@ pub struct Client {
     pub hot: Hot,
     /// What one client may hold. Settings are not reloaded.
     pub limits: ClientSettings,
-    pub unread: Unread,
 }
 
 /// A request that goes on to upstream by itself.
@@ -75,7 +74,7 @@ struct PassBy {
     exchange: Exchange,
     cache_status: String,
     format: &'static dyn Format,
-    /// As it is asked for, with its query.
+    /// The path asked for, with its query.
     path: String,
     /// See [`dress::Shown`].
     decoded: String,
@@ -222,7 +221,7 @@ impl ProxyHttp for Hooks {
                 (ctx.remote, ctx.cache, ctx.source) = (Some(Arc::clone(&resolved.remote)), "hit", Some("cache"));
                 ctx.sent = body.len() as u64;
                 session.write_response_header(header, false).await?;
-                self.reading(session).write(body, true).await?;
+                Reading { session }.write(body, true).await?;
                 return Ok(true);
             }
             ctx.remote = Some(Arc::clone(&resolved.remote));
@@ -426,14 +425,6 @@ struct SmallHit {
 }
 
 impl Client {
-    fn reading<'a>(&'a self, session: &'a mut Session) -> Reading<'a> {
-        Reading {
-            session,
-            unread: &self.unread,
-            limits: &self.limits,
-        }
-    }
-
     fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
         let request = session.req_header();
         let arrival = artifact::arrival(session);

@@ -11,6 +11,7 @@ use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
 use super::reply::Problem;
 use super::resolve::Resolved;
+use super::serve::Reading;
 use super::{Check, Client, Ctx, PassBy, body};
 use crate::cache::{Key, Object, Origin};
 use crate::config::Remote;
@@ -142,6 +143,11 @@ impl Client {
         ask: Ask,
     ) -> Result<bool> {
         let path = wanted.key.parts().1.to_owned();
+        // Nobody asked for a body: one that is held back would keep the place for as long.
+        if let Err(problem) = body::read(session, 0, &body::UNASKED, &self.limits).await? {
+            let problem = problem.at(&wanted.remote.name, &path);
+            return self.refuse(session, Some(shown.format), problem).await;
+        }
         let place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
             Ok(place) => place,
             Err(failure) => return self.no_place(session, wanted, failure).await,
@@ -230,7 +236,7 @@ impl Client {
         ask: Ask,
     ) -> Result<bool> {
         let path = wanted.key.parts().1;
-        let body = match body::read(session, MAX_BODY, &self.limits).await? {
+        let body = match body::read(session, MAX_BODY, &body::POSTS, &self.limits).await? {
             Ok(body) => body,
             Err(problem) => {
                 let problem = problem.at(&wanted.remote.name, path);
@@ -262,13 +268,17 @@ impl Client {
                 _ => response.insert_header(header::TRANSFER_ENCODING, "chunked")?,
             }
         }
+        answering.exchange.deadline.clear();
         session
             .write_response_header(Box::new(response), next.is_none())
             .await?;
         while let Some(piece) = next {
             ctx.sent += piece.len() as u64;
+            answering.exchange.deadline.resume();
             next = answering.piece().await?;
-            self.reading(session).write(piece, next.is_none()).await?;
+            // What a client takes its time for is not upstream's.
+            answering.exchange.deadline.clear();
+            Reading { session }.write(piece, next.is_none()).await?;
         }
         answering.end().await;
         Ok(true)

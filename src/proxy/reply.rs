@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::dress::{self, Shown};
 use super::resolve::Resolved;
+use super::serve::Reading;
 use crate::fill::Answer;
 use crate::formats::Format;
 use crate::headers;
@@ -110,7 +111,7 @@ async fn write(session: &mut Session, mut response: ResponseHeader, body: Bytes)
     let header_only = session.req_header().method == Method::HEAD || status == 304 || status == 204 || body.is_empty();
     session.write_response_header(Box::new(response), header_only).await?;
     if !header_only {
-        session.write_response_body(Some(body), true).await?;
+        Reading { session }.write_whole(body).await?;
     }
     Ok(())
 }

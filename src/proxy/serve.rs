@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorType, Result};
@@ -15,7 +16,6 @@ use super::dress::{self, Shown};
 use super::range::{self, Condition, Ranges};
 use super::unread::{self, Unread};
 use crate::cache::{Body, Left, Object, Prepared, Reader, State};
-use crate::config::ClientSettings;
 use crate::formats::Class;
 use crate::headers;
 use crate::policy::{Basis, Policy};
@@ -39,11 +39,9 @@ pub struct Dress<'a> {
     pub head_only: bool,
 }
 
-/// A client that is written to, and the limits that it has.
+/// A client that is written to.
 pub struct Reading<'a> {
     pub session: &'a mut Session,
-    pub unread: &'a Unread,
-    pub limits: &'a ClientSettings,
 }
 
 impl Reading<'_> {
@@ -61,9 +59,26 @@ impl Reading<'_> {
         }
         while piece.len() > unread::PIECE {
             let part = piece.split_to(unread::PIECE);
-            self.write_to_stream(part, false).await?;
+            self.write_to_stream(part, false, 1).await?;
         }
-        self.write_to_stream(piece, last).await
+        self.write_to_stream(piece, last, 1).await
+    }
+
+    /// Sends a body that is in memory for this client alone.
+    ///
+    /// # Errors
+    /// The client is gone.
+    pub async fn write_whole(&mut self, mut body: Bytes) -> Result<()> {
+        if !self.session.as_downstream().is_http2() {
+            return self.session.write_response_body(Some(body), true).await;
+        }
+        // All of it stays until the last piece is taken.
+        let held = body.len().div_ceil(unread::PIECE);
+        while body.len() > unread::PIECE {
+            let part = body.split_to(unread::PIECE);
+            self.write_to_stream(part, false, held).await?;
+        }
+        self.write_to_stream(body, true, held).await
     }
 
     /// What is read at once of a body is what is written at once.
@@ -75,9 +90,9 @@ impl Reading<'_> {
         }
     }
 
-    async fn write_to_stream(&mut self, piece: Bytes, last: bool) -> Result<()> {
+    async fn write_to_stream(&mut self, piece: Bytes, last: bool, held: usize) -> Result<()> {
         let write = self.session.write_response_body(Some(piece), last);
-        self.unread.write(write, self.limits.write_timeout).await
+        Unread::shared().write(write, held).await
     }
 }
 
@@ -276,10 +291,13 @@ async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
 /// The part of the header that is the same for every response, built once for each object.
 fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
     let headers_keep = &dress.shown.remote.headers_keep;
-    let known = object.prepared.get();
-    // A reload may have changed what is kept.
-    if let Some(prepared) = known.filter(|prepared| prepared.headers_keep == *headers_keep) {
-        return Ok(Arc::clone(prepared));
+    let slot = object.prepared.get();
+    if let Some(slot) = slot {
+        let known = slot.load();
+        // A reload may have changed what is kept.
+        if known.headers_keep == *headers_keep {
+            return Ok(Arc::clone(&known));
+        }
     }
     let mut response = dress::of_content(200, &object.head.headers, &dress.shown, dress.by_coding)?;
     if let (Some(etag), None) = (object.etag(), object.head.etag()) {
@@ -293,8 +311,10 @@ fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
         lines,
     });
     // A digest is only known at the end, and with it the validator.
-    if object.is_complete() && known.is_none() {
-        let _ = object.prepared.set(Arc::clone(&response));
+    match slot {
+        Some(slot) => slot.store(Arc::clone(&response)),
+        None if object.is_complete() => _ = object.prepared.set(ArcSwap::new(Arc::clone(&response))),
+        None => {}
     }
     Ok(response)
 }

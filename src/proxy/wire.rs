@@ -8,7 +8,7 @@ use httparse::{Header, Request, Status};
 
 use super::public::is_host;
 
-/// As many as Pingora takes.
+/// Fields of a head: as many as Pingora takes.
 pub const MOST_FIELDS: usize = 256;
 /// The longest path: files have shorter names, and what is done with one may take a multiple of its length.
 const LONGEST_PATH: usize = 4 << 10;
@@ -140,7 +140,7 @@ fn check_lines(head: &[u8]) -> Result<(), Refusal> {
 /// Looks at a target, over HTTP/2 too.
 ///
 /// # Errors
-/// It is too long, or no target.
+/// The target is too long, or none.
 pub fn check_target(target: &[u8]) -> Result<(), Refusal> {
     let path = target
         .iter()

@@ -48,7 +48,7 @@ const V4: &[(Ipv4Net, Option<Special>)] = &[
     (v4(240, 0, 0, 0, 4), special("reserved or broadcast")),
 ];
 
-/// The same of IPv6. What holds an IPv4 address is judged by that first.
+/// What addresses of IPv6 are for. What holds an IPv4 address is judged by that first.
 const V6: &[(Ipv6Net, Option<Special>)] = &[
     (v6([0xfe80, 0, 0, 0], [0, 0, 0, 0], 10), metadata("link-local")),
     (v6([0xfd00, 0xec2, 0, 0], [0, 0, 0, 0], 32), metadata("metadata")),

@@ -17,6 +17,8 @@ use super::exchange::{Exchange, Failure};
 const PATIENCE: Duration = Duration::from_secs(600);
 /// Addresses, redirects and challenges together.
 const MAX_TRIES: usize = 32;
+/// What of a body upstream has a write time-out to take.
+const PIECE: usize = 64 << 10;
 
 /// Upstream's answer: its header, then its body piece by piece.
 pub struct Answering {
@@ -78,7 +80,12 @@ impl Exchange {
         if self.ask().method == Method::POST {
             // Of the body, each piece has its time; of the answer, the whole header.
             self.deadline.clear();
-            session.write_request_body(body.clone(), true).await.map_err(failed)?;
+            let mut left = body.clone();
+            while left.len() > PIECE {
+                let piece = left.split_to(PIECE);
+                session.write_request_body(piece, false).await.map_err(failed)?;
+            }
+            session.write_request_body(left, true).await.map_err(failed)?;
             self.deadline.set(self.remote.timeouts.first_byte);
         }
         session.finish_request_body().await.map_err(failed)?;
@@ -99,7 +106,7 @@ impl Answering {
     /// The next piece of the body; `None` at its end.
     ///
     /// # Errors
-    /// It stopped, or drips.
+    /// The body stopped, or drips.
     pub async fn piece(&mut self) -> Result<Option<Bytes>> {
         let piece = self.session.read_response_body().await.map_err(upstreams)?;
         let length = piece.as_ref().map_or(0, Bytes::len);

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use futures_util::StreamExt as _;
+use url::Url;
 
 use super::{Upstream, address};
-use crate::config::{Config, OwnHost, Remote, RemoteType};
+use crate::config::{Config, FileHost, OwnHost, Remote, RemoteType};
 
 /// Names that are resolved at once when a configuration is loaded.
 const AT_ONCE: usize = 16;
@@ -16,8 +17,19 @@ impl Upstream {
     /// seen to later, when the name is resolved first.
     pub async fn learn(&self, config: &Config) {
         let remotes = config.remotes.values();
-        let remotes = remotes.filter(|remote| remote.kind == RemoteType::Remote && !self.is_proxied(remote));
-        let hosts = remotes.flat_map(|remote| remote.own_hosts.iter().map(move |own| (remote, own)));
+        let remotes = remotes.filter(|remote| remote.kind == RemoteType::Remote);
+        let hosts = remotes.flat_map(|remote| remote.own_hosts.iter().enumerate().map(move |own| (remote, own)));
+        let hosts = hosts.filter_map(|(remote, (index, own))| {
+            let is_address = own.name.parse::<IpAddr>().is_ok();
+            if is_address || !self.is_proxied(remote, own) {
+                return Some((remote, own));
+            }
+            // A name that an outbound proxy resolves says nothing here of where the remote is.
+            if index == 0 {
+                own.is_private.get_or_init(|| false);
+            }
+            None
+        });
         let hosts: Vec<_> = hosts.collect();
         futures_util::stream::iter(hosts)
             .for_each_concurrent(AT_ONCE, |(remote, own)| async move {
@@ -26,10 +38,16 @@ impl Upstream {
             .await;
     }
 
-    /// Names are resolved by an outbound proxy.
-    fn is_proxied(&self, remote: &Remote) -> bool {
-        let base = remote.base_url.as_ref();
-        base.is_some_and(|base| self.proxy_for(remote, base).is_some())
+    /// Whether nobody but an outbound proxy resolves the name of `own`.
+    fn is_proxied(&self, remote: &Remote, own: &OwnHost) -> bool {
+        let own_urls = [&remote.base_url, &remote.index_url].into_iter().flatten();
+        let listed = remote.file_hosts.iter().chain(&remote.token_realms);
+        let listed: Vec<Url> = listed.filter_map(FileHost::url).collect();
+        let mut urls = own_urls.chain(&listed).filter(|url| {
+            let host = url.host_str().unwrap_or_default();
+            OwnHost::name_of(host) == own.name
+        });
+        urls.all(|url| self.proxy_for(remote, url).is_some())
     }
 
     /// Whether `own`, a host of `remote`, is private.

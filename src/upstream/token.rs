@@ -647,7 +647,7 @@ fn same_domain(a: &Url, b: &Url) -> bool {
     }
 }
 
-/// What a token service is asked. What a challenge says of the scope is not taken over: a token is for one repository, and
+/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token is for one repository, and
 /// for reading.
 fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
     let mut asked = form_urlencoded::Serializer::new(String::new());
@@ -655,10 +655,10 @@ fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
         asked.append_pair("service", service);
     }
     let asked = asked.append_pair("scope", scope).finish();
-    let query = match realm.query.filter(|own| !own.is_empty()) {
-        Some(own) => format!("{own}&{asked}"),
-        None => asked,
-    };
+    let own = realm.query.unwrap_or_default();
+    let is_scope = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == "scope");
+    let kept = own.split('&').filter(|pair| !pair.is_empty() && !is_scope(pair));
+    let query = kept.chain([asked.as_str()]).collect::<Vec<_>>().join("&");
     ExactUrl {
         url: realm.url,
         query: Some(query),
@@ -936,6 +936,21 @@ mod tests {
                 name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
                 "{name}"
             );
+        }
+    }
+
+    #[test]
+    fn a_realm_asks_for_no_scope_of_its_own() {
+        for (realm, expected) in [
+            ("https://a.example/t", "service=s&scope=repository%3Aapp%3Apull"),
+            (
+                "https://a.example/t?scope=x&account='a'&%73cope=y&scopes=z",
+                "account='a'&scopes=z&service=s&scope=repository%3Aapp%3Apull",
+            ),
+        ] {
+            let realm = ExactUrl::parse(realm).unwrap();
+            let asked = question(realm, Some("s"), "repository:app:pull");
+            assert_eq!(asked.query.as_deref(), Some(expected));
         }
     }
 

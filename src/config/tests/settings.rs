@@ -103,10 +103,13 @@ fn settings_are_checked_with_place() {
     let clients = case.config().settings.clients;
     assert_eq!((clients.body_rate, clients.http2_unread), (2000, 7));
     assert_eq!(clients.head_bytes, ClientSettings::default().head_bytes);
-    let left = clients.body_left(std::time::Instant::now(), 10_000);
+    let now = std::time::Instant::now();
+    assert_eq!(clients.body_until(now, 10_000), now + Duration::from_secs(5));
+    // What comes fast saves nothing up.
+    let saved = clients.body_until(now + Duration::from_secs(9), 1_000_000) - now;
     assert!(
-        left > Duration::from_secs(14) && left <= Duration::from_secs(15),
-        "{left:?}"
+        saved >= Duration::from_secs(10) && saved < Duration::from_secs(11),
+        "{saved:?}"
     );
     // A remote takes what it does not set itself from the settings.
     let case = generic("upstream: {idle_timeout: 7s, least_rate: 0, transfer_timeout: 1h}")
