@@ -446,8 +446,6 @@ impl Views {
         if !is_unseen {
             return Ok(None);
         }
-        // A place is not held for as long as upstream takes.
-        original.settled().await;
         match tokio::time::timeout(UNSEEN_LIMIT, Arc::clone(&self.unseen).acquire_owned()).await {
             Ok(Ok(place)) => Ok(Some(place)),
             _ => Err(ViewError::Busy),
