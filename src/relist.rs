@@ -139,7 +139,8 @@ fn strike_if_missing(catalog: &Catalog, store: &Store, record: &Record) -> bool 
     let Some(hash) = parse_hash(&record.key) else {
         return false;
     };
-    if store.size_of(&hash) > 0 {
+    // A disk that does not answer is no reason to list nothing.
+    if !store.is_missing(&hash) {
         return false;
     }
     catalog.record(Event::Removed {

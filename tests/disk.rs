@@ -526,6 +526,30 @@ fn a_read_only_folder_is_served_from_and_said() {
 }
 
 #[test]
+fn what_a_flush_cannot_remove_is_not_served() {
+    run(async {
+        let up = Upstream::start().await;
+        let x = Pattern::new(1, 300_000);
+        up.reply("/x", Reply::ok(x));
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let mounted = Mounted::new(&data, "size=100m");
+        let mut proxy = with(&up, LITTLE_MEMORY, &data).await;
+        proxy.fetch("files", "x").await.ok();
+        proxy.until_cached("files", "x").await;
+        proxy.stop().await;
+        mounted.again("ro");
+        proxy.launch().await;
+        proxy.fetch("files", "x").await.is("cache", x.whole());
+        let done = proxy.request("PUT", "/cache/flush", &[], b"{}").await.ok().json();
+        assert_eq!(done["deleted"], 0, "{done}");
+        for _ in 0..2 {
+            proxy.fetch("files", "x").await.is("remote", x.whole());
+        }
+    });
+}
+
+#[test]
 fn a_folder_that_cannot_be_made_is_a_mistake_in_its_name() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();

@@ -409,6 +409,35 @@ fn with_the_bucket_alone_another_node_has_what_one_fetched() {
 }
 
 #[test]
+fn a_flush_that_a_kill_cut_short_holds_for_the_bucket_too() {
+    run_for(LIMIT, async {
+        let (s3, up) = tokio::join!(S3Server::start(Kind::Minio), Upstream::start());
+        for path in ["/a/1", "/b/1"] {
+            up.file(path, File::new("old"));
+        }
+        let settings = fleet::with_s3(Proxy::settings().remotes(&files(&up.base(), 60)), &s3);
+        let [mut node] = start([settings]).await;
+        for path in ["a/1", "b/1"] {
+            assert_eq!(text(&node, path).await, "old");
+        }
+        fleet::settled(&node).await;
+        node.kill();
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = at.expect("a time").as_millis() as u64;
+        let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
+        let folder = node.data_dir().join("flushes");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("1"), begun).expect("written");
+        for path in ["/a/1", "/b/1"] {
+            up.file(path, File::new("new"));
+        }
+        node.launch().await;
+        assert_eq!(text(&node, "a/1").await, "new");
+        assert_eq!(text(&node, "b/1").await, "old");
+    });
+}
+
+#[test]
 fn what_upstream_refuses_one_node_it_refuses_all_that_wait() {
     run_for(LIMIT, async {
         let (redis, up) = tokio::join!(Redis::start(), Upstream::start());

@@ -184,7 +184,11 @@ impl Bucket {
 
     async fn upload(self: &Arc<Self>, taken: &Taken, fence: &dyn Fence) -> Result<(), Trouble> {
         let (store, hash) = (self.store, taken.hash);
-        let stored = blocking(move || Ok(store.open_stored(&hash))).await?;
+        let open = move || match store.open_stored(&hash) {
+            None if !store.is_missing(&hash) => Err(io::Error::other("the object cannot be read now")),
+            stored => Ok(stored),
+        };
+        let stored = blocking(open).await?;
         let Some(stored) = stored.filter(|stored| stored.key.is_shared() && !stored.backed_up) else {
             // Gone, or done before a crash.
             return self.give_up_parts(taken, None).await;
@@ -217,7 +221,7 @@ impl Bucket {
             return Err(Trouble::Unsettled);
         }
         let reading = Arc::clone(&stored);
-        if !blocking(move || Ok(store.is_intact(&reading, |_| {}))).await? {
+        if !blocking(move || store.is_intact(&reading, |_| {})).await? {
             return self.give_up_parts(taken, None).await;
         }
         let object = name::of(&stored.key);

@@ -186,11 +186,14 @@ impl Disk {
                 .metadata()
                 .and_then(|meta| meta.modified())
                 .is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age < YOUNG));
+            // Whoever makes it may not have locked it yet: a lock that is tried here would be in the way.
+            if young {
+                continue;
+            }
             let Ok(file) = open_regular(&entry.path(), OpenOptions::new().read(true)) else {
                 continue;
             };
-            let locked = rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err();
-            if !locked && (!young || !self.unnamed.load(Relaxed)) {
+            if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 let _ = fs::remove_file(entry.path());
             }
         }
@@ -413,6 +416,11 @@ impl Disk {
         fs::metadata(self.path(hash)).map_or(Amount::default(), |meta| Amount::of_file(meta.len()))
     }
 
+    /// Whether nothing is stored under `hash`: a file system that fails does not tell.
+    pub fn is_missing(&self, hash: &Hash) -> bool {
+        fs::metadata(self.path(hash)).is_err_and(|error| is_missing(&error))
+    }
+
     /// What the file system has.
     pub fn space(&self) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(&self.objects)?;
@@ -429,6 +437,13 @@ impl Disk {
 
 fn is_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound
+}
+
+/// Whether a file that was read with `error` is damaged, or cannot be read ever after: anything else may pass.
+pub fn is_damage(error: &io::Error) -> bool {
+    let of_medium = |errno| matches!(errno, Errno::IO | Errno::BADMSG | Errno::UCLEAN);
+    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        || Errno::from_io_error(error).is_some_and(of_medium)
 }
 
 /// Makes something in `folder`, and first the folder where it is missing.
@@ -645,7 +660,7 @@ fn is_right_freshness(preamble: &[u8], freshness: &[u8; 24]) -> bool {
 /// Whether the body of `record` in `file` is the one that was stored. `read` is told of the bytes read, and may make it wait.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub fn is_intact(file: &File, offset: u64, finished: &Finished, mut read: impl FnMut(u64)) -> io::Result<bool> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; finished.length.min(128 << 10) as usize];
@@ -731,6 +746,25 @@ mod tests {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, bytes).unwrap();
         File::open(path).unwrap()
+    }
+
+    #[test]
+    fn only_what_is_not_there_is_missing_and_only_damage_costs_a_file() {
+        let (_dir, disk) = disk();
+        let hash = [7; 16];
+        assert!(disk.is_missing(&hash));
+        store(&disk, &hash, &old_file());
+        assert!(!disk.is_missing(&hash));
+        // A folder that is none: the disk fails, and tells nothing.
+        let other = [8; 16];
+        let outer = disk.path(&other).ancestors().nth(2).unwrap().to_owned();
+        fs::write(outer, "").unwrap();
+        assert!(!disk.is_missing(&other));
+        for errno in [Errno::NOMEM, Errno::STALE, Errno::TIMEDOUT, Errno::ACCESS, Errno::MFILE] {
+            assert!(!is_damage(&errno.into()), "{errno}");
+        }
+        assert!(is_damage(&Errno::IO.into()));
+        assert!(is_damage(&damaged("cut")));
     }
 
     /// All that is read, but for the head's headers.

@@ -101,7 +101,7 @@ impl Freshness {
             Left::Expired(Duration::from_millis(now.saturating_sub(fresh_until)))
         } else if fresh_until == FOR_EVER {
             Left::ForEver
-        } else if is_ahead(self.checked_at.load(Relaxed), now) {
+        } else if is_ahead(self.checked_at.load(Relaxed), now) || is_ahead(self.verified_at.load(Relaxed), now) {
             Left::Expired(Duration::ZERO)
         } else if fresh_until > now {
             // Zero is for ever to what is immutable.
@@ -178,6 +178,7 @@ mod tests {
             9_000,
             until(Class::Mutable, 9_000, Duration::from_secs(5)),
         );
+        fresh.verify(9_000);
         assert_eq!(
             fresh.left(Class::Mutable, Duration::from_secs(60), 10_000),
             Left::For(Duration::from_secs(4))
@@ -205,7 +206,12 @@ mod tests {
             // Another check, by a clock that is right, makes it fresh again.
             let fresh = fetched(now + YEAR);
             fresh.set(class, now, until(class, now, ttl));
+            fresh.verify(now);
             assert_eq!(fresh.left(class, ttl, now), Left::For(ttl));
+            // A stale copy that such a clock trusted again, without a check.
+            fresh.set(class, now, until(class, now + YEAR, ttl));
+            fresh.verify(now + YEAR);
+            assert_eq!(fresh.left(class, ttl, now), Left::Expired(Duration::ZERO), "{class:?}");
         }
         let for_ever = Freshness::new(Class::Immutable, now + YEAR, FOR_EVER);
         assert_eq!(for_ever.left(Class::Immutable, Duration::ZERO, now), Left::ForEver);

@@ -40,7 +40,7 @@ pub use freshness::{
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};
-pub use store::{Backup, Observer, Store, StoreStats, Stored, shown};
+pub use store::{Backup, Observer, Store, StoreStats, Stored, Walked, shown};
 pub use sweep::{Sweep, Swept};
 pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
 

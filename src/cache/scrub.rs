@@ -138,11 +138,14 @@ impl Store {
         // That it was read now does not make it worth keeping in the page cache.
         let _ = fadvise(&stored.file, 0, None, Advice::NoReuse);
         let mut spent = 0;
-        self.is_intact(&stored, |bytes| {
+        let intact = self.is_intact(&stored, |bytes| {
             spent += bytes;
             self.scrub.bytes.fetch_add(bytes, Relaxed);
             pace.spend(bytes);
         });
+        if let Err(error) = intact {
+            tracing::warn!(key = %shown(&stored.key), %error, "a stored object cannot be read now: the next round tries it again");
+        }
         pace.spend(LEAST.saturating_sub(spent));
         self.scrub.objects.fetch_add(1, Relaxed);
     }

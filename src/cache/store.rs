@@ -107,6 +107,17 @@ impl Stored {
     }
 }
 
+/// What a walk over all that is stored has done.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Walked {
+    /// Objects removed, or expired.
+    pub count: u64,
+    /// Bytes that this freed.
+    pub bytes: u64,
+    /// Objects of which the disk refused it.
+    pub refused: u64,
+}
+
 /// How room is had on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Room {
@@ -363,12 +374,18 @@ impl Store {
         self.disk.size(hash).bytes
     }
 
+    /// Whether nothing is stored under `hash`, as far as the disk answers. Blocks.
+    pub fn is_missing(&self, hash: &Hash) -> bool {
+        self.disk.is_missing(hash)
+    }
+
     /// What stands in front of the body of `hash`, and the file. `None`: not stored, or not to be read.
     pub(super) fn load(&self, hash: &Hash) -> Option<(fs::File, Record)> {
         self.read(hash, self.disk.open_file(hash)?)
     }
 
-    /// [`Store::load`], of the file that was opened. What is damaged is removed.
+    /// [`Store::load`], of the file that was opened. What is damaged is removed; a read that failed for want of memory, or
+    /// because a network file system was away, says nothing of the file.
     fn read(&self, hash: &Hash, file: fs::File) -> Option<(fs::File, Record)> {
         match disk::read_record(&file) {
             Ok(record) => {
@@ -377,8 +394,12 @@ impl Store {
             }
             // One of its readers has said so, and it is on its way out.
             Err(_) if disk::id_of(&file).is_some_and(|id| self.unreadable.get(&id).is_some()) => None,
-            Err(error) => {
+            Err(error) if disk::is_damage(&error) => {
                 self.discard(hash, &file, None, &error.to_string());
+                None
+            }
+            Err(error) => {
+                tracing::warn!(hash = %super::hex(hash), %error, "a stored object cannot be read now: it stays, and is tried again");
                 None
             }
         }
@@ -386,14 +407,18 @@ impl Store {
 
     /// Whether the body of `stored` is what it was when it was stored; one that is not is removed. `read` is told of the bytes
     /// that were read, and may make it wait. Blocks.
-    pub fn is_intact(&self, stored: &Stored, read: impl FnMut(u64)) -> bool {
+    ///
+    /// # Errors
+    /// The body cannot be read now, which may pass: it stays.
+    pub fn is_intact(&self, stored: &Stored, read: impl FnMut(u64)) -> io::Result<bool> {
         let why = match disk::is_intact(&stored.file, stored.offset, &stored.finished, read) {
-            Ok(true) => return true,
+            Ok(true) => return Ok(true),
             Ok(false) => "its body does not match its digest".to_owned(),
-            Err(error) => error.to_string(),
+            Err(error) if disk::is_damage(&error) => error.to_string(),
+            Err(error) => return Err(error),
         };
         self.discard(&stored.key.hash, &stored.file, Some(&stored.key.text), &why);
-        false
+        Ok(false)
     }
 
     /// The body of `object` cannot be read to its end, or is not what was stored: it is not served to anybody else.
@@ -513,13 +538,15 @@ impl Store {
                 false => Some(object),
             };
         }
-        let (store, hash) = (self, key.hash);
+        let (hash, text) = (key.hash, Arc::clone(&key.text));
         let before = self.version(&hash).load(SeqCst);
+        let read = move || {
+            let (file, mut record) = self.load(&hash)?;
+            let found = record.key_text == *text && self.survives_sweeps(&hash, &mut record);
+            found.then_some((file, record))
+        };
         // Off this thread: a file system that hangs must not stop whoever is served by it.
-        let (file, mut record) = self.patiently(move || store.load(&hash)).await??;
-        if record.key_text != *key.text || !self.survives_sweeps(&hash, &mut record) {
-            return None;
-        }
+        let (file, record) = self.patiently(read).await??;
         let object = Arc::new(self.loaded(key.clone(), file, record));
         let object = self.in_memory_if_small(object).await?;
         self.remember(&object, before);
@@ -532,20 +559,36 @@ impl Store {
     /// Does what the disk has to answer, off this thread. `None`: it does not answer, now or since a moment ago, and is not
     /// waited for.
     async fn patiently<T: Send + 'static>(&'static self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let hangs = self
-            .hangs_since
-            .lock()
-            .is_some_and(|since| since.elapsed() < DISK_PAUSE);
-        if hangs {
-            return None;
+        match self.hangs() {
+            true => None,
+            false => self.in_time(tokio::task::spawn_blocking(work)).await,
         }
-        match tokio::time::timeout(DISK_LIMIT, tokio::task::spawn_blocking(work)).await {
+    }
+
+    /// Whether the disk did not answer a moment ago.
+    fn hangs(&self) -> bool {
+        let since = *self.hangs_since.lock();
+        since.is_some_and(|since| since.elapsed() < DISK_PAUSE)
+    }
+
+    async fn in_time<T>(&self, working: tokio::task::JoinHandle<T>) -> Option<T> {
+        match tokio::time::timeout(DISK_LIMIT, working).await {
             Ok(done) => done.ok(),
             Err(_) => {
                 *self.hangs_since.lock() = Some(Instant::now());
                 self.say_starved("the disk did not answer in time", None);
                 None
             }
+        }
+    }
+
+    /// Does what has to be done on the disk sooner or later, off this thread. `None`: it is not done yet, and is not waited
+    /// for.
+    async fn eventually<T: Send + 'static>(&'static self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let working = tokio::task::spawn_blocking(work);
+        match self.hangs() {
+            true => None,
+            false => self.in_time(working).await,
         }
     }
 
@@ -922,22 +965,23 @@ impl Store {
     ) -> bool {
         object.fresh.set(class, checked_at, fresh_until);
         let (hash, id) = (object.key.hash, object.id);
-        let written =
-            tokio::task::spawn_blocking(move || self.disk.refresh(&hash, id, class, checked_at, fresh_until)).await;
+        let written = self
+            .patiently(move || self.disk.refresh(&hash, id, class, checked_at, fresh_until))
+            .await;
         self.version(&hash).fetch_add(1, SeqCst);
         // The memory tier may hold a copy of the same body that was read from disk a moment ago.
         if let Some(hot) = self.memory.get(&hash).filter(|hot| hot.id == id) {
             hot.fresh.set(class, checked_at, fresh_until);
         }
         match written {
-            Ok(Ok(there)) => there,
-            Ok(Err(error)) => {
+            Some(Ok(there)) => there,
+            Some(Err(error)) => {
                 // The copy in memory knows; after a restart the object merely counts as expired earlier.
                 tracing::debug!(%error, "a refresh could not be written");
                 self.note_failure(&error, &hash);
                 true
             }
-            Err(_) => true,
+            None => true,
         }
     }
 
@@ -947,18 +991,27 @@ impl Store {
         if let Some(growing) = self.growing(&hash) {
             growing.fresh.expire(now);
         }
-        tokio::task::spawn_blocking(move || self.expire_stored(&hash, now))
-            .await
-            .unwrap_or(false)
+        if let Some(hot) = self.memory.get(&hash) {
+            hot.fresh.expire(now);
+        }
+        let expired = self.eventually(move || self.expire_stored(&hash, now)).await;
+        expired.unwrap_or(false)
     }
 
     /// [`Store::expire`] of what is complete, on this thread.
     pub fn expire_stored(&self, hash: &Hash, now: Millis) -> bool {
-        let expired = self.load(hash).is_some_and(|(_, record)| {
+        self.try_expire(hash, now).unwrap_or(false)
+    }
+
+    /// [`Store::expire_stored`].
+    ///
+    /// # Errors
+    /// What is on disk is as fresh as before.
+    pub(super) fn try_expire(&self, hash: &Hash, now: Millis) -> io::Result<bool> {
+        let expired = self.load(hash).map_or(Ok(false), |(_, record)| {
             let until = now.min(record.fresh_until);
             self.disk
                 .refresh(hash, record.id, record.class, record.checked_at, until)
-                .unwrap_or(false)
         });
         self.version(hash).fetch_add(1, SeqCst);
         if let Some(hot) = self.memory.get(hash) {
@@ -999,13 +1052,22 @@ impl Store {
     /// Removes the object of `hash`; one that grows ends unadmitted. The bytes freed.
     pub async fn remove(&'static self, hash: Hash) -> u64 {
         self.forsake(&hash);
-        tokio::task::spawn_blocking(move || self.remove_stored(&hash))
-            .await
-            .unwrap_or(0)
+        self.version(&hash).fetch_add(1, SeqCst);
+        self.memory.remove(&hash);
+        let freed = self.eventually(move || self.remove_stored(&hash)).await;
+        freed.unwrap_or(0)
     }
 
     /// [`Store::remove`] of what is complete, on this thread.
     pub fn remove_stored(&self, hash: &Hash) -> u64 {
+        self.try_remove(hash).unwrap_or(0)
+    }
+
+    /// [`Store::remove_stored`].
+    ///
+    /// # Errors
+    /// The file stays.
+    pub(super) fn try_remove(&self, hash: &Hash) -> io::Result<u64> {
         let freed = self.disk.remove(hash, None);
         self.version(hash).fetch_add(1, SeqCst);
         self.memory.remove(hash);
@@ -1013,11 +1075,11 @@ impl Store {
         match freed {
             Ok(amount) => {
                 self.usage.removed(hash, amount);
-                amount.bytes
+                Ok(amount.bytes)
             }
             Err(error) => {
                 tracing::warn!(%error, hash = %super::hex(hash), "an object could not be removed");
-                0
+                Err(error)
             }
         }
     }
@@ -1044,8 +1106,8 @@ impl Store {
     }
 
     /// Removes every object whose key `matches`: a walk over the whole disk tier, for a flush that the catalogue cannot
-    /// serve. Objects and bytes removed.
-    pub async fn remove_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> (u64, u64) {
+    /// serve.
+    pub async fn remove_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> Walked {
         for key in self.growing_keys() {
             if matches(&key.text)
                 && let Some(growing) = self.growing.lock().remove(&key.hash)
@@ -1054,18 +1116,18 @@ impl Store {
             }
         }
         self.walk(matches, |store, hash, _| {
-            let freed = store.disk.remove(&hash, None).ok()?;
+            let freed = store.disk.remove(&hash, None)?;
             store.version(&hash).fetch_add(1, SeqCst);
             store.memory.remove(&hash);
             store.usage.removed(&hash, freed);
             store.is_removed(&hash);
-            Some(freed.bytes)
+            Ok(freed.bytes)
         })
         .await
     }
 
-    /// Expires every object whose key `matches`, by a walk. Objects expired, and 0.
-    pub async fn expire_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> (u64, u64) {
+    /// Expires every object whose key `matches`, by a walk.
+    pub async fn expire_where(&'static self, matches: impl Fn(&str) -> bool + Send + 'static) -> Walked {
         self.walk(matches, |store, hash, record| {
             let now = super::now_ms();
             if let Some(hot) = store.memory.get(&hash) {
@@ -1075,7 +1137,6 @@ impl Store {
             store
                 .disk
                 .refresh(&hash, record.id, record.class, record.checked_at, until)
-                .ok()
                 .map(|_| 0)
         })
         .await
@@ -1084,25 +1145,29 @@ impl Store {
     pub(super) async fn walk(
         &'static self,
         matches: impl Fn(&str) -> bool + Send + 'static,
-        act: impl Fn(&Store, Hash, &Record) -> Option<u64> + Send + 'static,
-    ) -> (u64, u64) {
+        act: impl Fn(&Store, Hash, &Record) -> io::Result<u64> + Send + 'static,
+    ) -> Walked {
         tokio::task::spawn_blocking(move || {
-            let (mut count, mut bytes) = (0, 0);
+            let mut found = Walked::default();
             let walked = evict::each_hash_while(self.disk.root(), |hash| {
                 if let Some((_, record)) = self.load(&hash)
                     && matches(&record.key_text)
-                    && let Some(freed) = act(self, hash, &record)
                 {
-                    count += 1;
-                    bytes += freed;
+                    match act(self, hash, &record) {
+                        Ok(freed) => {
+                            found.count += 1;
+                            found.bytes += freed;
+                        }
+                        Err(_) => found.refused += 1,
+                    }
                 }
                 true
             });
             say_unlisted(walked);
-            (count, bytes)
+            found
         })
         .await
-        .unwrap_or((0, 0))
+        .unwrap_or_default()
     }
 
     /// Makes sure that the file of `object` has space up to `end`; `reserved` is what it has.

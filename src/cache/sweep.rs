@@ -1,8 +1,10 @@
 //! A flush of another node: what it covers is gone, or expired, at once, though walking the disk takes a while. Until the
 //! walk is over, whatever is read from disk is judged by it.
 
+use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::disk::Record;
 use super::{Hash, Millis, Object, Store};
@@ -44,13 +46,16 @@ impl Sweep {
     }
 
     /// On what is stored; the bytes freed.
-    fn act(&self, store: &Store, hash: &Hash, key: &str) -> u64 {
+    ///
+    /// # Errors
+    /// The disk refuses: what is stored is there as before.
+    fn act(&self, store: &Store, hash: &Hash, key: &str) -> io::Result<u64> {
+        let freed = match self.expire {
+            true => store.try_expire(hash, self.at).map(|_| 0)?,
+            false => store.try_remove(hash)?,
+        };
         (self.gone)(key);
-        if self.expire {
-            store.expire_stored(hash, self.at);
-            return 0;
-        }
-        store.remove_stored(hash)
+        Ok(freed)
     }
 }
 
@@ -61,6 +66,8 @@ pub enum Swept {
     Made(Option<u64>),
     /// What is there was stored since.
     Newer,
+    /// What is there cannot be removed, expired or read now.
+    Failed,
 }
 
 impl Store {
@@ -96,13 +103,18 @@ impl Store {
     /// Makes `sweep` on what is stored under `hash`, which it is known to cover. Blocks.
     pub fn sweep_one(&self, sweep: &Sweep, hash: &Hash) -> Swept {
         let Some((_, record)) = self.load(hash) else {
-            return Swept::Made(None);
+            return match self.is_missing(hash) {
+                true => Swept::Made(None),
+                false => Swept::Failed,
+            };
         };
         if !sweep.is_before(record.head.stored_at, record.checked_at) {
             return Swept::Newer;
         }
-        sweep.act(self, hash, &record.key_text);
-        Swept::Made(Some(record.id))
+        match sweep.act(self, hash, &record.key_text) {
+            Ok(_) => Swept::Made(Some(record.id)),
+            Err(_) => Swept::Failed,
+        }
     }
 
     /// These were made on all that is stored.
@@ -114,27 +126,38 @@ impl Store {
         });
     }
 
-    /// Makes what was begun, by a walk over all that is stored; when this returns, its space is free.
-    pub async fn end_by_walk(&'static self, sweep: Arc<Sweep>) {
+    /// Makes what was begun, by a walk over all that is stored; when this returns, its space is free. `false`: the disk
+    /// refused some of it, and the sweep stays in force.
+    pub async fn end_by_walk(&'static self, sweep: Arc<Sweep>) -> bool {
         // One walk at a time, which makes all sweeps that wait.
         let _walking = self.walking.lock().await;
         let waiting = self.sweeps.load_full();
         if !waiting.iter().any(|other| Arc::ptr_eq(other, &sweep)) {
-            return;
+            return true;
         }
         let judges = Arc::clone(&waiting);
+        let refused: Arc<[AtomicBool]> = waiting.iter().map(|_| AtomicBool::new(false)).collect();
+        let refusing = Arc::clone(&refused);
         self.walk(
             |_| true,
             move |store, hash, record| {
-                let mut freed = None;
-                for sweep in judges.iter().filter(|sweep| sweep.is_for_record(record)) {
-                    freed = Some(freed.unwrap_or(0) + sweep.act(store, &hash, &record.key_text));
+                for (sweep, refused) in judges.iter().zip(refusing.iter()) {
+                    if sweep.is_for_record(record) && sweep.act(store, &hash, &record.key_text).is_err() {
+                        refused.store(true, Relaxed);
+                    }
                 }
-                freed
+                Ok(0)
             },
         )
         .await;
-        self.end_sweeps(&waiting);
+        let made: Vec<_> = waiting
+            .iter()
+            .zip(refused.iter())
+            .filter(|(_, refused)| !refused.load(Relaxed))
+            .map(|(sweep, _)| Arc::clone(sweep))
+            .collect();
+        self.end_sweeps(&made);
+        made.iter().any(|made| Arc::ptr_eq(made, &sweep))
     }
 
     /// Judges what was read from disk by the sweeps that are under way; `false`: it is gone.
@@ -143,7 +166,8 @@ impl Store {
             if !sweep.is_for_record(record) {
                 continue;
             }
-            sweep.act(self, hash, &record.key_text);
+            // It is judged so again next time, where the disk refuses.
+            let _ = sweep.act(self, hash, &record.key_text);
             if !sweep.expire {
                 return false;
             }

@@ -132,7 +132,7 @@ impl std::fmt::Display for Expected {
 pub enum Finish {
     /// The object is stored.
     Admitted(Arc<Object>),
-    /// The same content as before: the object that was there stays and is fresh again.
+    /// Upstream sent the content that was there before: the object that was there stays and is fresh again.
     Same(Arc<Object>),
     /// Complete, and not kept (it was flushed while it grew).
     Dropped,
@@ -296,7 +296,8 @@ impl Writer {
             };
             (sha256, sha512, written)
         };
-        let (sha256, sha512, written) = if kept.len() <= INLINE {
+        // What only memory takes does not wait behind a disk that hangs.
+        let (sha256, sha512, written) = if kept.len() <= INLINE || !in_file {
             work()
         } else {
             tokio::task::spawn_blocking(work)

@@ -2,6 +2,7 @@
 //! matches, and its copies in the bucket. Other nodes hear of it, and sweep what they have.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
@@ -10,7 +11,7 @@ use tokio::runtime::Handle;
 
 use super::{Fills, PATIENCE, Views};
 use crate::bucket::PREFIX;
-use crate::cache::{Key, Millis, Sweep, Swept, now_ms, parse_hash};
+use crate::cache::{Key, Millis, Sweep, Swept, Walked, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest, Record};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
@@ -48,6 +49,8 @@ struct Making {
     sweep: Option<Arc<Sweep>>,
     /// How far it is.
     answer: Mutex<FlushAnswer>,
+    /// How much the disk refused to remove or expire.
+    refused: AtomicU64,
 }
 
 impl Making {
@@ -96,6 +99,10 @@ impl Making {
             let Some(hash) = parse_hash(&record.key) else { continue };
             let swept = fills.store.sweep_one(sweep, &hash);
             match (swept, mode) {
+                (Swept::Failed, _) => {
+                    self.refused.fetch_add(1, Relaxed);
+                    continue;
+                }
                 // It was fetched anew meanwhile.
                 (Swept::Newer, _) => {}
                 (Swept::Made(id), FlushMode::Delete) => {
@@ -124,13 +131,18 @@ impl Making {
     async fn make(self: Arc<Self>) -> Result<(), CatalogError> {
         let worked = self.work().await;
         let Some(sweep) = &self.sweep else { return worked };
-        match &worked {
-            Ok(()) => self.fills.store.end_sweeps(std::slice::from_ref(sweep)),
+        let refused = self.refused.load(Relaxed);
+        let is_made = match &worked {
+            Ok(()) if refused > 0 => false,
+            Ok(()) => {
+                self.fills.store.end_sweeps(std::slice::from_ref(sweep));
+                true
+            }
             Err(error) => {
                 tracing::warn!(%error, "the catalogue does not tell what a flush covers: everything that is stored is looked at");
-                self.fills.store.end_by_walk(Arc::clone(sweep)).await;
+                self.fills.store.end_by_walk(Arc::clone(sweep)).await
             }
-        }
+        };
         let (filter, fills) = (&self.request.filter, &self.fills);
         if self.request.mode == FlushMode::Delete {
             // Views of what was no longer listed, and of bases that a restart forgot.
@@ -138,14 +150,28 @@ impl Making {
                 fills.store.remove_where(|key| key.starts_with('\0')).await;
             }
             if is_everything(filter) && !fills.catalog.is_shared() {
-                fills.sweep_bucket(filter.remote.clone(), self.flush.at);
+                let (fills, remote, at) = (Arc::clone(fills), filter.remote.clone(), self.flush.at);
+                tokio::spawn(async move { fills.sweep_bucket(remote, at).await });
             }
+        }
+        if !is_made {
+            say_refused(&self.flush);
+            return worked;
         }
         fills.shared.note_flush(&self.flush, false).await;
         let answer = *self.answer.lock();
         tracing::info!(matched = answer.matched, bytes = answer.bytes, "a flush was made");
         worked
     }
+}
+
+/// The disk refuses some of what `flush` covers.
+fn say_refused(flush: &Flush) {
+    tracing::error!(
+        request = %flush.request,
+        "some of what was flushed can neither be removed nor changed on the disk: it is not served, but takes its space; \
+         see to the disk, then flush it again or restart"
+    );
 }
 
 /// Whether it names no part of a remote.
@@ -178,11 +204,15 @@ impl Fills {
             false => Some(self.begin_flush(config, request, &flush).await),
         };
         if drained.is_err() {
-            let answer = self.flush_without_catalogue(filter, request.mode).await;
-            if let Some(sweep) = sweep {
-                self.store.end_sweeps(&[sweep]);
+            let (answer, refused) = self.flush_without_catalogue(filter, request.mode).await;
+            if refused > 0 {
+                say_refused(&flush);
+            } else {
+                if let Some(sweep) = sweep {
+                    self.store.end_sweeps(&[sweep]);
+                }
+                self.shared.note_flush(&flush, false).await;
             }
-            self.shared.note_flush(&flush, false).await;
             tracing::info!(
                 matched = answer.matched,
                 bytes = answer.bytes,
@@ -201,6 +231,7 @@ impl Fills {
                 dry_run: request.dry_run,
                 ..FlushAnswer::default()
             }),
+            refused: AtomicU64::new(0),
         });
         let task = tokio::spawn(Arc::clone(&making).make());
         // A trial does nothing but count.
@@ -254,58 +285,60 @@ impl Fills {
     pub fn finish_flushes(self: &Arc<Self>, runtime: &Handle) {
         for flush in self.shared.begun_flushes() {
             tracing::info!(request = %flush.request, "a flush that was under way when this node stopped is made");
+            if self.shared.fleet.is_none() {
+                // Before anything is looked for: the bucket may still have what was flushed.
+                self.shared.remember(flush.clone());
+            }
             self.make_elsewhere(flush, runtime);
         }
     }
 
     /// Removes from the bucket what was flushed before `at` and this node's catalogue does not list: other nodes put it
-    /// there. It is found no more already; this frees the space.
-    fn sweep_bucket(self: &Arc<Self>, remote: Option<String>, at: Millis) {
-        let Some(bucket) = self.shared.bucket.clone() else {
-            return;
+    /// there. It is found no more already; this frees the space. `false`: the bucket was not swept to its end.
+    async fn sweep_bucket(&self, remote: Option<String>, at: Millis) -> bool {
+        let Some(bucket) = &self.shared.bucket else {
+            return true;
         };
-        let fills = Arc::clone(self);
-        tokio::spawn(async move {
-            let mut next = None;
-            let mut removed = 0_u64;
-            loop {
-                let page = match bucket.list(next).await {
-                    Ok(page) => page,
-                    Err(error) => {
-                        tracing::warn!(%error, removed, "the bucket is not swept to its end: what was flushed takes its space until the next flush");
-                        return;
-                    }
-                };
-                let of_remote = |object: &str| {
-                    let rest = object.strip_prefix(PREFIX);
-                    remote
-                        .as_ref()
-                        .is_none_or(|remote| rest.is_some_and(|rest| rest.starts_with(remote.as_str())))
-                };
-                let objects = page
-                    .objects
-                    .into_iter()
-                    .map(|listed| listed.object)
-                    .filter(|object| of_remote(object));
-                let found = stream::iter(objects.map(|object| {
-                    let bucket = Arc::clone(&bucket);
-                    async move { bucket.describe(&object).await }
-                }));
-                let mut found = found.buffer_unordered(SWEEPERS);
-                while let Some(found) = found.next().await {
-                    let Ok(Some(copy)) = found else { continue };
-                    if copy.head.stored_at < at && fills.shared.is_flushed(&copy.key, copy.head.stored_at) {
-                        bucket.remove(&copy.key);
-                        removed += 1;
-                    }
+        let mut next = None;
+        let mut removed = 0_u64;
+        loop {
+            let page = match bucket.list(next).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(%error, removed, "the bucket is not swept to its end: what was flushed takes its space until the next flush");
+                    return false;
                 }
-                next = page.next;
-                if next.is_none() {
-                    break;
+            };
+            let of_remote = |object: &str| {
+                let rest = object.strip_prefix(PREFIX);
+                remote
+                    .as_ref()
+                    .is_none_or(|remote| rest.is_some_and(|rest| rest.starts_with(remote.as_str())))
+            };
+            let objects = page
+                .objects
+                .into_iter()
+                .map(|listed| listed.object)
+                .filter(|object| of_remote(object));
+            let found = stream::iter(objects.map(|object| {
+                let bucket = Arc::clone(bucket);
+                async move { bucket.describe(&object).await }
+            }));
+            let mut found = found.buffer_unordered(SWEEPERS);
+            while let Some(found) = found.next().await {
+                let Ok(Some(copy)) = found else { continue };
+                if copy.head.stored_at < at && self.shared.is_flushed(&copy.key, copy.head.stored_at) {
+                    bucket.remove(&copy.key);
+                    removed += 1;
                 }
             }
-            tracing::info!(removed, "the bucket was swept");
-        });
+            next = page.next;
+            if next.is_none() {
+                break;
+            }
+        }
+        tracing::info!(removed, "the bucket was swept");
+        true
     }
 
     /// Makes, on `runtime`, a flush that another node made. Nothing of it is served from now on.
@@ -344,14 +377,24 @@ impl Fills {
         let fills = Arc::clone(self);
         runtime.spawn(async move {
             fills.shared.note_flush(&flush, true).await;
-            fills.store.end_by_walk(sweep).await;
+            let mut is_made = fills.store.end_by_walk(sweep).await;
+            if !is_made {
+                say_refused(&flush);
+            }
+            // Only an earlier process of this node makes one that no fleet remembers.
+            if fills.shared.fleet.is_none() && !expire {
+                is_made &= fills.sweep_bucket(None, flush.at).await;
+            }
+            if !is_made {
+                return;
+            }
             fills.shared.note_flush(&flush, false).await;
             tracing::info!(request = %flush.request, "a flush of another node was made here");
         });
     }
 
-    /// By walking the disk tier.
-    async fn flush_without_catalogue(&self, filter: &Filter, mode: FlushMode) -> FlushAnswer {
+    /// By walking the disk tier. Also of how much the disk refused it.
+    async fn flush_without_catalogue(&self, filter: &Filter, mode: FlushMode) -> (FlushAnswer, u64) {
         let remote = filter.remote.clone();
         let matches = move |key: &str| {
             remote
@@ -359,7 +402,7 @@ impl Fills {
                 .is_none_or(|remote| key.split('\0').next() == Some(remote.as_str()))
         };
         self.forget(&matches);
-        let (count, bytes) = match mode {
+        let Walked { count, bytes, refused } = match mode {
             FlushMode::Delete => self.store.remove_where(matches).await,
             FlushMode::Expire => self.store.expire_where(matches).await,
         };
@@ -368,13 +411,14 @@ impl Fills {
         } else {
             (0, count)
         };
-        FlushAnswer {
-            matched: count,
+        let answer = FlushAnswer {
+            matched: count + refused,
             deleted,
             expired,
             bytes,
             ..FlushAnswer::default()
-        }
+        };
+        (answer, refused)
     }
 }
 

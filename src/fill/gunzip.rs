@@ -32,7 +32,7 @@ impl Gunzip {
     /// Takes the next piece.
     ///
     /// # Errors
-    /// It is no gzip, or damaged.
+    /// What was written is no gzip, or damaged.
     pub fn write(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(&first) = input.first() {
             match &mut self.state {
@@ -66,7 +66,7 @@ impl Gunzip {
     /// Nothing more comes.
     ///
     /// # Errors
-    /// It ends in the middle.
+    /// The gzip ends in the middle.
     pub fn end(&mut self) -> Result<()> {
         if let State::Member(decoder) = &mut self.state {
             decoder.try_finish()?;

@@ -389,7 +389,7 @@ impl Peers {
     /// Asks the node at `url`. Waits as long as that node does; whoever calls this watches that it lives.
     ///
     /// # Errors
-    /// It cannot be reached, does not know this node, or somebody else answers.
+    /// That node cannot be reached, does not know this one, or somebody else answers.
     pub async fn ask(&self, url: &str, question: &Question) -> io::Result<(Reply, Body)> {
         let (headers, seal) = question.headers(&self.secret, url);
         let request = self.client.get(format!("{}{PATH}", bare(url))).headers(headers);
@@ -424,7 +424,7 @@ impl Peers {
     /// Who answers at `url`: name and URL.
     ///
     /// # Errors
-    /// As [`Peers::ask`].
+    /// Those of [`Peers::ask`].
     pub async fn hello(&self, url: &str) -> io::Result<(String, Option<String>)> {
         let asked = tokio::time::timeout(HELLO_LIMIT, self.ask(url, &Question::hello())).await;
         match asked.map_err(|_| io::Error::other(format!("it does not answer within {HELLO_LIMIT:?}")))? {
