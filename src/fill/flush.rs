@@ -57,6 +57,10 @@ impl Making {
     /// # Errors
     /// The catalogue does not answer. What was flushed until then stays flushed.
     async fn work(self: &Arc<Self>) -> Result<(), CatalogError> {
+        if self.sweep.is_some() {
+            // What was admitted before the flush was in force has to be listed too.
+            self.fills.catalog.drain().await?;
+        }
         let mut after = None;
         loop {
             let mut listed = Vec::new();
