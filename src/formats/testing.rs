@@ -13,7 +13,7 @@ use url::Url;
 
 use super::links::{PATH, decode_once, normal};
 use super::{ArtifactPath, RewriteError, Rewriter, ViewContext};
-use crate::config::{CredentialsWithin, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
+use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
 pub const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -22,6 +22,7 @@ pub const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
 pub fn remote(package: &str, base_url: &str) -> Remote {
     let base_url = Url::parse(base_url).unwrap();
     assert!(base_url.path().ends_with('/'));
+    let own_hosts = base_url.host_str().map(OwnHost::new).into_iter().collect();
     Remote {
         name: "r".to_owned(),
         kind: RemoteType::Remote,
@@ -40,7 +41,7 @@ pub fn remote(package: &str, base_url: &str) -> Remote {
         hosts: Vec::new(),
         file_hosts: Vec::new(),
         token_realms: Vec::new(),
-        own_hosts: Vec::new(),
+        own_hosts,
         proxy: None,
         offline: false,
         serve_stale_on: Vec::new(),
