@@ -278,20 +278,29 @@ fn the_longest_wait_makes_room_for_the_next() {
         up.reply("/small", Reply::ok("small"));
         proxy.until_cached("files", "large").await;
         proxy.until_cached("files", "small").await;
-        let (_first, mut early) = unread(proxy.address(), &at("files", "large"), 20).await;
-        let (mut send, mut late) = unread(proxy.address(), &at("files", "large"), 10).await;
+        let (_first, early) = unread(proxy.address(), &at("files", "large"), 20).await;
         // What is in the windows comes, then the end.
-        for body in &mut early {
-            let ended = async {
+        let mut ends = JoinSet::new();
+        for mut body in early {
+            ends.spawn(async move {
                 while let Some(piece) = body.data().await {
                     if piece.is_err() {
                         return true;
                     }
                 }
                 false
-            };
-            assert!(tokio::time::timeout(SOON, ended).await.expect("an end"));
+            });
         }
+        let some_end = async |ends: &mut JoinSet<bool>, count: usize| {
+            for _ in 0..count {
+                let ended = tokio::time::timeout(SOON, ends.join_next()).await;
+                assert!(ended.expect("an end").expect("a stream").expect("no panic"));
+            }
+        };
+        // All of them wait, or have waited, once half have made room for the others.
+        some_end(&mut ends, 10).await;
+        let (mut send, mut late) = unread(proxy.address(), &at("files", "large"), 10).await;
+        some_end(&mut ends, 10).await;
         let mut whole = 0;
         for body in &mut late {
             let mut length = 0;

@@ -718,6 +718,26 @@ mod heavy {
         });
     }
 
+    #[test]
+    fn the_length_of_a_body_is_learned_though_nobody_reads_it_and_nothing_can_hold_it() {
+        run_for(Duration::from_secs(120), async {
+            let up = Upstream::start().await;
+            let files = (6, 15 * MB);
+            let proxy = with_files(&up, 120 * MB, files).await;
+            let body = Pattern::new(202, 118 * MB);
+            up.reply("/long", Reply::ok(body).chunked());
+            let head = proxy.head("files", "long").await;
+            assert_eq!((head.status, head.must("content-length")), (200, "118000000"));
+            still_has(&proxy, files).await;
+            // Now it is known that it fits.
+            read(&proxy, "long", body).await;
+            eventually(Duration::from_secs(20), "it is stored", async || {
+                proxy.head("files", "long").await.source() == "cache"
+            })
+            .await;
+        });
+    }
+
     /// A hundred clients read what lies on the disk and is in nobody's memory.
     #[test]
     fn a_small_node_serves_a_hundred_clients_from_the_disk_in_128_megabytes() {

@@ -86,6 +86,8 @@ struct Pieces {
     end: u64,
     /// Some were let go, or are about to be: the whole is nowhere.
     passing: bool,
+    /// Nobody reads, so that nothing is held: the body goes on for its length.
+    unread: bool,
 }
 
 impl Pieces {
@@ -94,6 +96,12 @@ impl Pieces {
         self.list.is_empty()
             || self.held + length <= LEAST
             || self.held + length <= MAX_OBJECT.min(limit) && HELD.load(Relaxed) + length <= limit
+    }
+
+    /// Holds nothing from now on.
+    fn stop_holding(&mut self) {
+        self.unread = true;
+        self.let_go(u64::MAX);
     }
 
     /// Lets go of what lies before `position`.
@@ -170,11 +178,13 @@ impl Overflow {
             })
     }
 
-    /// Appends a piece as soon as it may be held. `passes` is called when the body begins to pass through.
+    /// Appends a piece as soon as it may be held. `passes` is called when the body begins to pass through. Where nobody reads
+    /// any more, a body that `could_fit` goes on all the same: its length, which is all that is learned, lets the next
+    /// fetch make room for it.
     ///
     /// # Errors
-    /// Nobody reads any more, and what is held is all that may be.
-    pub async fn push(&self, data: Bytes, mut passes: impl FnMut()) -> Result<(), Full> {
+    /// Nobody reads any more, what is held is all that may be, and the body could not be stored.
+    pub async fn push(&self, data: Bytes, could_fit: bool, mut passes: impl FnMut()) -> Result<(), Full> {
         let mut waiting: Option<(Option<u64>, Instant)> = None;
         loop {
             let was_passing = self.is_passing();
@@ -200,6 +210,7 @@ impl Overflow {
                 continue;
             }
             match readers {
+                None if could_fit => self.pieces.write().stop_holding(),
                 None => return Err(Full::Unread),
                 Some((slowest, fastest)) if fastest > slowest => self.leave_behind(slowest),
                 Some(_) => return Err(Full::Stalled),
@@ -211,6 +222,10 @@ impl Overflow {
     fn try_push(&self, data: &Bytes) -> Option<Option<(u64, u64)>> {
         let length = data.len() as u64;
         let mut pieces = self.pieces.write();
+        if pieces.unread {
+            pieces.end += length;
+            return None;
+        }
         let full = !pieces.has_room_for(length);
         if full || pieces.passing {
             pieces.passing = true;
@@ -304,8 +319,8 @@ mod tests {
             assert_eq!(overflow.find(3, 100), Place::Body(100));
             overflow.begin(10);
             overflow.begin(50);
-            overflow.push(Bytes::from_static(b"abc"), || ()).await.unwrap();
-            overflow.push(Bytes::from_static(b"defg"), || ()).await.unwrap();
+            overflow.push(Bytes::from_static(b"abc"), true, || ()).await.unwrap();
+            overflow.push(Bytes::from_static(b"defg"), true, || ()).await.unwrap();
             assert_eq!(overflow.find(3, 100), Place::Body(10));
             assert_eq!(overflow.find(10, 100), held(b"abc"));
             assert_eq!(overflow.find(12, 100), held(b"c"));
@@ -327,26 +342,26 @@ mod tests {
             let overflow = Overflow::default();
             overflow.begin(0);
             for _ in 0..64 {
-                overflow.push(piece.clone(), || ()).await.unwrap();
+                overflow.push(piece.clone(), false, || ()).await.unwrap();
             }
             assert!(!overflow.is_passing());
             let (slow, fast) = (overflow.reader(), overflow.reader());
             overflow.move_to(&slow, 2 * MB);
             overflow.move_to(&fast, 64 * MB);
             for _ in 0..2 {
-                overflow.push(piece.clone(), || ()).await.unwrap();
+                overflow.push(piece.clone(), false, || ()).await.unwrap();
             }
             assert!(overflow.is_passing());
             assert_eq!(overflow.find(MB, 100 * MB), Place::Gone);
             assert!(matches!(overflow.find(2 * MB, 100 * MB), Place::Held(_)));
             // The slow one holds up the next piece until it moves, and is left behind when it does not.
-            let waiting = tokio::time::timeout(Duration::from_secs(30), overflow.push(piece.clone(), || ()));
+            let waiting = tokio::time::timeout(Duration::from_secs(30), overflow.push(piece.clone(), false, || ()));
             assert!(waiting.await.is_err());
             overflow.move_to(&slow, 3 * MB);
-            overflow.push(piece.clone(), || ()).await.unwrap();
+            overflow.push(piece.clone(), false, || ()).await.unwrap();
             let before = Instant::now();
             overflow.move_to(&fast, 67 * MB);
-            overflow.push(piece.clone(), || ()).await.unwrap();
+            overflow.push(piece.clone(), false, || ()).await.unwrap();
             assert_eq!(before.elapsed().as_secs(), LAGGARD.as_secs());
             assert_eq!(overflow.find(3 * MB, 100 * MB), Place::Gone);
             assert!(matches!(overflow.find(67 * MB, 100 * MB), Place::Held(_)));
@@ -355,13 +370,23 @@ mod tests {
             for other in &others {
                 other.begin(0);
                 while !other.is_passing() {
-                    let _ = tokio::time::timeout(Duration::from_secs(1), other.push(piece.clone(), || ())).await;
+                    let _ = tokio::time::timeout(Duration::from_secs(1), other.push(piece.clone(), false, || ())).await;
                 }
             }
             assert!(HELD.load(Relaxed) <= MAX_ALL + 5 * LEAST, "{}", HELD.load(Relaxed));
             assert!(!has_room_for(64 * MB));
             drop((slow, fast));
-            assert!(matches!(overflow.push(piece.clone(), || ()).await, Err(Full::Unread)));
+            assert!(matches!(
+                overflow.push(piece.clone(), false, || ()).await,
+                Err(Full::Unread)
+            ));
+            // What may be stored the next time is taken to its end, and nothing of it is held.
+            let before = Instant::now();
+            for _ in 0..100 {
+                overflow.push(piece.clone(), true, || ()).await.unwrap();
+            }
+            assert_eq!(before.elapsed().as_secs(), NO_READER.as_secs());
+            assert!(overflow.pieces().is_empty());
             drop((overflow, others));
             assert!(has_room_for(64 * MB));
         });

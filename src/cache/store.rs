@@ -1228,13 +1228,18 @@ impl Store {
         self.usage.total().saturating_sub(self.usage.evictable().bytes) + waiting
     }
 
+    /// Whether a file of `bytes` could ever be within the bound.
+    pub(super) fn could_fit(&self, bytes: u64) -> bool {
+        bytes <= self.settings.disk_bytes.saturating_sub(self.pinned())
+    }
+
     /// Whether eviction could make room for a file of `bytes` more.
     fn can_make_room(&self, bytes: u64) -> bool {
         let short = self.short_of_free_space(bytes);
         let missing = short.map_or(Amount::default(), |short| short.missing);
         let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
         let evictable = self.usage.evictable();
-        bytes <= self.settings.disk_bytes.saturating_sub(self.pinned())
+        self.could_fit(bytes)
             && missing.bytes <= evictable.bytes.saturating_sub(waiting)
             && missing.files <= evictable.files
     }

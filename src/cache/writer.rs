@@ -324,7 +324,8 @@ impl Writer {
             tracing::warn!(key = %super::shown(&self.object.key), "a body is longer than what is free and what memory holds: it passes through unstored");
             self.store.passes(&self.object);
         };
-        let held = self.overflow().push(data, passes).await;
+        let end = self.space.offset + self.written + data.len() as u64;
+        let held = self.overflow().push(data, self.store.could_fit(end), passes).await;
         held.map_err(|full| io::Error::new(io::ErrorKind::StorageFull, full))
     }
 
