@@ -484,12 +484,12 @@ fn a_cut_connection_is_replaced_at_once() {
         link.restore();
         a.is_up().await;
         let text = key.text.to_string();
-        let news = [
-            Heard::Changed(text.clone(), word),
-            Heard::Expired(text.clone()),
-            Heard::Reupload(text, 2),
-        ];
-        assert!(a.heard().ends_with(&news), "{:?}", a.heard());
+        // Words on a key come in their order; that an upload is asked for again is none of them.
+        let news = [Heard::Changed(text.clone(), word), Heard::Expired(text.clone())];
+        let mut words = a.heard();
+        words.retain(|heard| !matches!(heard, Heard::Reupload(..)));
+        assert!(words.ends_with(&news), "{words:?}");
+        assert_eq!(a.count(&Heard::Reupload(text, 2)), 1);
         assert_eq!(a.count(&Heard::Distrust), 0);
     });
 }
