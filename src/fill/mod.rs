@@ -494,7 +494,10 @@ impl Fills {
     /// the flush is later than the question.
     async fn refresh(self: &Arc<Self>, wanted: &Wanted, object: &Arc<Object>, began: Millis) {
         let class = wanted.policy.class;
-        let until = match self.shared.flushed(&wanted.key, object.head.stored_at, began) {
+        let until = match self
+            .shared
+            .flushed(&wanted.key, object.head.stored_at, began.saturating_sub(1))
+        {
             Some(_) => began,
             None => freshness_until(class, now_ms(), wanted.policy.ttl),
         };
