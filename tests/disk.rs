@@ -492,6 +492,19 @@ fn room_is_made_for_files_as_for_bytes() {
     });
 }
 
+/// A proxy that has stored `x`, and may write no more.
+async fn read_only(up: &Upstream, folder: &Path) -> (Mounted, Proxy) {
+    let data = folder.join("data");
+    let mounted = Mounted::new(&data, "size=100m");
+    let mut proxy = with(up, LITTLE_MEMORY, &data).await;
+    proxy.fetch("files", "x").await.ok();
+    proxy.until_cached("files", "x").await;
+    proxy.stop().await;
+    mounted.again("ro");
+    proxy.launch().await;
+    (mounted, proxy)
+}
+
 #[test]
 fn a_read_only_folder_is_served_from_and_said() {
     run(async {
@@ -499,14 +512,7 @@ fn a_read_only_folder_is_served_from_and_said() {
         let (x, y) = (Pattern::new(1, 300_000), Pattern::new(2, 300_000));
         up.reply("/x", Reply::ok(x)).reply("/y", Reply::ok(y));
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("data");
-        let mounted = Mounted::new(&data, "size=100m");
-        let mut proxy = with(&up, LITTLE_MEMORY, &data).await;
-        proxy.fetch("files", "x").await.ok();
-        proxy.until_cached("files", "x").await;
-        proxy.stop().await;
-        mounted.again("ro");
-        proxy.launch().await;
+        let (mounted, proxy) = read_only(&up, folder.path()).await;
         proxy.wait_for_log("NOTHING CAN BE STORED").await;
         for _ in 0..2 {
             proxy.fetch("files", "x").await.is("cache", x.whole());
@@ -532,14 +538,7 @@ fn what_a_flush_cannot_remove_is_not_served() {
         let x = Pattern::new(1, 300_000);
         up.reply("/x", Reply::ok(x));
         let folder = tempfile::tempdir().unwrap();
-        let data = folder.path().join("data");
-        let mounted = Mounted::new(&data, "size=100m");
-        let mut proxy = with(&up, LITTLE_MEMORY, &data).await;
-        proxy.fetch("files", "x").await.ok();
-        proxy.until_cached("files", "x").await;
-        proxy.stop().await;
-        mounted.again("ro");
-        proxy.launch().await;
+        let (_mounted, proxy) = read_only(&up, folder.path()).await;
         proxy.fetch("files", "x").await.is("cache", x.whole());
         let done = proxy.request("PUT", "/cache/flush", &[], b"{}").await.ok().json();
         assert_eq!(done["deleted"], 0, "{done}");

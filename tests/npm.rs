@@ -752,15 +752,19 @@ fn names_that_anybody_makes_up_do_not_push_out_the_one_that_is_used() {
     });
 }
 
+/// A document of half a megabyte, whose links stand at its end.
+fn long_packument(registry: &Upstream) -> String {
+    let (document, _) = packuments(&[&versions()[0]], &registry.base());
+    let mut text = document.to_string();
+    text.insert_str(1, &format!("\"readme\":\"{}\",", "x".repeat(500_000)));
+    text
+}
+
 #[test]
 fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
     run(async {
         let registry = Upstream::start().await;
-        let (versions, gate) = (versions(), common::Gate::new());
-        let (document, _) = packuments(&[&versions[0]], &registry.base());
-        let mut text = document.to_string();
-        let readme = format!("\"readme\":\"{}\",", "x".repeat(500_000));
-        text.insert_str(1, &readme);
+        let (text, gate) = (long_packument(&registry), common::Gate::new());
         let half = text.len() as u64 - 100;
         registry.reply(
             "/plain",
@@ -803,11 +807,7 @@ fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
 fn a_view_that_nobody_waits_for_is_dropped() {
     run(async {
         let registry = Upstream::start().await;
-        let (versions, gate) = (versions(), common::Gate::new());
-        let (document, _) = packuments(&[&versions[0]], &registry.base());
-        let mut text = document.to_string();
-        let readme = format!("\"readme\":\"{}\",", "x".repeat(500_000));
-        text.insert_str(1, &readme);
+        let (text, gate) = (long_packument(&registry), common::Gate::new());
         let half = text.len() as u64 - 200_000;
         registry.reply(
             "/plain",

@@ -170,7 +170,7 @@ pub struct Bucket {
     refusing: Mutex<Option<(String, Instant)>>,
     /// When it last took one.
     took: Mutex<Option<Instant>>,
-    /// It was found to be missing, or new: it lacks what this node holds.
+    /// Told when the bucket was found to be missing or new, so that it lacks what this node holds.
     is_new: Notify,
 }
 

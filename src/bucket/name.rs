@@ -52,7 +52,7 @@ pub fn half(hash: &Hash) -> u64 {
     u64::from_be_bytes(half)
 }
 
-/// The same, read from a name; `None`: it is no key's.
+/// The half of a hash that the name of an object ends with; `None` where the name is no key's.
 pub fn half_in(object: &str) -> Option<u64> {
     let (_, hash) = object.rsplit_once('!')?;
     u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16)

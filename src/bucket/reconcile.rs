@@ -76,7 +76,7 @@ impl Bucket {
         let Ok(Some(stored)) = sampled else { return false };
         let object = name::of(&stored.key);
         match upload::within(LIST_LIMIT, self.client.head(&object)).await {
-            // It may have been flushed meanwhile.
+            // The object may have been flushed meanwhile.
             Ok(None) => {
                 let hash = stored.key.hash;
                 let now = tokio::task::spawn_blocking(move || store.open_stored(&hash)).await;
@@ -92,7 +92,7 @@ impl Bucket {
         }
     }
 
-    /// Whether it should be there: nothing is being done about it.
+    /// Whether the object of `key` should be in the bucket: neither its upload nor its removal waits.
     fn may_miss(&self, key: &Key) -> bool {
         key.is_shared() && !self.queue.is_waiting(&key.hash) && !self.queue.is_removing(&key.hash)
     }
@@ -129,7 +129,7 @@ impl Bucket {
             while self.queue.waiting().uploads >= MAX_WAITING {
                 tokio::time::sleep(WAITING_PAUSE).await;
             }
-            // It may have come to be there since the listing.
+            // An upload since the listing may have brought the object there.
             if self.find(&key).await?.is_none() && self.may_miss(&key) {
                 self.upload_again(&key);
                 count += 1;

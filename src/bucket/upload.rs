@@ -126,7 +126,7 @@ impl Bucket {
         };
         self.counters.failed.fetch_add(1, Relaxed);
         match self.blame(failure).await {
-            // It answers, only not well: what is asked of it on the way to an answer tells whether it is away.
+            // S3 answers, only not well. Whether it is away is found out by the requests that clients wait for.
             Blame::Service(failure @ Failure::Refused { status: 500.., .. }) => {
                 tracing::debug!(%failure, "an upload failed");
                 if taken.upload && self.refuses_all(&failure).await {

@@ -516,10 +516,20 @@ impl Store {
 
     /// Finds the object of `key`: growing, in memory, or on disk.
     pub async fn open_object(&'static self, key: &Key) -> Option<Arc<Object>> {
-        if let Some(object) = self.growing.lock().get(&key.hash) {
-            return Some(Arc::clone(object));
+        match self.joinable(&key.hash).await {
+            Some(growing) => Some(growing),
+            None => self.stored(key).await,
         }
-        self.stored(key).await
+    }
+
+    /// The growing object of `hash`, for whoever asks now. One that has arrived whole and is expired by now brings nobody
+    /// what upstream has now: it is waited for, until it is stored.
+    pub async fn joinable(&self, hash: &Hash) -> Option<Arc<Object>> {
+        let growing = self.growing(hash)?;
+        let has_arrived = growing.head.content_length == Some(growing.progress().visible);
+        let is_over = has_arrived && growing.fresh.fresh_until() <= super::now_ms();
+        let stored = is_over && tokio::time::timeout(DISK_LIMIT, growing.settled()).await.is_ok();
+        (!stored).then_some(growing)
     }
 
     /// The growing object of `key`, if one grows.

@@ -28,6 +28,11 @@ impl std::fmt::Debug for Sweep {
 }
 
 impl Sweep {
+    /// The last moment that is flushed: what is expired was fresh until then, and is not for the rest of a millisecond.
+    fn last(&self) -> Millis {
+        self.at.saturating_sub(1)
+    }
+
     fn is_before(&self, stored_at: Millis, checked_at: Millis) -> bool {
         let moment = if self.expire { checked_at } else { stored_at };
         super::is_before(moment, self.at)
@@ -51,7 +56,7 @@ impl Sweep {
     /// The disk refuses: what is stored is there as before.
     fn act(&self, store: &Store, hash: &Hash, key: &str) -> io::Result<u64> {
         let freed = match self.expire {
-            true => store.try_expire(hash, self.at).map(|_| 0)?,
+            true => store.try_expire(hash, self.last()).map(|_| 0)?,
             false => store.try_remove(hash)?,
         };
         (self.gone)(key);
@@ -85,7 +90,7 @@ impl Store {
         self.growing.lock().retain(|_, object| {
             let covered = sweep.is_for_object(object);
             match (covered, sweep.expire) {
-                (true, true) => object.fresh.expire(sweep.at),
+                (true, true) => object.fresh.expire(sweep.last()),
                 (true, false) => object.doomed.store(true, SeqCst),
                 (false, _) => {}
             }
@@ -94,7 +99,7 @@ impl Store {
         self.memory.retain(|object| {
             let covered = sweep.is_for_object(object);
             if covered && sweep.expire {
-                object.fresh.expire(sweep.at);
+                object.fresh.expire(sweep.last());
             }
             !covered || sweep.expire
         });

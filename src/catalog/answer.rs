@@ -68,7 +68,7 @@ pub struct FlushAnswer {
     pub expired: u64,
     pub bytes: u64,
     pub dry_run: bool,
-    /// It goes on in the background: the numbers are those of now. What it covers is not served any more.
+    /// The flush goes on in the background, and the numbers are those of now. Nothing that it covers is served any more.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub unfinished: bool,
 }

@@ -314,7 +314,7 @@ impl Fills {
         };
         // Between the look of whoever started this and now, another flight may have landed. What grows is asked for
         // first: it is found stored before it is no longer found growing.
-        if let Some(growing) = self.store.growing(&wanted.key.hash) {
+        if let Some(growing) = self.store.joinable(&wanted.key.hash).await {
             return landing.publish(Outcome::Object(growing, How::Fetched));
         }
         let previous = self.store.stored(wanted.replaces.as_ref().unwrap_or(&wanted.key)).await;

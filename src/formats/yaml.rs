@@ -382,7 +382,7 @@ impl Scanner {
         self.tree.properties.join(inner.properties)
     }
 
-    /// The same in flow style, where lines make no difference.
+    /// Gives what stood on the lines before to the node that comes, in flow style only: lines make no difference there.
     fn join_in_flow(&mut self) -> Result<(), Stop> {
         if self.tree.in_flow() { self.join() } else { Ok(()) }
     }
