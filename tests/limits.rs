@@ -3,6 +3,8 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -226,6 +228,9 @@ fn heads_that_are_not_ended_hold_little() {
     });
 }
 
+/// What a stream takes of a body that nobody reads.
+const WINDOW: u32 = 1 << 20;
+
 /// Streams of one connection that ask for something large and read nothing of it.
 async fn unread(
     address: SocketAddr,
@@ -234,7 +239,7 @@ async fn unread(
 ) -> (h2::client::SendRequest<Bytes>, Vec<h2::RecvStream>) {
     let stream = TcpStream::connect(address).await.expect("a connection");
     let (mut send, connection) = h2::client::Builder::new()
-        .initial_window_size(1 << 20)
+        .initial_window_size(WINDOW)
         .initial_connection_window_size(1 << 30)
         .handshake::<_, Bytes>(stream)
         .await
@@ -281,24 +286,35 @@ fn the_longest_wait_makes_room_for_the_next() {
         let (_first, early) = unread(proxy.address(), &at("files", "large"), 20).await;
         // What is in the windows comes, then the end.
         let mut ends = JoinSet::new();
+        let stuck = Arc::new(AtomicUsize::new(0));
         for mut body in early {
+            let stuck = Arc::clone(&stuck);
             ends.spawn(async move {
+                let mut length = 0;
                 while let Some(piece) = body.data().await {
-                    if piece.is_err() {
-                        return true;
+                    let Ok(piece) = piece else { return (true, length) };
+                    length += piece.len();
+                    if length == WINDOW as usize {
+                        stuck.fetch_add(1, SeqCst);
                     }
                 }
-                false
+                (false, length)
             });
         }
-        let some_end = async |ends: &mut JoinSet<bool>, count: usize| {
+        // Also of how many had their window full.
+        let some_end = async |ends: &mut JoinSet<(bool, usize)>, count: usize| {
+            let mut full = 0;
             for _ in 0..count {
                 let ended = tokio::time::timeout(SOON, ends.join_next()).await;
-                assert!(ended.expect("an end").expect("a stream").expect("no panic"));
+                let (pushed_out, length) = ended.expect("an end").expect("a stream").expect("no panic");
+                assert!(pushed_out);
+                full += usize::from(length == WINDOW as usize);
             }
+            full
         };
-        // All of them wait, or have waited, once half have made room for the others.
-        some_end(&mut ends, 10).await;
+        // Half make room for the others, which wait for good once their windows are full.
+        let full = some_end(&mut ends, 10).await;
+        eventually(SOON, "the others wait", async || stuck.load(SeqCst) == full + 10).await;
         let (mut send, mut late) = unread(proxy.address(), &at("files", "large"), 10).await;
         some_end(&mut ends, 10).await;
         let mut whole = 0;

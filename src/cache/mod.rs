@@ -374,6 +374,17 @@ impl Object {
         }
     }
 
+    /// Whether all of the body is here, though it may not be stored yet. (A body without a length is not known to be whole
+    /// before it is.)
+    pub fn has_arrived(&self) -> bool {
+        let progress = self.progress();
+        match progress.state {
+            State::Complete => true,
+            State::Growing => self.head.content_length == Some(progress.visible),
+            State::Failed => false,
+        }
+    }
+
     /// Waits until the body is complete (`true`) or has failed (`false`).
     pub async fn settled(&self) -> bool {
         if self.is_complete() {

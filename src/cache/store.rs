@@ -462,6 +462,7 @@ impl Store {
     /// Removes what is stored in `file` under `hash`; whether it still was. Blocks.
     fn drop_file(&self, hash: &Hash, file: &fs::File, key: Option<&str>) -> bool {
         let backed_up = disk::read_record(file).is_ok_and(|record| record.backed_up);
+        let change = self.usage.change(hash);
         let removed = self.disk.remove(hash, Some(file));
         let was_there = removed.as_ref().map_or(true, |amount| amount.files > 0);
         if !was_there && self.disk.size(hash).files > 0 {
@@ -471,7 +472,7 @@ impl Store {
         self.version(hash).fetch_add(1, SeqCst);
         self.memory.remove(hash);
         match removed {
-            Ok(amount) => self.usage.removed(hash, amount),
+            Ok(amount) => change.removed(amount),
             Err(error) => tracing::error!(hash = %super::hex(hash), %error, "a damaged file could not be removed"),
         }
         self.is_removed(hash);
@@ -526,8 +527,7 @@ impl Store {
     /// what upstream has now: it is waited for, until it is stored.
     pub async fn joinable(&self, hash: &Hash) -> Option<Arc<Object>> {
         let growing = self.growing(hash)?;
-        let has_arrived = growing.head.content_length == Some(growing.progress().visible);
-        let is_over = has_arrived && growing.fresh.fresh_until() <= super::now_ms();
+        let is_over = growing.has_arrived() && growing.fresh.fresh_until() <= super::now_ms();
         let stored = is_over && tokio::time::timeout(DISK_LIMIT, growing.settled()).await.is_ok();
         (!stored).then_some(growing)
     }
@@ -899,6 +899,7 @@ impl Store {
             taken.file.write_all_at(&preamble, 0)?;
             // Gives back what was reserved beyond the body, and makes an empty body's file long enough.
             taken.file.set_len(offset + finished.length)?;
+            let change = self.usage.change(&hash);
             let replaced = self.disk.size(&hash);
             // Before it can be found: nothing is stored that a crash keeps from the bucket.
             let published = match backup.map_or(Ok(()), |backup| backup.admitting(&hash)) {
@@ -908,24 +909,24 @@ impl Store {
             if let Some(backup) = backup {
                 backup.admitted(&hash, disk::occupied(offset + finished.length));
             }
-            published.map(|folders| (replaced, folders))
+            let folders = published?;
+            change.removed(replaced);
+            change.stored(Amount::of_file(offset + finished.length) + folders);
+            Ok::<_, io::Error>(())
         })
         .await;
-        let (replaced, folders) = match published {
-            Ok(Ok(amounts)) => amounts,
+        match published {
+            Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 self.note_failure(&error, &hash);
                 return Err(format!("storing it failed: {error}"));
             }
             Err(_) => return Err("storing it was given up".to_owned()),
-        };
-        self.usage.removed(&hash, replaced);
-        self.usage
-            .stored(&hash, Amount::of_file(offset + finished.length) + folders);
+        }
         // A flush that came while it was given its name found nothing to remove.
         if object.doomed.load(SeqCst) {
-            let freed = self.disk.remove(&hash, None).unwrap_or_default();
-            self.usage.removed(&hash, freed);
+            let change = self.usage.change(&hash);
+            change.removed(self.disk.remove(&hash, None).unwrap_or_default());
             self.is_removed(&hash);
             return Ok(false);
         }
@@ -1078,13 +1079,14 @@ impl Store {
     /// # Errors
     /// The file stays.
     pub(super) fn try_remove(&self, hash: &Hash) -> io::Result<u64> {
+        let change = self.usage.change(hash);
         let freed = self.disk.remove(hash, None);
         self.version(hash).fetch_add(1, SeqCst);
         self.memory.remove(hash);
         self.is_removed(hash);
         match freed {
             Ok(amount) => {
-                self.usage.removed(hash, amount);
+                change.removed(amount);
                 Ok(amount.bytes)
             }
             Err(error) => {
@@ -1126,10 +1128,11 @@ impl Store {
             }
         }
         self.walk(matches, |store, hash, _| {
+            let change = store.usage.change(&hash);
             let freed = store.disk.remove(&hash, None)?;
             store.version(&hash).fetch_add(1, SeqCst);
             store.memory.remove(&hash);
-            store.usage.removed(&hash, freed);
+            change.removed(freed);
             store.is_removed(&hash);
             Ok(freed.bytes)
         })
@@ -1336,6 +1339,7 @@ impl Store {
             }
             let record = self.load(&candidate.hash).map(|(_, record)| record);
             let mut gone = false;
+            let change = self.usage.change(&candidate.hash);
             let mut remove = || gone = fs::remove_file(&candidate.path).is_ok();
             match backup {
                 Some(backup) => backup.unless_waiting(&candidate.hash, &mut remove),
@@ -1347,7 +1351,7 @@ impl Store {
             let amount = candidate.size + self.disk.prune(&candidate.hash);
             self.version(&candidate.hash).fetch_add(1, SeqCst);
             self.memory.remove(&candidate.hash);
-            self.usage.removed(&candidate.hash, amount);
+            change.removed(amount);
             freed = freed + amount;
             if let (Some(observer), Some(record)) = (self.observer.get(), record) {
                 observer.evicted(&record.key_text, amount.bytes, record.backed_up);

@@ -4,13 +4,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
 
 use super::disk::Amount;
 use super::{Hash, evict};
 
 /// Tries to find a folder at rest.
 const TRIES: usize = 5;
+/// Between two folders, and two tries.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// The count, as a whole and for each of the 256 outer folders.
 #[derive(Debug)]
@@ -25,8 +28,41 @@ pub struct Usage {
 struct Folder {
     bytes: AtomicU64,
     files: AtomicU64,
+    /// Changes that are being made.
+    changing: AtomicU32,
     /// Changes with every change.
     version: AtomicU32,
+}
+
+/// A change of what is stored, while it is made: until then the file system and the count may differ.
+#[derive(Debug)]
+#[must_use]
+pub struct Change<'a> {
+    folder: &'a Folder,
+    total: &'a AtomicU64,
+}
+
+impl Change<'_> {
+    /// An object that takes `amount` was given its name.
+    pub fn stored(&self, amount: Amount) {
+        self.folder.bytes.fetch_add(amount.bytes, Relaxed);
+        self.folder.files.fetch_add(amount.files, Relaxed);
+        self.total.fetch_add(amount.bytes, Relaxed);
+    }
+
+    /// What took `amount` is gone.
+    pub fn removed(&self, amount: Amount) {
+        subtract(&self.folder.bytes, amount.bytes);
+        subtract(&self.folder.files, amount.files);
+        subtract(self.total, amount.bytes);
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.folder.version.fetch_add(1, SeqCst);
+        self.folder.changing.fetch_sub(1, SeqCst);
+    }
 }
 
 impl Usage {
@@ -41,7 +77,7 @@ impl Usage {
         let folders: [Folder; 256] = std::array::from_fn(|_| Folder {
             bytes: bytes.as_mut().and_then(Iterator::next).unwrap_or_default(),
             files: files.as_mut().and_then(Iterator::next).unwrap_or_default(),
-            version: AtomicU32::new(0),
+            ..Folder::default()
         });
         let total = folders.iter().map(|folder| folder.bytes.load(Relaxed)).sum::<u64>();
         Usage {
@@ -88,22 +124,14 @@ impl Usage {
         subtract(&self.total, bytes);
     }
 
-    /// An object that takes `amount` was given its name.
-    pub fn stored(&self, hash: &Hash, amount: Amount) {
+    /// Something that is stored under `hash` is about to be given its name or removed. Held until it is done.
+    pub fn change(&self, hash: &Hash) -> Change<'_> {
         let folder = &self.folders[usize::from(hash[0])];
-        folder.version.fetch_add(1, Relaxed);
-        folder.bytes.fetch_add(amount.bytes, Relaxed);
-        folder.files.fetch_add(amount.files, Relaxed);
-        self.total.fetch_add(amount.bytes, Relaxed);
-    }
-
-    /// An object that took `amount` is gone.
-    pub fn removed(&self, hash: &Hash, amount: Amount) {
-        let folder = &self.folders[usize::from(hash[0])];
-        folder.version.fetch_add(1, Relaxed);
-        subtract(&folder.bytes, amount.bytes);
-        subtract(&folder.files, amount.files);
-        subtract(&self.total, amount.bytes);
+        folder.changing.fetch_add(1, SeqCst);
+        Change {
+            folder,
+            total: &self.total,
+        }
     }
 
     /// Walks the folders below `root` and puts the count right.
@@ -115,7 +143,11 @@ impl Usage {
         for (index, folder) in self.folders.iter().enumerate() {
             let path = root.join(format!("{index:02x}"));
             for _ in 0..TRIES {
-                let version = folder.version.load(Relaxed);
+                if folder.changing.load(SeqCst) > 0 {
+                    std::thread::sleep(PAUSE);
+                    continue;
+                }
+                let version = folder.version.load(SeqCst);
                 let found = match evict::taken_by(&path) {
                     Ok(found) => found,
                     Err(error) => {
@@ -124,7 +156,7 @@ impl Usage {
                     }
                 };
                 let counted = folder.bytes.load(Relaxed);
-                if folder.version.load(Relaxed) != version {
+                if folder.changing.load(SeqCst) > 0 || folder.version.load(SeqCst) != version {
                     continue;
                 }
                 folder.bytes.store(found.bytes, Relaxed);
@@ -137,7 +169,7 @@ impl Usage {
                 break;
             }
             // Nobody waits for this walk; the disk has others to serve.
-            std::thread::sleep(std::time::Duration::from_millis(2));
+            std::thread::sleep(PAUSE);
         }
         failed.map_or(Ok(()), Err)
     }
@@ -175,21 +207,33 @@ mod tests {
         usage.recount(&root).unwrap();
         assert_eq!(usage.total(), 1_000_000 + whole);
         usage.release(1_000_000);
-        usage.stored(&[7; 16], Amount::of_file(1));
+        usage.change(&[7; 16]).stored(Amount::of_file(1));
         usage.save();
         let again = Usage::load(dir.path().join("usage"));
         assert_eq!(again.total(), whole + 4096);
         assert_eq!(again.evictable(), usage.evictable());
         again.recount(&root).unwrap();
         assert_eq!(again.total(), whole);
-        again.removed(
-            &[7; 16],
-            Amount {
-                bytes: u64::MAX,
-                files: u64::MAX,
-            },
-        );
+        again.change(&[7; 16]).removed(Amount {
+            bytes: u64::MAX,
+            files: u64::MAX,
+        });
         assert_eq!(again.total(), 0);
+    }
+
+    #[test]
+    fn what_is_being_stored_is_not_counted_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("objects");
+        let usage = Usage::load(dir.path().join("usage"));
+        // Named, and not yet counted.
+        let changes: Vec<_> = (0..=255).map(|first| usage.change(&[first; 16])).collect();
+        let whole = make(&root, 1);
+        usage.recount(&root).unwrap();
+        assert_eq!(usage.total(), 0);
+        drop(changes);
+        usage.recount(&root).unwrap();
+        assert_eq!(usage.total(), whole);
     }
 
     #[test]

@@ -297,6 +297,12 @@ impl Client {
                         cache_status: Cow::Borrowed("artifactapi; hit; detail=shared"),
                         fresh_from_upstream: false,
                     },
+                    // Nothing has to come any more for this answer.
+                    _ if object.has_arrived() => Origin {
+                        source: "cache",
+                        cache_status: hit_status(left(object)),
+                        fresh_from_upstream: false,
+                    },
                     CameFrom::Upstream | CameFrom::Node => Origin {
                         source: "remote",
                         cache_status: Cow::Borrowed("artifactapi; fwd=miss; stored; collapsed"),
