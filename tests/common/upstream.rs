@@ -286,7 +286,7 @@ impl Reply {
         self
     }
 
-    /// The size of the pieces the body is written in.
+    /// The size of the pieces that the body, or what is raw, is written in.
     pub fn pieces(mut self, bytes: usize) -> Self {
         self.chunk = bytes;
         self
@@ -1274,7 +1274,10 @@ async fn write_reply(shared: &Shared, wire: &mut Wire, seen: &Seen, reply: Reply
         return stop_wire(wire, stop).await;
     }
     if let Some(raw) = &reply.raw {
-        wire.write_all(raw).await?;
+        for piece in raw.chunks(reply.chunk) {
+            wire.write_all(piece).await?;
+            tokio::time::sleep(reply.between).await;
+        }
         wire.flush().await?;
         return Ok(false);
     }
