@@ -312,7 +312,11 @@ fn gzip_that_passes_by_and_does_not_begin_as_gzip_is_none() {
                 ("a POST", passed_by(proxy.request("POST", &audit, &[], b"{}").await)),
             ] {
                 assert_eq!(answer.header("content-encoding"), coding, "{what}: {body:?}");
-                assert_eq!(answer.header("vary"), coding.map(|_| "Accept-Encoding"), "{what}: {body:?}");
+                assert_eq!(
+                    answer.header("vary"),
+                    coding.map(|_| "Accept-Encoding"),
+                    "{what}: {body:?}"
+                );
                 assert_eq!(answer.body, body, "{what}");
             }
         }

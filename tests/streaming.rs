@@ -689,7 +689,10 @@ fn what_passes_by_drips_no_longer_than_what_is_stored() {
             .await;
         let slowly = |reply: Reply, bytes| reply.pieces(bytes).between_pieces(Duration::from_millis(50));
         let head = format!("HTTP/1.1 200 OK\r\nX-Long: {}", "x".repeat(1000));
-        let chunk = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;{}", "x".repeat(1000));
+        let chunk = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
+            "x".repeat(1000)
+        );
         let length = Pattern::new(30, 5000);
         up.reply("/-/v1/search", slowly(Reply::raw(head), 1));
         up.reply("/-/npm/v1/keys", slowly(Reply::raw(chunk), 46));
@@ -704,8 +707,16 @@ fn what_passes_by_drips_no_longer_than_what_is_stored() {
             ("GET", "files", "drip", 200),
         ] {
             let answer = proxy.request(method, &at(remote, path), &[], b"").await;
-            assert_eq!((answer.status, answer.complete), (status, status == 504), "{method} {path}");
-            assert!(start.elapsed() < Duration::from_secs(20), "{method} {path}: {:?}", start.elapsed());
+            assert_eq!(
+                (answer.status, answer.complete),
+                (status, status == 504),
+                "{method} {path}"
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{method} {path}: {:?}",
+                start.elapsed()
+            );
         }
         // There is one place, and it is free again.
         up.reply("/-/v1/search", Reply::ok("{}"));

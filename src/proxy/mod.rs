@@ -200,7 +200,10 @@ impl ProxyHttp for Hooks {
     }
 
     async fn upstream_peer(&self, _: &mut Session, _: &mut Ctx) -> Result<Box<HttpPeer>> {
-        Err(Error::explain(ErrorType::InternalError, "every request is answered by its filter"))
+        Err(Error::explain(
+            ErrorType::InternalError,
+            "every request is answered by its filter",
+        ))
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _: &mut Ctx) -> FailToProxy {

@@ -160,7 +160,10 @@ impl Answering {
         let idle = self.peer.options.idle_timeout;
         let upstream = self.exchange.upstream();
         if self.exchange.ask().method != Method::POST {
-            upstream.connector.release_http_session(self.session, &*self.peer, idle).await;
+            upstream
+                .connector
+                .release_http_session(self.session, &*self.peer, idle)
+                .await;
         }
     }
 }

@@ -286,7 +286,7 @@ impl Reply {
         self
     }
 
-    /// The size of the pieces that the body, or what is raw, is written in.
+    /// The size of the pieces that a body, or what is raw, is written in.
     pub fn pieces(mut self, bytes: usize) -> Self {
         self.chunk = bytes;
         self
@@ -1276,9 +1276,9 @@ async fn write_reply(shared: &Shared, wire: &mut Wire, seen: &Seen, reply: Reply
     if let Some(raw) = &reply.raw {
         for piece in raw.chunks(reply.chunk) {
             wire.write_all(piece).await?;
+            wire.flush().await?;
             tokio::time::sleep(reply.between).await;
         }
-        wire.flush().await?;
         return Ok(false);
     }
     let bodiless = seen.method == "HEAD" || reply.status == 204 || reply.status == 304;
