@@ -5,6 +5,7 @@ mod common;
 use std::time::{Duration, SystemTime};
 
 use common::client::Headers;
+use common::clock::Clock;
 use common::server::at;
 use common::{File, Gate, Proxy, Reply, Upstream, run};
 
@@ -493,6 +494,38 @@ fn a_clock_that_was_ahead_leaves_nothing_fresh() {
         usage.unwrap().set_modified(SystemTime::now() + year).unwrap();
         up.reply("/a.txt", Reply::ok("new"));
         proxy.launch().await;
+        proxy.fetch("files", "a.txt").await.is("remote", "new");
+        proxy.until_cached("files", "a.txt").await.is("cache", "new");
+    });
+}
+
+#[test]
+fn what_was_trusted_by_a_clock_that_was_ahead_is_not_after_any_later_start() {
+    run(async {
+        const YEAR: u64 = 365 * 24 * 3600;
+        let up = Upstream::start().await;
+        up.reply("/a.txt", Reply::ok("old"));
+        let remote = remote(&up, "mutable_patterns: ['\\.txt$']\ncache: {mutable_ttl: 1}");
+        let (data, clock) = (tempfile::tempdir().unwrap(), Clock::new());
+        let node = || Proxy::settings().remotes(&remote).data_dir(data.path());
+        let mut first = node().start().await;
+        first.fetch("files", "a.txt").await.is("remote", "old");
+        first.until_cached("files", "a.txt").await;
+        first.stop().await;
+        // Upstream is away, so that the copy is trusted for another while.
+        up.switch_off().await;
+        let [library, ahead] = clock.env(YEAR as i64);
+        let mut wrong = node().env(library.0, library.1).env(ahead.0, ahead.1).start().await;
+        wrong.fetch("files", "a.txt").await.is("cache", "old");
+        wrong.stop().await;
+        // By that clock.
+        let usage = std::fs::File::options().write(true).open(data.path().join("usage"));
+        let then = SystemTime::now() + Duration::from_secs(YEAR);
+        usage.unwrap().set_modified(then).unwrap();
+        up.switch_on().await;
+        up.reply("/a.txt", Reply::ok("new"));
+        node().start().await.stop().await;
+        let proxy = node().start().await;
         proxy.fetch("files", "a.txt").await.is("remote", "new");
         proxy.until_cached("files", "a.txt").await.is("cache", "new");
     });

@@ -359,7 +359,9 @@ fn verify_finds_removes_and_tells_what_is_damaged() {
         let ended = verify();
         assert_eq!(ended.code, Some(0), "{}", ended.text());
         assert!(
-            ended.stdout.contains("4 objects, 2000000 bytes: 0 damaged"),
+            ended
+                .stdout
+                .contains("4 objects, 2000000 bytes: 0 damaged, 0 that cannot be read now"),
             "{}",
             ended.text()
         );

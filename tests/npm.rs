@@ -764,6 +764,7 @@ fn long_packument(registry: &Upstream) -> String {
 fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
     run(async {
         let registry = Upstream::start().await;
+        serve_npm(&registry, &registry, &versions());
         let (text, gate) = (long_packument(&registry), common::Gate::new());
         let half = text.len() as u64 - 100;
         registry.reply(
@@ -795,6 +796,13 @@ fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
         .await;
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         assert_eq!(begun(), 3);
+        // They take nobody's place: upstream may take long.
+        for host in ["first.test", "new.test", "newer.test"] {
+            let (path, host) = (at("npm", "@scope%2finner"), [("Host", host)]);
+            let other = proxy.request("GET", &path, &host, b"");
+            let other = tokio::time::timeout(std::time::Duration::from_secs(10), other).await;
+            other.expect("a document that is there").ok();
+        }
         gate.open();
         while let Some(client) = clients.join_next().await {
             client.unwrap();
