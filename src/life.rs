@@ -24,7 +24,7 @@ use tokio::sync::{Notify, watch};
 use crate::api::Api;
 use crate::backends::{self, Backends};
 use crate::cache::{self, Key, Object, Observer, Store};
-use crate::catalog::{Catalog, Event, unix_now};
+use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
@@ -464,15 +464,16 @@ struct Witness {
 
 impl Observer for Witness {
     fn used(&self, key: &Key, hits: u64) {
-        let (remote, path, form) = key.parts();
-        if !remote.is_empty() {
-            self.catalog.hits(remote, path, form, hits, unix_now());
+        let parts = key.parts();
+        if !parts.is_view() {
+            self.catalog
+                .hits(parts.remote, parts.path, parts.form, hits, unix_now());
         }
     }
 
     fn found(&self, object: &Object) {
         // The last entries before a crash are lost, and so is all when the file was damaged.
-        if !object.key.parts().0.is_empty()
+        if !object.key.parts().is_view()
             && let Some(event) = record::stored(object, object.fresh.class())
         {
             self.catalog.record(event);
@@ -488,12 +489,9 @@ impl Observer for Witness {
         if backed_up {
             return;
         }
-        let mut parts = key.splitn(3, '\0');
-        if let (Some(remote), Some(path), Some(form)) = (parts.next(), parts.next(), parts.next())
-            && !remote.is_empty()
-        {
-            let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
-            self.catalog.record(Event::Removed { remote, path, form });
+        let key = Key::from_text(key);
+        if !key.parts().is_view() {
+            self.catalog.record(record::removed(&key));
         }
     }
 }

@@ -173,7 +173,7 @@ impl Client {
         cache_status: &str,
         ask: Ask,
     ) -> Result<bool> {
-        let path = wanted.key.parts().1;
+        let path = wanted.key.parts().path;
         let (longest, memory) = match ask.method {
             Method::POST => (MAX_BODY, &body::POSTS),
             // Nobody asked for a body.
@@ -249,7 +249,7 @@ impl Client {
             let last = match check.map_or(Ok(None), Check::end) {
                 Ok(last) => last.unwrap_or_default(),
                 Err(expected) => {
-                    let (remote, path, _) = wanted.key.parts();
+                    let (remote, path) = (&wanted.remote.name, wanted.key.parts().path);
                     self.metrics.wrong_digest(remote);
                     tracing::warn!(%remote, %path, %expected, "content that passed by has another digest");
                     return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
@@ -334,7 +334,7 @@ async fn header_of(
     wanted: &Wanted,
     cache_status: &str,
 ) -> Result<ResponseHeader> {
-    let path = wanted.key.parts().1;
+    let path = wanted.key.parts().path;
     let mut header = dress::of_passed(&answering.header, shown, path, answering.exchange.url())?;
     let status = header.status.as_u16();
     // A part may begin anywhere, and a header alone shows nothing.
