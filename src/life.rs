@@ -26,7 +26,6 @@ use crate::backends::{self, Backends};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment, Severity};
-use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
@@ -235,10 +234,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let conf = ServerConf {
         threads,
-        max_retries: MAX_TRIES,
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: 256,
         // A runtime with an event loop of its own for each thread, as nginx has: a fifth more small hits per second than
         // one that threads share.
         work_stealing: false,

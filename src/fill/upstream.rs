@@ -27,7 +27,7 @@ use crate::policy::Policy;
 use crate::upstream::{Exchange, Failure};
 
 /// Tries of one fill: addresses and redirects together.
-pub const MAX_TRIES: usize = 32;
+const MAX_TRIES: usize = 32;
 
 /// The first word of a fill: what those who wait for it will get.
 #[derive(Debug)]

@@ -17,6 +17,7 @@ use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+pub use super::gunzip::GZIP;
 use super::gunzip::Gunzip;
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
@@ -520,10 +521,7 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
 
-/// What a gzip stream begins with (RFC 1952 section 2.3.1).
-pub const GZIP: [u8; 2] = [0x1f, 0x8b];
-
-/// Whether a stored coding can be decoded.
+/// Whether a coding can be decoded.
 pub fn is_gzip(coding: &str) -> bool {
     coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
 }

@@ -155,8 +155,7 @@ impl Origin {
 }
 
 impl Client {
-    /// Answers a request that was found to be for `remote`. `Ok(false)`: it goes on to upstream by itself, as `ctx.pass`
-    /// says.
+    /// Answers a request that was found to be for `remote`.
     pub(super) async fn artifact(
         &self,
         session: &mut Session,
