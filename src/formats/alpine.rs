@@ -58,9 +58,6 @@ mod tests {
             asset("v3/main/x86_64/a-1-r0.apk").media_type,
             "application/octet-stream"
         );
-        assert_eq!(
-            asset("v3/main/x86_64/APKINDEX.tar.gz").media_type,
-            "application/gzip"
-        );
+        assert_eq!(asset("v3/main/x86_64/APKINDEX.tar.gz").media_type, "application/gzip");
     }
 }

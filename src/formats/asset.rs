@@ -49,14 +49,14 @@ pub enum Location {
     /// Query included.
     Upstream(Url),
     /// On another host, if an index names it or the configuration lists the host.
-    Elsewhere(Box<Elsewhere>),
+    Foreign(Box<Foreign>),
     /// The path begins as one on another host does, and names none.
     Nowhere,
 }
 
 /// A file on another host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Elsewhere {
+pub struct Foreign {
     /// What the path may stand for, https first.
     pub urls: [Url; 2],
     /// The names by which an index names the file that governs this one, in the same order.
@@ -75,24 +75,30 @@ pub struct View {
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("style", &self.style).finish_non_exhaustive()
+        f.debug_struct("View")
+            .field("style", &self.style)
+            .finish_non_exhaustive()
     }
 }
+
+/// What the files of fixed names are that a manifest names: takes its decoded path and its content.
+pub type Members = fn(&str, &[u8]) -> Vec<Member>;
+/// The decoded path that names content with a digest, beside a name that stands for it: takes the name's decoded path and the
+/// digest.
+pub type Beside = fn(&str, &str) -> Option<String>;
 
 /// What an artifact is bound to.
 #[derive(Debug, Clone)]
 pub enum Binding {
     /// Nothing.
     Alone,
-    /// A manifest: it names files of fixed names, which must come from one moment with it. Takes the manifest's decoded
-    /// path and its content.
-    Manifest(fn(&str, &[u8]) -> Vec<Member>),
+    /// A manifest: it names files of fixed names, which must come from one moment with it.
+    Manifest(Members),
     /// A file of a fixed name, which goes with these manifests (decoded paths below the remote); the first that is stored
     /// counts.
     Member(Vec<String>),
-    /// A name that stands for content with a digest, another one after a while (a tag). Takes its decoded path and a
-    /// digest, and gives the decoded path that names this content beside it.
-    Pointer(fn(&str, &str) -> Option<String>),
+    /// A name that stands for content with a digest, another one after a while (a tag).
+    Pointer(Beside),
 }
 
 /// A file of a fixed name, as its manifest knows it.
@@ -120,7 +126,7 @@ impl Asset {
         let location = match (remote.kind, is_foreign) {
             (RemoteType::Local, _) => Location::Local,
             (RemoteType::Remote, false) => Location::Upstream(links::under_base(remote, &path)),
-            (RemoteType::Remote, true) => elsewhere(&path, below.len() - governing.len()),
+            (RemoteType::Remote, true) => foreign(&path, below.len() - governing.len()),
         };
         Asset {
             remote: Arc::clone(remote),
@@ -145,10 +151,10 @@ impl Asset {
     /// none.
     #[must_use]
     pub fn named_by(mut self, index: impl FnOnce(&str) -> Option<String>) -> Self {
-        if let (Location::Elsewhere(elsewhere), Some((_, below))) =
+        if let (Location::Foreign(file), Some((_, below))) =
             (&mut self.location, links::split_foreign(&self.path.encoded))
         {
-            elsewhere.index = index(below);
+            file.index = index(below);
         }
         self
     }
@@ -157,7 +163,12 @@ impl Asset {
     pub fn key(&self) -> Key {
         match &self.shared_path {
             Some(shared) => Key::new(&self.remote.name, shared, None, ""),
-            None => Key::new(&self.remote.name, &self.path.encoded, self.path.query.as_deref(), self.form.name),
+            None => Key::new(
+                &self.remote.name,
+                &self.path.encoded,
+                self.path.query.as_deref(),
+                self.form.name,
+            ),
         }
     }
 
@@ -172,11 +183,20 @@ impl Asset {
     pub fn is_pointer(&self) -> bool {
         matches!(self.binding, Binding::Pointer(_))
     }
+
+    /// The content with `digest` that it stands for. `None`: it stands for none, or nothing can be called so.
+    pub fn content(&self, digest: &str) -> Option<Asset> {
+        let Binding::Pointer(beside) = self.binding else {
+            return None;
+        };
+        let path = beside(&self.path.decoded, digest)?;
+        super::asset(&self.remote, super::path::of_decoded(&path).ok()?, None)
+    }
 }
 
 /// `cut`: the bytes at the end of the path that what governs it does not have. They are ASCII, and the same in both
 /// spellings.
-fn elsewhere(path: &ArtifactPath, cut: usize) -> Location {
+fn foreign(path: &ArtifactPath, cut: usize) -> Location {
     let governing = path.encoded.len().checked_sub(cut).and_then(|length| {
         Some(ArtifactPath {
             decoded: String::new(),
@@ -186,7 +206,7 @@ fn elsewhere(path: &ArtifactPath, cut: usize) -> Location {
     });
     let named = governing.and_then(|governing| links::candidates(&governing));
     match (links::candidates(path), named) {
-        (Some(urls), Some(named)) => Location::Elsewhere(Box::new(Elsewhere {
+        (Some(urls), Some(named)) => Location::Foreign(Box::new(Foreign {
             urls,
             named: named.map(|url| links::named(&url)),
             index: None,

@@ -12,34 +12,38 @@ impl Format for Generic {}
 mod tests {
     use std::sync::Arc;
 
-    use super::*;
     use crate::formats::testing::{read, remote};
     use crate::formats::{Form, Location};
 
     #[test]
     fn everything_is_left_to_the_patterns() {
         let remote = Arc::new(remote("generic", "https://files.example/"));
-        for path in [
-            "",
-            "a/",
-            "index.yaml",
-            "repodata/repomd.xml",
-            "simple/x/",
-            "a.tar.gz",
-        ] {
+        for path in ["", "a/", "index.yaml", "repodata/repomd.xml", "simple/x/", "a.tar.gz"] {
             let asset = read(&remote, path, Some("application/json;q=0")).unwrap();
-            assert_eq!((asset.nature, asset.form, asset.varies), (None, Form::ONLY, false), "{path}");
+            assert_eq!(
+                (asset.nature, asset.form, asset.varies),
+                (None, Form::ONLY, false),
+                "{path}"
+            );
             assert_eq!(asset.governing, path);
-            let Location::Upstream(url) = asset.location else { panic!("{path}") };
+            let Location::Upstream(url) = asset.location else {
+                panic!("{path}")
+            };
             assert_eq!(url.as_str(), format!("https://files.example/{path}"));
         }
         let foreign = read(&remote, "-/host/h.example/x", None).unwrap();
         assert_eq!(foreign.governing, "x");
-        let Location::Elsewhere(elsewhere) = foreign.location else { panic!() };
+        let Location::Foreign(elsewhere) = foreign.location else {
+            panic!()
+        };
         assert_eq!(elsewhere.named, ["https://h.example/x", "http://h.example/x"]);
         assert_eq!(elsewhere.index, None);
         for nothing in ["-/host/", "-/host/a b/x"] {
-            assert_eq!(read(&remote, nothing, None).unwrap().location, Location::Nowhere, "{nothing}");
+            assert_eq!(
+                read(&remote, nothing, None).unwrap().location,
+                Location::Nowhere,
+                "{nothing}"
+            );
         }
     }
 

@@ -30,8 +30,7 @@ const URLS: Place = &[
 impl Format for Helm {
     fn read(&self, asked: Asked<'_>) -> Reading {
         let path = with_query(&asked.path).unwrap_or(asked.path);
-        let mut asset =
-            Asset::new(asked.remote, path, governing_path).named_by(|_| Some("index.yaml".to_owned()));
+        let mut asset = Asset::new(asked.remote, path, governing_path).named_by(|_| Some("index.yaml".to_owned()));
         asset.nature = asset.governing.ends_with("index.yaml").then_some(Class::Mutable);
         let path = asset.path.decoded.as_str();
         if path == "index.yaml" || path.ends_with("/index.yaml") {

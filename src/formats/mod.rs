@@ -26,7 +26,7 @@ use std::sync::Arc;
 use http::Method;
 use url::Url;
 
-pub use asset::{Asset, Binding, Elsewhere, Location, Member, View};
+pub use asset::{Asset, Binding, Foreign, Location, Member, View};
 use links::Style;
 
 pub use crate::cache::Class;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::Remote;
-use crate::formats::{Class, Format};
+use crate::config::{Pattern, Remote};
+use crate::formats::{Asset, Class};
 
 /// Why a path has its class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

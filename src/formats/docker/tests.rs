@@ -88,7 +88,11 @@ fn content_is_stored_once_for_a_remote() {
     }
     for path in ["a/manifests/latest", "a/tags/list", &format!("a/referrers/{DIGEST}")] {
         let named = asset(path, None);
-        assert_eq!((named.shared_path, named.nature), (None, Some(Class::Mutable)), "{path}");
+        assert_eq!(
+            (named.shared_path, named.nature),
+            (None, Some(Class::Mutable)),
+            "{path}"
+        );
     }
     assert!(asset("a/manifests/latest", None).is_pointer());
     assert!(!asset("a/tags/list", None).is_pointer());

@@ -58,7 +58,7 @@ fn classes_and_paths() {
     }
     assert_eq!(governing_path("a-1.0.tgz.prov"), "a-1.0.tgz");
     assert_eq!(governing_path("a-1.0.tgz"), "a-1.0.tgz");
-    let Location::Elsewhere(elsewhere) = asset("-/host/h.example/x/a-1.0.tgz.prov").location else {
+    let Location::Foreign(elsewhere) = asset("-/host/h.example/x/a-1.0.tgz.prov").location else {
         panic!()
     };
     assert_eq!(elsewhere.index.as_deref(), Some("index.yaml"));

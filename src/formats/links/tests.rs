@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::formats::Location;
 use crate::formats::testing::{self, asked, context, remote, request};
 
 fn map(base: &str, document: &str, style: Style, link: &str) -> Option<String> {
@@ -199,12 +200,13 @@ fn candidates_of_paths() {
     ] {
         assert_eq!(of(path), None, "{path}");
     }
-    let path = request("-/host/f.example/a.whl.metadata").unwrap();
-    let pypi = crate::formats::of(crate::config::Package::Pypi);
-    assert_eq!(
-        naming_candidates(pypi, &path).unwrap()[0].as_str(),
-        "https://f.example/a.whl"
-    );
+    let pypi = std::sync::Arc::new(remote("pypi", "https://files.example/"));
+    let metadata = testing::read(&pypi, "-/host/f.example/a.whl.metadata", None).unwrap();
+    let Location::Foreign(file) = metadata.location else {
+        panic!()
+    };
+    assert_eq!(file.named[0], "https://f.example/a.whl");
+    assert_eq!(file.urls[0].as_str(), "https://f.example/a.whl.metadata");
 }
 
 #[test]

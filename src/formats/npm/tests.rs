@@ -200,7 +200,7 @@ fn documents_and_files() {
         assert_eq!(document.form.name, "");
     }
     for path in ["", "-", "-/ping"] {
-        assert_eq!(document(path), None, "{path}");
+        assert_eq!(super::document(path), None, "{path}");
     }
     for path in [
         "",
@@ -533,7 +533,7 @@ proptest! {
     #[test]
     fn nothing_panics(path in any::<String>(), body in proptest::collection::vec(any::<u8>(), 0..200), at in cuts()) {
         let registry = registry();
-        let _ = (index_naming(&path), document(&path), negotiate(Some(&path)));
+        let _ = (index_naming(&path), super::document(&path), negotiate(Some(&path)));
         for target in [path.clone(), format!("@{path}"), format!("%40s%2f{path}"), format!("-/{path}")] {
             if let Some(path) = request(&target) {
                 let _ = handle(&Method::GET, path);

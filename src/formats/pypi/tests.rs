@@ -145,7 +145,11 @@ fn upstream_is_the_index_or_the_files_host() {
 
 #[test]
 fn negotiation() {
-    let name = |accept: &str| handle("simple/foo/", Some(accept)).unwrap().map(|asset| asset.form.name);
+    let name = |accept: &str| {
+        handle("simple/foo/", Some(accept))
+            .unwrap()
+            .map(|asset| asset.form.name)
+    };
     for (accept, form) in [
         ("", "html"),
         ("*/*", "html"),
@@ -274,7 +278,7 @@ fn an_html_index() {
 
 #[test]
 fn root_relative_links_of_another_kind_of_index() {
-    let remote = remote("pypi", "https://whl.example/");
+    let remote = Arc::new(remote("pypi", "https://whl.example/"));
     let body = r#"<a href="/whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="https://cdn.example/x.whl">y</a>"#;
     let expected = r#"<a href="../../../whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="../../../-/host/cdn.example/x.whl">y</a>"#;
     assert_eq!(
@@ -626,24 +630,13 @@ fn the_older_json_is_rewritten_absolutely() {
 fn what_cannot_be_read_is_an_error() {
     let path = request(SIMPLE.0).unwrap();
     let split = split();
-    let run = |content_type: &str, body: &[u8]| {
-        drive(
-            &mut *rewriter(&split, &path, SIMPLE.1, content_type),
-            [body],
-        )
-    };
+    let run = |content_type: &str, body: &[u8]| drive(&mut *rewriter(&split, &path, SIMPLE.1, content_type), [body]);
     assert!(run("application/vnd.pypi.simple.v1+json", b"<html></html>").is_err());
     assert!(run("text/html; charset=UTF-16LE", b"<").is_err());
     assert!(run("text/html", b"\xff\xfe<\0").is_err());
     let huge = format!("<a href=\"{}\">", "x".repeat(MAX_TAG * 2));
     let pieces = huge.as_bytes().chunks(1 << 16);
-    assert!(
-        drive(
-            &mut *rewriter(&split, &path, SIMPLE.1, "text/html"),
-            pieces
-        )
-        .is_err()
-    );
+    assert!(drive(&mut *rewriter(&split, &path, SIMPLE.1, "text/html"), pieces).is_err());
     // Not in a tag, any length passes.
     let long = "x".repeat(MAX_TAG * 2);
     assert_eq!(run("text/html", long.as_bytes()).unwrap(), long.as_bytes());
