@@ -24,12 +24,13 @@ use tokio::sync::{Notify, watch};
 use crate::api::Api;
 use crate::backends::{self, Backends};
 use crate::cache::{self, Key, Object, Observer, Store};
-use crate::catalog::{Catalog, Event, unix_now};
+use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment, Severity};
 use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
+use crate::relist;
 use crate::upstream::{SharedTokens, Upstream};
 
 /// What ends after the requests (the catalogue, the connections to what stands behind) has this long.
@@ -216,6 +217,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
         catalog: catalog.clone(),
+        store,
         metrics: Arc::clone(&metrics),
     }));
     announce(&config, &listeners, &folder);
@@ -462,6 +464,7 @@ impl ShutdownSignalWatch for Stop {
 /// Tells the catalogue what the store sees.
 struct Witness {
     catalog: Catalog,
+    store: &'static Store,
     metrics: Arc<Metrics>,
 }
 
@@ -491,12 +494,9 @@ impl Observer for Witness {
         if backed_up {
             return;
         }
-        let mut parts = key.splitn(3, '\0');
-        if let (Some(remote), Some(path), Some(form)) = (parts.next(), parts.next(), parts.next())
-            && !remote.is_empty()
-        {
-            let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
-            self.catalog.record(Event::Removed { remote, path, form });
+        let key = Key::from_text(key);
+        if !key.parts().0.is_empty() {
+            relist::strike(&self.catalog, self.store, &key.hash, record::removed(&key));
         }
     }
 }
