@@ -120,7 +120,8 @@ fn a_clock_that_is_apart_from_the_databases_is_said() {
         let proxy = settings.start().await;
         let mut health = Value::Null;
         eventually(LIMIT, "it is said", async || {
-            health = catalogue(&proxy).await;
+            let all = proxy.request("GET", "/health", &[], b"").await.ok().json();
+            health = all["dependencies"]["postgres"].clone();
             health["clock_ahead_seconds"].is_number()
         })
         .await;
