@@ -185,18 +185,18 @@ fn verify(flags: &Flags, environment: &Environment) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let folder = &config.settings.data_dir;
-    let found = match cache::verify(folder, |line| println!("damaged: {line}")) {
+    let found = match cache::verify(folder, |line| println!("{line}")) {
         Ok(found) => found,
         Err(error) => return fail(&format!("{} cannot be verified: {error}", folder.display())),
     };
     println!(
-        "{} objects, {} bytes: {} damaged",
-        found.objects, found.bytes, found.damaged
+        "{} objects, {} bytes: {} damaged, {} that cannot be read now",
+        found.objects, found.bytes, found.damaged, found.unread
     );
     if let Some(error) = &found.unlisted {
         return fail(&format!("not all was looked at: {error}"));
     }
-    match found.damaged {
+    match found.damaged + found.unread {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     }

@@ -4,6 +4,7 @@
 //! object from a growing one. The [`Store`] finds objects by [`Key`] in memory, among those that grow, and on disk;
 //! [`Writer`] makes one grow. [`storage`] offers the same to Pingora's cache state machine.
 
+mod clock;
 mod disk;
 mod evict;
 mod freshness;
@@ -17,6 +18,7 @@ mod sweep;
 mod usage;
 mod writer;
 
+use std::io;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -338,10 +340,19 @@ impl Object {
         }
     }
 
-    /// The body cannot be read to its end, or is not what was stored: whoever asks next has it fetched again.
+    /// The body is not what was stored: whoever asks next has it fetched again.
     fn lose(self: &Arc<Self>, why: &str) {
         if let Some(store) = self.store {
             store.lose(self, why);
+        }
+    }
+
+    /// Reading the body failed. A damaged one is lost; after any other failure whoever asks next opens the file anew.
+    fn cannot_be_read(self: &Arc<Self>, why: &io::Error) {
+        match self.store {
+            Some(store) if disk::is_damage(why) || !self.is_complete() => store.lose(self, &why.to_string()),
+            Some(store) => store.put_aside(self, why),
+            None => {}
         }
     }
 

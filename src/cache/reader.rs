@@ -191,12 +191,8 @@ impl Reader {
             Body::File { file, offset } => {
                 let length = (available - self.position).min(self.piece) as usize;
                 let read = read_file(&self.object, file, offset + self.position, length, &mut self.buffer).await;
-                match &read {
-                    // The next reader would not fare better.
-                    Err(ReadError::Io(why)) if why.kind() != io::ErrorKind::OutOfMemory => {
-                        self.object.lose(&why.to_string());
-                    }
-                    _ => {}
+                if let Err(ReadError::Io(why)) = &read {
+                    self.object.cannot_be_read(why);
                 }
                 let piece = read?;
                 self.prove(&piece).await?;

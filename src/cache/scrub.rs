@@ -156,14 +156,16 @@ impl Store {
 pub struct Verified {
     pub objects: u64,
     pub bytes: u64,
-    /// Damaged or unreadable; removed, unless it was reported that they could not be.
+    /// Removed, unless it was reported that they could not be.
     pub damaged: u64,
+    /// Objects that cannot be read now.
+    pub unread: u64,
     /// Why not all of the store was looked at.
     pub unlisted: Option<io::Error>,
 }
 
-/// Compares all that is stored below `data_dir` with its digests, and removes what is damaged or cannot be read. A service may
-/// run on the same folder. `report` is told of each in a line.
+/// Compares all that is stored below `data_dir` with its digests, and removes what is damaged. What cannot be read for another
+/// reason stays. A service may run on the same folder. `report` is told of each in a line.
 ///
 /// # Errors
 /// There is no store.
@@ -181,6 +183,11 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
             (_, Ok(())) => return true,
             (name, Err(why)) => (name.unwrap_or_else(|| hex(&hash)), why),
         };
+        if !disk::is_damage(&why) {
+            found.unread += 1;
+            report(&format!("unread: {name}: {why}: it stays"));
+            return true;
+        }
         found.damaged += 1;
         // A service that has it open finds it empty, and forgets it.
         let emptied = OpenOptions::new()
@@ -191,7 +198,7 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
             Ok(_) => "removed".to_owned(),
             Err(error) => format!("it cannot be removed: {error}"),
         };
-        report(&format!("{name}: {why}: {then}"));
+        report(&format!("damaged: {name}: {why}: {then}"));
         true
     });
     found.unlisted = walked.err();
@@ -199,16 +206,19 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
 }
 
 /// What the object in `file` is called, and what is wrong with it.
-fn look(file: &File, bytes: &mut u64) -> (Option<String>, Result<(), String>) {
+fn look(file: &File, bytes: &mut u64) -> (Option<String>, io::Result<()>) {
     let record = match disk::read_record(file) {
         Ok(record) => record,
-        Err(error) => return (None, Err(error.to_string())),
+        Err(error) => return (None, Err(error)),
     };
     let name = Some(shown(&Key::from_text(&record.key_text)));
     match disk::is_intact(file, record.offset, &record.finished, |read| *bytes += read) {
         Ok(true) => (name, Ok(())),
-        Ok(false) => (name, Err("its body does not match its digest".to_owned())),
-        Err(error) => (name, Err(error.to_string())),
+        Ok(false) => {
+            let why = io::Error::new(io::ErrorKind::InvalidData, "its body does not match its digest");
+            (name, Err(why))
+        }
+        Err(error) => (name, Err(error)),
     }
 }
 

@@ -14,8 +14,8 @@ use quick_cache::sync::Cache;
 use tokio::sync::watch;
 
 use super::Class;
+use super::clock::Clock;
 use super::disk::{self, Amount, Disk, Record};
-use super::freshness;
 use super::memory::Memory;
 use super::overflow::{self, Overflow};
 use super::scrub::{Scrub, Scrubbed};
@@ -206,8 +206,9 @@ pub struct Store {
     damage: Mutex<Option<(Instant, String)>>,
     /// Files found so.
     lost: AtomicU64,
-    /// Ids of bodies that cannot be read, or are not what they were: not used again, though their files may still be there.
-    unreadable: Cache<u64, ()>,
+    /// Ids of bodies that cannot be read, or are not what they were: not used before then (`None`: ever) again, though their
+    /// files may still be there.
+    unreadable: Cache<u64, Option<Instant>>,
     /// Ids of bodies that were compared with their digest since the start.
     pub(super) proven: Cache<u64, ()>,
     pub(super) scrub: Scrub,
@@ -287,18 +288,14 @@ impl Store {
             backup: OnceLock::new(),
             closing: AtomicBool::new(false),
         }));
-        // Saved every two seconds: a time that lies ahead shows that the clock was ahead when this last ran.
-        let saved = fs::metadata(data_dir.join("usage")).and_then(|meta| meta.modified());
-        if saved.is_ok_and(|saved| freshness::is_ahead(super::millis(saved), super::now_ms())) {
-            super::distrust(super::now_ms());
-        }
+        let clock = Clock::open(data_dir, &data_dir.join("usage"));
         let hash = [0; 16];
         if let Err(error) = store.disk.probe(&hash) {
             store.note_failure(&error, &hash);
         }
         std::thread::Builder::new()
             .name("housekeeper".into())
-            .spawn(|| store.keep_house())?;
+            .spawn(|| store.keep_house(clock))?;
         std::thread::Builder::new()
             .name("recount".into())
             .spawn(|| store.recount())?;
@@ -396,11 +393,11 @@ impl Store {
     fn read(&self, hash: &Hash, file: fs::File) -> Option<(fs::File, Record)> {
         match disk::read_record(&file) {
             Ok(record) => {
-                let unreadable = self.unreadable.get(&record.id).is_some();
+                let unreadable = self.is_unreadable(record.id);
                 (!unreadable).then_some((file, record))
             }
             // One of its readers has said so, and it is on its way out.
-            Err(_) if disk::id_of(&file).is_some_and(|id| self.unreadable.get(&id).is_some()) => None,
+            Err(_) if disk::id_of(&file).is_some_and(|id| self.is_unreadable(id)) => None,
             Err(error) if disk::is_damage(&error) => {
                 self.discard(hash, &file, None, &error.to_string());
                 None
@@ -410,6 +407,11 @@ impl Store {
                 None
             }
         }
+    }
+
+    fn is_unreadable(&self, id: u64) -> bool {
+        let until = self.unreadable.get(&id);
+        until.is_some_and(|until| until.is_none_or(|until| Instant::now() < until))
     }
 
     /// Whether the body of `stored` is what it was when it was stored; one that is not is removed. `read` is told of the bytes
@@ -442,13 +444,10 @@ impl Store {
             return;
         }
         // One of its readers is the first.
-        if object.doomed.swap(true, SeqCst) || self.unreadable.get(&object.id).is_some() {
+        if object.doomed.swap(true, SeqCst) || self.is_unreadable(object.id) {
             return;
         }
-        self.unreadable.insert(object.id, ());
-        self.proven.remove(&object.id);
-        self.version(&hash).fetch_add(1, SeqCst);
-        self.memory.forget(&hash, object.id);
+        self.forget_body(object, None);
         self.say_damaged(&shown(&object.key), why);
         let object = Arc::clone(object);
         tokio::task::spawn_blocking(move || {
@@ -456,6 +455,26 @@ impl Store {
                 self.drop_file(&hash, file, Some(&object.key.text));
             }
         });
+    }
+
+    /// The body of `object` cannot be read just now, for a reason that may pass: its file stays, and is opened anew a little
+    /// later. Until then whoever asks has it fetched again.
+    pub(super) fn put_aside(&self, object: &Arc<Object>, why: &io::Error) {
+        if why.kind() == io::ErrorKind::OutOfMemory || object.doomed.swap(true, SeqCst) || self.is_unreadable(object.id)
+        {
+            return;
+        }
+        self.forget_body(object, Some(Instant::now() + DISK_PAUSE));
+        tracing::warn!(key = %shown(&object.key), %why, "a stored object cannot be read now: it stays, and is tried again");
+    }
+
+    /// From now on `object` is found neither in memory nor, before `until`, on disk.
+    fn forget_body(&self, object: &Object, until: Option<Instant>) {
+        let hash = &object.key.hash;
+        self.unreadable.insert(object.id, until);
+        self.proven.remove(&object.id);
+        self.version(hash).fetch_add(1, SeqCst);
+        self.memory.forget(hash, object.id);
     }
 
     /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
@@ -1436,12 +1455,11 @@ impl Store {
         }
     }
 
-    fn keep_house(&'static self) {
+    fn keep_house(&'static self, mut clock: Clock) {
         let mut saved = u64::MAX;
-        let mut clock = (Instant::now(), super::now_ms());
         while !self.is_closing() {
             std::thread::sleep(HOUSEKEEPING);
-            clock = watch_clock(clock);
+            clock.watch();
             self.write_uses();
             self.probe();
             self.disk.sweep_temporary();
@@ -1514,23 +1532,66 @@ impl Store {
     }
 }
 
-/// A clock that goes back was ahead: what was trusted meanwhile may have been so for too long. Takes and gives both clocks.
-fn watch_clock((before, wall): (Instant, Millis)) -> (Instant, Millis) {
-    let (now, now_ms) = (Instant::now(), super::now_ms());
-    let expected = wall.saturating_add((now - before).as_millis() as u64);
-    if freshness::is_ahead(expected, now_ms) {
-        tracing::warn!(
-            seconds = (expected - now_ms) / 1000,
-            "the clock went back: what is mutable is verified again"
-        );
-        super::distrust(now_ms);
-    }
-    (now, now_ms)
-}
-
 /// A walk over the folders was not a walk over all of them.
 fn say_unlisted(walked: io::Result<()>) {
     if let Err(error) = walked {
         tracing::warn!(%error, "what lies there is neither counted, nor evicted, nor flushed by a walk");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{FOR_EVER, Finish, Reader};
+    use bytes::Bytes;
+
+    #[test]
+    fn what_cannot_be_read_now_is_opened_anew_later_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = CacheSettings {
+            disk_bytes: 1 << 30,
+            disk_min_free: MinFree::Bytes(0),
+            memory_bytes: 0,
+            sync: false,
+            scrub_rate: 0,
+        };
+        let store = Store::open(dir.path(), settings).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let key = Key::new("files", "a", None, "");
+            let head = Head {
+                url: "http://127.0.0.1/a".to_owned(),
+                headers: http::HeaderMap::new(),
+                content_length: Some(5),
+                stored_at: super::super::now_ms(),
+                unframed: false,
+                ranges: true,
+                stands_for: None,
+            };
+            let freshness = (Class::Immutable, 1, FOR_EVER);
+            let mut writer = store
+                .create(key.clone(), head, freshness, None, None, false)
+                .await
+                .unwrap();
+            writer.write(Bytes::from_static(b"hello")).await.unwrap();
+            assert!(matches!(writer.finish().await, Finish::Admitted(_)));
+            store.memory.remove(&key.hash);
+            // What reads nothing but is no damage: a file that is open for writing only.
+            let (_, record) = store.load(&key.hash).unwrap();
+            let path = store.disk.path(&key.hash);
+            let unreadable = fs::File::options().write(true).open(&path).unwrap();
+            let id = record.id;
+            let object = Arc::new(store.loaded(key.clone(), unreadable, record));
+            assert!(Reader::new(object).next().await.is_err());
+            assert!(store.stored(&key).await.is_none());
+            assert!(path.exists());
+            assert_eq!(store.stats().lost, 0);
+            store.unreadable.insert(id, Some(Instant::now()));
+            let again = store.stored(&key).await.unwrap();
+            assert_eq!(&Reader::new(again).next().await.unwrap().unwrap()[..], b"hello");
+        });
     }
 }

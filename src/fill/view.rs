@@ -33,6 +33,8 @@ const MAX_DECODED: u64 = 1 << 30;
 const MAX_BASES: usize = 16;
 /// Views for base URLs that a document with views was not asked by yet: so many are made at once, for whoever they are.
 const UNSEEN_AT_ONCE: usize = 2;
+/// ... of those that are made while their document arrives so many for each document.
+const GROWING_BASES: usize = 3;
 /// ... and one waits so long for its turn.
 const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
 /// A view is about as long as its original, and several times as long as that one's gzip form.
@@ -208,15 +210,14 @@ impl Views {
         let key = Self::key(original, spec);
         let absolute = spec.rewriting.as_ref().filter(|rewriting| rewriting.absolute);
         // Before its turn is waited for: who comes by a known name does not wait behind who does not.
-        let place = match absolute {
-            Some(rewriting) => self.place(original, rewriting).await?,
-            None => None,
+        let (base, place) = match absolute {
+            Some(rewriting) => {
+                let (base, place) = self.base(original, rewriting).await?;
+                (Some(base), place)
+            }
+            None => (None, None),
         };
         let _turn = self.starting[original.id as usize % self.starting.len()].lock().await;
-        let base = match absolute {
-            Some(rewriting) => Some(self.base(original, rewriting).await),
-            None => None,
-        };
         let remote_url = absolute.map_or("", |rewriting| rewriting.remote_url.as_str());
         let known = Arc::new(Known { key: key.clone(), base });
         self.keys
@@ -435,32 +436,46 @@ impl Views {
         made.unwrap_or_else(|never| match never {})
     }
 
-    /// The right to make a view of `original` for a base URL. Those that it has views for already, and the first, need none:
-    /// others, which anybody can make up, are few at a time.
-    async fn place(&self, original: &Object, rewriting: &Rewriting) -> Result<Option<OwnedSemaphorePermit>, ViewError> {
-        let is_unseen = {
-            let bases = self.bases_of(original);
-            let bases = bases.lock();
-            !bases.is_empty() && bases.iter().all(|base| base.url != rewriting.remote_url)
+    /// The base URL of a view that is about to be used, with a place where one is needed to make it. Base URLs that `original`
+    /// has views for already need none, nor do the first ones: others, which anybody can make up, are few at a time.
+    async fn base(
+        &self,
+        original: &Object,
+        rewriting: &Rewriting,
+    ) -> Result<(Arc<Base>, Option<OwnedSemaphorePermit>), ViewError> {
+        // How long a view of what arrives takes, upstream decides: no place is held for it.
+        let is_free = |bases: usize| bases == 0 || bases < GROWING_BASES && !original.is_complete();
+        if let Some(base) = self.enter(original, rewriting, is_free).await {
+            return Ok((base, None));
+        }
+        let place = async {
+            original.settled().await;
+            Arc::clone(&self.unseen).acquire_owned().await
         };
-        if !is_unseen {
-            return Ok(None);
-        }
-        match tokio::time::timeout(UNSEEN_LIMIT, Arc::clone(&self.unseen).acquire_owned()).await {
-            Ok(Ok(place)) => Ok(Some(place)),
-            _ => Err(ViewError::Busy),
-        }
+        let Ok(Ok(place)) = tokio::time::timeout(UNSEEN_LIMIT, place).await else {
+            return Err(ViewError::Busy);
+        };
+        let base = self.enter(original, rewriting, |_| true).await;
+        Ok((base.ok_or(ViewError::Busy)?, Some(place)))
     }
 
-    /// The base URL of a view that is about to be used. Where a document has too many, the views of the one go that was not
-    /// used for the longest time.
-    async fn base(&self, original: &Object, rewriting: &Rewriting) -> Arc<Base> {
+    /// Notes that a base URL is used. `None`: it is a new one, and `admits` no more beside as many as there are. Where a
+    /// document has too many, the views of the one go that was not used for the longest time.
+    async fn enter(
+        &self,
+        original: &Object,
+        rewriting: &Rewriting,
+        admits: impl Fn(usize) -> bool,
+    ) -> Option<Arc<Base>> {
         let (base, unused) = {
             let bases = self.bases_of(original);
             let mut bases = bases.lock();
             if let Some(base) = bases.iter().find(|base| base.url == rewriting.remote_url) {
                 base.used.store(self.clock.load(Relaxed), Relaxed);
-                return Arc::clone(base);
+                return Some(Arc::clone(base));
+            }
+            if !admits(bases.len()) {
+                return None;
             }
             let base = Arc::new(Base {
                 url: rewriting.remote_url.clone(),
@@ -486,7 +501,7 @@ impl Views {
                 self.store.remove(Self::key(original, &spec).hash).await;
             }
         }
-        base
+        Some(base)
     }
 }
 

@@ -9,7 +9,7 @@ use tokio::runtime::Runtime;
 use crate::catalog::Catalog;
 use crate::config::{self, DatabaseTls, Secret};
 
-#[path = "../../../tests/common/postgres.rs"]
+#[path = "../../../tests/black_box/common/postgres.rs"]
 #[allow(dead_code)]
 mod server;
 

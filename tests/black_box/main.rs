@@ -1,0 +1,50 @@
+//! The program as its users meet it: every test starts the real binary, and talks to it over sockets. One module for each
+//! subject; `tests/README.md` says where a test goes.
+
+mod common;
+
+mod bucket;
+mod caching;
+mod connections;
+mod credentials;
+mod disk;
+mod docker;
+mod docker_digest;
+mod docker_errors;
+mod docker_large;
+mod docker_lists;
+mod docker_mirror;
+mod docker_pull;
+mod docker_tags;
+mod docker_token;
+mod errors;
+mod faults;
+mod fleet;
+mod fleet_nodes;
+mod fleet_outages;
+mod fleet_redis;
+mod fleet_walk;
+mod generic;
+mod harness;
+mod headers;
+mod helm;
+mod http;
+mod limits;
+mod npm;
+mod oci_conformance;
+mod paths;
+mod postgres;
+mod pypi;
+mod real_apk;
+mod real_containerd;
+mod real_curl;
+mod real_docker;
+mod real_helm;
+mod real_npm;
+mod real_pypi;
+mod real_rpm;
+mod redirects;
+mod reload;
+mod rpm;
+mod startup;
+mod streaming;

@@ -1,0 +1,428 @@
+//! npm, pnpm and both yarns through the proxy; and the documents that they read.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use crate::common::client::Headers;
+use crate::common::clients::{Home, Output, tool};
+use crate::common::packages::{NPM_ABBREVIATED, NpmVersion, gunzip, serve_npm};
+use crate::common::server::at;
+use crate::common::{Proxy, Reply, Response, Upstream, run, run_for};
+use serde_json::{Value, json};
+
+fn versions() -> Vec<NpmVersion> {
+    vec![
+        NpmVersion::new("plain", "1.0.0", json!({})),
+        NpmVersion::new("plain", "1.1.0", json!({"@scope/inner": "^2.0.0"})),
+        NpmVersion::new("@scope/inner", "2.0.0", json!({})),
+    ]
+}
+
+const REMOTE: &str = "package: npm\n  check_mutable_updates: true\n  immutable_patterns: ['\\.tgz$']\n  \
+                      mutable_patterns: ['^(?!.*\\.tgz$).*']\n  cache: {mutable_ttl: 600}\n";
+
+/// A registry whose tarballs are on another host.
+async fn registry() -> (Upstream, Upstream, Proxy) {
+    let (registry, tarballs) = (Upstream::start().await, Upstream::start().await);
+    serve_npm(&registry, &tarballs, &versions());
+    let proxy = Proxy::start(&format!("npm:\n  base_url: {}\n  {REMOTE}", registry.base())).await;
+    (registry, tarballs, proxy)
+}
+
+/// A project of its own, in its own home, that wants both packages.
+fn project(proxy: &Proxy) -> Home {
+    let home = Home::new();
+    let dependencies = json!({"plain": "^1.0.0", "@scope/inner": "2.0.0"});
+    let package = json!({"name": "project", "version": "1.0.0", "private": true, "dependencies": dependencies});
+    home.write("package.json", &package.to_string());
+    let url = format!("{}/api/v1/remote/npm/", proxy.base());
+    home.write(
+        ".npmrc",
+        &format!("registry={url}\naudit=false\nfund=false\nupdate-notifier=false\nfetch-retries=0\n"),
+    );
+    home.write(
+        ".yarnrc.yml",
+        &format!(
+            "npmRegistryServer: \"{url}\"\nunsafeHttpWhitelist: [\"127.0.0.1\"]\nnodeLinker: node-modules\n\
+             enableGlobalCache: false\nenableTelemetry: false\nnpmMinimalAgeGate: 0\nenableImmutableInstalls: false\n"
+        ),
+    );
+    home
+}
+
+fn node(home: &Home, script: &str) -> Command {
+    let mut command = home.command(tool("node/bin/node"));
+    command.arg(tool(&format!("node/node_modules/{script}")));
+    command
+}
+
+async fn npm(home: &Home, args: &[&str]) -> Output {
+    let mut command = home.command(tool("node/bin/npm"));
+    command.args(args);
+    home.run(command).await
+}
+
+#[track_caller]
+fn installed(folder: &Path) {
+    for (path, version) in [("plain", "1.1.0"), ("@scope/inner", "2.0.0")] {
+        let file = folder.join("node_modules").join(path).join("package.json");
+        let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["version"], version);
+    }
+}
+
+/// Installs in a fresh home with the lock files of another one.
+fn second(first: &Home, proxy: &Proxy, locks: &[&str]) -> Home {
+    let home = project(proxy);
+    for lock in locks {
+        home.write(lock, &first.read(lock));
+    }
+    home
+}
+
+#[test]
+fn npm_installs_and_installs_from_its_lock_file_without_upstream() {
+    run_for(Duration::from_secs(180), async {
+        let (registry, tarballs, proxy) = registry().await;
+        let first = project(&proxy);
+        npm(&first, &["install"]).await.ok();
+        installed(&first.work());
+        registry.switch_off().await;
+        tarballs.switch_off().await;
+        let again = second(&first, &proxy, &["package-lock.json"]);
+        npm(&again, &["ci"]).await.ok();
+        installed(&again.work());
+        for version in [&versions()[1], &versions()[2]] {
+            assert_eq!(tarballs.count("GET", &version.path()), 1, "{}", version.path());
+        }
+    });
+}
+
+#[test]
+fn pnpm_installs_and_installs_from_its_lock_file_without_upstream() {
+    run_for(Duration::from_secs(180), async {
+        let (registry, tarballs, proxy) = registry().await;
+        let pnpm = async |home: &Home, args: &[&str]| {
+            let mut command = home.command(tool("node/node_modules/.bin/pnpm"));
+            command
+                .args(args)
+                .arg("--store-dir")
+                .arg(home.path("tmp").join("store"));
+            command.arg(format!(
+                "--config.cacheDir={}",
+                home.path("tmp").join("cache").display()
+            ));
+            home.run(command).await
+        };
+        let first = project(&proxy);
+        pnpm(&first, &["install"]).await.ok();
+        installed_by_pnpm(&first);
+        registry.switch_off().await;
+        tarballs.switch_off().await;
+        let again = second(&first, &proxy, &["pnpm-lock.yaml"]);
+        pnpm(&again, &["install", "--frozen-lockfile"]).await.ok();
+        installed_by_pnpm(&again);
+    });
+}
+
+#[track_caller]
+fn installed_by_pnpm(home: &Home) {
+    installed(&home.work());
+}
+
+#[test]
+fn yarn_1_installs_and_installs_from_its_lock_file_without_upstream() {
+    run_for(Duration::from_secs(180), async {
+        let (registry, tarballs, proxy) = registry().await;
+        let yarn = async |home: &Home, args: &[&str]| {
+            let mut command = node(home, "yarn/bin/yarn.js");
+            command
+                .args(args)
+                .args(["--non-interactive", "--no-progress", "--cache-folder"]);
+            command.arg(home.path("tmp").join("cache"));
+            home.run(command).await
+        };
+        let first = project(&proxy);
+        yarn(&first, &["install"]).await.ok();
+        installed(&first.work());
+        registry.switch_off().await;
+        tarballs.switch_off().await;
+        let again = second(&first, &proxy, &["yarn.lock"]);
+        yarn(&again, &["install", "--frozen-lockfile"]).await.ok();
+        installed(&again.work());
+    });
+}
+
+#[test]
+fn yarn_4_installs_and_installs_from_its_lock_file_without_upstream() {
+    run_for(Duration::from_secs(180), async {
+        let (registry, tarballs, proxy) = registry().await;
+        let yarn = async |home: &Home, args: &[&str]| {
+            let mut command = node(home, "@yarnpkg/cli-dist/bin/yarn.js");
+            command.args(args);
+            home.run(command).await
+        };
+        let first = project(&proxy);
+        first.write("yarn.lock", "");
+        yarn(&first, &["install"]).await.ok();
+        installed(&first.work());
+        registry.switch_off().await;
+        tarballs.switch_off().await;
+        let again = second(&first, &proxy, &["yarn.lock"]);
+        yarn(&again, &["install", "--immutable"]).await.ok();
+        installed(&again.work());
+    });
+}
+
+#[test]
+fn publishing_is_refused_so_that_the_client_says_why() {
+    run_for(Duration::from_secs(120), async {
+        let (registry, _tarballs, proxy) = registry().await;
+        let home = project(&proxy);
+        home.write("package.json", "{\"name\": \"mine\", \"version\": \"1.0.0\"}");
+        let token = format!("//{}/api/v1/remote/npm/:_authToken=secret-token\n", proxy.address());
+        home.write(
+            ".npmrc",
+            &format!("registry={}/api/v1/remote/npm/\n{token}", proxy.base()),
+        );
+        let said = npm(&home, &["publish"]).await.fails().text();
+        assert!(
+            said.contains("405") || said.contains("403") || said.contains("read-only"),
+            "{said}"
+        );
+        assert!(registry.log().iter().all(|seen| seen.method != "PUT"));
+        assert!(registry.log().iter().all(|seen| seen.header("authorization").is_none()));
+    });
+}
+
+#[test]
+fn an_audit_is_passed_through() {
+    run_for(Duration::from_secs(120), async {
+        let (registry, _tarballs, proxy) = registry().await;
+        let home = project(&proxy);
+        npm(&home, &["install"]).await.ok();
+        npm(&home, &["audit", "--audit=true"]).await.ok();
+        let audit = "/-/npm/v1/security/advisories/bulk";
+        registry.wait_for("POST", audit, 1).await;
+        let seen = registry.last("POST", audit);
+        let body = if seen.header("content-encoding") == Some("gzip") {
+            gunzip(&seen.body)
+        } else {
+            seen.body.to_vec()
+        };
+        assert_eq!(
+            serde_json::from_slice::<Value>(&body).unwrap()["plain"],
+            json!(["1.1.0"])
+        );
+    });
+}
+
+// The documents
+
+async fn packument(proxy: &Proxy, path: &str, accept: &str) -> Response {
+    proxy.fetch_with("npm", path, &[("Accept", accept)]).await.ok()
+}
+
+/// Whether every tarball is this remote's and really there.
+async fn tarballs_come_from_here(proxy: &Proxy, document: &Value) {
+    let prefix = format!("{}/api/v1/remote/npm/", proxy.base());
+    for (version, manifest) in document["versions"].as_object().unwrap() {
+        let url = manifest["dist"]["tarball"].as_str().unwrap();
+        assert!(url.starts_with(&prefix), "{url}");
+        let body = proxy
+            .request("GET", url.strip_prefix(&proxy.base()).unwrap(), &[], b"")
+            .await
+            .ok()
+            .body;
+        let name = document["name"].as_str().unwrap();
+        let expected = versions()
+            .into_iter()
+            .find(|own| own.name == name && own.version == *version)
+            .unwrap();
+        assert_eq!(body, expected.bytes);
+    }
+}
+
+#[test]
+fn both_forms_are_kept_apart_and_rewritten_and_otherwise_untouched() {
+    run(async {
+        let (registry, tarballs, proxy) = registry().await;
+        for (accept, kind) in [
+            ("application/json", "application/json"),
+            (NPM_ABBREVIATED, NPM_ABBREVIATED),
+            (
+                "application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8, */*",
+                NPM_ABBREVIATED,
+            ),
+            ("*/*", "application/json"),
+        ] {
+            for _ in 0..2 {
+                let answer = packument(&proxy, "plain", accept).await;
+                assert!(
+                    answer.must("content-type").starts_with(kind),
+                    "{accept}: {:?}",
+                    answer.headers
+                );
+                assert!(answer.must("vary").to_lowercase().contains("accept"));
+                assert!(!answer.text().contains(&tarballs.base()), "{}", answer.text());
+                tarballs_come_from_here(&proxy, &answer.json()).await;
+                let original = crate::common::get_with(registry.address(), "/plain", &[("Accept", kind)])
+                    .await
+                    .text();
+                // Apart from the tarballs it is the same text: order, numbers and all.
+                let upstream = format!("{}/", tarballs.base());
+                let cut = answer.text().split("\"tarball\":\"").next().unwrap().len();
+                assert_eq!(answer.text()[..cut], original[..cut]);
+                let (mut here, mut there) = (answer.json(), serde_json::from_str::<Value>(&original).unwrap());
+                assert!(original.contains(&upstream));
+                for version in ["1.0.0", "1.1.0"] {
+                    here["versions"][version]["dist"]["tarball"].take();
+                    there["versions"][version]["dist"]["tarball"].take();
+                }
+                assert_eq!(here, there);
+            }
+        }
+    });
+}
+
+#[test]
+fn scoped_names_in_every_spelling_are_one_document() {
+    run(async {
+        let (registry, _tarballs, proxy) = registry().await;
+        registry.forget();
+        for path in [
+            "@scope/inner",
+            "@scope%2finner",
+            "@scope%2Finner",
+            "%40scope%2finner",
+            "@scope/inner",
+        ] {
+            let answer = packument(&proxy, path, NPM_ABBREVIATED).await;
+            tarballs_come_from_here(&proxy, &answer.json()).await;
+        }
+        let asked = registry
+            .log()
+            .into_iter()
+            .map(|seen| seen.path.to_lowercase())
+            .collect::<Vec<_>>();
+        assert_eq!(asked, ["/@scope%2finner"]);
+    });
+}
+
+#[test]
+fn a_packument_is_kept_compressed_for_who_accepts_it() {
+    run(async {
+        let (_registry, _tarballs, proxy) = registry().await;
+        let plain = packument(&proxy, "plain", NPM_ABBREVIATED).await;
+        let mut packed = None;
+        crate::common::eventually(Duration::from_secs(10), "a compressed packument", async || {
+            let headers = [("Accept", NPM_ABBREVIATED), ("Accept-Encoding", "gzip, deflate, br")];
+            let answer = proxy.fetch_with("npm", "plain", &headers).await.ok();
+            let found = answer.header("content-encoding") == Some("gzip");
+            packed = Some(answer);
+            found
+        })
+        .await;
+        let packed = packed.unwrap();
+        assert_eq!(gunzip(&packed.body), plain.body);
+        assert!(
+            packed.must("vary").to_lowercase().contains("accept-encoding"),
+            "{:?}",
+            packed.headers
+        );
+        let plain = packument(&proxy, "plain", NPM_ABBREVIATED).await;
+        assert_eq!(plain.header("content-encoding"), None);
+        if let (Some(one), Some(two)) = (plain.header("etag"), packed.header("etag")) {
+            assert_ne!(one, two, "codings of one document differ in their ETag");
+        }
+    });
+}
+
+#[test]
+fn links_hold_the_public_base_that_the_client_used() {
+    run(async {
+        let (_registry, _tarballs, proxy) = registry().await;
+        let tarball = async |headers: &[(&str, &str)]| {
+            let answer = proxy.fetch_with("npm", "plain", headers).await.ok().json();
+            answer["versions"]["1.0.0"]["dist"]["tarball"]
+                .as_str()
+                .unwrap()
+                .to_owned()
+        };
+        let path = "/api/v1/remote/npm/";
+        assert!(
+            tarball(&[("Host", "cache.test:8080")])
+                .await
+                .starts_with(&format!("http://cache.test:8080{path}"))
+        );
+        let forwarded = [
+            ("X-Forwarded-Proto", "https"),
+            ("X-Forwarded-Host", "cache.test"),
+            ("X-Forwarded-Prefix", "/a"),
+        ];
+        assert!(
+            tarball(&forwarded)
+                .await
+                .starts_with(&format!("https://cache.test/a{path}"))
+        );
+        let both = [
+            ("Forwarded", "for=1.2.3.4;proto=https;host=one.test"),
+            ("X-Forwarded-Host", "two.test"),
+        ];
+        assert!(tarball(&both).await.starts_with(&format!("https://one.test{path}")));
+        for bad in ["a b", "evil.test/x", "x\"y", "<script>"] {
+            let answer = proxy.fetch_with("npm", "plain", &[("X-Forwarded-Host", bad)]).await;
+            assert!(!answer.text().contains(bad), "{bad}");
+        }
+    });
+}
+
+#[test]
+fn the_configured_public_url_wins() {
+    run(async {
+        let registry = Upstream::start().await;
+        serve_npm(&registry, &registry, &versions());
+        let proxy = Proxy::settings()
+            .remotes(&format!("npm:\n  base_url: {}\n  {REMOTE}", registry.base()))
+            .env("ARTIFACTAPI_PUBLIC_URL", "https://artifacts.test/base")
+            .start()
+            .await;
+        let document = proxy
+            .fetch_with("npm", "plain", &[("Host", "other.test")])
+            .await
+            .ok()
+            .json();
+        let url = document["versions"]["1.0.0"]["dist"]["tarball"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        assert_eq!(
+            url,
+            "https://artifacts.test/base/api/v1/remote/npm/plain/-/plain-1.0.0.tgz"
+        );
+    });
+}
+
+#[test]
+fn single_versions_are_rewritten_and_other_endpoints_pass_through() {
+    run(async {
+        let (registry, tarballs, proxy) = registry().await;
+        let manifest = json!({"name": "plain", "version": "1.0.0", "dist": {
+            "tarball": format!("{}/plain/-/plain-1.0.0.tgz", tarballs.base()),
+            "attestations": {"url": format!("{}/-/npm/v1/attestations/plain@1.0.0", registry.base())}}});
+        registry.reply(
+            "/plain/latest",
+            Reply::ok(manifest.to_string()).content_type("application/json"),
+        );
+        registry.reply("/-/npm/v1/attestations/plain@1.0.0", Reply::ok("{\"attestations\":[]}"));
+        let answer = proxy.fetch("npm", "plain/latest").await.ok().json();
+        let url = answer["dist"]["tarball"].as_str().unwrap();
+        assert!(url.starts_with(&proxy.base()), "{url}");
+        assert_eq!(answer["dist"]["attestations"], manifest["dist"]["attestations"]);
+        let attestations = proxy.fetch("npm", "-/npm/v1/attestations/plain@1.0.0").await.ok();
+        assert_eq!(attestations.text(), "{\"attestations\":[]}");
+        proxy.fetch("npm", "-/ping").await.ok();
+        proxy.request("POST", &at("npm", "plain"), &[], b"{}").await.expect(405);
+    });
+}
