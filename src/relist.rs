@@ -55,6 +55,15 @@ impl Told {
     pub async fn keep(self, catalog: Catalog, store: &'static Store, is_alone: bool) {
         let left = fs::metadata(&self.file).and_then(|meta| meta.modified());
         let mut since = left.ok();
+        if since.is_none()
+            && let Err(error) = self.note(SystemTime::now())
+        {
+            tracing::debug!(%error, "what the catalogue knows is not noted");
+        }
+        if catalog.is_shared() {
+            // Meanwhile the node's own is told nothing.
+            let _ = fs::remove_file(&self.whole);
+        }
         let mut is_first = true;
         loop {
             let dropped = catalog.dropped();
@@ -63,6 +72,13 @@ impl Told {
                     Ok(mark) => break mark,
                     Err(CatalogError::Closed) => return,
                     Err(_) => tokio::time::sleep(PAUSE).await,
+                }
+                // Nothing is looked at in vain while it is away.
+                while let Err(error) = catalog.drain().await {
+                    if matches!(error, CatalogError::Closed) {
+                        return;
+                    }
+                    tokio::time::sleep(PAUSE).await;
                 }
             };
             if let Some(mark) = mark {
@@ -88,11 +104,6 @@ impl Told {
         store: &'static Store,
         since: Option<SystemTime>,
     ) -> Result<Option<i32>, CatalogError> {
-        catalog.drain().await?;
-        if catalog.is_shared() {
-            // Meanwhile the node's own is told nothing.
-            let _ = fs::remove_file(&self.whole);
-        }
         let noted = fs::read_to_string(&self.whole).ok().and_then(|mark| mark.parse().ok());
         let is_whole = match noted {
             Some(mark) => catalog.mark().await? == mark,

@@ -74,16 +74,19 @@ impl Making {
             catalog.drain().await?;
         }
         let was_whole = catalog.lists_all().await;
+        // What is listed has the class that it had when it was; what has the wanted one now is meant as well.
+        let (wanted, filter) = (self.request.filter.class, any_class(&self.request.filter));
+        let is_meant = |record: &Record| {
+            let key = key_text(record);
+            let of_class = wanted.is_none_or(|class| record.class == class);
+            (self.covers)(&key) && (of_class || self.sweep.as_ref().is_some_and(|sweep| (sweep.covers)(&key)))
+        };
         let mut after = None;
         loop {
             let mut listed = Vec::new();
             loop {
-                let page = catalog.matching(&self.request.filter, after, PAGE).await?;
-                let covered = page
-                    .records
-                    .into_iter()
-                    .filter(|record| (self.covers)(&key_text(record)));
-                listed.extend(covered);
+                let page = catalog.matching(&filter, after, PAGE).await?;
+                listed.extend(page.records.into_iter().filter(is_meant));
                 after = page.next;
                 if after.is_none() || listed.len() >= MAX_LISTED {
                     break;
