@@ -470,15 +470,16 @@ struct Witness {
 
 impl Observer for Witness {
     fn used(&self, key: &Key, hits: u64) {
-        let (remote, path, form) = key.parts();
-        if !remote.is_empty() {
-            self.catalog.hits(remote, path, form, hits, unix_now());
+        let parts = key.parts();
+        if !parts.is_view() {
+            self.catalog
+                .hits(parts.remote, parts.path, parts.form, hits, unix_now());
         }
     }
 
     fn found(&self, object: &Object) {
         // The last entries before a crash are lost, and so is all when the file was damaged.
-        if !object.key.parts().0.is_empty()
+        if !object.key.parts().is_view()
             && let Some(event) = record::stored(object, object.fresh.class())
         {
             self.catalog.record(event);
@@ -495,7 +496,7 @@ impl Observer for Witness {
             return;
         }
         let key = Key::from_text(key);
-        if !key.parts().0.is_empty() {
+        if !key.parts().is_view() {
             relist::strike(&self.catalog, self.store, &key.hash, record::removed(&key));
         }
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::fs::{Advice, fadvise};
 
 use super::disk::{self, Disk};
-use super::{Hash, Key, Millis, Store, evict, hex, now_ms, shown};
+use super::{Hash, Key, Millis, Store, evict, hex, now_ms};
 
 /// Outer folders.
 const FOLDERS: u64 = 256;
@@ -144,7 +144,7 @@ impl Store {
             pace.spend(bytes);
         });
         if let Err(error) = intact {
-            tracing::warn!(key = %shown(&stored.key), %error, "a stored object cannot be read now: the next round tries it again");
+            tracing::warn!(key = %stored.key.shown(), %error, "a stored object cannot be read now: the next round tries it again");
         }
         pace.spend(LEAST.saturating_sub(spent));
         self.scrub.objects.fetch_add(1, Relaxed);
@@ -211,7 +211,7 @@ fn look(file: &File, bytes: &mut u64) -> (Option<String>, io::Result<()>) {
         Ok(record) => record,
         Err(error) => return (None, Err(error)),
     };
-    let name = Some(shown(&Key::from_text(&record.key_text)));
+    let name = Some(Key::from_text(&record.key_text).shown());
     match disk::is_intact(file, record.offset, &record.finished, |read| *bytes += read) {
         Ok(true) => (name, Ok(())),
         Ok(false) => {

@@ -245,11 +245,6 @@ pub struct StoreStats {
     pub scrubbed: Scrubbed,
 }
 
-/// A key for logs and errors.
-pub fn shown(key: &Key) -> String {
-    key.text.replace('\0', " ").trim().to_owned()
-}
-
 impl Store {
     /// Opens the store below `data_dir` and starts its housekeeper. Reads no object, so it takes the same time whatever
     /// is stored. The store lives as long as the process: Pingora's storage interface asks for that.
@@ -439,7 +434,7 @@ impl Store {
             if growing.get(&hash).is_some_and(|current| Arc::ptr_eq(current, object)) {
                 growing.remove(&hash);
                 drop(growing);
-                self.say_damaged(&shown(&object.key), why);
+                self.say_damaged(&object.key.shown(), why);
             }
             return;
         }
@@ -448,7 +443,7 @@ impl Store {
             return;
         }
         self.forget_body(object, None);
-        self.say_damaged(&shown(&object.key), why);
+        self.say_damaged(&object.key.shown(), why);
         let object = Arc::clone(object);
         tokio::task::spawn_blocking(move || {
             if let Body::File { file, .. } = &object.body {
@@ -465,7 +460,7 @@ impl Store {
             return;
         }
         self.forget_body(object, Some(Instant::now() + DISK_PAUSE));
-        tracing::warn!(key = %shown(&object.key), %why, "a stored object cannot be read now: it stays, and is tried again");
+        tracing::warn!(key = %object.key.shown(), %why, "a stored object cannot be read now: it stays, and is tried again");
     }
 
     /// From now on `object` is found neither in memory nor, before `until`, on disk.
@@ -479,7 +474,7 @@ impl Store {
 
     /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
     fn discard(&self, hash: &Hash, file: &fs::File, key: Option<&str>, why: &str) {
-        let named = key.map_or_else(|| super::hex(hash), |key| shown(&Key::from_text(key)));
+        let named = key.map_or_else(|| super::hex(hash), |key| Key::from_text(key).shown());
         if self.drop_file(hash, file, key) {
             self.say_damaged(&named, why);
         }
@@ -778,7 +773,7 @@ impl Store {
             Ok((unnamed, file, space)) => (Some(unnamed), Body::File { file, offset }, space),
             // What is short enough is shared from memory while it is read, and not kept.
             Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
-                tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
+                tracing::debug!(key = %key.shown(), %why, "an answer is held in memory instead of being stored");
                 overflow.begin(0);
                 (None, Body::Memory(bytes::Bytes::new(), None), Space::default())
             }

@@ -13,11 +13,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::record::removed;
 use super::shared::Covers;
-use super::{Fills, PATIENCE, Views};
+use super::{Fills, PATIENCE, Views, record};
 use crate::bucket::PREFIX;
-use crate::cache::{Key, Millis, Sweep, Swept, Walked, now_ms, parse_hash};
+use crate::cache::{Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest, Record};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
@@ -77,7 +76,7 @@ impl Making {
         // What is listed has the class that it had when it was; what has the wanted one now is meant as well.
         let (wanted, filter) = (self.request.filter.class, any_class(&self.request.filter));
         let is_meant = |record: &Record| {
-            let key = key_text(record);
+            let key = key_of(record).text;
             let of_class = wanted.is_none_or(|class| record.class == class);
             (self.covers)(&key) && (of_class || self.sweep.as_ref().is_some_and(|sweep| (sweep.covers)(&key)))
         };
@@ -111,7 +110,7 @@ impl Making {
         }
         if self.sweep.is_some() && self.request.mode == FlushMode::Delete && is_all(&self.request.filter) {
             // Views of what was no longer listed, and of bases that a restart forgot.
-            self.fills.store.remove_where(|key| key.starts_with('\0')).await;
+            self.fills.store.remove_where(|key| Parts::of(key).is_view()).await;
         }
         Ok(was_whole && catalog.lists_all().await)
     }
@@ -119,8 +118,8 @@ impl Making {
     /// On some of what is listed. Blocks.
     fn act(&self, sweep: &Sweep, records: Vec<Record>) {
         let (fills, mode) = (&self.fills, self.request.mode);
-        for record in records {
-            let Some(hash) = parse_hash(&record.key) else { continue };
+        for listed in records {
+            let Some(hash) = parse_hash(&listed.key) else { continue };
             let swept = fills.store.sweep_one(sweep, &hash);
             match (swept, mode) {
                 (Swept::Failed, _) => {
@@ -133,16 +132,16 @@ impl Making {
                     if let (Some(id), Some(views)) = (id, &self.views) {
                         views.forget(id);
                     }
-                    let key = Key::from_text(&key_text(&record));
+                    let key = key_of(&listed);
                     if let Some(bucket) = &fills.shared.bucket {
                         bucket.remove_older(&key, sweep.at);
                     }
                     if !self.is_back_elsewhere(&key) {
-                        relist::strike(&fills.catalog, fills.store, &hash, removed(&key));
+                        relist::strike(&fills.catalog, fills.store, &hash, record::removed(&key));
                     }
                 }
                 (Swept::Made(_), FlushMode::Expire) => {
-                    fills.catalog.record(expired(record.remote, record.path, record.form));
+                    fills.catalog.record(expired(listed.remote, listed.path, listed.form));
                 }
             }
             let mut answer = self.answer.lock();
@@ -226,8 +225,8 @@ fn is_all(filter: &Filter) -> bool {
     is_everything(filter) && filter.remote.is_none()
 }
 
-fn key_text(record: &Record) -> String {
-    format!("{}\0{}\0{}", record.remote, record.path, record.form)
+fn key_of(listed: &Record) -> Key {
+    Key::new(&listed.remote, &listed.path, None, &listed.form)
 }
 
 impl Fills {
@@ -460,13 +459,13 @@ impl Fills {
         let (catalog, store) = (self.catalog.clone(), self.store);
         Box::new(move |key| {
             let key = Key::from_text(key);
-            let (remote, path, form) = key.parts();
-            if remote.is_empty() || catalog.is_shared() {
+            let Parts { remote, path, form } = key.parts();
+            if key.parts().is_view() || catalog.is_shared() {
                 return;
             }
             match expire {
                 true => catalog.record(expired(remote.to_owned(), path.to_owned(), form.to_owned())),
-                false => relist::strike(&catalog, store, &key.hash, removed(&key)),
+                false => relist::strike(&catalog, store, &key.hash, record::removed(&key)),
             }
         })
     }
@@ -474,11 +473,7 @@ impl Fills {
     /// By walking the disk tier. Also of how much the disk refused it.
     async fn flush_without_catalogue(&self, filter: &Filter, mode: FlushMode) -> (FlushAnswer, u64) {
         let remote = filter.remote.clone();
-        let matches = move |key: &str| {
-            remote
-                .as_ref()
-                .is_none_or(|remote| key.split('\0').next() == Some(remote.as_str()))
-        };
+        let matches = move |key: &str| remote.as_ref().is_none_or(|remote| Parts::of(key).remote == remote);
         self.forget(&matches);
         let Walked { count, bytes, refused } = match mode {
             FlushMode::Delete => self.store.remove_where(matches).await,
@@ -520,10 +515,7 @@ fn expired(remote: String, path: String, form: String) -> Event {
 
 /// Whether the filter covers what is stored, or would be, under `key`.
 pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
-    let mut parts = key.splitn(3, '\0');
-    let (Some(remote), Some(path)) = (parts.next(), parts.next()) else {
-        return false;
-    };
+    let Parts { remote, path, .. } = Parts::of(key);
     let Some(configured) = config.remotes.get(remote) else {
         return filter.remote.is_none();
     };

@@ -142,7 +142,7 @@ impl Client {
         cache_status: &str,
         ask: Ask,
     ) -> Result<bool> {
-        let path = wanted.key.parts().1.to_owned();
+        let path = wanted.key.parts().path.to_owned();
         // Nobody asked for a body: one that is held back would keep the place for as long.
         if let Err(problem) = body::read(session, 0, &body::UNASKED, &self.limits).await? {
             let problem = problem.at(&wanted.remote.name, &path);
@@ -178,7 +178,7 @@ impl Client {
 
     async fn no_place(&self, session: &mut Session, wanted: &Wanted, failure: Failure) -> Result<bool> {
         let problem = Problem::new(failure.status, failure.reason)
-            .at(&wanted.remote.name, wanted.key.parts().1)
+            .at(&wanted.remote.name, wanted.key.parts().path)
             .header(header::RETRY_AFTER, "5");
         let format = formats::of(wanted.remote.package);
         self.refuse(session, Some(format), problem).await
@@ -235,7 +235,7 @@ impl Client {
         (shown, wanted): (Shown<'_>, &Wanted),
         ask: Ask,
     ) -> Result<bool> {
-        let path = wanted.key.parts().1;
+        let path = wanted.key.parts().path;
         let body = match body::read(session, MAX_BODY, &body::POSTS, &self.limits).await? {
             Ok(body) => body,
             Err(problem) => {
