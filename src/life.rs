@@ -29,6 +29,7 @@ use crate::config::{Config, Environment, Severity};
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
+use crate::relist;
 use crate::upstream::{SharedTokens, Upstream};
 
 /// What ends after the requests (the catalogue, the connections to what stands behind) has this long.
@@ -215,6 +216,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
         catalog: catalog.clone(),
+        store,
         metrics: Arc::clone(&metrics),
     }));
     announce(&config, &listeners, &folder);
@@ -459,6 +461,7 @@ impl ShutdownSignalWatch for Stop {
 /// Tells the catalogue what the store sees.
 struct Witness {
     catalog: Catalog,
+    store: &'static Store,
     metrics: Arc<Metrics>,
 }
 
@@ -491,7 +494,7 @@ impl Observer for Witness {
         }
         let key = Key::from_text(key);
         if !key.parts().is_view() {
-            self.catalog.record(record::removed(&key));
+            relist::strike(&self.catalog, self.store, &key.hash, record::removed(&key));
         }
     }
 }
