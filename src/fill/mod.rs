@@ -6,15 +6,23 @@
 
 mod answer;
 mod coded;
+mod decision;
 pub mod flush;
 mod gunzip;
+mod in_bucket;
+pub mod ledger;
 pub mod neighbours;
 pub mod news;
 pub mod node;
+mod peer;
 pub mod record;
 pub mod reference;
+mod rest;
+mod said;
 pub mod set;
 pub mod shared;
+mod take;
+mod turn;
 pub mod unfinished;
 pub mod upstream;
 pub mod view;
@@ -31,7 +39,8 @@ use url::Url;
 
 pub use answer::{Answer, Negative};
 use set::Manifests;
-use shared::{Shared, Turn};
+use shared::Shared;
+use turn::Turn;
 use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
@@ -519,6 +528,7 @@ impl Fills {
         let class = wanted.policy.class;
         let until = match self
             .shared
+            .ledger
             .flushed(&wanted.key, object.head.stored_at, began.saturating_sub(1))
         {
             Some(_) => began,
