@@ -20,7 +20,7 @@ use url::Url;
 
 pub use super::gunzip::GZIP;
 use super::gunzip::Gunzip;
-use crate::cache::{FOR_EVER, Finish, Hash, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
+use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::formats::links::Style;
 use crate::formats::{Asset, Class, RewriteError, Rewriter, View, ViewContext};
@@ -102,8 +102,8 @@ pub struct Views {
     store: &'static Store,
     catalog: Catalog,
     metrics: Arc<Metrics>,
-    /// Views that are looked up and started: by one at a time, so that none is made twice.
-    starting: parking_lot::Mutex<HashMap<Hash, Arc<Mutex<()>>>>,
+    /// Originals of which a view is looked up and started: by one at a time, so that none is made twice. By id.
+    starting: parking_lot::Mutex<HashMap<u64, Arc<Mutex<()>>>>,
     /// Keys made lately, for the hot path: a key is long to write and to hash.
     keys: Cache<HotKey, Arc<Known>>,
     /// Not known outside, so that no `Host` can be made to look like another.
@@ -129,10 +129,10 @@ struct Base {
     used: AtomicU64,
 }
 
-/// Nobody else starts this view.
+/// Nobody else starts a view of this original.
 struct Turn<'a> {
     views: &'a Views,
-    hash: Hash,
+    original: u64,
     _lock: OwnedMutexGuard<()>,
 }
 
@@ -141,10 +141,10 @@ impl Drop for Turn<'_> {
         let mut starting = self.views.starting.lock();
         // This one and the map's own: nobody waits.
         if starting
-            .get(&self.hash)
+            .get(&self.original)
             .is_some_and(|lock| Arc::strong_count(lock) <= 2)
         {
-            starting.remove(&self.hash);
+            starting.remove(&self.original);
         }
     }
 }
@@ -223,12 +223,12 @@ impl Views {
         (original.id, kind, gzip, url)
     }
 
-    /// Waits until nobody else starts the view of `key`.
-    async fn turn(&self, key: &Key) -> Turn<'_> {
-        let lock = Arc::clone(self.starting.lock().entry(key.hash).or_default());
+    /// Waits until nobody else starts a view of this original.
+    async fn turn(&self, original: u64) -> Turn<'_> {
+        let lock = Arc::clone(self.starting.lock().entry(original).or_default());
         Turn {
             views: self,
-            hash: key.hash,
+            original,
             _lock: lock.lock_owned().await,
         }
     }
@@ -248,7 +248,7 @@ impl Views {
             }
             None => (None, None),
         };
-        let _turn = self.turn(&key).await;
+        let _turn = self.turn(original.id).await;
         let remote_url = absolute.map_or("", |rewriting| rewriting.remote_url.as_str());
         let known = Arc::new(Known { key: key.clone(), base });
         self.keys
