@@ -27,7 +27,7 @@ use sha2::Sha256;
 use super::{Answer, Fills, How, Outcome, PATIENCE};
 use crate::cache::{Class, Finished, Head, Key, Millis, Object, hex, now_ms};
 use crate::config::Secret;
-use crate::fleet::random;
+use crate::fleet::{Record, random};
 
 /// Where nodes answer one another.
 pub const PATH: &str = "/-/node/object";
@@ -109,6 +109,15 @@ impl Life {
             immutable: object.fresh.class() == Class::Immutable,
             checked_at: object.fresh.checked_at(),
             fresh_until: object.fresh.fresh_until(),
+        }
+    }
+
+    /// By the fleet's word.
+    pub fn said_by(record: &Record) -> Life {
+        Life {
+            immutable: record.class == Class::Immutable,
+            checked_at: record.checked_at,
+            fresh_until: record.fresh_until,
         }
     }
 
