@@ -5,6 +5,10 @@
 //! A path here is what follows `/v2/{remote}/`: `{name}/manifests/{tag or digest}`, `{name}/blobs/{digest}`,
 //! `{name}/tags/list`, `{name}/referrers/{digest}`.
 
+pub mod names;
+pub mod pages;
+pub mod referrers;
+
 use std::sync::LazyLock;
 
 use http::Method;
@@ -149,31 +153,6 @@ fn is_tag(tag: &str) -> bool {
 fn is_hub(host: &str) -> bool {
     let host = host.strip_suffix(":443").unwrap_or(host);
     HUB.iter().any(|name| host.eq_ignore_ascii_case(name))
-}
-
-/// Whether `remote` is the registry that clients call `namespace`: a host, with a port where it is not the usual one.
-pub fn is_called(remote: &Remote, namespace: &str) -> bool {
-    let Some(base) = &remote.base_url else { return false };
-    let host = base.host_str().unwrap_or_default();
-    let own = match base.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    own.eq_ignore_ascii_case(namespace)
-        || (is_hub(&own) && is_hub(namespace))
-        || remote.hosts.iter().any(|host| host.eq_ignore_ascii_case(namespace))
-}
-
-/// Of a referrers request: the subject's digest, and the path of the tag that lists referrers where a registry has no API
-/// for them (distribution-spec, "Referrers Tag Schema").
-pub fn referrers_tag(path: &str) -> Option<String> {
-    let (name, What::Referrers(digest)) = parse(path).ok()? else {
-        return None;
-    };
-    let (algorithm, checksum) = digest.split_once(':')?;
-    // At most 32 and 64 characters of them.
-    let checksum = checksum.get(..64).unwrap_or(checksum);
-    Some(format!("{name}/manifests/{algorithm}-{checksum}"))
 }
 
 /// Where the API of a registry is below its base URL: that may name the API itself, or a part of the registry's names
