@@ -22,4 +22,5 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod relist;
+pub mod status;
 pub mod upstream;
