@@ -1,6 +1,8 @@
 //! What stands behind this node: the catalogue's database, the bucket, and Redis. Each that is not configured has its embedded
 //! default, which is no file here. None is waited for at the start.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,11 +21,22 @@ use crate::fill::node::Peers;
 use crate::fill::shared::{Covers, Shared};
 use crate::fill::unfinished::Unfinished;
 use crate::fleet::{Fleet, Flush, Node};
-use crate::life::{StartError, State};
 use crate::relist::Told;
+use crate::state::State;
 
 /// For the last words to Redis; flushes that it is not told of then, it is told of after the next start.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot use the data folder {folder}: {error}; name another with --data-dir or ARTIFACTAPI_DATA_DIR")]
+    Data { folder: String, error: io::Error },
+    #[error("{0}")]
+    Other(String),
+}
 
 /// All of them.
 #[derive(Clone)]

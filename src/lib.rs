@@ -22,4 +22,6 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod relist;
+pub mod session;
+pub mod state;
 pub mod upstream;

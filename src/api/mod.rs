@@ -18,13 +18,32 @@ use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, Handling, path};
-use crate::life::State;
 use crate::metrics::Metrics;
-use crate::proxy::reply::{self, Problem};
-use crate::proxy::route::Endpoint;
+use crate::session::reply::{self, Problem};
+use crate::state::State;
 
 /// Bodies of requests to the API are small.
 const MAX_BODY: usize = 1 << 20;
+
+/// What is answered here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    Root,
+    Health,
+    Live,
+    Ready,
+    Config,
+    Metrics,
+    Flush,
+    Artifacts {
+        query: Option<String>,
+    },
+    Artifact {
+        remote: String,
+        raw: Vec<u8>,
+        query: Option<String>,
+    },
+}
 
 /// Answers the endpoints.
 pub struct Api {

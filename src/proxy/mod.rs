@@ -2,7 +2,6 @@
 //! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
 
 mod artifact;
-pub(crate) mod body;
 mod chunks;
 mod dress;
 mod foreign;
@@ -11,17 +10,15 @@ mod gate;
 mod head;
 mod node;
 mod pass;
-pub mod public;
 pub mod range;
 mod reference;
 mod referrers;
 mod registry;
-pub mod reply;
+mod relay;
 mod resolve;
-pub(crate) mod route;
+mod route;
 mod serve;
 mod threads;
-pub mod unread;
 mod wire;
 
 use std::ops::Deref;
@@ -43,18 +40,17 @@ use crate::config::{ClientSettings, Config, Package, Remote};
 use crate::fill::{Fills, Views};
 use crate::formats::Format;
 use crate::headers;
-use crate::life::{InFlight, State};
 use crate::metrics::Metrics;
+use crate::session::reply::{self, Problem};
+use crate::session::writing::Reading;
+use crate::session::{body, public};
+use crate::state::{InFlight, State};
 use crate::upstream::{Exchange, Place};
-pub(crate) use artifact::arrival;
 use dress::{NO_CACHE, Shown};
 pub use front::Front;
-use reply::Problem;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
-use serve::Reading;
-pub use unread::Unread;
 use wire::Refusal;
 
 /// Everything that answering a client needs.
@@ -197,7 +193,7 @@ impl ProxyHttp for Hooks {
         let host = match config.hosts.is_empty() {
             true => String::new(),
             false => {
-                let public = public::of(&config.settings, &artifact::arrival(session));
+                let public = public::of(&config.settings, &public::arrival(session));
                 public.map(|public| public.host).unwrap_or_default()
             }
         };
@@ -427,7 +423,7 @@ struct SmallHit {
 impl Client {
     fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
         let request = session.req_header();
-        let arrival = artifact::arrival(session);
+        let arrival = public::arrival(session);
         wire::check_http2(request.raw_path(), arrival.authority, &request.headers)
     }
 
@@ -435,7 +431,7 @@ impl Client {
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
         let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
         let remote_url = || {
-            let arrival = artifact::arrival(session);
+            let arrival = public::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)
         };
         let Some(hit) = self.hit(resolved, gzip, remote_url) else {

@@ -9,15 +9,16 @@ use pingora_proxy::Session;
 use super::artifact::Request;
 use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
-use super::reply::Problem;
 use super::resolve::Resolved;
-use super::serve::Reading;
-use super::{Check, Client, Ctx, PassBy, body};
+use super::{Check, Client, Ctx, PassBy};
 use crate::cache::{Key, Object, Origin};
 use crate::config::Remote;
 use crate::fill::{How, Wanted};
 use crate::formats::{self, ArtifactPath, Format};
 use crate::policy;
+use crate::session::body;
+use crate::session::reply::Problem;
+use crate::session::writing::Reading;
 use crate::upstream::{Ask, Exchange, Failure};
 
 /// The longest body of a POST: what npm's clients send is a list of packages.

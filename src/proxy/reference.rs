@@ -7,12 +7,12 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::artifact::{Origin, Request};
-use super::reply::{self, Problem};
-use super::{Client, Ctx};
+use super::{Client, Ctx, relay};
 use crate::cache::{Key, Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
 use crate::formats::{ArtifactPath, Form, path};
 use crate::policy;
+use crate::session::reply::Problem;
 
 impl Client {
     /// `origin` tells how it was come to know where the name leads. To a HEAD that is the whole answer.
@@ -90,7 +90,7 @@ impl Client {
                 }
                 ctx.cache = "miss";
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, request, &answer, source).await?;
+                relay::answer(session, request, &answer, source).await?;
                 Ok(true)
             }
             (Outcome::Direct, _) => {

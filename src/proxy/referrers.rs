@@ -12,15 +12,15 @@ use pingora_proxy::Session;
 use serde_json::{Value, json};
 
 use super::artifact::{Origin, Request, accept};
-use super::reply::{self, Problem};
 use super::resolve::{self, Resolution, Resolved, Target};
-use super::{Client, Ctx};
+use super::{Client, Ctx, relay};
 use crate::cache::{Key, Object, Reader, now_ms};
 use crate::config::Remote;
 use crate::fill::reference::MAX_CONTENT;
 use crate::fill::{Answer, How, Outcome, Wanted};
 use crate::formats::{self, docker, path};
 use crate::policy;
+use crate::session::reply::{self, Problem};
 
 static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -107,7 +107,7 @@ impl Client {
         let problem = match why {
             Brought::Answer(answer) => {
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, resolved, &answer, source).await?;
+                relay::answer(session, resolved, &answer, source).await?;
                 return Ok(true);
             }
             Brought::Offline => {
