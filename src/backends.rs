@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::breaker::{Breaker, Standing};
@@ -23,6 +24,7 @@ use crate::fill::unfinished::Unfinished;
 use crate::fleet::{Fleet, Flush, Node};
 use crate::relist::Told;
 use crate::state::State;
+use crate::upstream::SharedTokens;
 
 /// For the last words to Redis; flushes that it is not told of then, it is told of after the next start.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
@@ -171,6 +173,17 @@ impl Backends {
         if let Some(fleet) = &self.fleet {
             let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
         }
+    }
+}
+
+#[async_trait]
+impl SharedTokens for Fleet {
+    async fn get(&self, name: &str) -> Option<(String, Duration)> {
+        self.token(name).await
+    }
+
+    fn put(&self, name: &str, token: &str, lifetime: Duration) {
+        self.keep_token(name, token.to_owned(), lifetime);
     }
 }
 

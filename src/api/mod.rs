@@ -2,6 +2,7 @@
 
 mod flush;
 pub(crate) mod local;
+mod samples;
 
 use std::sync::Arc;
 
@@ -102,12 +103,7 @@ impl Api {
             }
             Endpoint::Config => reply::json(session, 200, &config.to_redacted_json()).await,
             Endpoint::Metrics => {
-                let text = self.metrics.render(
-                    config.generation,
-                    &self.fills.store.stats(),
-                    &self.fills.catalog.status(),
-                    &self.backends,
-                );
+                let text = self.metrics.render(&self.samples(config));
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
             }
