@@ -11,18 +11,19 @@ use std::time::{Duration, Instant, SystemTime};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
-use tokio::sync::watch;
 
 use super::Class;
 use super::clock::Clock;
 use super::disk::{self, Amount, Disk, Record};
+use super::key::shown;
 use super::memory::Memory;
+use super::object::Keeper;
 use super::overflow::{self, Overflow};
 use super::scrub::{Scrub, Scrubbed};
 use super::sweep::Sweep;
 use super::usage::Usage;
 use super::writer::{Expected, NoSpace, Space, Writer};
-use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Progress, ReadError, State, evict};
+use super::{Body, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, ReadError, evict};
 use crate::config::{CacheSettings, MinFree};
 
 /// How often uses are written down and the byte counter is saved.
@@ -243,11 +244,6 @@ pub struct StoreStats {
     /// Files found so.
     pub lost: u64,
     pub scrubbed: Scrubbed,
-}
-
-/// A key for logs and errors.
-pub fn shown(key: &Key) -> String {
-    key.text.replace('\0', " ").trim().to_owned()
 }
 
 impl Store {
@@ -666,23 +662,10 @@ impl Store {
             Ok(_) | Err(ReadError::GivenUp) => return Some(object),
             Err(_) => return None,
         };
-        Some(Arc::new(Object {
-            key: object.key.clone(),
-            id: object.id,
-            head: object.head.clone(),
-            fresh: Arc::clone(&object.fresh),
-            body: super::memory::body(bytes),
-            origin: object.origin(),
-            taken_over: AtomicBool::new(false),
-            overflow: OnceLock::new(),
-            finished: finished.into(),
-            growth: None,
-            prepared: OnceLock::new(),
-            uses: Arc::default(),
-            doomed: AtomicBool::new(false),
-            store: Some(self),
-            proven: AtomicBool::new(true),
-        }))
+        let (key, head, fresh) = (object.key.clone(), object.head.clone(), Arc::clone(&object.fresh));
+        let body = super::memory::body(bytes);
+        let in_memory = Object::new(key, object.id, head, fresh, body, object.origin());
+        Some(Arc::new(in_memory.complete(finished, true).kept_by(self)))
     }
 
     /// Counts a use of `object`, for eviction and the catalogue. Cheap: the first use since the last sweep queues the
@@ -778,27 +761,14 @@ impl Store {
             Err(why) => return Err(why),
         };
         let kept = file.is_some() && !head.unframed;
-        let (growth, _) = watch::channel(Progress {
-            visible: 0,
-            state: State::Growing,
-        });
-        let object = Arc::new(Object {
-            key,
-            id,
-            head,
-            fresh: Arc::new(Freshness::new(class, checked_at, fresh_until)),
-            body,
-            origin,
-            taken_over: AtomicBool::new(false),
-            overflow: overflow.into(),
-            finished: OnceLock::new(),
-            growth: Some(growth),
-            prepared: OnceLock::new(),
-            uses: Arc::default(),
-            doomed: AtomicBool::new(!kept),
-            store: Some(self),
-            proven: AtomicBool::new(false),
-        });
+        let fresh = Arc::new(Freshness::new(class, checked_at, fresh_until));
+        let object = Object::new(key, id, head, fresh, body, origin)
+            .growing(overflow)
+            .kept_by(self);
+        if !kept {
+            object.doom();
+        }
+        let object = Arc::new(object);
         if is_shown {
             self.growing.lock().insert(object.key.hash, Arc::clone(&object));
         }
@@ -1500,26 +1470,33 @@ impl Store {
         self.usage.save();
     }
 
+    /// The object whose file was opened.
     fn loaded(&'static self, key: Key, file: fs::File, record: Record) -> Object {
-        Object {
-            key,
-            id: record.id,
-            head: record.head,
-            fresh: Arc::new(Freshness::new(record.class, record.checked_at, record.fresh_until)),
-            body: Body::File {
-                file,
-                offset: record.offset,
-            },
-            origin: Origin::Upstream,
-            taken_over: AtomicBool::new(false),
-            overflow: OnceLock::new(),
-            finished: record.finished.into(),
-            growth: None,
-            prepared: OnceLock::new(),
-            uses: Arc::default(),
-            doomed: AtomicBool::new(false),
-            store: Some(self),
-            proven: AtomicBool::new(self.proven.get(&record.id).is_some()),
+        let fresh = Arc::new(Freshness::new(record.class, record.checked_at, record.fresh_until));
+        let body = Body::File {
+            file,
+            offset: record.offset,
+        };
+        let is_proven = self.proven.get(&record.id).is_some();
+        Object::new(key, record.id, record.head, fresh, body, Origin::Upstream)
+            .complete(record.finished, is_proven)
+            .kept_by(self)
+    }
+}
+
+impl Keeper for Store {
+    fn is_proven(&self, id: u64) {
+        self.proven.insert(id, ());
+    }
+
+    fn lose(&'static self, object: &Arc<Object>, why: &str) {
+        Store::lose(self, object, why);
+    }
+
+    fn cannot_be_read(&'static self, object: &Arc<Object>, why: &io::Error) {
+        match disk::is_damage(why) || !object.is_complete() {
+            true => Store::lose(self, object, &why.to_string()),
+            false => self.put_aside(object, why),
         }
     }
 }
