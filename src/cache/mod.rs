@@ -7,6 +7,7 @@
 mod clock;
 mod disk;
 mod evict;
+mod expected;
 mod freshness;
 mod head;
 mod key;
@@ -25,6 +26,7 @@ mod writer;
 
 pub use disk::in_folder;
 pub use evict::parse_hash;
+pub use expected::{Expected, Verifier};
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, is_before,
     until as freshness_until,
@@ -35,7 +37,7 @@ pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, State};
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};
-pub use store::{Backup, Observer, Store, StoreStats, Stored, Walked};
+pub use store::{Backup, NoSpace, Observer, Store, StoreStats, Stored, Walked};
 pub use sweep::{Sweep, Swept};
 pub use time::{Millis, now_ms, set_clock};
-pub use writer::{Expected, Finish, NoSpace, Verifier, Writer};
+pub use writer::{Finish, Writer};
