@@ -22,9 +22,8 @@ use tokio::sync::watch;
 use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
-use crate::catalog::{Catalog, Event, unix_now};
+use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment};
-use crate::fill::upstream::MAX_TRIES;
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
@@ -117,10 +116,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
     let conf = ServerConf {
         threads,
-        max_retries: MAX_TRIES,
         grace_period_seconds: Some(0),
         graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: 256,
         // A runtime with an event loop of its own for each thread, as nginx has: a fifth more small hits per second than
         // one that threads share.
         work_stealing: false,
@@ -349,15 +346,16 @@ struct Witness {
 
 impl Observer for Witness {
     fn used(&self, key: &Key, hits: u64) {
-        let (remote, path, form) = key.parts();
-        if !remote.is_empty() {
-            self.catalog.hits(remote, path, form, hits, unix_now());
+        let parts = key.parts();
+        if !parts.is_view() {
+            self.catalog
+                .hits(parts.remote, parts.path, parts.form, hits, unix_now());
         }
     }
 
     fn found(&self, object: &Object) {
         // The last entries before a crash are lost, and so is all when the file was damaged.
-        if !object.key.parts().0.is_empty()
+        if !object.key.parts().is_view()
             && let Some(event) = record::stored(object, object.fresh.class())
         {
             self.catalog.record(event);
@@ -373,12 +371,9 @@ impl Observer for Witness {
         if backed_up {
             return;
         }
-        let mut parts = key.splitn(3, '\0');
-        if let (Some(remote), Some(path), Some(form)) = (parts.next(), parts.next(), parts.next())
-            && !remote.is_empty()
-        {
-            let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
-            self.catalog.record(Event::Removed { remote, path, form });
+        let key = Key::from_text(key);
+        if !key.parts().is_view() {
+            self.catalog.record(record::removed(&key));
         }
     }
 }

@@ -1,11 +1,11 @@
 //! A stored object as the catalogue lists it.
 
-use crate::cache::{Class, FOR_EVER, Finished, Head, Key, Millis, hex};
+use crate::cache::{Class, FOR_EVER, Finished, Head, Key, Millis, Parts, hex};
 use crate::catalog::{Class as Listed, Record};
 
 /// The entry of an object that is first and last seen at `seen`, in Unix seconds, and was never used.
 pub fn entry(key: &Key, head: &Head, finished: &Finished, class: Class, fresh_until: Millis, seen: i64) -> Record {
-    let (remote, path, form) = key.parts();
+    let Parts { remote, path, form } = key.parts();
     let published = head
         .last_modified()
         .and_then(|date| httpdate::parse_http_date(date).ok());

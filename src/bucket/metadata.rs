@@ -92,7 +92,7 @@ fn fields(object: &Described, head: &Head) -> Option<Vec<(String, String)>> {
     let mut deflated = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::best());
     deflated.write_all(&json).ok()?;
     let record = URL_SAFE_NO_PAD.encode(deflated.finish().ok()?);
-    let remote: String = object.key.parts().0.chars().map(visible).take(80).collect();
+    let remote: String = object.key.parts().remote.chars().map(visible).take(80).collect();
     let stored = i64::try_from(head.stored_at / 1000).unwrap_or(i64::MAX);
     let fields = vec![
         (RECORD.to_owned(), record),
@@ -114,8 +114,7 @@ pub fn decode(headers: &HeaderMap) -> Option<Described> {
         .read_to_end(&mut json)
         .ok()?;
     let compact: Compact = serde_json::from_slice(&json).ok()?;
-    let mut parts = compact.key.splitn(3, '\0');
-    let key = Key::new(parts.next()?, parts.next()?, None, parts.next()?);
+    let key = Key::read(&compact.key)?;
     if compact.sha256.len() != 64 || !compact.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }

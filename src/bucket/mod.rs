@@ -39,7 +39,7 @@ pub use name::PREFIX;
 use queue::Queue;
 
 use crate::breaker::{Away, Breaker, Standing};
-use crate::cache::{Backup, Class, Finished, Hash, Head, Key, Millis, Store, shown};
+use crate::cache::{Backup, Class, Finished, Hash, Head, Key, Millis, Store};
 use crate::catalog::{rfc3339, unix_now};
 use crate::config;
 
@@ -482,7 +482,7 @@ impl Bucket {
         }
         if let Err(error) = self.queue.remove(&key.hash, &name::of(key)) {
             tracing::warn!(
-                key = %shown(key), %error,
+                key = %key.shown(), %error,
                 "that this object is to be removed from S3 could not be written down: if S3 does not answer before \
                  the process ends, it stays there"
             );

@@ -1,6 +1,6 @@
 //! How an object is called in the bucket: so that a person finds it, and no key is in another one's way.
 
-use crate::cache::{Hash, Key, hex};
+use crate::cache::{Hash, Key, Parts, hex};
 
 /// Under this everything lies; what else is in the bucket belongs to others.
 pub const PREFIX: &str = "artifactapi/";
@@ -15,7 +15,7 @@ const MAX_REMOTE: usize = 80;
 /// the key's own, so the rest may be cut and spelled as file systems can bear it: no empty, `.` or `..` segment, which
 /// would lead elsewhere, and no `!` but the one before the hash, so that no name is the folder of another.
 pub fn of(key: &Key) -> String {
-    let (remote, path, _) = key.parts();
+    let Parts { remote, path, .. } = key.parts();
     let mut name = String::with_capacity(PREFIX.len() + remote.len() + path.len() + 20);
     name.push_str(PREFIX);
     push_segment(&mut name, cut(remote, MAX_REMOTE));

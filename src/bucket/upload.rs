@@ -16,7 +16,7 @@ use super::marker::{Plan, Progress};
 use super::metadata::{self, Described};
 use super::queue::{Again, LARGE, Taken};
 use super::{Blame, Bucket, Fence, name};
-use crate::cache::{Stored, shown};
+use crate::cache::Stored;
 
 /// A connection on which nothing moves for so long is given up.
 const STALLED: Duration = Duration::from_secs(30);
@@ -153,7 +153,7 @@ impl Bucket {
                     .await
                     .ok()
                     .flatten();
-                let key = stored.map_or_else(|| crate::cache::hex(&hash), |stored| shown(&stored.key));
+                let key = stored.map_or_else(|| crate::cache::hex(&hash), |stored| stored.key.shown());
                 tracing::warn!(
                     %key, %failure,
                     "S3 refuses this object alone: it stays here and is tried again every few minutes; see which policy \
@@ -204,7 +204,7 @@ impl Bucket {
             fresh_until: stored.fresh_until,
         };
         let Some(mut about) = metadata::encode(&described) else {
-            tracing::warn!(key = %shown(&stored.key), "this object's name and headers are too long for S3: it stays on this node only");
+            tracing::warn!(key = %stored.key.shown(), "this object's name and headers are too long for S3: it stays on this node only");
             self.counters.unfit.fetch_add(1, Relaxed);
             return self.give_up_parts(taken, None).await;
         };

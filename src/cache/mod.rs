@@ -32,7 +32,7 @@ pub use freshness::{
     until as freshness_until,
 };
 pub use head::{Finished, Head, Referent, identity};
-pub use key::{Hash, Key, hex, shown};
+pub use key::{Aside, Bound, Hash, Key, Parts, hex};
 pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, State};
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};

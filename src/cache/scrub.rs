@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::disk::{self, Disk};
 use super::evict;
-use super::key::{Key, hex, shown};
+use super::key::{Key, hex};
 use super::time::{Millis, now_ms};
 
 /// Outer folders.
@@ -133,7 +133,7 @@ fn look(file: &File, bytes: &mut u64) -> (Option<String>, io::Result<()>) {
         Ok(record) => record,
         Err(error) => return (None, Err(error)),
     };
-    let name = Some(shown(&Key::from_text(&record.key_text)));
+    let name = Some(Key::from_text(&record.key_text).shown());
     match disk::is_intact(file, record.offset, &record.finished, |read| *bytes += read) {
         Ok(true) => (name, Ok(())),
         Ok(false) => {

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::disk;
 use super::expected::Expected;
 use super::head::{Finished, identity};
-use super::key::{hex, shown};
+use super::key::hex;
 use super::object::{Body, Object, Progress, State};
 use super::overflow::Overflow;
 use super::store::{Room, Space, Store};
@@ -195,7 +195,7 @@ impl Writer {
         (self.sha256, self.sha512) = (sha256, sha512);
         if let Err(why) = &written {
             self.store.note_failure(why, &self.object.key.hash);
-            tracing::warn!(key = %shown(&self.object.key), %why, "the disk takes no more of this body: it is passed on unstored");
+            tracing::warn!(key = %self.object.key.shown(), %why, "the disk takes no more of this body: it is passed on unstored");
             self.file = None;
             self.object.doomed.store(true, SeqCst);
         }
@@ -209,7 +209,7 @@ impl Writer {
     async fn hold(&mut self, data: Bytes) -> io::Result<()> {
         self.overflow().begin(self.written);
         let passes = || {
-            tracing::warn!(key = %shown(&self.object.key), "a body is longer than what is free and what memory holds: it passes through unstored");
+            tracing::warn!(key = %self.object.key.shown(), "a body is longer than what is free and what memory holds: it passes through unstored");
             self.store.passes(&self.object);
         };
         let end = self.space.offset + self.written + data.len() as u64;
@@ -330,7 +330,7 @@ impl Writer {
             Ok(false) => None,
             Err(why) => {
                 // Whole and right, only not kept.
-                tracing::warn!(key = %shown(&self.object.key), %why, "an object could not be stored");
+                tracing::warn!(key = %self.object.key.shown(), %why, "an object could not be stored");
                 None
             }
         }

@@ -9,7 +9,7 @@ use http::{HeaderMap, Method, header};
 use super::gunzip::Gunzip;
 use super::view::{has_gzip_bytes, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
-use crate::cache::{Finish, Head, Key, Object, Reader, Writer, freshness_until, now_ms};
+use crate::cache::{Aside, Finish, Head, Object, Reader, Writer, freshness_until, now_ms};
 use crate::upstream::Failure;
 
 /// A decoder's output is handed on in pieces of about this.
@@ -18,9 +18,8 @@ const PIECE: usize = 64 << 10;
 impl Fills {
     /// Fetches `wanted` aside, as it comes, and keeps what has the right digest: the bytes, or what they decode to.
     pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
-        let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
-            key: Key::new(remote, path, None, "~coded"),
+            key: wanted.key.aside(Aside::Coded),
             replaces: Some(wanted.key.clone()),
             expected: None,
             says: HeaderMap::new(),
@@ -39,7 +38,7 @@ impl Fills {
         match kept {
             Ok(object) => Outcome::Object(object, How::Fetched),
             Err(reason) => {
-                tracing::warn!(key = %crate::cache::shown(&wanted.key), %reason, "a transfer from upstream failed");
+                tracing::warn!(key = %wanted.key.shown(), %reason, "a transfer from upstream failed");
                 self.metrics.fill_failed();
                 let failure = Failure {
                     status: 502,

@@ -9,9 +9,9 @@ use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use super::{Fills, PATIENCE, Views};
+use super::{Fills, PATIENCE, Views, record};
 use crate::bucket::PREFIX;
-use crate::cache::{Key, Millis, Sweep, Swept, Walked, now_ms, parse_hash};
+use crate::cache::{Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest, Record};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
@@ -99,8 +99,8 @@ impl Making {
     /// On some of what is listed. Blocks.
     fn act(&self, sweep: &Sweep, records: Vec<Record>) {
         let (fills, mode) = (&self.fills, self.request.mode);
-        for record in records {
-            let Some(hash) = parse_hash(&record.key) else { continue };
+        for listed in records {
+            let Some(hash) = parse_hash(&listed.key) else { continue };
             let swept = fills.store.sweep_one(sweep, &hash);
             match (swept, mode) {
                 (Swept::Failed, _) => {
@@ -113,14 +113,14 @@ impl Making {
                     if let Some(id) = id {
                         self.views.forget(id);
                     }
-                    let (remote, path, form) = (record.remote, record.path, record.form);
+                    let key = Key::new(&listed.remote, &listed.path, None, &listed.form);
                     if let Some(bucket) = &fills.shared.bucket {
-                        bucket.remove(&Key::from_text(&format!("{remote}\0{path}\0{form}")));
+                        bucket.remove(&key);
                     }
-                    fills.catalog.record(Event::Removed { remote, path, form });
+                    fills.catalog.record(record::removed(&key));
                 }
                 (Swept::Made(_), FlushMode::Expire) => {
-                    fills.catalog.record(expired(record.remote, record.path, record.form));
+                    fills.catalog.record(expired(listed.remote, listed.path, listed.form));
                 }
             }
             let mut answer = self.answer.lock();
@@ -151,7 +151,7 @@ impl Making {
         if self.request.mode == FlushMode::Delete {
             // Views of what was no longer listed, and of bases that a restart forgot.
             if is_everything(filter) && filter.remote.is_none() {
-                fills.store.remove_where(|key| key.starts_with('\0')).await;
+                fills.store.remove_where(|key| Parts::of(key).is_view()).await;
             }
             if is_everything(filter) && !fills.catalog.is_shared() {
                 let (fills, remote, at) = (Arc::clone(fills), filter.remote.clone(), self.flush.at);
@@ -361,14 +361,13 @@ impl Fills {
         let catalog = self.catalog.clone();
         let gone = move |key: &str| {
             let key = Key::from_text(key);
-            let (remote, path, form) = key.parts();
-            if remote.is_empty() || !listed_here {
+            let Parts { remote, path, form } = key.parts();
+            if key.parts().is_view() || !listed_here {
                 return;
             }
-            let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
             catalog.record(match expire {
-                true => expired(remote, path, form),
-                false => Event::Removed { remote, path, form },
+                true => expired(remote.to_owned(), path.to_owned(), form.to_owned()),
+                false => record::removed(&key),
             });
         };
         let sweep = Arc::new(Sweep {
@@ -400,11 +399,7 @@ impl Fills {
     /// By walking the disk tier. Also of how much the disk refused it.
     async fn flush_without_catalogue(&self, filter: &Filter, mode: FlushMode) -> (FlushAnswer, u64) {
         let remote = filter.remote.clone();
-        let matches = move |key: &str| {
-            remote
-                .as_ref()
-                .is_none_or(|remote| key.split('\0').next() == Some(remote.as_str()))
-        };
+        let matches = move |key: &str| remote.as_ref().is_none_or(|remote| Parts::of(key).remote == remote);
         self.forget(&matches);
         let Walked { count, bytes, refused } = match mode {
             FlushMode::Delete => self.store.remove_where(matches).await,
@@ -438,10 +433,7 @@ fn expired(remote: String, path: String, form: String) -> Event {
 
 /// Whether the filter covers what is stored, or would be, under `key`.
 pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
-    let mut parts = key.splitn(3, '\0');
-    let (Some(remote), Some(path)) = (parts.next(), parts.next()) else {
-        return false;
-    };
+    let Parts { remote, path, .. } = Parts::of(key);
     let Some(configured) = config.remotes.get(remote) else {
         return filter.remote.is_none();
     };

@@ -5,8 +5,8 @@ use std::io::{Result, Write};
 
 use flate2::write::GzDecoder;
 
-/// What a member begins with.
-const MAGIC: [u8; 2] = [0x1f, 0x8b];
+/// What a member begins with (RFC 1952 section 2.3.1).
+pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 enum State {
     Member(Box<GzDecoder<Vec<u8>>>),
@@ -47,13 +47,13 @@ impl Gunzip {
                         self.state = State::Between(false);
                     }
                 }
-                State::Between(false) if first == MAGIC[0] => {
+                State::Between(false) if first == GZIP[0] => {
                     input = &input[1..];
                     self.state = State::Between(true);
                 }
-                State::Between(true) if first == MAGIC[1] => {
+                State::Between(true) if first == GZIP[1] => {
                     let mut decoder = GzDecoder::new(Vec::new());
-                    decoder.write_all(&MAGIC[..1])?;
+                    decoder.write_all(&GZIP[..1])?;
                     self.state = State::Member(Box::new(decoder));
                 }
                 State::Between(_) => self.state = State::Over,

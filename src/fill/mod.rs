@@ -36,7 +36,7 @@ use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
-use crate::cache::{Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms, shown};
+use crate::cache::{Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Form, Format};
@@ -433,7 +433,7 @@ impl Fills {
             }
             Word::Direct(why) => {
                 if let Some(why) = why {
-                    tracing::warn!(key = %shown(&wanted.key), %why, "an answer passes by unstored");
+                    tracing::warn!(key = %wanted.key.shown(), %why, "an answer passes by unstored");
                 }
                 return landing.publish(Outcome::Direct);
             }
@@ -473,7 +473,7 @@ impl Fills {
                     tokio::spawn(async move { fills.note_doubt(&manifest).await });
                 }
                 self.metrics.fill_failed();
-                tracing::warn!(key = %shown(&growing.key), url = %without_query(&wanted.url), %reason, "a transfer from upstream failed");
+                tracing::warn!(key = %growing.key.shown(), url = %without_query(&wanted.url), %reason, "a transfer from upstream failed");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Objects as the catalogue knows them.
 
-use crate::cache::{Key, Object};
+use crate::cache::{Key, Object, Parts};
 use crate::catalog::{Event, unix_now};
 use crate::formats::Class;
 use crate::listing::{entry, seconds};
@@ -17,7 +17,7 @@ pub fn stored(object: &Object, class: Class) -> Option<Event> {
 
 /// Its freshness changed.
 pub fn refreshed(object: &Object) -> Event {
-    let (remote, path, form) = object.key.parts();
+    let Parts { remote, path, form } = object.key.parts();
     Event::Refreshed {
         remote: remote.to_owned(),
         path: path.to_owned(),
@@ -29,7 +29,7 @@ pub fn refreshed(object: &Object) -> Event {
 
 /// It is no longer stored.
 pub fn removed(key: &Key) -> Event {
-    let (remote, path, form) = key.parts();
+    let Parts { remote, path, form } = key.parts();
     Event::Removed {
         remote: remote.to_owned(),
         path: path.to_owned(),

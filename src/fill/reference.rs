@@ -13,7 +13,7 @@ use http::{HeaderMap, Method, header};
 use super::gunzip::gunzip;
 use super::view::{GZIP, is_gzip};
 use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
-use crate::cache::{Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
+use crate::cache::{Aside, Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
 use crate::upstream::Failure;
@@ -31,16 +31,15 @@ impl Fills {
         previous: Option<Arc<Object>>,
     ) -> Outcome {
         let began = now_ms();
-        let (remote, path, form) = wanted.key.parts();
         // Flights of their own, by other keys: what they bring is nobody's yet.
-        let aside = |what: &str| Wanted {
-            key: Key::new(remote, path, None, &format!("~{what} {form}")),
+        let aside = |why| Wanted {
+            key: wanted.key.aside(why),
             replaces: Some(wanted.key.clone()),
             reference: None,
             ..wanted.clone()
         };
         if previous.is_some() || *method == Method::HEAD {
-            match self.obtain_aside(aside("asking"), Method::HEAD).await {
+            match self.obtain_aside(aside(Aside::Asking), Method::HEAD).await {
                 Outcome::Answer(answer) if answer.reason.is_none() && answer.status == 200 => {
                     let named = referent_of(&answer.headers);
                     let enough = match &named {
@@ -64,8 +63,8 @@ impl Fills {
                 other => return other,
             }
         }
-        let key = aside("arriving").key.hash;
-        let arrived = match self.obtain_aside(aside("arriving"), Method::GET).await {
+        let key = aside(Aside::Arriving).key.hash;
+        let arrived = match self.obtain_aside(aside(Aside::Arriving), Method::GET).await {
             Outcome::Object(object, How::Fetched) => object,
             other => return other,
         };
@@ -143,7 +142,7 @@ impl Fills {
             Some(digest) => {
                 self.metrics.wrong_digest(&wanted.remote.name);
                 let reason = format!("upstream's manifest has another digest than {digest}, which its header names");
-                tracing::warn!(remote = %wanted.remote.name, path = %wanted.key.parts().1, %reason, "a manifest was not admitted");
+                tracing::warn!(remote = %wanted.remote.name, path = %wanted.key.parts().path, %reason, "a manifest was not admitted");
                 Err(refused(&reason))
             }
         }

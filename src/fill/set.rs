@@ -15,8 +15,8 @@ use quick_cache::sync::Cache;
 
 use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
-use crate::cache::{Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, hex, now_ms};
-use crate::formats::{Format, Member};
+use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, hex, now_ms};
+use crate::formats::{ArtifactPath, Format, Member};
 use crate::upstream::Failure;
 
 /// Manifests are some kilobytes; a longer one is served and not read.
@@ -43,8 +43,8 @@ impl std::fmt::Debug for Set {
 /// How a file of a fixed name stands to its manifest.
 pub struct Standing {
     pub manifest: Arc<Object>,
-    /// Takes the place of the form in the file's key.
-    pub form: String,
+    /// Of the file, by the manifest's word for it.
+    pub key: Key,
     pub expected: Option<Expected>,
 }
 
@@ -81,38 +81,39 @@ impl Manifests {
     }
 }
 
-fn form_and_digest(manifest: &Object, member: Option<&Member>) -> (String, Option<Expected>) {
+/// The key under which a file of this encoded path is stored by `manifest`'s word for it, and its digest.
+fn bound(manifest: &Object, encoded: &str, member: Option<&Member>) -> (Key, Option<Expected>) {
+    let remote = manifest.key.parts().remote;
     let expected = member.and_then(|member| Expected::new(&member.checksum_type, &member.checksum));
-    let form = match (member, &expected) {
-        (Some(member), Some(_)) => format!("is {}", member.checksum),
-        _ => format!(
-            "with {}",
-            manifest
-                .finished()
-                .map_or(String::new(), |finished| hex(&finished.sha256))
-        ),
+    let key = match (member, &expected) {
+        (Some(member), Some(_)) => Key::bound(remote, encoded, Bound::To(&member.checksum)),
+        _ => {
+            let digest = manifest.finished().map(|finished| hex(&finished.sha256));
+            Key::bound(remote, encoded, Bound::With(&digest.unwrap_or_default()))
+        }
     };
-    (form, expected)
+    (key, expected)
 }
 
 impl Fills {
     /// How `path` stands to the manifest that is stored now under `manifest_key`. `None`: no manifest is stored, or it
     /// does not name the file, so that nothing can be said.
-    pub async fn standing(&self, manifest_key: &Key, set: &Set, path: &str) -> Option<Standing> {
+    pub async fn standing(&self, manifest_key: &Key, set: &Set, path: &ArtifactPath) -> Option<Standing> {
         let manifest = self.store.stored(manifest_key).await?;
         let members = self.manifests.members(&manifest, set).await;
-        let member = members.get(path);
+        let member = members.get(&path.decoded);
         // A signature is named nowhere, and belongs to the manifest by its name alone.
         let by_name = path
+            .decoded
             .strip_prefix(set.path.as_str())
             .is_some_and(|rest| rest.starts_with('.'));
         if member.is_none() && !by_name {
             return None;
         }
-        let (form, expected) = form_and_digest(&manifest, member);
+        let (key, expected) = bound(&manifest, &path.encoded, member);
         Some(Standing {
             manifest,
-            form,
+            key,
             expected,
         })
     }
@@ -125,9 +126,8 @@ impl Fills {
         previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
-        let (remote, path, _) = wanted.key.parts();
         let aside = Wanted {
-            key: Key::new(remote, path, None, "~arriving"),
+            key: wanted.key.aside(Aside::Arriving),
             replaces: Some(wanted.key.clone()),
             set: None,
             ..wanted.clone()
@@ -256,20 +256,11 @@ impl Fills {
         let new = self.manifests.members(arrived, set).await;
         for (path, member) in new.iter() {
             let Some(old_member) = old.get(path) else { continue };
-            let (old_form, _) = form_and_digest(previous, Some(old_member));
-            if form_and_digest(arrived, Some(member)).0 == old_form {
-                continue;
-            }
             let Some(wanted) = wanted_member(wanted, set, arrived, member) else {
                 continue;
             };
-            let (remote, encoded, _) = wanted.key.parts();
-            if self
-                .store
-                .stored(&Key::new(remote, encoded, None, &old_form))
-                .await
-                .is_none()
-            {
+            let (old_key, _) = bound(previous, wanted.key.parts().path, Some(old_member));
+            if wanted.key == old_key || self.store.stored(&old_key).await.is_none() {
                 continue;
             }
             let fetched = match self.obtain_for_set(wanted).await {
@@ -287,8 +278,7 @@ impl Fills {
 /// The flight of a file, as `manifest` knows it.
 fn wanted_member(wanted: &Wanted, set: &Set, manifest: &Object, member: &Member) -> Option<Wanted> {
     let path = crate::formats::path::of_decoded(&member.path).ok()?;
-    let (form, expected) = form_and_digest(manifest, Some(member));
-    let key = Key::new(&wanted.remote.name, &path.encoded, None, &form);
+    let (key, expected) = bound(manifest, &path.encoded, Some(member));
     let url = set.format.upstream_url(&wanted.remote, &path);
     Some(Wanted {
         expected,

@@ -19,7 +19,7 @@ use super::unfinished::Unfinished;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
-    Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
+    Aside, Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
     identity, is_before, now_ms,
 };
 use crate::fleet::{Fence, Fleet, Flush, Lease, Node, Published, Record, Take};
@@ -355,12 +355,12 @@ impl InBucket {
     async fn rest(&self, at: u64, end: u64, failure: io::Error) -> io::Result<Incoming> {
         let (fills, key) = (&self.fills, &self.wanted.key);
         fills.metrics.shared("taken_up");
-        tracing::info!(key = %crate::cache::shown(key), %failure, at, "a part of a body is taken up elsewhere");
+        tracing::info!(key = %key.shown(), %failure, at, "a part of a body is taken up elsewhere");
         let Outcome::Object(again, _) = fills.obtain_aside(self.wanted.clone(), Method::GET).await else {
             return Err(failure);
         };
         if !self.is_body_of(&again) {
-            tracing::warn!(key = %crate::cache::shown(key), "upstream has another body by now: a transfer cannot go on");
+            tracing::warn!(key = %key.shown(), "upstream has another body by now: a transfer cannot go on");
             return Err(failure);
         }
         let pieces = futures_util::stream::try_unfold(Reader::range(again, at, end), |mut reader| async move {
@@ -657,7 +657,7 @@ impl Fills {
         let (reply, body) = match self.ask(&wanted.key, node, 0, have).boxed().await {
             Ok(answered) => answered,
             Err(error) => {
-                tracing::debug!(node = ?node.url, %error, key = %crate::cache::shown(&wanted.key), "another node cannot be asked");
+                tracing::debug!(node = ?node.url, %error, key = %wanted.key.shown(), "another node cannot be asked");
                 return Joined::NoWay;
             }
         };
@@ -832,8 +832,7 @@ impl Fills {
         previous: Option<&Arc<Object>>,
     ) -> bool {
         let Some(set) = wanted.set.clone() else { return false };
-        let (remote, path, _) = wanted.key.parts();
-        let aside = Key::new(remote, path, None, "~arriving");
+        let aside = wanted.key.aside(Aside::Arriving);
         let life = source.life;
         let Ok(writer) = self.writer_for(wanted, &aside, &source, None).await else {
             return false;
@@ -931,7 +930,7 @@ impl Fills {
                 Ok(Some(Ok(piece))) => {
                     written += piece.len() as u64;
                     if let Err(error) = writer.write(piece).await {
-                        tracing::warn!(key = %crate::cache::shown(&growing.key), %error, "what another node or the bucket has cannot be stored");
+                        tracing::warn!(key = %growing.key.shown(), %error, "what another node or the bucket has cannot be stored");
                         return None;
                     }
                     continue;
@@ -941,7 +940,7 @@ impl Fills {
                 Ok(Some(Err(error))) | Err(error) => error,
             };
             self.metrics.shared("taken_up");
-            tracing::info!(key = %crate::cache::shown(&growing.key), %failure, written, "a body is taken up elsewhere");
+            tracing::info!(key = %growing.key.shown(), %failure, written, "a body is taken up elsewhere");
             hand_overs += 1;
             if hand_overs > MAX_HAND_OVERS || from_upstream {
                 return None;
@@ -980,7 +979,7 @@ impl Fills {
             Finish::Dropped => None,
             Finish::Failed(reason) | Finish::Wrong(reason) => {
                 self.metrics.fill_failed();
-                tracing::warn!(key = %crate::cache::shown(&growing.key), %reason, "what another node or the bucket has is of no use");
+                tracing::warn!(key = %growing.key.shown(), %reason, "what another node or the bucket has is of no use");
                 if source.origin == Origin::Bucket
                     && let Some(bucket) = &self.shared.bucket
                 {
@@ -1051,9 +1050,8 @@ impl Fills {
         written: u64,
         mut held: bytes::Bytes,
     ) -> Option<Incoming> {
-        let (remote, path, form) = wanted.key.parts();
         let mut aside = Wanted {
-            key: Key::new(remote, path, None, &format!("~rest {form}")),
+            key: wanted.key.aside(Aside::Rest),
             replaces: Some(wanted.key.clone()),
             set: None,
             ..wanted.clone()
@@ -1088,7 +1086,7 @@ impl Fills {
             }
             let length = left.len().min(right.len());
             if left.split_to(length) != right.split_to(length) {
-                tracing::warn!(key = %crate::cache::shown(&wanted.key), "upstream has another body by now: a transfer cannot go on");
+                tracing::warn!(key = %wanted.key.shown(), "upstream has another body by now: a transfer cannot go on");
                 return None;
             }
             compared += length as u64;
@@ -1247,7 +1245,7 @@ impl Fills {
             let published = fleet.publish(&object.key, &word, fence).await;
             drop(speaking);
             if let Published::Outdated(newer) = published {
-                tracing::info!(key = %crate::cache::shown(&object.key), "another node has fetched this since: what is stored here is outdated");
+                tracing::info!(key = %object.key.shown(), "another node has fetched this since: what is stored here is outdated");
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
                     Some(newer) => store.adopt(&hash, newer.id, life(&newer).parts()),

@@ -27,7 +27,7 @@ use crate::policy::Policy;
 use crate::upstream::{Exchange, Failure};
 
 /// Tries of one fill: addresses and redirects together.
-pub const MAX_TRIES: usize = 32;
+const MAX_TRIES: usize = 32;
 
 /// The first word of a fill: what those who wait for it will get.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ impl Ticket {
     /// The headers to keep of a 200, and the body's length.
     fn kept(&self, response: &ResponseHeader) -> (HeaderMap, Option<u64>) {
         let asked = headers::Asked {
-            path: self.spec.key.parts().1,
+            path: self.spec.key.parts().path,
             url: self.exchange.url(),
             document: self.spec.document,
             keep: &self.exchange.remote.headers_keep,

@@ -17,10 +17,9 @@ use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+pub use super::gunzip::GZIP;
 use super::gunzip::Gunzip;
-use crate::cache::{
-    FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, hex, now_ms, shown,
-};
+use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::{ArtifactPath, Class, Format, RewriteError, Rewriter, ViewContext};
@@ -153,8 +152,7 @@ impl Views {
     }
 
     fn key_of(id: u64, form: &str, coding: &str) -> Key {
-        // An empty remote: no remote can have this key.
-        Key::new("", &format!("view/{}/{form}", hex(&id.to_be_bytes())), None, coding)
+        Key::of_view(id, form, coding)
     }
 
     /// Removes the views of an original that is flushed, as far as they are known. Blocks.
@@ -280,11 +278,11 @@ impl Views {
         match made {
             Ok(()) => {}
             Err(MakeError::Unwanted) => {
-                tracing::debug!(key = %shown(&original.key), "a view is dropped: nobody waits for it")
+                tracing::debug!(key = %original.key.shown(), "a view is dropped: nobody waits for it")
             }
             Err(error) => {
                 self.metrics.view_failed();
-                tracing::warn!(key = %shown(&original.key), %error, "a document could not be rewritten");
+                tracing::warn!(key = %original.key.shown(), %error, "a document could not be rewritten");
             }
         }
     }
@@ -523,10 +521,7 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
 
-/// What a gzip stream begins with (RFC 1952 section 2.3.1).
-pub const GZIP: [u8; 2] = [0x1f, 0x8b];
-
-/// Whether a stored coding can be decoded.
+/// Whether a coding can be decoded.
 pub fn is_gzip(coding: &str) -> bool {
     coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
 }

@@ -156,8 +156,7 @@ impl Origin {
 }
 
 impl Client {
-    /// Answers a request that was found to be for `remote`. `Ok(false)`: it goes on to upstream by itself, as `ctx.pass`
-    /// says.
+    /// Answers a request that was found to be for `remote`.
     pub(super) async fn artifact(
         &self,
         session: &mut Session,
@@ -229,7 +228,7 @@ impl Client {
         };
         let key = match &standing {
             None => resolved.key.clone(),
-            Some(standing) => Key::new(&resolved.remote.name, &resolved.path.encoded, None, &standing.form),
+            Some(standing) => standing.key.clone(),
         };
         let head = session.req_header().method == Method::HEAD;
         self.answer(
@@ -251,13 +250,12 @@ impl Client {
     /// counts only if it came after the manifest was last seen to be upstream's; before another is fetched, so is that.
     async fn standing(&self, resolved: &Resolved, manifest: &Key, set: &Set) -> Option<Standing> {
         let (remote, path) = (&resolved.remote, &resolved.path);
-        let standing = self.fills.standing(manifest, set, &path.decoded).await?;
+        let standing = self.fills.standing(manifest, set, path).await?;
         if standing.expected.is_some() || remote.offline {
             return Some(standing);
         }
-        let key = Key::new(&remote.name, &path.encoded, None, &standing.form);
-        let stored = self.fills.store.open_object(&key).await;
-        if self.fills.remembered(&key).is_some() {
+        let stored = self.fills.store.open_object(&standing.key).await;
+        if self.fills.remembered(&standing.key).is_some() {
             return Some(standing);
         }
         if stored.is_some_and(|stored| stored.fresh.checked_at() >= standing.manifest.fresh.checked_at()) {
@@ -270,7 +268,7 @@ impl Client {
         wanted.set = Some(set.clone());
         wanted.force = true;
         self.fills.obtain(wanted, Method::GET).await;
-        self.fills.standing(manifest, set, &path.decoded).await
+        self.fills.standing(manifest, set, path).await
     }
 
     pub(super) async fn refuse(

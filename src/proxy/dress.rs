@@ -95,18 +95,12 @@ pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: boo
     Ok(response)
 }
 
-/// What passes by: its header but for what [`finish`] adds and the framing of what has no length.
-pub struct Passed {
-    pub header: ResponseHeader,
-    /// The content is in a coding.
-    pub is_coded: bool,
-}
-
-/// For `response`, upstream's to a request for `path` that came from `url`.
+/// The header of what passes by, but for what [`finish`] adds and the framing of what has no length: for `response`,
+/// upstream's to a request for `path` that came from `url`.
 ///
 /// # Errors
 /// A header that cannot be built.
-pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: &Url) -> Result<Passed> {
+pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: &Url) -> Result<ResponseHeader> {
     let asked = headers::Asked {
         path,
         url,
@@ -123,7 +117,7 @@ pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: 
     if let Some(range) = response.headers.get(header::CONTENT_RANGE) {
         header.insert_header(header::CONTENT_RANGE, range.clone())?;
     }
-    Ok(Passed { header, is_coded })
+    Ok(header)
 }
 
 /// The rest: where it came from, how long it is good, and that browsers are not to run it.

@@ -1,5 +1,5 @@
-//! The client's side: one thin hook each. A hit, complete or growing, is answered in `request_filter` and never enters
-//! Pingora's cache; what is not stored goes on to upstream by itself, cache off.
+//! The client's side: one thin hook each. Every request is answered in `request_filter`; Pingora's own way to upstream and
+//! its cache are for fills only.
 
 mod artifact;
 mod chunks;
@@ -23,30 +23,26 @@ mod wire;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, Version, header};
+use http::{Method, Version, header};
 use pingora_core::modules::http::HttpModules;
 use pingora_core::upstreams::peer::HttpPeer;
 use pingora_error::{Error, ErrorSource, ErrorType, Result};
-use pingora_http::{RequestHeader, ResponseHeader};
+use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::api::Api;
-use crate::cache::{Expected, Object, Verifier};
+use crate::cache::Object;
 use crate::config::{ClientSettings, Config, Package, Remote};
 use crate::fill::{Fills, Views};
-use crate::formats::Format;
-use crate::headers;
 use crate::metrics::Metrics;
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
 use crate::state::{InFlight, State};
-use crate::upstream::{Exchange, Place};
-use dress::{NO_CACHE, Shown};
 pub use front::Front;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
@@ -65,61 +61,6 @@ pub struct Client {
     pub limits: ClientSettings,
 }
 
-/// A request that goes on to upstream by itself.
-struct PassBy {
-    exchange: Exchange,
-    cache_status: String,
-    format: &'static dyn Format,
-    /// The path asked for, with its query.
-    path: String,
-    /// See [`dress::Shown`].
-    decoded: String,
-    bound_host: bool,
-    /// Headers that stand there whatever upstream says.
-    says: HeaderMap,
-    /// For a whole body that a digest names.
-    check: Option<Check>,
-    /// One of the concurrent upstream places, held to the end.
-    _place: Place,
-}
-
-/// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
-struct Check {
-    expected: Expected,
-    verifier: Verifier,
-    held: Option<Bytes>,
-}
-
-impl Check {
-    fn new(expected: Expected) -> Self {
-        Check {
-            verifier: expected.verifier(),
-            expected,
-            held: None,
-        }
-    }
-
-    /// What may be sent on, having got `piece`; `None`: the body was another.
-    fn take(&mut self, piece: Option<Bytes>, end: bool) -> Option<Option<Bytes>> {
-        let mut free = None;
-        if let Some(piece) = piece.filter(|piece| !piece.is_empty()) {
-            self.verifier.update(&piece);
-            free = self.held.replace(piece);
-        }
-        if !end {
-            return Some(free);
-        }
-        let verifier = std::mem::replace(&mut self.verifier, self.expected.verifier());
-        if !verifier.finds_right(&self.expected) {
-            return None;
-        }
-        Some(match (free, self.held.take()) {
-            (Some(free), Some(held)) => Some([free, held].concat().into()),
-            (free, held) => free.or(held),
-        })
-    }
-}
-
 /// What is remembered of one request.
 pub struct Ctx {
     started: Instant,
@@ -129,7 +70,6 @@ pub struct Ctx {
     cache: &'static str,
     source: Option<&'static str>,
     sent: u64,
-    pass: Option<PassBy>,
 }
 
 /// [`Client`] for Pingora, which wants to own it.
@@ -155,7 +95,6 @@ impl ProxyHttp for Hooks {
             cache: "none",
             source: None,
             sent: 0,
-            pass: None,
         }
     }
 
@@ -172,12 +111,8 @@ impl ProxyHttp for Hooks {
         session
             .as_downstream_mut()
             .set_write_timeout(Some(self.limits.write_timeout));
-        // What upstream says before its answer is for this proxy.
-        session.as_downstream_mut().set_ignore_info_resp(true);
         // The gate says it, when the body is waited for.
         session.req_header_mut().remove_header(&header::EXPECT);
-        // A client may close its sending side once the request is out, and still wants the answer.
-        session.as_downstream_mut().set_abort_on_close(false);
         Ok(())
     }
 
@@ -260,134 +195,28 @@ impl ProxyHttp for Hooks {
         }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, ctx: &mut Ctx) -> Result<Box<HttpPeer>> {
-        pass(ctx)?.exchange.peer().await
+    async fn upstream_peer(&self, _: &mut Session, _: &mut Ctx) -> Result<Box<HttpPeer>> {
+        Err(Error::explain(
+            ErrorType::InternalError,
+            "every request is answered by its filter",
+        ))
     }
 
-    async fn upstream_request_filter(&self, _: &mut Session, request: &mut RequestHeader, ctx: &mut Ctx) -> Result<()> {
-        pass(ctx)?.exchange.write_request(request)
-    }
-
-    async fn upstream_response_filter(
-        &self,
-        _: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Ctx,
-    ) -> Result<()> {
-        pass(ctx)?.exchange.read_header(response)
-    }
-
-    async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, ctx: &mut Ctx) -> Result<()> {
-        // Nobody is told, and the answer is still to come.
-        if response.status.is_informational() {
-            return Ok(());
-        }
-        let pass = pass(ctx)?;
-        let remote = Arc::clone(&pass.exchange.remote);
-        registry::check_pages(&remote, &pass.decoded, &response.headers)
-            .map_err(|reason| Error::explain(ErrorType::HTTPStatus(502), reason))?;
-        let shown = Shown {
-            remote: &remote,
-            format: pass.format,
-            path: &pass.decoded,
-            bound_host: pass.bound_host,
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, _: &mut Ctx) -> FailToProxy {
+        let is_begun = session.response_written().is_some();
+        let problem = match error.esource() {
+            ErrorSource::Downstream if !is_begun => body::problem(error),
+            _ => None,
         };
-        let passed = dress::of_passed(response, &shown, &pass.path, pass.exchange.url())?;
-        let mut said = passed.header;
-        let status = said.status.as_u16();
-        // A part, or a coding of it, has no digest that could be compared.
-        if status != 200 || passed.is_coded {
-            pass.check = None;
-        }
-        for (name, value) in &pass.says {
-            let said_already = name == header::ETAG && said.headers.contains_key(name);
-            if !said_already && matches!(status, 200 | 206) {
-                said.insert_header(name.clone(), value.clone())?;
-            }
-        }
-        let origin = ("remote", headers::value(&pass.cache_status));
-        dress::finish(&mut said, &shown, origin, NO_CACHE)?;
-        // Framing is Pingora's: it knows what it will write.
-        if let Some(value) = response.headers.get(header::TRANSFER_ENCODING) {
-            said.insert_header(header::TRANSFER_ENCODING, value.clone())?;
-        }
-        said.set_version(response.version);
-        *response = said;
-        Ok(())
-    }
-
-    fn upstream_response_body_filter(
-        &self,
-        _: &mut Session,
-        body: &mut Option<Bytes>,
-        end: bool,
-        ctx: &mut Ctx,
-    ) -> Result<Option<Duration>> {
-        if let Some(pass) = &mut ctx.pass {
-            pass.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
-            if let Some(check) = &mut pass.check {
-                let Some(free) = check.take(body.take(), end) else {
-                    let (remote, expected) = (&pass.exchange.remote.name, &check.expected);
-                    self.metrics.wrong_digest(remote);
-                    tracing::warn!(%remote, path = %pass.path, %expected, "content that passed by has another digest");
-                    return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
-                };
-                *body = free;
-            }
-        }
-        ctx.sent += body.as_ref().map_or(0, |body| body.len() as u64);
-        Ok(None)
-    }
-
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {
-        match &mut ctx.pass {
-            Some(pass) => pass.exchange.connect_failed(error),
-            None => error,
-        }
-    }
-
-    fn error_while_proxy(
-        &self,
-        _: &HttpPeer,
-        session: &mut Session,
-        error: Box<Error>,
-        ctx: &mut Ctx,
-        reused: bool,
-    ) -> Box<Error> {
-        let repeatable = session.req_header().method != Method::POST || !session.as_ref().retry_buffer_truncated();
-        let nothing_sent = session.response_written().is_none();
-        match &ctx.pass {
-            Some(pass) => pass.exchange.transfer_failed(error, reused, repeatable && nothing_sent),
-            None => error,
-        }
-    }
-
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
-        let gone = FailToProxy {
-            error_code: 0,
-            can_reuse_downstream: false,
-        };
-        if session.response_written().is_some() {
-            return gone;
-        }
-        if error.esource() == &ErrorSource::Downstream {
-            let Some(problem) = body::problem(error) else {
-                return gone;
-            };
+        let mut error_code = 0;
+        if let Some(problem) = problem {
             let status = problem.status;
-            let sent = reply::problem(session, None, problem).await;
-            return FailToProxy {
-                error_code: if sent.is_ok() { status } else { 0 },
-                can_reuse_downstream: false,
-            };
+            if reply::problem(session, None, problem).await.is_ok() {
+                error_code = status;
+            }
         }
-        let Some(pass) = &mut ctx.pass else { return gone };
-        let failure = pass.exchange.failure(error);
-        let remote = Arc::clone(&pass.exchange.remote);
-        let problem = Problem::new(failure.status, failure.reason).at(&remote.name, &pass.path);
-        let sent = reply::problem(session, Some(pass.format), problem).await;
         FailToProxy {
-            error_code: if sent.is_ok() { failure.status } else { 0 },
+            error_code,
             can_reuse_downstream: false,
         }
     }
@@ -447,10 +276,4 @@ impl Client {
             body,
         }))
     }
-}
-
-fn pass(ctx: &mut Ctx) -> Result<&mut PassBy> {
-    ctx.pass
-        .as_mut()
-        .ok_or_else(|| Error::explain(ErrorType::InternalError, "a request without a way to upstream"))
 }

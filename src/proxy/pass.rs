@@ -1,30 +1,65 @@
-//! What goes to upstream by itself, cache off: what cannot be stored, a range far ahead of its fill, npm's services.
+//! What goes to upstream by itself: what cannot be stored, a range far ahead of its fill, npm's services.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Version, header};
-use pingora_error::Result;
+use pingora_error::{Error, ErrorType, Result};
+use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::artifact::Request;
 use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
 use super::resolve::Resolved;
-use super::{Check, Client, Ctx, PassBy};
-use crate::cache::{Key, Object, Origin};
+use super::{Client, Ctx, registry};
+use crate::cache::{Expected, Key, Object, Origin, Verifier};
 use crate::config::Remote;
+use crate::fill::view::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
-use crate::formats::{self, ArtifactPath, Format};
+use crate::formats::{ArtifactPath, Format};
+use crate::headers;
 use crate::policy;
 use crate::session::body;
 use crate::session::reply::Problem;
 use crate::session::writing::Reading;
-use crate::upstream::{Ask, Exchange, Failure};
+use crate::upstream::{Answering, Ask, Exchange, Failure};
 
 /// The longest body of a POST: what npm's clients send is a list of packages.
 const MAX_BODY: usize = 16 << 20;
 /// A range that starts this far ahead of what has arrived does not wait for it.
 const FAR_AHEAD: u64 = 8 << 20;
+
+/// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
+struct Check {
+    expected: Expected,
+    verifier: Verifier,
+    held: Option<Bytes>,
+}
+
+impl Check {
+    fn new(expected: Expected) -> Self {
+        Check {
+            verifier: expected.verifier(),
+            expected,
+            held: None,
+        }
+    }
+
+    /// What may be sent on, having got `piece`.
+    fn take(&mut self, piece: Bytes) -> Option<Bytes> {
+        self.verifier.update(&piece);
+        self.held.replace(piece)
+    }
+
+    /// The last piece; the digest that it should have been, if it was another.
+    fn end(self) -> std::result::Result<Option<Bytes>, Expected> {
+        match self.verifier.finds_right(&self.expected) {
+            true => Ok(self.held),
+            false => Err(self.expected),
+        }
+    }
+}
 
 impl Client {
     pub(super) fn is_far_ahead(&self, session: &Session, object: &Object) -> bool {
@@ -90,7 +125,7 @@ impl Client {
         if wanted.expected.is_none()
             && let Some(validator) = strong.or(growing.head.last_modified())
         {
-            headers.push((header::IF_RANGE, crate::headers::value(validator)));
+            headers.push((header::IF_RANGE, headers::value(validator)));
         }
         let ask = Ask {
             method: Method::GET,
@@ -100,14 +135,9 @@ impl Client {
             total: growing.length(),
             conditional: false,
         };
-        self.pass(
-            session,
-            ctx,
-            (Shown::of(request), &wanted),
-            "artifactapi; fwd=partial",
-            ask,
-        )
-        .await
+        let shown = Shown::of(request);
+        self.pass(session, ctx, (shown, &wanted), "artifactapi; fwd=partial", ask)
+            .await
     }
 
     pub(super) async fn pass_by(
@@ -135,6 +165,7 @@ impl Client {
             .await
     }
 
+    /// Asks upstream, and hands on what it answers, as it comes.
     async fn pass(
         &self,
         session: &mut Session,
@@ -143,31 +174,93 @@ impl Client {
         cache_status: &str,
         ask: Ask,
     ) -> Result<bool> {
-        let path = wanted.key.parts().1.to_owned();
-        // Nobody asked for a body: one that is held back would keep the place for as long.
-        if let Err(problem) = body::read(session, 0, &body::UNASKED, &self.limits).await? {
-            let problem = problem.at(&wanted.remote.name, &path);
-            return self.refuse(session, Some(shown.format), problem).await;
-        }
-        let place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
-            Ok(place) => place,
-            Err(failure) => return self.no_place(session, wanted, failure).await,
+        let path = wanted.key.parts().path;
+        let (longest, memory) = match ask.method {
+            Method::POST => (MAX_BODY, &body::POSTS),
+            // Nobody asked for a body.
+            _ => (0, &body::UNASKED),
         };
-        let is_whole = ask.method == Method::GET && !ask.headers.iter().any(|(name, _)| name == header::RANGE);
-        let check = wanted.expected.clone().filter(|_| is_whole).map(Check::new);
+        // Before a place is taken: one that is held back would keep it for as long.
+        let body = match body::read(session, longest, memory, &self.limits).await? {
+            Ok(body) => body,
+            Err(problem) => {
+                let problem = problem.at(&wanted.remote.name, path);
+                return self.refuse(session, Some(shown.format), problem).await;
+            }
+        };
+        let _place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
+            Ok(place) => place,
+            Err(failure) => {
+                let problem = Problem::new(failure.status, failure.reason)
+                    .at(&wanted.remote.name, path)
+                    .header(header::RETRY_AFTER, "5");
+                return self.refuse(session, Some(shown.format), problem).await;
+            }
+        };
         ctx.source = Some("remote");
-        ctx.pass = Some(PassBy {
-            exchange: self.exchange(wanted, ask),
-            cache_status: cache_status.to_owned(),
-            format: shown.format,
-            path,
-            decoded: shown.path.to_owned(),
-            bound_host: shown.bound_host,
-            says: wanted.says.clone(),
-            check,
-            _place: place,
-        });
-        Ok(false)
+        // Boxed: most requests do not come here.
+        let asking = Box::pin(self.exchange(wanted, ask).ask_directly(&body.bytes));
+        let answering = asking.await;
+        drop(body);
+        let dressed = match answering {
+            Ok(answering) => dressed(answering, &shown, wanted, cache_status).await,
+            Err(failure) => Err(failure),
+        };
+        match dressed {
+            Ok((header, answering)) => Box::pin(self.hand_on(session, ctx, wanted, header, answering)).await,
+            Err(failure) => {
+                let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote.name, path);
+                self.refuse(session, Some(shown.format), problem).await
+            }
+        }
+    }
+
+    /// Sends the answer to the client. What that one takes its time for is not upstream's.
+    async fn hand_on(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        wanted: &Wanted,
+        mut header: ResponseHeader,
+        mut answering: Answering,
+    ) -> Result<bool> {
+        // A part, or a coding of it, has no digest that could be compared.
+        let is_whole = header.status.as_u16() == 200 && !header.headers.contains_key(header::CONTENT_ENCODING);
+        let mut check = wanted.expected.clone().filter(|_| is_whole).map(Check::new);
+        let has_body = has_body(&answering);
+        if has_body && !header.headers.contains_key(header::CONTENT_LENGTH) {
+            match session.req_header().version {
+                // Only the connection's end can be the body's.
+                Version::HTTP_10 => session.set_keepalive(None),
+                _ => header.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+            }
+        }
+        session.write_response_header(Box::new(header), !has_body).await?;
+        while let Some(piece) = answering.piece().await? {
+            let free = match &mut check {
+                Some(check) => check.take(piece),
+                None => Some(piece),
+            };
+            if let Some(free) = free {
+                ctx.sent += free.len() as u64;
+                Reading { session }.write(free, false).await?;
+            }
+        }
+        if has_body {
+            let last = match check.map_or(Ok(None), Check::end) {
+                Ok(last) => last.unwrap_or_default(),
+                Err(expected) => {
+                    let (remote, path) = (&wanted.remote.name, wanted.key.parts().path);
+                    self.metrics.wrong_digest(remote);
+                    tracing::warn!(%remote, %path, %expected, "content that passed by has another digest");
+                    return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
+                }
+            };
+            ctx.sent += last.len() as u64;
+            Reading { session }.write(last, true).await?;
+        }
+        answering.end().await;
+        Ok(true)
     }
 
     fn exchange(&self, wanted: &Wanted, ask: Ask) -> Exchange {
@@ -175,14 +268,6 @@ impl Client {
         Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
             .with_query(wanted.query.clone())
             .with_scope(wanted.scope.clone())
-    }
-
-    async fn no_place(&self, session: &mut Session, wanted: &Wanted, failure: Failure) -> Result<bool> {
-        let problem = Problem::new(failure.status, failure.reason)
-            .at(&wanted.remote.name, wanted.key.parts().1)
-            .header(header::RETRY_AFTER, "5");
-        let format = formats::of(wanted.remote.package);
-        self.refuse(session, Some(format), problem).await
     }
 
     /// npm's audit and search and their like: there and back, never stored.
@@ -217,73 +302,59 @@ impl Client {
             path: &path.decoded,
             bound_host,
         };
-        let is_post = method == Method::POST;
         let ask = ask(&wanted, method, headers);
-        match is_post {
-            true => Box::pin(self.post(session, ctx, (shown, &wanted), ask)).await,
-            false => {
-                self.pass(session, ctx, (shown, &wanted), "artifactapi; fwd=bypass", ask)
-                    .await
-            }
-        }
+        self.pass(session, ctx, (shown, &wanted), "artifactapi; fwd=bypass", ask)
+            .await
     }
+}
 
-    /// A POST: its body is read before upstream is asked, so that a client that holds it back takes nobody's place.
-    async fn post(
-        &self,
-        session: &mut Session,
-        ctx: &mut Ctx,
-        (shown, wanted): (Shown<'_>, &Wanted),
-        ask: Ask,
-    ) -> Result<bool> {
-        let path = wanted.key.parts().1;
-        let body = match body::read(session, MAX_BODY, &body::POSTS, &self.limits).await? {
-            Ok(body) => body,
-            Err(problem) => {
-                let problem = problem.at(&wanted.remote.name, path);
-                return self.refuse(session, Some(shown.format), problem).await;
-            }
-        };
-        let _place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
-            Ok(place) => place,
-            Err(failure) => return self.no_place(session, wanted, failure).await,
-        };
-        ctx.source = Some("remote");
-        let mut answering = match self.exchange(wanted, ask).ask_directly(&body.bytes).await {
-            Ok(answering) => answering,
-            Err(failure) => {
-                let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote.name, path);
-                return self.refuse(session, Some(shown.format), problem).await;
-            }
-        };
-        drop(body);
-        let mut response = dress::of_passed(&answering.header, &shown, path, answering.exchange.url())?;
-        let cache_status = HeaderValue::from_static("artifactapi; fwd=bypass");
-        dress::finish(&mut response.header, &shown, ("remote", cache_status), NO_CACHE)?;
-        let mut response = response.header;
-        let mut next = answering.piece().await?;
-        if next.is_some() && !response.headers.contains_key(header::CONTENT_LENGTH) {
-            match session.req_header().version {
-                // Only the connection's end can be the body's.
-                Version::HTTP_10 => session.set_keepalive(None),
-                _ => response.insert_header(header::TRANSFER_ENCODING, "chunked")?,
-            }
-        }
-        answering.exchange.deadline.clear();
-        session
-            .write_response_header(Box::new(response), next.is_none())
-            .await?;
-        while let Some(piece) = next {
-            ctx.sent += piece.len() as u64;
-            answering.exchange.deadline.resume();
-            next = answering.piece().await?;
-            // What a client takes its time for is not upstream's.
-            answering.exchange.deadline.clear();
-            Reading { session }.write(piece, next.is_none()).await?;
-        }
-        answering.end().await;
-        Ok(true)
+/// Whether the answer has a body (RFC 9112 section 6.3).
+fn has_body(answering: &Answering) -> bool {
+    answering.exchange.ask().method != Method::HEAD && !matches!(answering.header.status.as_u16(), 204 | 304)
+}
+
+/// The header that clients get, and the answer, as far as it had to be read for that.
+async fn dressed(
+    mut answering: Answering,
+    shown: &Shown<'_>,
+    wanted: &Wanted,
+    cache_status: &str,
+) -> std::result::Result<(ResponseHeader, Answering), Failure> {
+    if let Err(reason) = registry::check_pages(shown.remote, shown.path, &answering.header.headers) {
+        return Err(Failure::refused(reason));
     }
+    match header_of(&mut answering, shown, wanted, cache_status).await {
+        Ok(header) => Ok((header, answering)),
+        Err(error) => Err(answering.exchange.failure(&error)),
+    }
+}
+
+async fn header_of(
+    answering: &mut Answering,
+    shown: &Shown<'_>,
+    wanted: &Wanted,
+    cache_status: &str,
+) -> Result<ResponseHeader> {
+    let path = wanted.key.parts().path;
+    let mut header = dress::of_passed(&answering.header, shown, path, answering.exchange.url())?;
+    let status = header.status.as_u16();
+    // A part may begin anywhere, and a header alone shows nothing.
+    if has_body(answering)
+        && status != 206
+        && headers::known_coding(&header.headers).is_some_and(is_gzip)
+        && !answering.beginning(GZIP.len()).await?.starts_with(&GZIP)
+    {
+        answering.header.remove_header(&header::CONTENT_ENCODING);
+        header = dress::of_passed(&answering.header, shown, path, answering.exchange.url())?;
+    }
+    for (name, value) in &wanted.says {
+        let said_already = name == header::ETAG && header.headers.contains_key(name);
+        if !said_already && matches!(status, 200 | 206) {
+            header.insert_header(name.clone(), value.clone())?;
+        }
+    }
+    dress::finish(&mut header, shown, ("remote", headers::value(cache_status)), NO_CACHE)?;
+    Ok(header)
 }
 
 fn ask(wanted: &Wanted, method: Method, headers: Vec<(HeaderName, HeaderValue)>) -> Ask {

@@ -1,14 +1,14 @@
-//! One question on a connection of its own: where there is no client's request that Pingora could carry on.
+//! One question and its answer, read by whoever asked: what is not stored, and tokens.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{Method, header};
 use pingora_core::connectors::http::Connector;
 use pingora_core::protocols::http::client::HttpSession;
-use pingora_core::upstreams::peer::ALPN;
-use pingora_error::{Error, Result};
+use pingora_core::upstreams::peer::{ALPN, HttpPeer};
+use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
 use super::exchange::{Exchange, Failure};
@@ -20,11 +20,14 @@ const MAX_TRIES: usize = 32;
 /// What of a body upstream has a write time-out to take.
 const PIECE: usize = 64 << 10;
 
-/// Upstream's answer: its header, then its body piece by piece.
+/// Upstream's answer: its header, then its body piece by piece. Between the pieces nothing is waited for.
 pub struct Answering {
     pub header: ResponseHeader,
     pub exchange: Exchange,
     session: HttpSession,
+    peer: Box<HttpPeer>,
+    /// The body's first bytes, while they were looked at and not yet taken.
+    ahead: BytesMut,
 }
 
 impl Exchange {
@@ -41,11 +44,14 @@ impl Exchange {
                 () = deadline.passed(PATIENCE) => return Err(Exchange::timed_out(&self.remote, self.url())),
             };
             match tried {
-                Ok((header, session)) => {
+                Ok((header, session, peer)) => {
+                    deadline.clear();
                     return Ok(Answering {
                         header,
                         exchange: self,
                         session,
+                        peer,
+                        ahead: BytesMut::new(),
                     });
                 }
                 Err(error) if error.retry() => {}
@@ -59,44 +65,53 @@ impl Exchange {
         })
     }
 
-    async fn try_once(&mut self, connector: &Connector, body: &Bytes) -> Result<(ResponseHeader, HttpSession)> {
+    async fn try_once(
+        &mut self,
+        connector: &Connector,
+        body: &Bytes,
+    ) -> Result<(ResponseHeader, HttpSession, Box<HttpPeer>)> {
         let mut peer = self.peer().await?;
-        // Such questions are few: a connection each is simple, and none is left over.
+        // One question at a time on a connection: none of them has to wait for another's reader.
         peer.options.alpn = ALPN::H1;
         let connected = connector.get_http_session(&*peer).await;
-        let (mut session, _) = connected.map_err(|error| self.connect_failed(upstreams(error)))?;
+        let (mut session, reused) = connected.map_err(|error| self.connect_failed(upstreams(error)))?;
         session.set_read_timeout(peer.options.read_timeout);
         session.set_write_timeout(peer.options.write_timeout);
+        let may_repeat = self.ask().method != Method::POST;
+        match self.ask_on(&mut session, body).await {
+            Ok(header) => Ok((header, session, peer)),
+            Err(error) => Err(self.transfer_failed(upstreams(error), reused, may_repeat)),
+        }
+    }
+
+    async fn ask_on(&mut self, session: &mut HttpSession, body: &Bytes) -> Result<ResponseHeader> {
         let mut request = RequestHeader::build(Method::GET, b"/", None)?;
         self.write_request(&mut request)?;
-        if self.ask().method == Method::POST {
+        let is_post = self.ask().method == Method::POST;
+        if is_post {
             request.insert_header(header::CONTENT_LENGTH, body.len())?;
         }
-        let failed = |mut error: Box<Error>| {
-            error.set_retry(false);
-            upstreams(error)
-        };
-        session.write_request_header(Box::new(request)).await.map_err(failed)?;
-        if self.ask().method == Method::POST {
+        session.write_request_header(Box::new(request)).await?;
+        if is_post {
             // Of the body, each piece has its time; of the answer, the whole header.
             self.deadline.clear();
             let mut left = body.clone();
             while left.len() > PIECE {
                 let piece = left.split_to(PIECE);
-                session.write_request_body(piece, false).await.map_err(failed)?;
+                session.write_request_body(piece, false).await?;
             }
-            session.write_request_body(left, true).await.map_err(failed)?;
+            session.write_request_body(left, true).await?;
             self.deadline.set(self.remote.timeouts.first_byte);
         }
-        session.finish_request_body().await.map_err(failed)?;
+        session.finish_request_body().await?;
         loop {
-            session.read_response_header().await.map_err(failed)?;
+            session.read_response_header().await?;
             let Some(mut response) = session.response_header().cloned() else {
                 continue;
             };
             self.read_header(&mut response)?;
             if !response.status.is_informational() {
-                return Ok((response, session));
+                return Ok(response);
             }
         }
     }
@@ -108,15 +123,48 @@ impl Answering {
     /// # Errors
     /// The body stopped, or drips.
     pub async fn piece(&mut self) -> Result<Option<Bytes>> {
-        let piece = self.session.read_response_body().await.map_err(upstreams)?;
+        if !self.ahead.is_empty() {
+            return Ok(Some(self.ahead.split().freeze()));
+        }
+        let deadline = Arc::clone(&self.exchange.deadline);
+        deadline.resume();
+        let read = tokio::select! {
+            read = self.session.read_response_body() => read,
+            () = deadline.passed(PATIENCE) => Error::e_explain(ErrorType::ReadTimedout, "the body stopped"),
+        };
+        let piece = read.map_err(upstreams)?;
         let length = piece.as_ref().map_or(0, Bytes::len);
         self.exchange.body_piece(length, piece.is_none())?;
+        deadline.clear();
         Ok(piece)
     }
 
-    /// Closes the connection.
-    pub async fn end(mut self) {
-        self.session.shutdown().await;
+    /// The body's first bytes, at least so many unless it is shorter. They are still to be taken.
+    ///
+    /// # Errors
+    /// As [`Answering::piece`].
+    pub async fn beginning(&mut self, length: usize) -> Result<&[u8]> {
+        let mut ahead = BytesMut::new();
+        while ahead.len() < length
+            && let Some(piece) = self.piece().await?
+        {
+            ahead.extend_from_slice(&piece);
+        }
+        self.ahead = ahead;
+        Ok(&self.ahead)
+    }
+
+    /// Leaves the connection to the next question, if the body was read to its end and this one could have been repeated:
+    /// so may the next then, should the connection turn out dead.
+    pub async fn end(self) {
+        let idle = self.peer.options.idle_timeout;
+        let upstream = self.exchange.upstream();
+        if self.exchange.ask().method != Method::POST {
+            upstream
+                .connector
+                .release_http_session(self.session, &*self.peer, idle)
+                .await;
+        }
     }
 }
 

@@ -51,7 +51,8 @@ impl Failure {
         }
     }
 
-    fn refused(reason: impl Into<String>) -> Self {
+    /// What upstream answers cannot be an answer, and so will the next one be.
+    pub fn refused(reason: impl Into<String>) -> Self {
         Failure {
             status: 502,
             reason: reason.into(),
@@ -250,6 +251,8 @@ impl Exchange {
         let mut group = DefaultHasher::new();
         self.remote.name.hash(&mut group);
         proxy.hash(&mut group);
+        // What may not be asked twice gets no connection that may have died meanwhile.
+        (self.ask.method == Method::POST).hash(&mut group);
         if let Some(proxy) = proxy {
             if tls {
                 format!("{host}:{port}").hash(&mut group);

@@ -9,12 +9,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use http::{HeaderValue, Method};
-use pingora_core::connectors::http::Connector;
-use pingora_core::protocols::http::client::HttpSession;
-use pingora_core::upstreams::peer::ALPN;
-use pingora_error::Error;
-use pingora_http::{RequestHeader, ResponseHeader};
 use quick_cache::sync::Cache;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -41,8 +37,6 @@ const BEARER: &str = "Bearer ";
 const MAX_ANSWER: usize = 1 << 20;
 /// How long a registry wants of everybody what it wanted when it was asked.
 const GREETED: Duration = Duration::from_secs(60);
-/// Addresses and redirects that are tried for one token.
-const MAX_TRIES: usize = 16;
 
 /// Where nodes find each other's tokens.
 #[async_trait]
@@ -119,7 +113,6 @@ pub struct Tokens {
     greetings: Cache<String, Arc<Mutex<Greeting>>>,
     /// Remote and host of services that were told no credentials, said once.
     distrusted: Cache<String, ()>,
-    connector: Connector,
     ids: AtomicU64,
     hasher: RandomState,
     shared: OnceLock<Arc<dyn SharedTokens>>,
@@ -137,7 +130,6 @@ impl Default for Tokens {
             known: Cache::new(REMEMBERED),
             greetings: Cache::new(1024),
             distrusted: Cache::new(1024),
-            connector: Connector::new(None),
             ids: AtomicU64::new(0),
             hasher: RandomState::new(),
             shared: OnceLock::new(),
@@ -520,65 +512,25 @@ impl Tokens {
             conditional: false,
         };
         let (upstream, remote) = (Arc::clone(upstream), Arc::clone(remote));
-        let mut exchange = Exchange::to_token_service(upstream, remote, question.url.clone(), ask, credentials)
+        let exchange = Exchange::to_token_service(upstream, remote, question.url.clone(), ask, credentials)
             .with_query(question.query.clone());
-        for _ in 0..MAX_TRIES {
-            match self.try_once(&mut exchange).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) if error.retry() => {}
-                Err(error) => return Err(exchange.failure(&error)),
-            }
-        }
-        Err(Failure {
-            status: 502,
-            reason: format!("{} cannot be reached", question.url.host_str().unwrap_or_default()),
-            unreachable: true,
-        })
-    }
-
-    async fn try_once(&self, exchange: &mut Exchange) -> Result<Answer, Box<Error>> {
-        let mut peer = exchange.peer().await?;
-        // Tokens are few: a connection each is simple, and none is left over.
-        peer.options.alpn = ALPN::H1;
-        let connected = self.connector.get_http_session(&*peer).await;
-        let (mut session, _): (HttpSession, bool) =
-            connected.map_err(|error| exchange.connect_failed(upstreams(error)))?;
-        session.set_read_timeout(peer.options.read_timeout);
-        session.set_write_timeout(peer.options.write_timeout);
-        let mut request = RequestHeader::build(Method::GET, b"/", None)?;
-        exchange.write_request(&mut request)?;
-        let failed = |mut error: Box<Error>| {
-            error.set_retry(false);
-            upstreams(error)
-        };
-        session.write_request_header(Box::new(request)).await.map_err(failed)?;
-        session.finish_request_body().await.map_err(failed)?;
-        let mut response: ResponseHeader = loop {
-            session.read_response_header().await.map_err(failed)?;
-            match session.response_header() {
-                Some(response) if response.status.as_u16() >= 200 => break response.clone(),
-                _ => {}
-            }
-        };
-        exchange.read_header(&mut response)?;
+        let mut answering = exchange.ask_directly(&Bytes::new()).await?;
         let mut body = Vec::new();
-        while let Some(piece) = session.read_response_body().await.map_err(failed)? {
-            body.extend_from_slice(&piece);
-            if body.len() > MAX_ANSWER {
-                break;
+        while body.len() <= MAX_ANSWER {
+            match answering.piece().await {
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => break,
+                Err(error) => return Err(answering.exchange.failure(&error)),
             }
         }
-        session.shutdown().await;
         // Another host's challenge says nothing of the registry.
-        let offered = match exchange.may_have_credentials() {
-            true => challenges(&response.headers),
+        let offered = match answering.exchange.may_have_credentials() {
+            true => challenges(&answering.header.headers),
             false => Vec::new(),
         };
-        Ok(Answer {
-            status: response.status.as_u16(),
-            offered,
-            body,
-        })
+        let status = answering.header.status.as_u16();
+        answering.end().await;
+        Ok(Answer { status, offered, body })
     }
 }
 
@@ -587,12 +539,6 @@ struct Answer {
     status: u16,
     offered: Vec<Challenge>,
     body: Vec<u8>,
-}
-
-/// An error of a connection to upstream is upstream's, whoever reads it.
-fn upstreams(mut error: Box<Error>) -> Box<Error> {
-    error.as_up();
-    error
 }
 
 impl Known {

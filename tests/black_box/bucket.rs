@@ -370,7 +370,7 @@ fn killed_in_the_middle_of_an_upload_it_goes_on_where_it_was() {
         link.delay(Duration::from_millis(10));
         let folder = folder();
         let child = Command::new(std::env::current_exe().expect("this file"))
-            .args(["--exact", "child_that_uploads", "--ignored"])
+            .args(["--exact", "bucket::child_that_uploads", "--ignored"])
             .env("CHILD_FOLDER", folder.path())
             .env("CHILD_S3", link.address.to_string())
             .stdout(Stdio::null())

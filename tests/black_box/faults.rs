@@ -433,7 +433,7 @@ os.execv(sys.argv[3], sys.argv[3:])
             .args(["-c", script])
             .args([PUBLIC.to_string(), PUBLIC_TOO.to_string()])
             .arg(&own)
-            .args(["--exact", name, "--nocapture"])
+            .args(["--exact", &format!("faults::{name}"), "--nocapture"])
             .env(INSIDE, "1");
         let output = bounded(command, Duration::from_secs(100));
         let ran = output.text().contains("running 1 test");

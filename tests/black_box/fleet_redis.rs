@@ -416,7 +416,7 @@ fn a_process_that_was_stopped_finds_its_lock_lost_and_overwrites_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
         let b = Member::joined(&redis.url(), folder.path()).await;
         let mut child = Command::new(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--exact", "holder_process", "--nocapture"])
+            .args(["--ignored", "--exact", "fleet_redis::holder_process", "--nocapture"])
             .env("HOLDER_OF", redis.url())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -909,7 +909,7 @@ fn tls_with_the_systems_roots() {
         let why = distrusting.fleet.status().redis.error.expect("a reason").0;
         assert!(why.contains("certificate"), "{why}");
         let child = tokio::process::Command::new(std::env::current_exe().expect("this program"))
-            .args(["--ignored", "--exact", "tls_process"])
+            .args(["--ignored", "--exact", "fleet_redis::tls_process"])
             .env("TLS_URL", url)
             .env("SSL_CERT_FILE", authority.path())
             .output()

@@ -282,6 +282,46 @@ fn gzip_that_does_not_begin_as_gzip_is_none() {
 }
 
 #[test]
+fn gzip_that_passes_by_and_does_not_begin_as_gzip_is_none() {
+    run(async {
+        let up = Upstream::start().await;
+        let packed = gzip(b"packed text");
+        let remotes = format!(
+            "files:\n  base_url: {0}\nnpm:\n  base_url: {0}\n  package: npm\n  mutable_patterns: ['^']\n",
+            up.base()
+        );
+        let proxy = without_room(&remotes).await;
+        for (body, coding) in [
+            (b"plain text".as_slice(), None),
+            (b"", None),
+            (b"\x1f", None),
+            (b"\x1fplain", None),
+            (&packed, Some("gzip")),
+        ] {
+            let reply = Reply::ok(body).header("Content-Encoding", "gzip");
+            let in_pieces = reply.clone().chunked().pieces(1);
+            up.reply("/x", in_pieces.clone());
+            up.reply("/-/v1/search", reply);
+            up.reply("/-/npm/v1/security/audits", in_pieces);
+            let audit = at("npm", "-/npm/v1/security/audits");
+            for (what, answer) in [
+                ("not stored", passed_by(proxy.fetch("files", "x").await)),
+                ("a service", passed_by(proxy.fetch("npm", "-/v1/search").await)),
+                ("a POST", passed_by(proxy.request("POST", &audit, &[], b"{}").await)),
+            ] {
+                assert_eq!(answer.header("content-encoding"), coding, "{what}: {body:?}");
+                assert_eq!(
+                    answer.header("vary"),
+                    coding.map(|_| "Accept-Encoding"),
+                    "{what}: {body:?}"
+                );
+                assert_eq!(answer.body, body, "{what}");
+            }
+        }
+    });
+}
+
+#[test]
 fn who_says_nothing_of_codings_takes_what_upstream_has() {
     run(async {
         let up = Upstream::start().await;

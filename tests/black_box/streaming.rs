@@ -680,6 +680,112 @@ fn a_body_that_drips_is_ended_and_a_slow_one_is_not() {
     });
 }
 
+#[test]
+fn what_passes_by_drips_no_longer_than_what_is_stored() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "npm:\n  base_url: {0}\n  package: npm\n  mutable_patterns: ['^']\nfiles:\n  base_url: {0}\n",
+                up.base()
+            ))
+            .conf(
+                "upstream: {max_concurrent: 1, first_byte_timeout: 500ms, idle_timeout: 1s, least_rate: 1KB, \
+                 rate_window: 500ms}\ncache: {disk_min_free: 100%}\n",
+            )
+            .start()
+            .await;
+        let slowly = |reply: Reply, bytes| reply.pieces(bytes).between_pieces(Duration::from_millis(50));
+        let head = format!("HTTP/1.1 200 OK\r\nX-Long: {}", "x".repeat(1000));
+        let chunk = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;{}",
+            "x".repeat(1000)
+        );
+        let length = Pattern::new(30, 5000);
+        up.reply("/-/v1/search", slowly(Reply::raw(head), 1));
+        up.reply("/-/npm/v1/keys", slowly(Reply::raw(chunk), 46));
+        up.reply("/-/package/x/dist-tags", slowly(Reply::ok(length), 5));
+        up.reply("/drip", slowly(Reply::ok(length).chunked(), 5));
+        let start = Instant::now();
+        for (method, remote, path, status) in [
+            ("GET", "npm", "-/v1/search", 504),
+            ("HEAD", "npm", "-/v1/search", 504),
+            ("GET", "npm", "-/npm/v1/keys", 200),
+            ("GET", "npm", "-/package/x/dist-tags", 200),
+            ("GET", "files", "drip", 200),
+        ] {
+            let answer = proxy.request(method, &at(remote, path), &[], b"").await;
+            assert_eq!(
+                (answer.status, answer.complete),
+                (status, status == 504),
+                "{method} {path}"
+            );
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{method} {path}: {:?}",
+                start.elapsed()
+            );
+        }
+        // There is one place, and it is free again.
+        up.reply("/-/v1/search", Reply::ok("{}"));
+        proxy.fetch("npm", "-/v1/search").await.is("remote", "{}");
+    });
+}
+
+#[test]
+fn a_client_that_takes_its_time_is_not_upstreams_drip() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^']\n",
+                up.base()
+            ))
+            .conf("upstream: {idle_timeout: 500ms, least_rate: 1MB, rate_window: 500ms}\n")
+            .start()
+            .await;
+        let body = Pattern::new(33, 20 * MB);
+        up.reply("/-/v1/search", Reply::ok(body));
+        let mut client = Connection::open_narrow(proxy.address()).await;
+        client.send("GET", &at("npm", "-/v1/search"), &[], b"").await;
+        client.read_head("GET").await;
+        let mut read = 0;
+        for _ in 0..3 {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            read += client.read_body_until(100_000).await.len();
+        }
+        while let Some(piece) = client.read_body_chunk().await {
+            read += piece.len();
+        }
+        assert_eq!((read as u64, client.is_complete()), (body.length, true));
+    });
+}
+
+#[test]
+fn what_passes_by_shares_connections_and_a_dead_one_costs_nothing() {
+    run(async {
+        let up = Upstream::start().await;
+        let proxy = Proxy::start(&format!(
+            "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^']\n",
+            up.base()
+        ))
+        .await;
+        up.reply("/-/v1/search", Reply::ok("{}").chunked());
+        for round in 0..3 {
+            let before = up.connections();
+            for number in 0..10 {
+                let method = if number % 2 == 0 { "GET" } else { "HEAD" };
+                proxy.request(method, &at("npm", "-/v1/search"), &[], b"").await.ok();
+            }
+            // A client may have its answer a moment before the connection is free again.
+            let opened = up.connections() - before;
+            assert!(opened < 8, "{round}: {opened}");
+            up.switch_off().await;
+            up.switch_on().await;
+        }
+    });
+}
+
 mod heavy {
     use super::*;
 

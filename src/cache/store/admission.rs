@@ -12,7 +12,7 @@ use crate::cache::disk::Amount;
 use crate::cache::expected::Expected;
 use crate::cache::freshness::{Class, Freshness};
 use crate::cache::head::{Finished, Head};
-use crate::cache::key::{Hash, Key, shown};
+use crate::cache::key::{Hash, Key};
 use crate::cache::object::{Body, Object, Origin};
 use crate::cache::overflow::Overflow;
 use crate::cache::time::Millis;
@@ -93,7 +93,7 @@ impl Store {
             Ok((unnamed, file, space)) => (Some(unnamed), Body::File { file, offset }, space),
             // What is short enough is shared from memory while it is read, and not kept.
             Err(why) if head.content_length.map_or(document, overflow::has_room_for) => {
-                tracing::debug!(key = %shown(&key), %why, "an answer is held in memory instead of being stored");
+                tracing::debug!(key = %key.shown(), %why, "an answer is held in memory instead of being stored");
                 overflow.begin(0);
                 (None, Body::Memory(bytes::Bytes::new(), None), Space::default())
             }

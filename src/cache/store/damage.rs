@@ -9,7 +9,7 @@ use super::Store;
 use super::patience::DISK_PAUSE;
 use super::stored::Stored;
 use crate::cache::disk;
-use crate::cache::key::{Hash, Key, hex, shown};
+use crate::cache::key::{Hash, Key, hex};
 use crate::cache::object::{Body, Keeper, Object};
 
 impl Keeper for Store {
@@ -25,7 +25,7 @@ impl Keeper for Store {
             if growing.get(&hash).is_some_and(|current| Arc::ptr_eq(current, object)) {
                 growing.remove(&hash);
                 drop(growing);
-                self.say_damaged(&shown(&object.key), why);
+                self.say_damaged(&object.key.shown(), why);
             }
             return;
         }
@@ -34,7 +34,7 @@ impl Keeper for Store {
             return;
         }
         self.forget_body(object, None);
-        self.say_damaged(&shown(&object.key), why);
+        self.say_damaged(&object.key.shown(), why);
         let object = Arc::clone(object);
         tokio::task::spawn_blocking(move || {
             if let Body::File { file, .. } = &object.body {
@@ -81,7 +81,7 @@ impl Store {
             return;
         }
         self.forget_body(object, Some(Instant::now() + DISK_PAUSE));
-        tracing::warn!(key = %shown(&object.key), %why, "a stored object cannot be read now: it stays, and is tried again");
+        tracing::warn!(key = %object.key.shown(), %why, "a stored object cannot be read now: it stays, and is tried again");
     }
 
     /// From now on `object` is found neither in memory nor, before `until`, on disk.
@@ -95,7 +95,7 @@ impl Store {
 
     /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
     pub(super) fn discard(&self, hash: &Hash, file: &fs::File, key: Option<&str>, why: &str) {
-        let named = key.map_or_else(|| hex(hash), |key| shown(&Key::from_text(key)));
+        let named = key.map_or_else(|| hex(hash), |key| Key::from_text(key).shown());
         if self.drop_file(hash, file, key) {
             self.say_damaged(&named, why);
         }

@@ -8,7 +8,7 @@ use rustix::fs::{Advice, fadvise};
 
 use super::Store;
 use crate::cache::evict;
-use crate::cache::key::{Hash, shown};
+use crate::cache::key::Hash;
 use crate::cache::scrub::FOLDERS;
 use crate::cache::time::{Millis, now_ms};
 
@@ -84,7 +84,7 @@ impl Store {
             pace.spend(bytes);
         });
         if let Err(error) = intact {
-            tracing::warn!(key = %shown(&stored.key), %error, "a stored object cannot be read now: the next round tries it again");
+            tracing::warn!(key = %stored.key.shown(), %error, "a stored object cannot be read now: the next round tries it again");
         }
         pace.spend(LEAST.saturating_sub(spent));
         self.scrub.objects.fetch_add(1, Relaxed);

@@ -283,7 +283,7 @@ impl Reply {
         self
     }
 
-    /// The size of the pieces the body is written in.
+    /// The size of the pieces that a body, or what is raw, is written in.
     pub fn pieces(mut self, bytes: usize) -> Self {
         self.chunk = bytes;
         self
@@ -1241,8 +1241,11 @@ async fn write_reply(shared: &Shared, wire: &mut Wire, seen: &Seen, reply: Reply
         return stop_wire(wire, stop).await;
     }
     if let Some(raw) = &reply.raw {
-        wire.write_all(raw).await?;
-        wire.flush().await?;
+        for piece in raw.chunks(reply.chunk) {
+            wire.write_all(piece).await?;
+            wire.flush().await?;
+            tokio::time::sleep(reply.between).await;
+        }
         return Ok(false);
     }
     let bodiless = seen.method == "HEAD" || reply.status == 204 || reply.status == 304;
