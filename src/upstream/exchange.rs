@@ -13,10 +13,13 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_http::{RequestHeader, ResponseHeader};
 use url::Url;
 
+use super::failure::Failure;
 use super::negotiation::{Negotiation, Verdict};
 use super::range::range_matches;
+use super::resolver::ResolveError;
+use super::trust::{listed, same_origin, within_credentials};
 use super::tunnel::{self, Tunnel};
-use super::{ResolveError, Upstream, address, listed, own, same_origin, within_credentials};
+use super::{Upstream, address, own};
 use crate::config::{OwnHost, Remote};
 use crate::deadline::Deadline;
 use crate::exact_url::ExactUrl;
@@ -30,36 +33,6 @@ const MAX_INTERIM: u8 = 100;
 const POOL_IDLE: Duration = Duration::from_secs(60);
 /// Not a failure: the question goes on, at another place or with another authorization.
 const ASK_ON: ErrorType = ErrorType::Custom("asking on");
-
-/// Why upstream gave no answer that can be passed on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// For the client: 502, 503 or 504.
-    pub status: u16,
-    pub reason: String,
-    /// Upstream could not be reached or did not answer: a stored copy may be served instead.
-    pub unreachable: bool,
-}
-
-impl Failure {
-    /// The body ended early, and nothing of it has gone out: as if there had been no answer.
-    pub fn broken_off() -> Self {
-        Failure {
-            status: 502,
-            reason: "the transfer from upstream ended early; try again".to_owned(),
-            unreachable: true,
-        }
-    }
-
-    /// What upstream answers cannot be an answer, and so will the next one be.
-    pub fn refused(reason: impl Into<String>) -> Self {
-        Failure {
-            status: 502,
-            reason: reason.into(),
-            unreachable: false,
-        }
-    }
-}
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -698,20 +671,6 @@ impl Exchange {
                 reason: format!("asking {host} failed ({what})"),
                 unreachable: false,
             },
-        }
-    }
-
-    /// What a passed deadline means.
-    pub fn timed_out(remote: &Remote, url: &Url) -> Failure {
-        let host = url.host_str().unwrap_or_default();
-        let reason = format!(
-            "{host} did not answer within {} s",
-            remote.timeouts.first_byte.as_secs_f32()
-        );
-        Failure {
-            status: 504,
-            reason,
-            unreachable: true,
         }
     }
 }
