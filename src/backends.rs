@@ -168,7 +168,7 @@ impl Backends {
     pub async fn close(&self) {
         self.catalog.close().await;
         if self.catalog.status().queued == 0 {
-            self.told.finish();
+            self.told.finish(&self.catalog);
         }
         if let Some(fleet) = &self.fleet {
             let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;

@@ -27,6 +27,7 @@ use crate::config::{Config, Environment};
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::relist;
 use crate::session::unread::{self, Unread};
 use crate::state::State;
 use crate::upstream::{SharedTokens, Upstream};
@@ -97,6 +98,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let metrics = Arc::new(Metrics::new());
     store.observe(Box::new(Witness {
         catalog: catalog.clone(),
+        store,
         metrics: Arc::clone(&metrics),
     }));
     announce(&config, &listeners, &folder);
@@ -341,6 +343,7 @@ impl ShutdownSignalWatch for Stop {
 /// Tells the catalogue what the store sees.
 struct Witness {
     catalog: Catalog,
+    store: &'static Store,
     metrics: Arc<Metrics>,
 }
 
@@ -373,7 +376,7 @@ impl Observer for Witness {
         }
         let key = Key::from_text(key);
         if !key.parts().is_view() {
-            self.catalog.record(record::removed(&key));
+            relist::strike(&self.catalog, self.store, &key.hash, record::removed(&key));
         }
     }
 }

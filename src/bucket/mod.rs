@@ -477,10 +477,20 @@ impl Bucket {
     /// Removes the object of `key` from the bucket: from now on [`Bucket::find`] finds none here, and S3 is asked until it
     /// has done so. An upload that waits is given up. Writes a small file.
     pub fn remove(&self, key: &Key) {
+        self.remove_by(key, &name::of(key));
+    }
+
+    /// [`Bucket::remove`], unless what the bucket has by then was fetched at `before` or later: a flush takes a while, and
+    /// other nodes fetch meanwhile.
+    pub fn remove_older(&self, key: &Key, before: Millis) {
+        self.remove_by(key, &queue::order(&name::of(key), before));
+    }
+
+    fn remove_by(&self, key: &Key, order: &str) {
         if !key.is_shared() {
             return;
         }
-        if let Err(error) = self.queue.remove(&key.hash, &name::of(key)) {
+        if let Err(error) = self.queue.remove(&key.hash, order) {
             tracing::warn!(
                 key = %key.shown(), %error,
                 "that this object is to be removed from S3 could not be written down: if S3 does not answer before \

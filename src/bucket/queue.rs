@@ -103,6 +103,11 @@ pub enum Again {
     Rarely,
 }
 
+/// The removal of what is called `name`, and was fetched earlier than `before`. No name has a line break.
+pub fn order(name: &str, before: Millis) -> String {
+    format!("{name}\n{before}")
+}
+
 /// How much waits.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Waiting {
@@ -221,7 +226,7 @@ impl Queue {
         self.more.notify_waiters();
     }
 
-    /// The object of `hash`, called `name` in the bucket, is to be removed from there. Blocks, shortly.
+    /// The object of `hash`, called `name` in the bucket or named by an [`order`], is to be removed from there. Blocks, shortly.
     ///
     /// # Errors
     /// The marker cannot be made: the removal is lost if the process ends before it is done.
@@ -339,9 +344,14 @@ impl Queue {
         job.outdated.get_or_insert_with(Instant::now).elapsed() >= SETTLED
     }
 
-    /// What the removal of `hash` is called in the bucket.
-    pub fn name_to_remove(&self, hash: &Hash) -> io::Result<String> {
-        fs::read_to_string(self.removal(hash))
+    /// What the removal of `hash` is called in the bucket, and before which time it must have been fetched.
+    pub fn to_remove(&self, hash: &Hash) -> io::Result<(String, Option<Millis>)> {
+        let order = fs::read_to_string(self.removal(hash))?;
+        let Some((name, before)) = order.split_once('\n') else {
+            return Ok((order, None));
+        };
+        let before = before.parse().map_err(|_| io::ErrorKind::InvalidData)?;
+        Ok((name.to_owned(), Some(before)))
     }
 
     /// It is removed from the bucket. Blocks, shortly.
@@ -601,7 +611,7 @@ mod tests {
         assert!(queue.is_removing(&hash) && !queue.is_waiting(&hash));
         let taken = take(&queue, false).await.unwrap();
         assert!(taken.remove && !taken.upload);
-        assert_eq!(queue.name_to_remove(&hash).unwrap(), "name");
+        assert_eq!(queue.to_remove(&hash).unwrap(), ("name".to_owned(), None));
         // Once more while it is being removed: this is another removal.
         queue.remove(&hash, "name").unwrap();
         queue.removed(&taken);

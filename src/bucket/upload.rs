@@ -16,7 +16,7 @@ use super::marker::{Plan, Progress};
 use super::metadata::{self, Described};
 use super::queue::{Again, LARGE, Taken};
 use super::{Blame, Bucket, Fence, name};
-use crate::cache::Stored;
+use crate::cache::{Millis, Stored, is_before};
 
 /// A connection on which nothing moves for so long is given up.
 const STALLED: Duration = Duration::from_secs(30);
@@ -83,10 +83,12 @@ impl Bucket {
         if taken.remove {
             let bucket = Arc::clone(self);
             let hash = taken.hash;
-            match blocking(move || bucket.queue.name_to_remove(&hash)).await {
-                Ok(object) => {
-                    within(SHORT, self.client.delete(&object)).await?;
-                    self.counters.removed.fetch_add(1, Relaxed);
+            match blocking(move || bucket.queue.to_remove(&hash)).await {
+                Ok((object, before)) => {
+                    if !self.is_newer(&object, before).await? {
+                        within(SHORT, self.client.delete(&object)).await?;
+                        self.counters.removed.fetch_add(1, Relaxed);
+                    }
                 }
                 // The marker could not be made, or is damaged: what it named is not known any more.
                 Err(error) => tracing::warn!(%error, "an object that was flushed may still be in the bucket"),
@@ -110,6 +112,13 @@ impl Bucket {
         })
         .await?;
         Ok(())
+    }
+
+    /// Whether what the bucket has was fetched at `before` or later.
+    async fn is_newer(&self, object: &str, before: Option<Millis>) -> Result<bool, Failure> {
+        let Some(before) = before else { return Ok(false) };
+        let copy = within(SHORT, super::describe(&self.client, object)).await?;
+        Ok(copy.is_some_and(|copy| !is_before(copy.head.stored_at, before)))
     }
 
     /// Counts and tells what went wrong; when the job comes again.

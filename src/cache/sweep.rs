@@ -1,5 +1,5 @@
-//! A flush of another node: what it covers is gone, or expired, at once, though walking the disk takes a while. Until the
-//! walk is over, whatever is read from disk is judged by it.
+//! A flush: what it covers is gone, or expired, at once, though finding all of it takes a while. Until it is made, whatever is
+//! read from disk is judged by it.
 
 use super::disk::Record;
 use super::freshness;

@@ -79,6 +79,14 @@ pub trait Backend: Send + Sync + 'static {
     fn is_shared(&self) -> bool {
         false
     }
+    /// The number that [`Backend::set_mark`] was given last; 0 for a database that was begun anew since, and for a shared one.
+    async fn mark(&self) -> Result<i32, CatalogError> {
+        Ok(0)
+    }
+    /// Keeps a number with what is listed.
+    async fn set_mark(&self, _: i32) -> Result<(), CatalogError> {
+        Ok(())
+    }
     /// Called after the last batch.
     async fn close(&self);
 }

@@ -25,6 +25,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 pub use answer::{Artifact, FlushAnswer, ListAnswer, rfc3339};
 pub use backend::{Backend, CatalogError, Found, Scan, Totals};
 pub use change::{Batch, Change, LinkHash, ObjectKey, Op};
@@ -75,6 +77,15 @@ pub struct Catalog {
 struct Inner {
     shared: Arc<Shared>,
     backend: Arc<dyn Backend>,
+    whole: Mutex<Option<Whole>>,
+}
+
+/// When the catalogue listed all that this node stores.
+#[derive(Debug, Clone, Copy)]
+struct Whole {
+    mark: i32,
+    /// Changes that had been dropped by then.
+    dropped: u64,
 }
 
 impl Drop for Inner {
@@ -124,7 +135,11 @@ impl Catalog {
         let shared = Arc::new(Shared::new(backend.healthy_at_start()));
         queue::start_writer(shared.clone(), backend.clone())?;
         Ok(Catalog {
-            inner: Arc::new(Inner { shared, backend }),
+            inner: Arc::new(Inner {
+                shared,
+                backend,
+                whole: Mutex::new(None),
+            }),
         })
     }
 
@@ -157,7 +172,7 @@ impl Catalog {
     pub async fn list(&self, query: ListQuery) -> Result<Page, CatalogError> {
         let first = query.after.is_none();
         let scan = Scan {
-            filter: query.filter.clone(),
+            filter: query.filter.narrowed(),
             sort: query.sort,
             after: query.after.clone(),
             limit: query.limit,
@@ -191,7 +206,7 @@ impl Catalog {
         limit: usize,
     ) -> Result<Matches, CatalogError> {
         let scan = Scan {
-            filter: filter.clone(),
+            filter: filter.narrowed(),
             sort: Sort::default(),
             after,
             limit: limit.max(1),
@@ -224,6 +239,43 @@ impl Catalog {
             return Ok(true);
         }
         self.inner.backend.has_link(remote, link).await
+    }
+
+    /// Whether all that this node stores is listed: a flush that is made by what is listed misses nothing then.
+    ///
+    /// It is known of a catalogue that was told all ([`Catalog::has_been_told_all`]), is the same database still, and dropped
+    /// no change since. A shared one never is: what one node evicts is struck though another may have it.
+    pub async fn lists_all(&self) -> bool {
+        let Some(whole) = *self.inner.whole.lock() else {
+            return false;
+        };
+        self.mark().await.is_ok_and(|mark| mark == whole.mark && mark != 0) && self.dropped() == whole.dropped
+    }
+
+    /// All that is stored was listed, but for `dropped` changes of [`Catalog::dropped`], in the database that bears `mark`.
+    pub fn has_been_told_all(&self, mark: i32, dropped: u64) {
+        *self.inner.whole.lock() = Some(Whole { mark, dropped });
+    }
+
+    /// Stored and removed objects that were not listed, or struck, because the queue was full or closed.
+    pub fn dropped(&self) -> u64 {
+        self.inner.shared.status().dropped_changes
+    }
+
+    /// The number that was last kept with what is listed; 0 if none was, as in a catalogue that was begun anew.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn mark(&self) -> Result<i32, CatalogError> {
+        self.inner.backend.mark().await
+    }
+
+    /// Keeps a number with what is listed. Not in a shared catalogue.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn set_mark(&self, mark: i32) -> Result<(), CatalogError> {
+        self.inner.backend.set_mark(mark).await
     }
 
     /// Whether it lists what other nodes have, too.

@@ -97,6 +97,19 @@ impl Filter {
             || self.seen_before.is_some()
     }
 
+    /// The same question, with the prefix that its pattern demands: then only what has it is looked at.
+    pub(super) fn narrowed(&self) -> Filter {
+        let mut filter = self.clone();
+        if let Some(pattern) = &self.pattern {
+            let demanded = demanded_prefix(pattern.as_str());
+            let known = self.prefix.as_deref().unwrap_or_default();
+            if demanded.len() > known.len() && demanded.starts_with(known) {
+                filter.prefix = Some(demanded);
+            }
+        }
+        filter
+    }
+
     /// The first text behind all that begin with the prefix; `None` if there is no prefix or no such text.
     pub(super) fn prefix_end(&self) -> Option<String> {
         let mut chars: Vec<char> = self.prefix.as_ref()?.chars().collect();
@@ -357,6 +370,34 @@ pub(super) fn pattern(name: &str, value: &str) -> Result<Regex, QueryError> {
         })
 }
 
+/// What every text begins with that `pattern` matches, as far as that is easily seen: the plain characters behind a `^`.
+fn demanded_prefix(pattern: &str) -> String {
+    let Some(rest) = pattern.strip_prefix('^').filter(|rest| !rest.contains('|')) else {
+        return String::new();
+    };
+    let mut prefix = String::new();
+    let mut rest = rest.chars();
+    loop {
+        let next = match rest.next() {
+            // `\<` and `\>` are no characters.
+            Some('\\') => rest
+                .next()
+                .filter(|next| next.is_ascii_punctuation() && !"<>".contains(*next)),
+            Some(plain) if plain.is_ascii_alphanumeric() || "/-_%@~!:,=&".contains(plain) => Some(plain),
+            // The character before it may be missing.
+            Some('?' | '*' | '{') => {
+                prefix.pop();
+                None
+            }
+            _ => None,
+        };
+        match next {
+            Some(plain) => prefix.push(plain),
+            None => return prefix,
+        }
+    }
+}
+
 fn short(name: &str, value: &str) -> Result<(), QueryError> {
     if value.len() > MAX_PATTERN {
         return Err(QueryError::bad(
@@ -534,7 +575,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_pattern_is_looked_for_where_its_beginning_can_be() {
+        for (pattern, prefix) in [
+            ("^packages/a/", Some("packages/a/")),
+            (r"^a/x\.whl$", Some("a/x.whl")),
+            ("^@scope%2Fname", Some("@scope%2Fname")),
+            ("^ab?c", Some("a")),
+            ("^ab*", Some("a")),
+            ("^ab{0,2}", Some("a")),
+            ("^ab+", Some("ab")),
+            (r"^a\d", Some("a")),
+            (r"^a\-*b", Some("a")),
+            ("^a(b|c)", None),
+            ("^a|b", None),
+            ("^[ab]c", None),
+            ("(?i)^ab", None),
+            ("^(?i)ab", None),
+            ("ab", None),
+            ("^", None),
+        ] {
+            let narrowed = |prefix: Option<&str>| {
+                let filter = Filter {
+                    pattern: Some(Regex::new(pattern).expect(pattern)),
+                    prefix: prefix.map(str::to_owned),
+                    ..Filter::default()
+                };
+                filter.narrowed().prefix
+            };
+            assert_eq!(narrowed(None).as_deref(), prefix, "{pattern}");
+            assert_eq!(narrowed(Some("zz")).as_deref(), Some("zz"), "{pattern}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn what_a_pattern_matches_has_its_prefix(
+            pattern in r"\^[ab/?*+{}()|.\\2-]{0,8}",
+            path in "[ab/2.-]{0,8}",
+        ) {
+            if let Ok(regex) = Regex::new(&pattern) && regex.is_match(&path) {
+                let filter = Filter { pattern: Some(regex), ..Filter::default() }.narrowed();
+                prop_assert!(filter.path_matches(&path), "{pattern} {path} {:?}", filter.prefix);
+            }
+        }
+
         #[test]
         fn the_end_of_a_prefix_is_right_behind_it(prefix in any::<String>(), tail in any::<String>(), other in any::<String>()) {
             let filter = Filter { prefix: Some(prefix.clone()), ..Filter::default() };

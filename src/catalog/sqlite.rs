@@ -27,6 +27,8 @@ use schema::{OpenError, open_reader, open_writer, unavailable};
 const READERS: usize = 3;
 /// How long they wait.
 const READ_WAIT: Duration = Duration::from_secs(5);
+/// Where the file has room for a number of the program's own.
+const MARK: &str = "application_id";
 /// Damaged files that are kept beside the catalogue.
 const MAX_CORRUPT: u32 = 9;
 
@@ -242,6 +244,23 @@ impl Backend for Sqlite {
             statement.exists(params![remote, link.0])
         })
         .await
+    }
+
+    async fn mark(&self) -> Result<i32, CatalogError> {
+        self.read(|connection| connection.pragma_query_value(None, MARK, |row| row.get(0)))
+            .await
+    }
+
+    async fn set_mark(&self, mark: i32) -> Result<(), CatalogError> {
+        let file = self.readers.file.clone();
+        let set = move || {
+            open_writer(&file)?
+                .pragma_update(None, MARK, mark)
+                .map_err(OpenError::from)
+        };
+        let set = tokio::task::spawn_blocking(set).await;
+        let set = set.map_err(|error| CatalogError::Unavailable(error.to_string()))?;
+        Ok(set?)
     }
 
     fn healthy_at_start(&self) -> bool {

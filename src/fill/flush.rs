@@ -1,5 +1,8 @@
 //! A flush: what the catalogue lists after its queue is drained, fills in progress, remembered refusals, the views of what it
-//! matches, and its copies in the bucket. Other nodes hear of it, and sweep what they have.
+//! matches, and its copies in the bucket. Other nodes hear of it, and do the same with what they have.
+//!
+//! Its cost is that of what it matches where the catalogue is known to list all that this node stores. Where it is not (it is
+//! shared, was away, or is a new one), all that is stored is looked at behind that.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,7 +11,9 @@ use std::time::Duration;
 use futures_util::{StreamExt as _, stream};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
+use super::shared::Covers;
 use super::{Fills, PATIENCE, Views, record};
 use crate::bucket::PREFIX;
 use crate::cache::{Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
@@ -17,6 +22,7 @@ use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
 use crate::formats::{self, Class};
 use crate::policy;
+use crate::relist;
 
 /// Objects of the bucket that are looked at at once.
 const SWEEPERS: usize = 8;
@@ -41,8 +47,10 @@ pub enum FlushError {
 /// A flush that this node makes by what the catalogue lists.
 struct Making {
     fills: Arc<Fills>,
-    views: Arc<Views>,
-    config: Arc<Config>,
+    /// Of what is flushed; those of a flush that another node made are left to eviction.
+    views: Option<Arc<Views>>,
+    /// Whether it is about a key, whatever its class was when it was listed.
+    covers: Covers,
     request: FlushRequest,
     flush: Flush,
     /// From its beginning to its end; `None`: nothing is done.
@@ -54,19 +62,30 @@ struct Making {
 }
 
 impl Making {
+    /// Acts on what is listed; whether that is all that this node stores of it.
+    ///
     /// # Errors
     /// The catalogue does not answer. What was flushed until then stays flushed.
-    async fn work(self: &Arc<Self>) -> Result<(), CatalogError> {
+    async fn work(self: &Arc<Self>) -> Result<bool, CatalogError> {
+        let catalog = &self.fills.catalog;
         if self.sweep.is_some() {
             // What was admitted before the flush was in force has to be listed too.
-            self.fills.catalog.drain().await?;
+            catalog.drain().await?;
         }
+        let was_whole = catalog.lists_all().await;
+        // What is listed has the class that it had when it was; what has the wanted one now is meant as well.
+        let (wanted, filter) = (self.request.filter.class, any_class(&self.request.filter));
+        let is_meant = |record: &Record| {
+            let key = key_of(record).text;
+            let of_class = wanted.is_none_or(|class| record.class == class);
+            (self.covers)(&key) && (of_class || self.sweep.as_ref().is_some_and(|sweep| (sweep.covers)(&key)))
+        };
         let mut after = None;
         loop {
             let mut listed = Vec::new();
             loop {
-                let page = self.fills.catalog.matching(&self.request.filter, after, PAGE).await?;
-                listed.extend(page.records.into_iter().filter(|record| !self.is_local(&record.remote)));
+                let page = catalog.matching(&filter, after, PAGE).await?;
+                listed.extend(page.records.into_iter().filter(is_meant));
                 after = page.next;
                 if after.is_none() || listed.len() >= MAX_LISTED {
                     break;
@@ -86,14 +105,14 @@ impl Making {
                 }
             }
             if after.is_none() {
-                return Ok(());
+                break;
             }
         }
-    }
-
-    fn is_local(&self, remote: &str) -> bool {
-        let remote = self.config.remotes.get(remote);
-        remote.is_some_and(|remote| remote.kind == RemoteType::Local)
+        if self.sweep.is_some() && self.request.mode == FlushMode::Delete && is_all(&self.request.filter) {
+            // Views of what was no longer listed, and of bases that a restart forgot.
+            self.fills.store.remove_where(|key| Parts::of(key).is_view()).await;
+        }
+        Ok(was_whole && catalog.lists_all().await)
     }
 
     /// On some of what is listed. Blocks.
@@ -110,14 +129,16 @@ impl Making {
                 // It was fetched anew meanwhile.
                 (Swept::Newer, _) => {}
                 (Swept::Made(id), FlushMode::Delete) => {
-                    if let Some(id) = id {
-                        self.views.forget(id);
+                    if let (Some(id), Some(views)) = (id, &self.views) {
+                        views.forget(id);
                     }
-                    let key = Key::new(&listed.remote, &listed.path, None, &listed.form);
+                    let key = key_of(&listed);
                     if let Some(bucket) = &fills.shared.bucket {
-                        bucket.remove(&key);
+                        bucket.remove_older(&key, sweep.at);
                     }
-                    fills.catalog.record(record::removed(&key));
+                    if !self.is_back_elsewhere(&key) {
+                        relist::strike(&fills.catalog, fills.store, &hash, record::removed(&key));
+                    }
                 }
                 (Swept::Made(_), FlushMode::Expire) => {
                     fills.catalog.record(expired(listed.remote, listed.path, listed.form));
@@ -131,41 +152,57 @@ impl Making {
         }
     }
 
-    /// From the first page to the last trace.
-    async fn make(self: Arc<Self>) -> Result<(), CatalogError> {
-        let worked = self.work().await;
-        let Some(sweep) = &self.sweep else { return worked };
-        let refused = self.refused.load(Relaxed);
-        let is_made = match &worked {
-            Ok(()) if refused > 0 => false,
-            Ok(()) => {
-                self.fills.store.end_sweeps(std::slice::from_ref(sweep));
+    /// Whether another node, which writes to the same catalogue, may have fetched it again since: then its row stays. Blocks.
+    fn is_back_elsewhere(&self, key: &Key) -> bool {
+        let began = Duration::from_millis(now_ms().saturating_sub(self.flush.at));
+        let Some(fleet) = &self.fills.shared.fleet else {
+            return false;
+        };
+        if !self.fills.catalog.is_shared() || began < ANSWERED_WITHIN {
+            return false;
+        }
+        let seen = Handle::current().block_on(fleet.look(key));
+        let word = seen.ok().and_then(|seen| seen.record);
+        word.is_some_and(|word| !self.fills.shared.is_flushed_word(key, &word))
+    }
+
+    /// From what was listed to the last trace. `false`: it stays in force.
+    async fn end(&self, sweep: Arc<Sweep>, worked: Result<bool, CatalogError>) -> bool {
+        let is_made = match worked {
+            _ if self.refused.load(Relaxed) > 0 => false,
+            Ok(true) => {
+                self.fills.store.end_sweeps(std::slice::from_ref(&sweep));
                 true
             }
+            Ok(false) => self.fills.store.end_by_walk(sweep).await,
             Err(error) => {
                 tracing::warn!(%error, "the catalogue does not tell what a flush covers: everything that is stored is looked at");
-                self.fills.store.end_by_walk(Arc::clone(sweep)).await
+                self.fills.store.end_by_walk(sweep).await
             }
         };
-        let (filter, fills) = (&self.request.filter, &self.fills);
-        if self.request.mode == FlushMode::Delete {
-            // Views of what was no longer listed, and of bases that a restart forgot.
-            if is_everything(filter) && filter.remote.is_none() {
-                fills.store.remove_where(|key| Parts::of(key).is_view()).await;
-            }
-            if is_everything(filter) && !fills.catalog.is_shared() {
-                let (fills, remote, at) = (Arc::clone(fills), filter.remote.clone(), self.flush.at);
-                tokio::spawn(async move { fills.sweep_bucket(remote, at).await });
-            }
-        }
         if !is_made {
             say_refused(&self.flush);
-            return worked;
+        }
+        is_made
+    }
+
+    /// All of it; `told` is told as soon as what is listed is done.
+    async fn make(self: Arc<Self>, told: oneshot::Sender<Result<(), CatalogError>>) {
+        let worked = self.work().await;
+        // Whoever asked may be gone.
+        let _ = told.send(worked.clone().map(|_| ()));
+        let Some(sweep) = &self.sweep else { return };
+        let (filter, fills) = (&self.request.filter, &self.fills);
+        if self.request.mode == FlushMode::Delete && is_everything(filter) && !fills.catalog.is_shared() {
+            let (fills, remote, at) = (Arc::clone(fills), filter.remote.clone(), self.flush.at);
+            tokio::spawn(async move { fills.sweep_bucket(remote, at).await });
+        }
+        if !self.end(Arc::clone(sweep), worked).await {
+            return;
         }
         fills.shared.note_flush(&self.flush, false).await;
         let answer = *self.answer.lock();
         tracing::info!(matched = answer.matched, bytes = answer.bytes, "a flush was made");
-        worked
     }
 }
 
@@ -173,14 +210,23 @@ impl Making {
 fn say_refused(flush: &Flush) {
     tracing::error!(
         request = %flush.request,
-        "some of what was flushed can neither be removed nor changed on the disk: it is not served, but takes its space; \
-         see to the disk, then flush it again or restart"
+        "some of what was flushed can neither be removed nor changed on the disk, or cannot be read now: it is not served, \
+         but takes its space; see to the disk, then flush it again or restart"
     );
 }
 
 /// Whether it names no part of a remote.
 fn is_everything(filter: &Filter) -> bool {
     filter.class.is_none() && filter.prefix.is_none() && filter.pattern.is_none()
+}
+
+/// Whether it means all that there is.
+fn is_all(filter: &Filter) -> bool {
+    is_everything(filter) && filter.remote.is_none()
+}
+
+fn key_of(listed: &Record) -> Key {
+    Key::new(&listed.remote, &listed.path, None, &listed.form)
 }
 
 impl Fills {
@@ -224,10 +270,11 @@ impl Fills {
             );
             return Ok(answer);
         }
+        let (config, any_class) = (Arc::clone(config), any_class(filter));
         let making = Arc::new(Making {
             fills: Arc::clone(self),
-            views: Arc::clone(views),
-            config: Arc::clone(config),
+            views: Some(Arc::clone(views)),
+            covers: Box::new(move |key| covered(&config, &any_class, key)),
             request: request.clone(),
             flush,
             sweep,
@@ -237,10 +284,11 @@ impl Fills {
             }),
             refused: AtomicU64::new(0),
         });
-        let task = tokio::spawn(Arc::clone(&making).make());
+        let (told, worked) = oneshot::channel();
+        tokio::spawn(Arc::clone(&making).make(told));
         // A trial does nothing but count.
         let patience = if request.dry_run { PATIENCE } else { ANSWERED_WITHIN };
-        let made = tokio::time::timeout(patience, task).await;
+        let made = tokio::time::timeout(patience, worked).await;
         let answer = *making.answer.lock();
         match made {
             Ok(Ok(Err(error))) => Err(error.into()),
@@ -293,7 +341,7 @@ impl Fills {
                 // Before anything is looked for: the bucket may still have what was flushed.
                 self.shared.remember(flush.clone());
             }
-            self.make_elsewhere(flush, runtime);
+            self.make_again(flush, runtime, true);
         }
     }
 
@@ -332,7 +380,7 @@ impl Fills {
             while let Some(found) = found.next().await {
                 let Ok(Some(copy)) = found else { continue };
                 if copy.head.stored_at < at && self.shared.is_flushed(&copy.key, copy.head.stored_at) {
-                    bucket.remove(&copy.key);
+                    bucket.remove_older(&copy.key, at);
                     removed += 1;
                 }
             }
@@ -347,8 +395,23 @@ impl Fills {
 
     /// Makes, on `runtime`, a flush that another node made. Nothing of it is served from now on.
     pub fn make_elsewhere(self: &Arc<Self>, flush: Flush, runtime: &Handle) {
-        let Some((covers, expire)) = self.shared.read_flush(&flush) else {
+        // What a shared catalogue lists is struck by that node.
+        self.make_again(flush, runtime, !self.catalog.is_shared());
+    }
+
+    /// Makes a flush that another node, or an earlier process of this one, has begun: by what is listed if `by_list`.
+    fn make_again(self: &Arc<Self>, flush: Flush, runtime: &Handle, by_list: bool) {
+        let request = FlushRequest::parse(flush.request.to_string().as_bytes());
+        let (Some((covers, expire)), Ok(request)) = (self.shared.read_flush(&flush), request) else {
             tracing::warn!(request = %flush.request, "another node made a flush that is not understood here; is it of a later version?");
+            return;
+        };
+        let any_class = FlushRequest {
+            filter: any_class(&request.filter),
+            ..request.clone()
+        };
+        let any_class = Flush::new(any_class.to_json());
+        let Some((covers_any_class, _)) = self.shared.read_flush(&any_class) else {
             return;
         };
         let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = covers.into();
@@ -357,33 +420,28 @@ impl Fills {
         for key in outdated.filter(|_| !expire) {
             self.release(&key.hash);
         }
-        let listed_here = !self.catalog.is_shared();
-        let catalog = self.catalog.clone();
-        let gone = move |key: &str| {
-            let key = Key::from_text(key);
-            let Parts { remote, path, form } = key.parts();
-            if key.parts().is_view() || !listed_here {
-                return;
-            }
-            catalog.record(match expire {
-                true => expired(remote.to_owned(), path.to_owned(), form.to_owned()),
-                false => record::removed(&key),
-            });
-        };
         let sweep = Arc::new(Sweep {
             at: flush.at,
             covers: Box::new(move |key| covers(key)),
             expire,
-            gone: Box::new(gone),
+            gone: self.striking(expire),
         });
         self.store.begin_sweep(&sweep);
-        let fills = Arc::clone(self);
+        let making = Arc::new(Making {
+            fills: Arc::clone(self),
+            views: None,
+            covers: covers_any_class,
+            request,
+            flush,
+            sweep: Some(Arc::clone(&sweep)),
+            answer: Mutex::default(),
+            refused: AtomicU64::new(0),
+        });
         runtime.spawn(async move {
-            fills.shared.note_flush(&flush, true).await;
-            let mut is_made = fills.store.end_by_walk(sweep).await;
-            if !is_made {
-                say_refused(&flush);
-            }
+            let (fills, flush) = (&making.fills, &making.flush);
+            fills.shared.note_flush(flush, true).await;
+            let worked = if by_list { making.work().await } else { Ok(false) };
+            let mut is_made = making.end(sweep, worked).await;
             // Only an earlier process of this node makes one that no fleet remembers.
             if fills.shared.fleet.is_none() && !expire {
                 is_made &= fills.sweep_bucket(None, flush.at).await;
@@ -391,9 +449,25 @@ impl Fills {
             if !is_made {
                 return;
             }
-            fills.shared.note_flush(&flush, false).await;
+            fills.shared.note_flush(flush, false).await;
             tracing::info!(request = %flush.request, "a flush of another node was made here");
         });
+    }
+
+    /// Tells the catalogue, where it is this node's own, of what a sweep finds on the disk.
+    fn striking(&self, expire: bool) -> Box<dyn Fn(&str) + Send + Sync> {
+        let (catalog, store) = (self.catalog.clone(), self.store);
+        Box::new(move |key| {
+            let key = Key::from_text(key);
+            let Parts { remote, path, form } = key.parts();
+            if key.parts().is_view() || catalog.is_shared() {
+                return;
+            }
+            match expire {
+                true => catalog.record(expired(remote.to_owned(), path.to_owned(), form.to_owned())),
+                false => relist::strike(&catalog, store, &key.hash, record::removed(&key)),
+            }
+        })
     }
 
     /// By walking the disk tier. Also of how much the disk refused it.
@@ -418,6 +492,14 @@ impl Fills {
             ..FlushAnswer::default()
         };
         (answer, refused)
+    }
+}
+
+/// The same question for both classes: what is listed has the class that it had then.
+fn any_class(filter: &Filter) -> Filter {
+    Filter {
+        class: None,
+        ..filter.clone()
     }
 }
 

@@ -10,6 +10,7 @@ use super::{Fills, record};
 use crate::bucket::Fence;
 use crate::cache::{Class, FOR_EVER, Hash, Key, Millis, distrust};
 use crate::fleet::{Fleet, Flush, Listener, Record};
+use crate::relist;
 
 /// Does here what was done elsewhere. Called from the bus's own task: what it does to one object takes some microseconds of
 /// disk; a flush has a task of its own.
@@ -31,10 +32,13 @@ impl Listener for News {
 
     fn removed(&self, hash: Hash, key_text: &str) {
         let Some(fills) = self.0.upgrade() else { return };
-        tokio::task::block_in_place(|| fills.store.remove_stored(&hash));
-        if !fills.catalog.is_shared() {
-            fills.catalog.record(record::removed(&Key::from_text(key_text)));
-        }
+        tokio::task::block_in_place(|| {
+            fills.store.remove_stored(&hash);
+            if !fills.catalog.is_shared() {
+                let removed = record::removed(&Key::from_text(key_text));
+                relist::strike(&fills.catalog, fills.store, &hash, removed);
+            }
+        });
     }
 
     fn expired(&self, hash: Hash, _: &str, at: Millis) {

@@ -206,7 +206,7 @@ impl Fills {
                         self.note_stored(&object, wanted.policy.class);
                         self.fetch_ahead(wanted, set, &object);
                     }
-                    (Some(_), Some(event)) => self.catalog.record(event),
+                    (Some(_), Some(event)) => self.note_listed(&object, event),
                     (Some(_), None) => {}
                 }
                 landing.publish(Outcome::Object(object, how));

@@ -22,6 +22,7 @@ use crate::cache::{
     Aside, Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
     identity, is_before, now_ms,
 };
+use crate::catalog::Event;
 use crate::fleet::{Fence, Fleet, Flush, Lease, Node, Published, Record, Take};
 use crate::formats::Class;
 
@@ -967,7 +968,7 @@ impl Fills {
                 // What arrives aside is nobody's yet.
                 match record::stored(&object, object.fresh.class()).filter(|_| object.key.is_shared()) {
                     Some(_) if from_upstream => self.note_stored(&object, wanted.policy.class),
-                    Some(event) => self.catalog.record(event),
+                    Some(event) => self.note_listed(&object, event),
                     None => {}
                 }
                 Some(object)
@@ -1158,7 +1159,7 @@ impl Fills {
             return None;
         }
         if let Some(event) = record::stored(&object, object.fresh.class()) {
-            self.catalog.record(event);
+            self.note_listed(&object, event);
         }
         Some(object)
     }
@@ -1166,9 +1167,31 @@ impl Fills {
     /// Tells the catalogue and the other nodes what was stored here.
     pub(super) fn note_stored(self: &Arc<Self>, object: &Arc<Object>, class: Class) {
         if let Some(event) = record::stored(object, class) {
-            self.catalog.record(event);
+            self.note_listed(object, event);
         }
         self.announce(object);
+    }
+
+    /// Tells the catalogue what was stored here. A flush that came between that and this has not found it listed, and it grew
+    /// no more.
+    pub(super) fn note_listed(self: &Arc<Self>, object: &Arc<Object>, event: Event) {
+        self.catalog.record(event);
+        let (stored_at, checked_at) = (object.head.stored_at, object.fresh.checked_at());
+        let Some(only_expired) = self.shared.flushed(&object.key, stored_at, checked_at) else {
+            return;
+        };
+        if only_expired && object.fresh.fresh_until() <= now_ms() {
+            return;
+        }
+        let (fills, key) = (Arc::clone(self), object.key.clone());
+        tokio::spawn(async move {
+            if only_expired {
+                fills.store.expire(key.hash).await;
+                return;
+            }
+            fills.store.remove(key.hash).await;
+            fills.catalog.record(record::removed(&key));
+        });
     }
 
     /// Tells the catalogue and the other nodes that what is stored here is still right.

@@ -297,6 +297,29 @@ fn long_ones_are_uploaded_in_parts_to_versitygw() {
     long_ones(Kind::Versity);
 }
 
+#[test]
+fn a_flush_removes_nothing_that_was_fetched_since() {
+    run(async {
+        let server = S3Server::start(Kind::Minio).await;
+        let folder = folder();
+        let node = Node::new(folder.path(), &server.settings("packages"));
+        let key = key("index");
+        let before = now_ms();
+        let object = node.admit(&key, vec![b'a'; 1000]).await;
+        node.drained().await;
+        node.bucket.remove_older(&key, before);
+        node.drained().await;
+        assert_eq!(node.whole(&key).await, vec![b'a'; 1000]);
+        node.bucket.remove_older(&key, object.head.stored_at + 1);
+        node.drained().await;
+        assert_eq!(s3::names(&server.client("packages")).await, [""; 0]);
+        // Nothing is there any more.
+        node.bucket.remove_older(&key, now_ms());
+        node.drained().await;
+        assert_eq!(node.bucket.status().failed, 0);
+    });
+}
+
 fn replaced(kind: Kind) {
     run(async {
         let server = S3Server::start(kind).await;

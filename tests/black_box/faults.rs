@@ -2,6 +2,7 @@
 //! places where it must not go.
 
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -390,6 +391,86 @@ fn what_was_stored_just_before_a_kill_is_listed_and_can_be_flushed() {
         let flushed = proxy.request("PUT", "/cache/flush", &[], flush).await.ok().json();
         assert_eq!(flushed["deleted"], 1, "{flushed}");
         proxy.fetch("files", "x").await.is("remote", "x");
+    });
+}
+
+/// Something that stands where a stored file is looked for, and cannot be read.
+fn unreadable(data: &Path) {
+    let place = data.join("objects/ee/ee").join("e".repeat(32));
+    std::fs::create_dir_all(place).expect("made");
+}
+
+#[test]
+fn a_catalogue_that_is_begun_anew_comes_to_list_what_is_stored() {
+    run(async {
+        let up = Upstream::start().await;
+        up.under("/", |seen| Reply::ok(seen.path.clone()));
+        let mut proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
+        for path in ["a/1", "a/2", "b/1"] {
+            proxy.fetch("files", path).await.ok();
+        }
+        proxy.stop().await;
+        for file in std::fs::read_dir(proxy.data_dir()).unwrap().flatten() {
+            if file.file_name().to_string_lossy().starts_with("catalog.db") {
+                std::fs::remove_file(file.path()).unwrap();
+            }
+        }
+        proxy.launch().await;
+        eventually(Duration::from_secs(10), "what is stored is listed", async || {
+            let listed = proxy.request("GET", "/api/v1/artifacts", &[], b"").await.ok().json();
+            listed["total"] == 3
+        })
+        .await;
+        let flush = br#"{"prefix": "a/"}"#;
+        let flushed = proxy.request("PUT", "/cache/flush", &[], flush).await.ok().json();
+        assert_eq!(flushed["deleted"], 2, "{flushed}");
+        for path in ["a/1", "a/2"] {
+            proxy.fetch("files", path).await.is("remote", format!("/{path}"));
+        }
+        proxy.fetch("files", "b/1").await.is("cache", "/b/1");
+    });
+}
+
+#[test]
+fn a_flush_stays_in_force_while_something_cannot_be_read_that_may_be_meant() {
+    run(async {
+        let up = Upstream::start().await;
+        up.under("/", |seen| Reply::ok(seen.path.clone()));
+        let mut proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
+        for path in ["a/1", "b/1"] {
+            proxy.fetch("files", path).await.ok();
+            proxy.until_cached("files", path).await;
+        }
+        let flush = async |proxy: &Proxy, prefix: &str| {
+            let body = format!(r#"{{"prefix": "{prefix}"}}"#);
+            proxy
+                .request("PUT", "/cache/flush", &[], body.as_bytes())
+                .await
+                .ok()
+                .json()
+        };
+        // Known to list all: nothing else is looked at.
+        proxy.stop().await;
+        proxy.launch().await;
+        eventually(
+            Duration::from_secs(10),
+            "the catalogue is known to list all",
+            async || proxy.data_dir().join("catalogue-whole").exists(),
+        )
+        .await;
+        unreadable(&proxy.data_dir());
+        assert_eq!(flush(&proxy, "a/").await["deleted"], 1);
+        proxy.wait_for_log("a flush was made").await;
+        proxy.fetch("files", "a/1").await.is("remote", "/a/1");
+        // Not known: what cannot be read may be meant.
+        proxy.stop().await;
+        std::fs::remove_file(proxy.data_dir().join("catalogue-whole")).unwrap();
+        proxy.launch().await;
+        assert_eq!(flush(&proxy, "b/").await["deleted"], 1);
+        proxy.wait_for_log("or cannot be read now").await;
+        let left = std::fs::read_dir(proxy.data_dir().join("flushes")).unwrap().count();
+        assert_eq!(left, 1);
+        proxy.fetch("files", "b/1").await.is("remote", "/b/1");
     });
 }
 

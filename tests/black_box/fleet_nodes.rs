@@ -16,7 +16,7 @@ use crate::common::pull::{get_blob, get_manifest, head_manifest};
 use crate::common::redis::Redis;
 use crate::common::registry::{Registry, blob_at};
 use crate::common::s3::{self, Kind, S3Server};
-use crate::common::server::{Settings, at, run_binary};
+use crate::common::server::{Settings, at, run_binary, stored_files};
 use crate::common::{Connection, File, Gate, Pattern, Proxy, Reply, Response, Upstream, eventually, run_for, sha256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -432,6 +432,81 @@ fn a_flush_that_a_kill_cut_short_holds_for_the_bucket_too() {
         node.launch().await;
         assert_eq!(text(&node, "a/1").await, "new");
         assert_eq!(text(&node, "b/1").await, "old");
+    });
+}
+
+#[test]
+fn a_flush_that_a_kill_cut_short_strikes_what_only_the_bucket_has() {
+    run_for(LIMIT, async {
+        let (s3, up) = tokio::join!(S3Server::start(Kind::Minio), Upstream::start());
+        for path in ["/a/1", "/a/2", "/b/1"] {
+            up.file(path, File::new("old"));
+        }
+        let settings = fleet::with_s3(Proxy::settings().remotes(&files(&up.base(), 60)), &s3);
+        let [mut node] = start([settings]).await;
+        for path in ["a/1", "a/2", "b/1"] {
+            assert_eq!(text(&node, path).await, "old");
+        }
+        fleet::settled(&node).await;
+        assert_eq!(listed(&node, "").await.len(), 3);
+        node.kill();
+        // Evicted.
+        for file in stored_files(&node.data_dir()) {
+            std::fs::remove_file(file).expect("removed");
+        }
+        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let at = at.expect("a time").as_millis() as u64;
+        let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
+        let folder = node.data_dir().join("flushes");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join("1"), begun).expect("written");
+        node.launch().await;
+        eventually(Duration::from_secs(10), "what was flushed is struck", async || {
+            listed(&node, "").await == ["b/1"]
+        })
+        .await;
+        fleet::settled(&node).await;
+        assert_eq!(only_body(&s3).await, "old");
+    });
+}
+
+/// The paths that a node lists.
+async fn listed(node: &Proxy, query: &str) -> Vec<String> {
+    let page = node
+        .request("GET", &format!("/api/v1/artifacts{query}"), &[], b"")
+        .await;
+    let page = page.ok().json();
+    let artifacts = page["artifacts"].as_array().expect("a list");
+    let path = |artifact: &serde_json::Value| artifact["path"].as_str().expect("a path").to_owned();
+    artifacts.iter().map(path).collect()
+}
+
+#[test]
+fn a_flush_of_another_node_costs_what_it_matches() {
+    run_for(LIMIT, async {
+        let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
+        for path in ["/a/1", "/b/1"] {
+            up.file(path, File::new("old"));
+        }
+        let [a, b] = with_redis(&redis, &files(&up.base(), 600)).await;
+        for node in [&a, &b] {
+            for path in ["a/1", "b/1"] {
+                assert_eq!(text(node, path).await, "old");
+                node.until_cached("files", path).await;
+            }
+        }
+        // Whoever looks at all that is stored finds that it cannot be read.
+        let unreadable = b.data_dir().join("objects/ee/ee").join("e".repeat(32));
+        std::fs::create_dir_all(unreadable).expect("made");
+        up.file("/a/1", File::new("new"));
+        flush(&a, r#"{"pattern": "^a/"}"#).await;
+        b.wait_for_log("a flush of another node was made here").await;
+        assert_eq!(text(&b, "a/1").await, "new");
+        b.fetch("files", "b/1").await.is("cache", "old");
+        eventually(SECOND, "it is struck, and listed again", async || {
+            listed(&b, "").await == ["a/1", "b/1"]
+        })
+        .await;
     });
 }
 

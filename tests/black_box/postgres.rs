@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::client::Headers;
+use crate::common::clock::Clock;
 use crate::common::postgres::Postgres;
 use crate::common::server::Settings;
 use crate::common::{Proxy, Reply, Response, Upstream, eventually, run};
@@ -81,6 +82,53 @@ fn two_instances_show_one_list_and_flush_by_it() {
         let config = one.request("GET", "/config", &[], b"").await.ok();
         assert_eq!(config.json()["settings"]["database"]["tls"]["mode"], "prefer");
         assert!(!config.text().contains(crate::common::postgres::PASSWORD));
+    });
+}
+
+#[test]
+fn what_the_list_has_lost_is_flushed_too() {
+    run(async {
+        let (up, server) = (upstream().await, Postgres::start());
+        let proxy = settings(&up, &server).start().await;
+        for path in ["a/1", "a/2", "b/1"] {
+            proxy.fetch("files", path).await.ok();
+        }
+        assert_eq!(listed(&proxy, "", 3).await, ["a/1", "a/2", "b/1"]);
+        // As when another node evicts it, which knows nothing of this one.
+        server.sql("DELETE FROM artifactapi.artifact WHERE path = 'a/1'").await;
+        let body = json!({"prefix": "a/"}).to_string();
+        let flushed = proxy.request("PUT", "/cache/flush", &[], body.as_bytes()).await.ok();
+        assert_eq!(flushed.json()["deleted"], 1);
+        proxy.wait_for_log("a flush was made").await;
+        for path in ["a/1", "a/2"] {
+            proxy.fetch("files", path).await.is("remote", format!("/{path}"));
+        }
+        proxy.fetch("files", "b/1").await.is("cache", "/b/1");
+    });
+}
+
+#[test]
+fn a_clock_that_is_apart_from_the_databases_is_said() {
+    run(async {
+        let (up, server, clock) = (upstream().await, Postgres::start(), Clock::new());
+        let env = clock.env(60).into_iter();
+        let settings = env.fold(settings(&up, &server), |settings, (name, value)| {
+            settings.env(name, value)
+        });
+        let proxy = settings.start().await;
+        let mut health = Value::Null;
+        eventually(LIMIT, "it is said", async || {
+            let all = proxy.request("GET", "/health", &[], b"").await.ok().json();
+            health = all["dependencies"]["postgres"].clone();
+            health["clock_ahead_seconds"].is_number()
+        })
+        .await;
+        let near = |said: f64| (said + 60.0).abs() < 1.0;
+        assert!(health["clock_ahead_seconds"].as_f64().is_some_and(near), "{health}");
+        assert!(health["detail"].to_string().contains("clock"), "{health}");
+        let metric = proxy.metric("artifactapi_dependency_clock_ahead_seconds", &["postgres"]);
+        assert!(near(metric.await));
+        assert!(proxy.log_contains("the clocks of this machine and of a dependency differ"));
     });
 }
 

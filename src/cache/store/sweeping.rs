@@ -1,4 +1,4 @@
-//! Sweeps over what is stored. Until one is made, whatever is read from disk is judged by it.
+//! Sweeps over what is stored, which is judged by them until they are made.
 
 use std::io;
 use std::sync::Arc;
@@ -79,7 +79,7 @@ impl Store {
     }
 
     /// Makes what was begun, by a walk over all that is stored; when this returns, its space is free. `false`: the disk
-    /// refused some of it, and the sweep stays in force.
+    /// refused some of it, or something cannot be read now, and the sweep stays in force.
     pub async fn end_by_walk(&'static self, sweep: Arc<Sweep>) -> bool {
         // One walk at a time, which makes all sweeps that wait.
         let _walking = self.walking.lock().await;
@@ -90,7 +90,7 @@ impl Store {
         let judges = Arc::clone(&waiting);
         let refused: Arc<[AtomicBool]> = waiting.iter().map(|_| AtomicBool::new(false)).collect();
         let refusing = Arc::clone(&refused);
-        self.walk(
+        let walked = self.walk(
             |_| true,
             move |store, hash, record| {
                 for (sweep, refused) in judges.iter().zip(refusing.iter()) {
@@ -100,8 +100,11 @@ impl Store {
                 }
                 Ok(0)
             },
-        )
-        .await;
+        );
+        // Nobody knows what cannot be read: it may be what any of them is for.
+        if walked.await.refused > 0 {
+            return false;
+        }
         let made: Vec<_> = waiting
             .iter()
             .zip(refused.iter())

@@ -16,20 +16,27 @@ pub struct Walked {
     pub count: u64,
     /// Bytes that this freed.
     pub bytes: u64,
-    /// Objects of which the disk refused it.
+    /// Objects of which the disk refused it, and objects and folders that cannot be read now.
     pub refused: u64,
 }
 
 impl Store {
     /// Calls `visit` with all that was stored or used since, in no order, as long as it says so. Blocks, for as long as a
-    /// walk takes.
-    pub fn each_stored(&self, since: SystemTime, mut visit: impl FnMut(Stored) -> bool) {
+    /// walk takes. `false`: something cannot be read now.
+    pub fn each_stored(&self, since: SystemTime, mut visit: impl FnMut(Stored) -> bool) -> bool {
+        let mut saw_all = true;
         let walked = evict::each_hash_while(self.disk.root(), |hash| {
             let modified = fs::metadata(self.disk.path(&hash)).and_then(|meta| meta.modified());
-            let is_old = modified.is_ok_and(|modified| modified < since);
-            is_old || self.open_stored(&hash).is_none_or(&mut visit)
+            if modified.is_ok_and(|modified| modified < since) {
+                return true;
+            }
+            let stored = self.open_stored(&hash);
+            saw_all &= stored.is_some() || self.is_missing(&hash);
+            stored.is_none_or(&mut visit)
         });
+        saw_all &= walked.is_ok();
         say_unlisted(walked);
+        saw_all
     }
 
     /// Calls `visit` with the hash of all that is stored, without opening any of it, as long as it says so. Blocks, for as
@@ -55,19 +62,20 @@ impl Store {
         tokio::task::spawn_blocking(move || {
             let mut found = Walked::default();
             let walked = evict::each_hash_while(self.disk.root(), |hash| {
-                if let Some((_, record)) = self.load(&hash)
-                    && matches(&record.key_text)
-                {
-                    match act(self, hash, &record) {
+                match self.load(&hash) {
+                    Some((_, record)) if matches(&record.key_text) => match act(self, hash, &record) {
                         Ok(freed) => {
                             found.count += 1;
                             found.bytes += freed;
                         }
                         Err(_) => found.refused += 1,
-                    }
+                    },
+                    None if !self.is_missing(&hash) => found.refused += 1,
+                    _ => {}
                 }
                 true
             });
+            found.refused += u64::from(walked.is_err());
             say_unlisted(walked);
             found
         })
