@@ -13,12 +13,13 @@ use serde_json::json;
 
 use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
+use crate::cache::Key;
 use crate::cache::StoreStats;
 use crate::catalog::{Artifact, ListAnswer, ListQuery};
 use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
-use crate::formats::{self, Handling, path};
+use crate::formats::{self, path};
 use crate::metrics::Metrics;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
@@ -208,12 +209,12 @@ impl Api {
             }
         };
         // As it is stored: npm's scoped names have two spellings, and what a digest names is stored for all repositories.
-        let format = formats::of(configured.package);
-        let path = match format.handle(configured, &Method::GET, path.clone()) {
-            Handling::Artifact(path) => path,
-            _ => path,
+        let key = match formats::asset(configured, path.clone(), None) {
+            Some(asset) => asset.key(),
+            // Stored under this path, and asked for by others.
+            None => Key::new(remote, &path.encoded, path.query.as_deref(), ""),
         };
-        let path = formats::stored_path(format, &path);
+        let path = key.parts().path.to_owned();
         if let Err(error) = self.fills.catalog.drain().await {
             return reply::problem(session, None, away(&error)).await;
         }

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, header};
+use http::{Method, header};
 
 use super::gunzip::Gunzip;
 use super::view::{has_gzip_bytes, is_gzip};
@@ -19,11 +19,8 @@ impl Fills {
     /// Fetches `wanted` aside, as it comes, and keeps what has the right digest: the bytes, or what they decode to.
     pub(super) async fn fetch_coded(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>) -> Outcome {
         let aside = Wanted {
-            key: wanted.key.aside(Aside::Coded),
-            replaces: Some(wanted.key.clone()),
             expected: None,
-            says: HeaderMap::new(),
-            ..wanted.clone()
+            ..wanted.aside(Aside::Coded)
         };
         let hash = aside.key.hash;
         let arrived = match self.obtain_aside(aside, Method::GET).await {
@@ -64,12 +61,12 @@ impl Fills {
         let as_it_came = verifier.finds_right(expected);
         let gzip = arrived.head.content_encoding().is_none_or(is_gzip) && has_gzip_bytes(arrived).await;
         if !as_it_came && !gzip {
-            self.metrics.wrong_digest(&wanted.remote.name);
+            self.metrics.wrong_digest(&wanted.remote().name);
             return Err(format!("upstream's content has another digest than {expected}"));
         }
         let mut headers = arrived.head.headers.clone();
         headers.remove(header::CONTENT_ENCODING);
-        for (name, value) in &wanted.says {
+        for (name, value) in &wanted.says() {
             headers.insert(name.clone(), value.clone());
         }
         let head = Head {
@@ -99,7 +96,7 @@ impl Fills {
             // Whole and right, only not kept.
             Finish::Dropped => Ok(object),
             Finish::Wrong(reason) => {
-                self.metrics.wrong_digest(&wanted.remote.name);
+                self.metrics.wrong_digest(&wanted.remote().name);
                 Err(reason)
             }
             Finish::Failed(reason) => Err(reason),

@@ -16,11 +16,11 @@ use tokio::sync::oneshot;
 use super::shared::Covers;
 use super::{Fills, PATIENCE, Views, record};
 use crate::bucket::PREFIX;
-use crate::cache::{Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
+use crate::cache::{Expected, Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
 use crate::catalog::{CatalogError, Class as Listed, Event, Filter, FlushAnswer, FlushMode, FlushRequest, Record};
 use crate::config::{Config, RemoteType};
 use crate::fleet::Flush;
-use crate::formats::{self, Class};
+use crate::formats::{self, Class, path};
 use crate::policy;
 use crate::relist;
 
@@ -522,14 +522,21 @@ pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
     if configured.kind == RemoteType::Local {
         return false;
     }
-    let format = formats::of(configured.package);
-    let bare = path.split('?').next().unwrap_or(path);
-    let decoded = formats::links::decode_once(bare);
-    let governed = formats::links::split_foreign(&decoded).map_or(decoded.as_str(), |(_, path)| path);
-    let class = match policy::classify(configured, format, governed).map(|policy| policy.class) {
+    let (bare, query) = path
+        .split_once('?')
+        .map_or((path, None), |(bare, query)| (bare, Some(query)));
+    let asset = path::parse(bare.as_bytes(), query).ok();
+    let asset = asset.and_then(|path| formats::asset(configured, path, None));
+    let class = match asset.as_ref().and_then(policy::classify).map(|policy| policy.class) {
         Some(Class::Immutable) => Listed::Immutable,
-        // Stored for all repositories, whichever of them a pattern allows.
-        _ if format.names_content(governed).is_some() => Listed::Immutable,
+        // Stored under its digest alone, for all names that lead to it.
+        None if bare
+            .rsplit('/')
+            .next()
+            .is_some_and(|last| Expected::parse(last).is_some()) =>
+        {
+            Listed::Immutable
+        }
         _ => Listed::Mutable,
     };
     filter.covers(remote, class, path)

@@ -30,19 +30,20 @@ use tokio::sync::{oneshot, watch};
 use url::Url;
 
 pub use answer::{Answer, Negative};
-use set::{Manifests, Set};
+use set::Manifests;
 use shared::{Shared, Turn};
 use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
 use crate::cache::storage::FillSpec;
-use crate::cache::{Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms};
+use crate::cache::{Aside, Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
-use crate::formats::{ArtifactPath, Form, Format};
+use crate::formats::asset::Members;
+use crate::formats::{Asset, Binding, Location};
 use crate::headers;
 use crate::metrics::Metrics;
-use crate::policy::Policy;
+use crate::policy::{self, Policy};
 use crate::upstream::{Ask, Exchange, Failure, Upstream, shown as without_query};
 
 /// Whatever a flight waits for, it does not wait longer than this without any sign of life.
@@ -54,103 +55,119 @@ const MAX_JOINS: usize = 4;
 /// What is wanted from upstream.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    pub remote: Arc<Remote>,
+    pub asset: Arc<Asset>,
     pub key: Key,
     pub url: Url,
     pub policy: Policy,
-    pub accept: Option<&'static str>,
-    /// The document is decoded here, so it may come gzip-encoded.
-    pub gzip: bool,
+    /// What the content must turn out to be.
     pub expected: Option<Expected>,
-    /// It is a manifest: its files are seen to before it is shown.
-    pub set: Option<Set>,
-    /// What it will take the place of, where that is stored under another key: revalidated in its stead.
-    pub replaces: Option<Key>,
+    pub purpose: Purpose,
     /// Ask upstream even if what is stored is fresh.
     pub force: bool,
-    /// The query as it was asked; a URL library would re-encode some of it.
-    pub query: Option<String>,
     /// The manifest that said what to expect: what turns out otherwise makes it due.
     pub manifest: Option<Key>,
     /// The name it is asked for by, where several share what is stored: what upstream refuses, it refuses by this name.
     pub asked: Key,
-    /// The path, of a name that stands for content with a digest: what is got is not the content but where it leads.
-    pub reference: Option<Reference>,
-    /// What upstream's token service has to allow.
-    pub scope: Option<String>,
-    /// Headers to store, whatever upstream says of them; `ETag` only where upstream gives none.
-    pub says: HeaderMap,
 }
 
-/// A name that stands for content with a digest.
-#[derive(Clone)]
-pub struct Reference {
-    pub format: &'static dyn Format,
-    /// Decoded, below the remote.
-    pub path: String,
-}
-
-impl std::fmt::Debug for Reference {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.path)
-    }
+/// What a flight is to bring.
+#[derive(Debug, Clone)]
+pub enum Purpose {
+    /// A document or file, in its place.
+    Plain,
+    /// A manifest: its files are seen to before it is shown.
+    Set(Members),
+    /// Where a name leads that stands for content with a digest.
+    Pointer,
+    /// Something that is nobody's yet, and will take the place of what is stored under this key: that is revalidated in its
+    /// stead.
+    Aside(Key),
 }
 
 impl Wanted {
-    /// A plain document or file.
-    pub fn new(remote: Arc<Remote>, key: Key, url: Url, policy: Policy) -> Self {
+    /// What `asset` is, which upstream has at `url`.
+    pub fn new(asset: Arc<Asset>, url: Url, policy: Policy) -> Self {
+        let key = asset.key();
         Wanted {
-            remote,
-            asked: key.clone(),
+            asked: asset.name_key().unwrap_or_else(|| key.clone()),
             key,
             url,
             policy,
-            accept: None,
-            gzip: false,
-            expected: None,
-            set: None,
-            replaces: None,
+            expected: asset.digest.clone(),
+            purpose: match asset.binding {
+                Binding::Manifest(members) => Purpose::Set(members),
+                Binding::Pointer(_) => Purpose::Pointer,
+                Binding::Alone | Binding::Member(_) => Purpose::Plain,
+            },
             force: false,
-            query: None,
             manifest: None,
-            reference: None,
-            scope: None,
-            says: HeaderMap::new(),
+            asset,
         }
     }
 
-    /// What `path` names, in the form that is asked for: with all that its format knows of it.
-    pub fn of(
-        remote: &Arc<Remote>,
-        format: &'static dyn Format,
-        path: &ArtifactPath,
-        (key, policy, form): (Key, Policy, Form),
-    ) -> Self {
-        let mut wanted = Wanted::new(Arc::clone(remote), key, format.upstream_url(remote, path), policy);
-        wanted.describe(format, path, form);
-        wanted
+    /// What `asset` is, where the remote itself has it. `None`: another host has it, or nobody.
+    pub fn of(asset: Arc<Asset>, policy: Policy) -> Option<Self> {
+        match &asset.location {
+            Location::Upstream(url) => {
+                let url = url.clone();
+                Some(Wanted::new(asset, url, policy))
+            }
+            _ => None,
+        }
     }
 
-    /// Adds what a format knows of `path`.
-    pub fn describe(&mut self, format: &'static dyn Format, path: &ArtifactPath, form: Form) {
-        self.accept = form.accept;
-        self.query = path.query.clone();
-        self.scope = format.token_scope(&self.remote, &path.decoded);
-        if format.stored_as(&path.decoded).is_some() {
-            self.asked = Key::new(&self.remote.name, &path.encoded, None, "");
+    /// A file of a fixed name, which is stored under `key` by its manifest's word for it.
+    pub fn member(asset: Arc<Asset>, url: Url, key: Key, expected: Option<Expected>) -> Self {
+        Wanted {
+            asked: key.clone(),
+            key,
+            expected,
+            purpose: Purpose::Plain,
+            ..Wanted::new(asset, url, policy::of_set_member())
         }
-        if format.is_reference(&path.decoded) {
-            self.reference = Some(Reference {
-                format,
-                path: path.decoded.clone(),
-            });
+    }
+
+    /// The same, fetched beside its place.
+    pub fn aside(&self, why: Aside) -> Self {
+        Wanted {
+            key: self.key.aside(why),
+            purpose: Purpose::Aside(self.key.clone()),
+            ..self.clone()
         }
-        if let Some(digest) = format.names_content(&path.decoded) {
+    }
+
+    pub fn remote(&self) -> &Arc<Remote> {
+        &self.asset.remote
+    }
+
+    /// What will take the place of what is stored under this key, once it was looked at.
+    pub fn replaces(&self) -> Option<&Key> {
+        match &self.purpose {
+            Purpose::Aside(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Whether it is a manifest, to be shown with its files.
+    pub fn is_set(&self) -> bool {
+        matches!(self.purpose, Purpose::Set(_))
+    }
+
+    /// Whether it is where a name leads that is wanted.
+    pub fn is_pointer(&self) -> bool {
+        matches!(self.purpose, Purpose::Pointer)
+    }
+
+    /// Headers to store, whatever upstream says of them; `ETag` only where upstream gives none.
+    pub fn says(&self) -> HeaderMap {
+        let mut says = HeaderMap::new();
+        // What is fetched as it comes is not known to be that content.
+        if let (Some(digest), Some(_)) = (&self.asset.digest, &self.expected) {
             let text = digest.to_string();
-            self.says.insert(CONTENT_DIGEST, headers::value(&text));
-            self.says.insert(header::ETAG, headers::value(&format!("\"{text}\"")));
-            self.expected = Some(digest);
+            says.insert(CONTENT_DIGEST, headers::value(&text));
+            says.insert(header::ETAG, headers::value(&format!("\"{text}\"")));
         }
+        says
     }
 }
 
@@ -260,7 +277,7 @@ impl Fills {
         let slot = (
             wanted.key.hash,
             method == Method::HEAD,
-            Arc::as_ptr(&wanted.remote) as usize,
+            Arc::as_ptr(wanted.remote()) as usize,
         );
         let (mut outcome, joined) = {
             let mut flights = self.flights.lock();
@@ -269,7 +286,7 @@ impl Fills {
                 None => {
                     let flight = Arc::new(Flight {
                         asked: wanted.asked.hash,
-                        is_for_others: method == Method::GET || wanted.reference.is_some(),
+                        is_for_others: method == Method::GET || wanted.is_pointer(),
                         outcome: watch::channel(None).0,
                     });
                     flights.insert(slot, Arc::clone(&flight));
@@ -317,15 +334,18 @@ impl Fills {
         if let Some(growing) = self.store.joinable(&wanted.key.hash).await {
             return landing.publish(Outcome::Object(growing, How::Fetched));
         }
-        let previous = self.store.stored(wanted.replaces.as_ref().unwrap_or(&wanted.key)).await;
-        if let Some(stored) = previous.as_ref().filter(|_| wanted.replaces.is_none() && !wanted.force) {
+        let previous = self.store.stored(wanted.replaces().unwrap_or(&wanted.key)).await;
+        if let Some(stored) = previous
+            .as_ref()
+            .filter(|_| wanted.replaces().is_none() && !wanted.force)
+        {
             let left = stored.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
             if left.is_fresh() {
                 return landing.publish(Outcome::Object(Arc::clone(stored), How::Found));
             }
         }
         let mut landing = Some(landing);
-        let is_for_others = method == Method::GET || wanted.reference.is_some();
+        let is_for_others = method == Method::GET || wanted.is_pointer();
         let turn = if is_for_others {
             self.share(&wanted, &mut landing, previous).boxed().await
         } else {
@@ -350,38 +370,41 @@ impl Fills {
         else {
             return;
         };
-        if wanted.remote.offline {
+        if wanted.asset.remote.offline {
             return landing.publish(match previous {
                 Some(previous) => Outcome::Object(previous, How::Found),
                 None => Outcome::Answer(Arc::new(Answer::failure(&offline()))),
             });
         }
-        if let Some(reference) = &wanted.reference {
-            return landing.publish(self.follow(&wanted, reference, &method, previous).await);
+        match wanted.purpose {
+            Purpose::Pointer => {
+                return landing.publish(self.follow(&wanted, &method, previous).await);
+            }
+            Purpose::Set(members) if method == Method::GET => {
+                return self.fly_set(&wanted, members, previous, landing).await;
+            }
+            Purpose::Set(_) | Purpose::Plain | Purpose::Aside(_) => {}
         }
-        if let Some(set) = wanted.set.clone().filter(|_| method == Method::GET) {
-            return self.fly_set(&wanted, &set, previous, landing).await;
-        }
-        let place = match self.upstream.place(&wanted.remote).await {
+        let place = match self.upstream.place(wanted.remote()).await {
             Ok(place) => place,
             Err(failure) => return landing.publish(self.after_failure(&wanted, previous, failure).await),
         };
         let ask = Ask {
             method: method.clone(),
-            accept: wanted.accept,
-            gzip: wanted.gzip,
+            accept: wanted.asset.form.accept,
+            gzip: wanted.asset.view.is_some(),
             headers: Vec::new(),
             total: None,
             conditional: method == Method::GET && wanted.policy.conditional && previous.is_some(),
         };
         let exchange = Exchange::new(
             Arc::clone(&self.upstream),
-            Arc::clone(&wanted.remote),
+            Arc::clone(wanted.remote()),
             wanted.url.clone(),
             ask,
         )
-        .with_query(wanted.query.clone())
-        .with_scope(wanted.scope.clone());
+        .with_query(wanted.asset.path.query.clone())
+        .with_scope(wanted.asset.token_scope.clone());
         let deadline = Arc::clone(&exchange.deadline);
         let (done, mut ended) = oneshot::channel();
         let (word, mut first_word) = oneshot::channel();
@@ -394,11 +417,11 @@ impl Fills {
             refused: std::sync::OnceLock::new(),
             done: Mutex::new(Some(done)),
             deadline: Arc::clone(&deadline),
-            document: wanted.gzip,
+            document: wanted.asset.view.is_some(),
         });
         let began = now_ms();
         // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
-        let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says.clone()), word);
+        let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says()), word);
         let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
         let word = tokio::select! {
@@ -409,7 +432,7 @@ impl Fills {
             })),
             () = deadline.passed(PATIENCE) => {
                 drop(task);
-                let failure = Failure::timed_out(&wanted.remote, &wanted.url);
+                let failure = Failure::timed_out(wanted.remote(), &wanted.url);
                 return landing.publish(self.after_failure(&wanted, previous, failure).await);
             }
         };
@@ -459,13 +482,13 @@ impl Fills {
         let wrong = matches!(finish, Finish::Wrong(_));
         match finish {
             // What arrives aside is nobody's yet.
-            Finish::Admitted(_) if wanted.replaces.is_some() => {}
+            Finish::Admitted(_) if wanted.replaces().is_some() => {}
             Finish::Admitted(object) => self.note_stored(&object, wanted.policy.class),
             Finish::Same(object) => self.note_refreshed(&object),
             Finish::Dropped => {}
             Finish::Failed(reason) | Finish::Wrong(reason) => {
                 if wrong {
-                    self.metrics.wrong_digest(&wanted.remote.name);
+                    self.metrics.wrong_digest(&wanted.asset.remote.name);
                 }
                 if let Some(manifest) = &wanted.manifest {
                     // Upstream has moved on from it, or is about to.
@@ -513,7 +536,7 @@ impl Fills {
         answer: Answer,
     ) -> Outcome {
         let status = answer.status;
-        if let Some(previous) = previous.filter(|_| wanted.remote.serve_stale_on.contains(&status)) {
+        if let Some(previous) = previous.filter(|_| wanted.asset.remote.serve_stale_on.contains(&status)) {
             return self.stale(wanted, previous, Some(status)).await;
         }
         self.answered(wanted, previous, answer).await.0
@@ -523,7 +546,7 @@ impl Fills {
     async fn after_answer(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
         let status = answer.status;
         if let Some(previous) = &previous
-            && wanted.remote.serve_stale_on.contains(&status)
+            && wanted.asset.remote.serve_stale_on.contains(&status)
         {
             return self.stale(wanted, previous, Some(status)).await;
         }
@@ -546,13 +569,13 @@ impl Fills {
         let mut removed = None;
         if matches!(answer.status, 404 | 410 | 451) {
             // What others name too is theirs as well.
-            let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces.is_none();
+            let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces().is_none();
             if let Some(previous) = previous.filter(|_| !shared) {
                 self.store.remove(previous.key.hash).await;
                 removed = Some(previous.key.clone());
             }
             self.negative
-                .remember(&wanted.asked, Arc::clone(&answer), wanted.remote.ttl.negative);
+                .remember(&wanted.asked, Arc::clone(&answer), wanted.asset.remote.ttl.negative);
         }
         (Outcome::Answer(answer), removed)
     }
@@ -563,8 +586,8 @@ impl Fills {
         previous: Option<Arc<Object>>,
         failure: Failure,
     ) -> Outcome {
-        self.metrics.upstream_failed(&wanted.remote.name);
-        tracing::warn!(remote = %wanted.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
+        self.metrics.upstream_failed(&wanted.asset.remote.name);
+        tracing::warn!(remote = %wanted.asset.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
         match previous {
             Some(previous) if failure.unreachable => self.stale(wanted, &previous, None).await,
             _ => Outcome::Answer(Arc::new(Answer::failure(&failure))),

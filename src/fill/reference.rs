@@ -12,8 +12,8 @@ use http::{HeaderMap, Method, header};
 
 use super::gunzip::gunzip;
 use super::view::{GZIP, is_gzip};
-use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Reference, Wanted};
-use crate::cache::{Aside, Expected, Finish, Head, Key, Millis, Object, Reader, Referent, freshness_until, now_ms};
+use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Wanted};
+use crate::cache::{Aside, Expected, Finish, Head, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
 use crate::upstream::Failure;
@@ -26,26 +26,18 @@ impl Fills {
     pub(super) async fn follow(
         self: &Arc<Self>,
         wanted: &Wanted,
-        reference: &Reference,
         method: &Method,
         previous: Option<Arc<Object>>,
     ) -> Outcome {
         let began = now_ms();
-        // Flights of their own, by other keys: what they bring is nobody's yet.
-        let aside = |why| Wanted {
-            key: wanted.key.aside(why),
-            replaces: Some(wanted.key.clone()),
-            reference: None,
-            ..wanted.clone()
-        };
         if previous.is_some() || *method == Method::HEAD {
-            match self.obtain_aside(aside(Aside::Asking), Method::HEAD).await {
+            match self.obtain_aside(wanted.aside(Aside::Asking), Method::HEAD).await {
                 Outcome::Answer(answer) if answer.reason.is_none() && answer.status == 200 => {
                     let named = referent_of(&answer.headers);
                     let enough = match &named {
                         None => false,
                         Some(_) if *method == Method::HEAD => true,
-                        Some(referent) => self.has_content(wanted, reference, &referent.digest).await,
+                        Some(referent) => self.has_content(wanted, &referent.digest).await,
                     };
                     if let (Some(referent), true) = (named, enough) {
                         let how = match &previous {
@@ -63,8 +55,8 @@ impl Fills {
                 other => return other,
             }
         }
-        let key = aside(Aside::Arriving).key.hash;
-        let arrived = match self.obtain_aside(aside(Aside::Arriving), Method::GET).await {
+        let key = wanted.aside(Aside::Arriving).key.hash;
+        let arrived = match self.obtain_aside(wanted.aside(Aside::Arriving), Method::GET).await {
             Outcome::Object(object, How::Fetched) => object,
             other => return other,
         };
@@ -84,8 +76,7 @@ impl Fills {
                     kept.insert(header::ETAG, headers::value(&format!("\"{digest}\"")));
                 }
                 let is_flushed = !arrived.is_kept();
-                self.keep_content(wanted, reference, &arrived, (&digest, &kept), body)
-                    .await;
+                self.keep_content(wanted, &arrived, (&digest, &kept), body).await;
                 self.point(wanted, previous, (referent, &kept), How::Fetched, (is_flushed, began))
                     .await
             }
@@ -140,24 +131,17 @@ impl Fills {
             Some(digest) if digest.is_of(&body) => Ok((digest, body)),
             None => Ok((Expected::sha256(&body), body)),
             Some(digest) => {
-                self.metrics.wrong_digest(&wanted.remote.name);
+                self.metrics.wrong_digest(&wanted.remote().name);
                 let reason = format!("upstream's manifest has another digest than {digest}, which its header names");
-                tracing::warn!(remote = %wanted.remote.name, path = %wanted.key.parts().path, %reason, "a manifest was not admitted");
+                tracing::warn!(remote = %wanted.remote().name, path = %wanted.key.parts().path, %reason, "a manifest was not admitted");
                 Err(refused(&reason))
             }
         }
     }
 
-    /// The key under which the content with `digest` is, or would be, stored.
-    fn content_key(&self, wanted: &Wanted, reference: &Reference, digest: &str) -> Option<Key> {
-        let path = reference.format.referent(&reference.path, digest)?;
-        let stored = reference.format.stored_as(&path)?;
-        Some(Key::new(&wanted.remote.name, &stored, None, ""))
-    }
-
-    async fn has_content(&self, wanted: &Wanted, reference: &Reference, digest: &str) -> bool {
-        match self.content_key(wanted, reference, digest) {
-            Some(key) => self.store.open_object(&key).await.is_some(),
+    async fn has_content(&self, wanted: &Wanted, digest: &str) -> bool {
+        match wanted.asset.content(digest) {
+            Some(content) => self.store.open_object(&content.key()).await.is_some(),
             None => false,
         }
     }
@@ -166,18 +150,18 @@ impl Fills {
     async fn keep_content(
         self: &Arc<Self>,
         wanted: &Wanted,
-        reference: &Reference,
         arrived: &Object,
         (digest, kept): (&str, &HeaderMap),
         body: Vec<u8>,
     ) {
-        let Some(key) = self.content_key(wanted, reference, digest) else {
+        let Some(content) = wanted.asset.content(digest) else {
             return;
         };
+        let key = content.key();
         if self.store.open_object(&key).await.is_some() {
             return;
         }
-        let policy = policy::of_content(&wanted.remote);
+        let policy = policy::of_content(wanted.remote());
         let now = now_ms();
         let freshness = (policy.class, now, freshness_until(policy.class, now, policy.ttl));
         let head = Head {

@@ -16,7 +16,9 @@ use quick_cache::sync::Cache;
 use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, hex, now_ms};
-use crate::formats::{ArtifactPath, Format, Member};
+use crate::config::Remote;
+use crate::formats::asset::Members;
+use crate::formats::{self, ArtifactPath, Asset, Binding, Location, Member};
 use crate::upstream::Failure;
 
 /// Manifests are some kilobytes; a longer one is served and not read.
@@ -25,20 +27,6 @@ const MAX_MANIFEST: usize = 8 << 20;
 const RETRY_MS: u64 = 10_000;
 /// Files that are fetched ahead for one manifest; repositories have about ten.
 const MAX_AHEAD: usize = 32;
-
-/// What is to be fetched is a manifest.
-#[derive(Clone)]
-pub struct Set {
-    pub format: &'static dyn Format,
-    /// Decoded, below the remote.
-    pub path: String,
-}
-
-impl std::fmt::Debug for Set {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.path)
-    }
-}
 
 /// How a file of a fixed name stands to its manifest.
 pub struct Standing {
@@ -61,7 +49,7 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    async fn members(&self, manifest: &Arc<Object>, set: &Set) -> Arc<IndexMap<String, Member>> {
+    async fn members(&self, manifest: &Arc<Object>, members: Members, path: &str) -> Arc<IndexMap<String, Member>> {
         if let Some(members) = self.read.get(&manifest.id) {
             return members;
         }
@@ -69,7 +57,7 @@ impl Manifests {
         let Ok(body) = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await else {
             return Arc::default();
         };
-        let members = set.format.members(&set.path, &body);
+        let members = members(path, &body);
         let members: Arc<IndexMap<_, _>> = Arc::new(
             members
                 .into_iter()
@@ -96,16 +84,20 @@ fn bound(manifest: &Object, encoded: &str, member: Option<&Member>) -> (Key, Opt
 }
 
 impl Fills {
-    /// How `path` stands to the manifest that is stored now under `manifest_key`. `None`: no manifest is stored, or it
+    /// How `path` stands to `manifest` as it is stored now. `None`: no manifest is stored, or it
     /// does not name the file, so that nothing can be said.
-    pub async fn standing(&self, manifest_key: &Key, set: &Set, path: &ArtifactPath) -> Option<Standing> {
-        let manifest = self.store.stored(manifest_key).await?;
-        let members = self.manifests.members(&manifest, set).await;
+    pub async fn standing(&self, manifest: &Asset, path: &ArtifactPath) -> Option<Standing> {
+        let Binding::Manifest(members) = manifest.binding else {
+            return None;
+        };
+        let manifest_path = &manifest.path.decoded;
+        let manifest = self.store.stored(&manifest.key()).await?;
+        let members = self.manifests.members(&manifest, members, manifest_path).await;
         let member = members.get(&path.decoded);
         // A signature is named nowhere, and belongs to the manifest by its name alone.
         let by_name = path
             .decoded
-            .strip_prefix(set.path.as_str())
+            .strip_prefix(manifest_path.as_str())
             .is_some_and(|rest| rest.starts_with('.'));
         if member.is_none() && !by_name {
             return None;
@@ -122,20 +114,14 @@ impl Fills {
     pub(super) async fn fly_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        set: &Set,
+        members: Members,
         previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
-        let aside = Wanted {
-            key: wanted.key.aside(Aside::Arriving),
-            replaces: Some(wanted.key.clone()),
-            set: None,
-            ..wanted.clone()
-        };
-        let (outcome, _) = self.obtain_for_set(aside).await;
+        let (outcome, _) = self.obtain_for_set(wanted.aside(Aside::Arriving)).await;
         match outcome {
             Outcome::Object(arrived, How::Fetched) => {
-                self.admit_set(wanted, set, previous, arrived, None, landing).await;
+                self.admit_set(wanted, members, previous, arrived, None, landing).await;
             }
             other => landing.publish(other),
         }
@@ -146,7 +132,7 @@ impl Fills {
     pub(super) async fn admit_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        set: &Set,
+        members: Members,
         previous: Option<Arc<Object>>,
         arrived: Arc<Object>,
         life: Option<Life>,
@@ -180,10 +166,10 @@ impl Fills {
             return landing.publish(Outcome::Object(Arc::clone(previous), how));
         }
         if let Some(previous) = &previous
-            && let Err(path) = self.fetch_used_members(wanted, set, previous, &arrived).await
+            && let Err(path) = self.fetch_used_members(wanted, members, previous, &arrived).await
         {
             tracing::warn!(
-                remote = %wanted.remote.name, manifest = %set.path, file = %path,
+                remote = %wanted.remote().name, manifest = %wanted.asset.path.decoded, file = %path,
                 "a new manifest and its files do not fit together yet: the set before it stays"
             );
             let now = now_ms();
@@ -204,7 +190,7 @@ impl Fills {
                 match (life, record::stored(&object, wanted.policy.class)) {
                     (None, _) => {
                         self.note_stored(&object, wanted.policy.class);
-                        self.fetch_ahead(wanted, set, &object);
+                        self.fetch_ahead(wanted, members, &object);
                     }
                     (Some(_), Some(event)) => self.note_listed(&object, event),
                     (Some(_), None) => {}
@@ -221,18 +207,16 @@ impl Fills {
     }
 
     /// Fetches what clients read with a manifest that is new here, while upstream still has what it names. Nobody waits.
-    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, set: &Set, manifest: &Arc<Object>) {
-        let (fills, wanted, set, manifest) = (Arc::clone(self), wanted.clone(), set.clone(), Arc::clone(manifest));
+    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, members: Members, manifest: &Arc<Object>) {
+        let (fills, manifest, asset) = (Arc::clone(self), Arc::clone(manifest), Arc::clone(&wanted.asset));
         tokio::spawn(async move {
-            let members = fills.manifests.members(&manifest, &set).await;
-            let is_of_set = |member: &Member| set.format.manifest_of(&member.path).as_ref() == Some(&set.path);
-            let ahead = members
-                .values()
-                .filter(|member| member.is_read_with_it && is_of_set(member));
-            for member in ahead.take(MAX_AHEAD) {
-                let Some(mut file) = wanted_member(&wanted, &set, &manifest, member) else {
-                    continue;
-                };
+            let path = &asset.path.decoded;
+            let members = fills.manifests.members(&manifest, members, path).await;
+            let ahead = members.values().filter(|member| member.is_read_with_it);
+            let ahead = ahead.filter_map(|member| wanted_member(&asset.remote, &manifest, member));
+            let is_of_set =
+                |file: &Wanted| matches!(&file.asset.binding, Binding::Member(manifests) if manifests.contains(path));
+            for mut file in ahead.filter(is_of_set).take(MAX_AHEAD) {
                 // One that turns out otherwise makes the manifest due.
                 file.manifest = file.expected.is_some().then(|| manifest.key.clone());
                 if fills.store.stored(&file.key).await.is_none()
@@ -248,15 +232,16 @@ impl Fills {
     async fn fetch_used_members(
         self: &Arc<Self>,
         wanted: &Wanted,
-        set: &Set,
+        members: Members,
         previous: &Arc<Object>,
         arrived: &Arc<Object>,
     ) -> Result<(), String> {
-        let old = self.manifests.members(previous, set).await;
-        let new = self.manifests.members(arrived, set).await;
+        let manifest = &wanted.asset.path.decoded;
+        let old = self.manifests.members(previous, members, manifest).await;
+        let new = self.manifests.members(arrived, members, manifest).await;
         for (path, member) in new.iter() {
             let Some(old_member) = old.get(path) else { continue };
-            let Some(wanted) = wanted_member(wanted, set, arrived, member) else {
+            let Some(wanted) = wanted_member(wanted.remote(), arrived, member) else {
                 continue;
             };
             let (old_key, _) = bound(previous, wanted.key.parts().path, Some(old_member));
@@ -276,14 +261,14 @@ impl Fills {
 }
 
 /// The flight of a file, as `manifest` knows it.
-fn wanted_member(wanted: &Wanted, set: &Set, manifest: &Object, member: &Member) -> Option<Wanted> {
-    let path = crate::formats::path::of_decoded(&member.path).ok()?;
-    let (key, expected) = bound(manifest, &path.encoded, Some(member));
-    let url = set.format.upstream_url(&wanted.remote, &path);
-    Some(Wanted {
-        expected,
-        ..Wanted::new(Arc::clone(&wanted.remote), key, url, crate::policy::of_set_member())
-    })
+fn wanted_member(remote: &Arc<Remote>, manifest: &Object, member: &Member) -> Option<Wanted> {
+    let path = formats::path::of_decoded(&member.path).ok()?;
+    let asset = Arc::new(formats::asset(remote, path, None)?);
+    let Location::Upstream(url) = &asset.location else {
+        return None;
+    };
+    let (key, expected) = bound(manifest, &asset.path.encoded, Some(member));
+    Some(Wanted::member(Arc::clone(&asset), url.clone(), key, expected))
 }
 
 /// Stores what arrived aside in its own place.

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::node::{Body, Incoming, Life, Peers, Question, Reply};
 use super::unfinished::Unfinished;
-use super::{Fills, How, Landing, Outcome, Wanted, record};
+use super::{Fills, How, Landing, Outcome, Purpose, Wanted, record};
 use crate::bucket::{Bucket, Copy};
 use crate::cache::{
     Aside, Elsewhere, Expected, Finish, Finished, Freshness, Hash, Head, Key, Millis, Object, Origin, Reader, Writer,
@@ -388,7 +388,7 @@ impl Fills {
     /// What only the bucket has, as an object whose body stays there: for a HEAD or a part of it, which need no copy of the
     /// whole here. `None` also where it is not fresh.
     pub async fn elsewhere(self: &Arc<Self>, wanted: &Wanted) -> Option<Arc<Object>> {
-        if !wanted.key.is_shared() || wanted.set.is_some() || wanted.force {
+        if !wanted.key.is_shared() || wanted.is_set() || wanted.force {
             return None;
         }
         let (copy, record) = tokio::join!(self.find(wanted), self.word(wanted));
@@ -458,7 +458,7 @@ impl Fills {
             return Some(Turn { previous, lease: None });
         }
         // As long as one waits for upstream's own first byte.
-        let patience = Instant::now() + wanted.remote.timeouts.first_byte;
+        let patience = Instant::now() + wanted.remote().timeouts.first_byte;
         let (mut news, mut refused) = (0, 0);
         loop {
             let find = async {
@@ -537,7 +537,7 @@ impl Fills {
                 }
             }
 
-            let Some(fleet) = self.shared.fleet.as_ref().filter(|_| !wanted.remote.offline) else {
+            let Some(fleet) = self.shared.fleet.as_ref().filter(|_| !wanted.remote().offline) else {
                 return Some(Turn { previous, lease: None });
             };
             match fleet.take(key).await {
@@ -799,7 +799,7 @@ impl Fills {
         how: How,
         previous: Option<&Arc<Object>>,
     ) -> bool {
-        if wanted.set.is_some() {
+        if wanted.is_set() {
             return self
                 .take_in_set(wanted, landing, (source, body), previous)
                 .boxed()
@@ -832,7 +832,9 @@ impl Fills {
         (source, body): (Source, Body),
         previous: Option<&Arc<Object>>,
     ) -> bool {
-        let Some(set) = wanted.set.clone() else { return false };
+        let Purpose::Set(members) = wanted.purpose else {
+            return false;
+        };
         let aside = wanted.key.aside(Aside::Arriving);
         let life = source.life;
         let Ok(writer) = self.writer_for(wanted, &aside, &source, None).await else {
@@ -851,7 +853,7 @@ impl Fills {
             return false;
         }
         if let Some(landing) = landing.take() {
-            self.admit_set(wanted, &set, previous.cloned(), arrived, Some(life), landing)
+            self.admit_set(wanted, members, previous.cloned(), arrived, Some(life), landing)
                 .await;
         }
         if let Some(shown) = self.store.stored(&wanted.key).await {
@@ -1051,12 +1053,7 @@ impl Fills {
         written: u64,
         mut held: bytes::Bytes,
     ) -> Option<Incoming> {
-        let mut aside = Wanted {
-            key: wanted.key.aside(Aside::Rest),
-            replaces: Some(wanted.key.clone()),
-            set: None,
-            ..wanted.clone()
-        };
+        let mut aside = wanted.aside(Aside::Rest);
         aside.policy.conditional = false;
         let hash = aside.key.hash;
         let Outcome::Object(again, How::Fetched) = self.obtain_aside(aside, Method::GET).await else {

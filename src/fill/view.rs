@@ -21,8 +21,8 @@ pub use super::gunzip::GZIP;
 use super::gunzip::Gunzip;
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
-use crate::config::Remote;
-use crate::formats::{ArtifactPath, Class, Format, RewriteError, Rewriter, ViewContext};
+use crate::formats::links::Style;
+use crate::formats::{Asset, Class, RewriteError, Rewriter, View, ViewContext};
 use crate::headers;
 use crate::metrics::Metrics;
 
@@ -56,13 +56,17 @@ pub enum ViewError {
 /// A rewriting that is asked for.
 #[derive(Clone)]
 pub struct Rewriting {
-    pub format: &'static dyn Format,
-    pub remote: Arc<Remote>,
-    pub path: ArtifactPath,
+    pub asset: Arc<Asset>,
+    pub view: View,
     /// The remote's root as clients know it, without trailing slash.
     pub remote_url: String,
-    /// The links are absolute, so each base URL has its view.
-    pub absolute: bool,
+}
+
+impl Rewriting {
+    /// Each base URL has a view of its own.
+    fn is_absolute(&self) -> bool {
+        self.view.style == Style::Absolute
+    }
 }
 
 /// Which view of an original.
@@ -80,16 +84,14 @@ type HotKey = (u64, Kind, bool, u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Decoded,
-    Relative,
-    Absolute,
+    Rewritten(Style),
 }
 
 impl Spec {
     fn kind(&self) -> Kind {
         match &self.rewriting {
             None => Kind::Decoded,
-            Some(rewriting) if rewriting.absolute => Kind::Absolute,
-            Some(_) => Kind::Relative,
+            Some(rewriting) => Kind::Rewritten(rewriting.view.style),
         }
     }
 }
@@ -143,7 +145,7 @@ impl Views {
 
     fn key(original: &Object, spec: &Spec) -> Key {
         let form = match &spec.rewriting {
-            Some(rewriting) if rewriting.absolute => format!("for {}", rewriting.remote_url),
+            Some(rewriting) if rewriting.is_absolute() => format!("for {}", rewriting.remote_url),
             Some(_) => "relative".to_owned(),
             None => "decoded".to_owned(),
         };
@@ -192,7 +194,7 @@ impl Views {
     }
 
     fn hot_key(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> HotKey {
-        let url = if kind == Kind::Absolute {
+        let url = if kind == Kind::Rewritten(Style::Absolute) {
             self.hasher.hash_one(remote_url)
         } else {
             0
@@ -206,7 +208,7 @@ impl Views {
     /// There is no space for it, or the original's coding is not known here.
     pub async fn open(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         let key = Self::key(original, spec);
-        let absolute = spec.rewriting.as_ref().filter(|rewriting| rewriting.absolute);
+        let absolute = spec.rewriting.as_ref().filter(|rewriting| rewriting.is_absolute());
         // Before its turn is waited for: who comes by a known name does not wait behind who does not.
         let (base, place) = match absolute {
             Some(rewriting) => {
@@ -316,9 +318,10 @@ impl Views {
     async fn write(&self, original: &Arc<Object>, spec: &Spec, mut writer: Writer) -> Result<(), MakeError> {
         let mut rewriter = spec.rewriting.as_ref().map(|rewriting| {
             let document_url = Url::parse(&original.head.url).unwrap_or_else(|_| NOWHERE.clone());
-            rewriting.format.rewriter(&ViewContext {
-                remote: &rewriting.remote,
-                path: &rewriting.path,
+            (rewriting.view.rewriter)(&ViewContext {
+                remote: &rewriting.asset.remote,
+                path: &rewriting.asset.path,
+                style: rewriting.view.style,
                 document_url,
                 content_type: original.head.content_type(),
                 remote_url: &rewriting.remote_url,
@@ -402,9 +405,9 @@ impl Views {
     async fn links(&self, rewriter: &mut dyn Rewriter, spec: &Spec) {
         let foreign = rewriter.take_foreign();
         if let (false, Some(rewriting)) = (foreign.is_empty(), &spec.rewriting)
-            && let Err(error) = self.catalog.add_links(&rewriting.remote.name, foreign).await
+            && let Err(error) = self.catalog.add_links(&rewriting.asset.remote.name, foreign).await
         {
-            tracing::warn!(remote = %rewriting.remote.name, %error, "links to other hosts could not be noted");
+            tracing::warn!(remote = %rewriting.asset.remote.name, %error, "links to other hosts could not be noted");
         }
     }
 

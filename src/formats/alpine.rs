@@ -2,30 +2,36 @@
 //! arrive byte for byte. apk 2 reads `APKINDEX.tar.gz`, apk 3 also `Packages.adb`
 //! (<https://wiki.alpinelinux.org/wiki/Apk_spec>).
 
-use super::{Class, Format, content_type_by_extension};
+use super::{Asked, Asset, Class, Format, Reading};
 
 /// The format of `package: alpine`.
 pub struct Alpine;
 
 impl Format for Alpine {
-    fn builtin_class(&self, path: &str) -> Option<Class> {
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let mut asset = Asset::new(asked.remote, asked.path, |path| path);
+        let path = asset.governing.as_str();
         // The expressions `APKINDEX\.tar\.gz$` and `Packages\.adb$`, searched as every pattern is.
-        (path.ends_with("APKINDEX.tar.gz") || path.ends_with("Packages.adb")).then_some(Class::Mutable)
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
+        let is_index = path.ends_with("APKINDEX.tar.gz") || path.ends_with("Packages.adb");
+        asset.nature = is_index.then_some(Class::Mutable);
         // An `.apk` here is three gzip members in a row and no Android package: nothing may be tempted to decode it.
         if path.ends_with(".apk") || path.ends_with(".adb") {
-            "application/octet-stream"
-        } else {
-            content_type_by_extension(path)
+            asset.media_type = "application/octet-stream";
         }
+        Reading::Artifact(Box::new(asset))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::formats::testing::{read, remote};
+
+    fn asset(path: &str) -> Asset {
+        read(&Arc::new(remote("alpine", "https://apk.example/")), path, None).unwrap()
+    }
 
     #[test]
     fn indexes_are_mutable_and_packages_are_not() {
@@ -34,7 +40,7 @@ mod tests {
             "APKINDEX.tar.gz",
             "edge/main/aarch64/Packages.adb",
         ] {
-            assert_eq!(Alpine.builtin_class(path), Some(Class::Mutable), "{path}");
+            assert_eq!(asset(path).nature, Some(Class::Mutable), "{path}");
         }
         for path in [
             "v3.22/main/x86_64/a-1-r0.apk",
@@ -42,19 +48,16 @@ mod tests {
             "APKINDEXxtarxgz",
             "apkindex.tar.gz",
         ] {
-            assert_eq!(Alpine.builtin_class(path), None, "{path}");
+            assert_eq!(asset(path).nature, None, "{path}");
         }
     }
 
     #[test]
     fn content_types() {
         assert_eq!(
-            Alpine.content_type("v3/main/x86_64/a-1-r0.apk"),
+            asset("v3/main/x86_64/a-1-r0.apk").media_type,
             "application/octet-stream"
         );
-        assert_eq!(
-            Alpine.content_type("v3/main/x86_64/APKINDEX.tar.gz"),
-            "application/gzip"
-        );
+        assert_eq!(asset("v3/main/x86_64/APKINDEX.tar.gz").media_type, "application/gzip");
     }
 }

@@ -12,7 +12,7 @@ use serde_json::json;
 use url::Url;
 
 use super::accept::wish;
-use super::{ArtifactPath, Class, Form, Format, Handling, links};
+use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
 use crate::config::Remote;
 
@@ -164,11 +164,6 @@ pub fn is_called(remote: &Remote, namespace: &str) -> bool {
         || remote.hosts.iter().any(|host| host.eq_ignore_ascii_case(namespace))
 }
 
-/// Whether `path` names a list that may come in pages (distribution-spec, "Content Discovery").
-pub fn is_list(path: &str) -> bool {
-    matches!(parse(path), Ok((_, What::Tags | What::Referrers(_))))
-}
-
 /// Of a referrers request: the subject's digest, and the path of the tag that lists referrers where a registry has no API
 /// for them (distribution-spec, "Referrers Tag Schema").
 pub fn referrers_tag(path: &str) -> Option<String> {
@@ -205,106 +200,88 @@ pub fn version_url(remote: &Remote) -> Url {
     url
 }
 
+/// What a tag resolves to is decided by the types that the client accepts: an index, or one image's manifest.
+fn negotiate(accept: Option<&str>) -> Form {
+    let header = accept.unwrap_or_default();
+    let accepted = |media_type: &&str| wish(header, media_type).is_some_and(|wish| wish.q > 0.0);
+    let bits = TYPES.iter().enumerate().filter(|(_, media_type)| accepted(media_type));
+    // Who names none of them gets what there is, as registries do.
+    match bits.fold(0, |set, (bit, _)| set | 1 << bit) {
+        0 => FORMS[EVERY],
+        set => FORMS[set],
+    }
+}
+
+/// The path of what `digest` names, beside the tag under `path`.
+fn beside(path: &str, digest: &str) -> Option<String> {
+    let (name, kind, _) = split(path)?;
+    Some(format!("{name}/{kind}/{digest}"))
+}
+
 impl Format for Docker {
-    fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let Asked {
+            remote,
+            method,
+            path,
+            accept,
+        } = asked;
+        let whole = |path| Asset::new(remote, path, |path| path);
         if !matches!(*method, Method::GET | Method::HEAD) {
-            return Handling::Artifact(path);
+            return Reading::Artifact(Box::new(whole(path)));
         }
         let (name, what) = match parse(&path.decoded) {
             Ok(parsed) => parsed,
-            Err(Invalid(status, _, detail)) => return Handling::Refused { status, detail },
+            Err(Invalid(status, _, detail)) => return Reading::Refused { status, detail },
         };
-        let official = !name.contains('/') && remote.base_url.as_ref().and_then(Url::host_str).is_some_and(is_hub);
+        let base = remote.base_url.as_ref();
+        let official = !name.contains('/') && base.and_then(Url::host_str).is_some_and(is_hub);
         let prefix = if official { OFFICIAL } else { "" };
         // What the grammar allows needs no encoding.
         let canonical = format!("{prefix}{}", path.decoded);
         let queried = matches!(what, What::Tags | What::Referrers(_));
-        Handling::Artifact(ArtifactPath {
+        let mut asset = whole(ArtifactPath {
             encoded: canonical.clone(),
             decoded: canonical,
-            query: path.query.filter(|_| queried),
-        })
-    }
-
-    fn builtin_class(&self, path: &str) -> Option<Class> {
-        self.names_content(path).is_none().then_some(Class::Mutable)
-    }
-
-    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
-        let prefix = remote.base_url.as_ref().map_or("v2/", |base| api(base).0);
-        let path = ArtifactPath {
-            encoded: format!("{prefix}{}", path.encoded),
-            ..path.clone()
+            query: path.query.clone().filter(|_| queried),
+        });
+        let (version, part) = base.map_or(("v2/", ""), api);
+        let below_api = ArtifactPath {
+            encoded: format!("{version}{}", asset.path.encoded),
+            ..asset.path.clone()
         };
-        links::under_base(remote, &path)
-    }
-
-    /// What a tag resolves to is decided by the types that the client accepts: an index, or one image's manifest. By
-    /// digest there is only one.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
-        Some(match split(path) {
-            Some((_, "manifests", _)) if self.names_content(path).is_some() => FORMS[EVERY],
-            Some((_, "manifests", _)) => {
-                let header = accept.unwrap_or_default();
-                let accepted = |media_type: &&str| wish(header, media_type).is_some_and(|wish| wish.q > 0.0);
-                let bits = TYPES.iter().enumerate().filter(|(_, media_type)| accepted(media_type));
-                // Who names none of them gets what there is, as registries do.
-                match bits.fold(0, |set, (bit, _)| set | 1 << bit) {
-                    0 => FORMS[EVERY],
-                    set => FORMS[set],
-                }
+        asset.location = Location::Upstream(links::under_base(remote, &below_api));
+        // https://distribution.github.io/distribution/spec/auth/scope/
+        asset.token_scope = Some(format!("repository:{part}{prefix}{name}:pull"));
+        let is_content = matches!(what, What::Manifest(_) | What::Blob(_));
+        asset.nature = (!is_content).then_some(Class::Mutable);
+        asset.varies = matches!(what, What::Tag(_) | What::Manifest(_));
+        asset.pages = queried;
+        let listed = |accept| Form {
+            name: "",
+            accept: Some(accept),
+        };
+        (asset.form, asset.media_type) = match what {
+            What::Tag(_) => (negotiate(accept), MANIFEST),
+            // By digest there is only one.
+            What::Manifest(_) => (FORMS[EVERY], MANIFEST),
+            What::Blob(_) => (Form::ONLY, "application/octet-stream"),
+            What::Tags => (listed("application/json"), "application/json"),
+            What::Referrers(_) => (listed(INDEX), INDEX),
+        };
+        match what {
+            What::Tag(_) => asset.binding = Binding::Pointer(beside),
+            What::Manifest(digest) => {
+                asset.shared_path = Some(format!("manifests/{digest}"));
+                asset.digest = Some(digest);
             }
-            Some((_, "referrers", _)) => Form {
-                name: "",
-                accept: Some(INDEX),
-            },
-            Some((_, "tags", _)) => Form {
-                name: "",
-                accept: Some("application/json"),
-            },
-            _ => Form::ONLY,
-        })
-    }
-
-    fn varies(&self, path: &str) -> bool {
-        matches!(split(path), Some((_, "manifests", _)))
-    }
-
-    fn names_content(&self, path: &str) -> Option<Expected> {
-        match split(path)? {
-            (_, "manifests" | "blobs", digest) => Expected::parse(digest),
-            _ => None,
+            What::Blob(digest) => {
+                asset.shared_path = Some(format!("blobs/{digest}"));
+                asset.digest = Some(digest);
+            }
+            What::Tags | What::Referrers(_) => {}
         }
-    }
-
-    fn stored_as(&self, path: &str) -> Option<String> {
-        let (_, kind, digest) = split(path)?;
-        self.names_content(path).map(|_| format!("{kind}/{digest}"))
-    }
-
-    fn is_reference(&self, path: &str) -> bool {
-        matches!(split(path), Some((_, "manifests", last)) if !last.contains(':'))
-    }
-
-    fn referent(&self, path: &str, digest: &str) -> Option<String> {
-        let (name, kind, _) = split(path)?;
-        Some(format!("{name}/{kind}/{digest}"))
-    }
-
-    /// <https://distribution.github.io/distribution/spec/auth/scope/>
-    fn token_scope(&self, remote: &Remote, path: &str) -> Option<String> {
-        let (name, ..) = split(path)?;
-        let part = remote.base_url.as_ref().map_or("", |base| api(base).1);
-        Some(format!("repository:{part}{name}:pull"))
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
-        match split(path) {
-            Some((_, "manifests", _)) => MANIFEST,
-            Some((_, "referrers", _)) => INDEX,
-            Some((_, "tags", _)) => "application/json",
-            _ => "application/octet-stream",
-        }
+        Reading::Artifact(Box::new(asset))
     }
 
     /// Clients take a 401 for their own, and ask for a password.

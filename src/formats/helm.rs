@@ -5,15 +5,11 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use http::Method;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::yaml;
-use super::{
-    ArtifactPath, Class, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
-};
-use crate::config::Remote;
+use super::{ArtifactPath, Asked, Asset, Class, Format, Reading, RewriteError, Rewriter, View, ViewContext};
 
 /// The format of `package: helm`.
 pub struct Helm;
@@ -32,70 +28,62 @@ const URLS: Place = &[
 ];
 
 impl Format for Helm {
-    fn handle(&self, _remote: &Remote, _method: &Method, path: ArtifactPath) -> Handling {
-        let with_query = path.encoded.strip_prefix(QUERY_PREFIX).and_then(|rest| {
-            let (query, encoded) = rest.split_once('/')?;
-            let query = String::from_utf8(URL_SAFE_NO_PAD.decode(query).ok()?).ok()?;
-            let clean = query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-            let decoded = links::decode_once(encoded);
-            clean.then(|| ArtifactPath {
-                decoded,
-                encoded: encoded.to_owned(),
-                query: Some(query),
-            })
-        });
-        Handling::Artifact(with_query.unwrap_or(path))
-    }
-
-    fn builtin_class(&self, path: &str) -> Option<Class> {
-        path.ends_with("index.yaml").then_some(Class::Mutable)
-    }
-
-    /// A provenance file goes as its chart.
-    fn governing_path<'a>(&self, path: &'a str) -> &'a str {
-        path.strip_suffix(".prov").unwrap_or(path)
-    }
-
-    fn has_view(&self, _remote: &Remote, path: &str) -> Option<View> {
-        (path == "index.yaml" || path.ends_with("/index.yaml")).then_some(View { absolute: false })
-    }
-
-    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
-        // Helm resolves links against the repository's URL, wherever that redirects to.
-        let document_url = match &context.remote.base_url {
-            Some(_) if links::split_foreign(&context.path.encoded).is_none() => {
-                self.upstream_url(context.remote, context.path)
-            }
-            _ => context.document_url.clone(),
-        };
-        let context = &ViewContext {
-            document_url,
-            ..*context
-        };
-        let bases = context.remote.base_url.iter();
-        let bases = bases
-            .map(|base| (base, (|path| !path.starts_with(QUERY_PREFIX)) as Serves))
-            .collect();
-        let links = LinkMap::with_bases(context, Style::Relative, bases);
-        Box::new(Index {
-            head: Vec::new(),
-            begun: false,
-            scanner: yaml::Scanner::new(URLS),
-            links: Charts(links),
-        })
-    }
-
-    fn index_naming(&self, _remote: &Remote, _path: &str) -> Option<String> {
-        Some("index.yaml".to_owned())
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
-        if path.ends_with(".prov") {
-            "text/plain; charset=utf-8"
-        } else {
-            content_type_by_extension(path)
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let path = with_query(&asked.path).unwrap_or(asked.path);
+        let mut asset = Asset::new(asked.remote, path, governing_path).named_by(|_| Some("index.yaml".to_owned()));
+        asset.nature = asset.governing.ends_with("index.yaml").then_some(Class::Mutable);
+        let path = asset.path.decoded.as_str();
+        if path == "index.yaml" || path.ends_with("/index.yaml") {
+            asset.view = Some(View {
+                style: Style::Relative,
+                rewriter,
+            });
         }
+        if path.ends_with(".prov") {
+            asset.media_type = "text/plain; charset=utf-8";
+        }
+        Reading::Artifact(Box::new(asset))
     }
+}
+
+/// The path that a rewritten link with a query stands for.
+fn with_query(path: &ArtifactPath) -> Option<ArtifactPath> {
+    let (query, encoded) = path.encoded.strip_prefix(QUERY_PREFIX)?.split_once('/')?;
+    let query = String::from_utf8(URL_SAFE_NO_PAD.decode(query).ok()?).ok()?;
+    let is_clean = query.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    is_clean.then(|| ArtifactPath {
+        decoded: links::decode_once(encoded),
+        encoded: encoded.to_owned(),
+        query: Some(query),
+    })
+}
+
+/// A provenance file goes as its chart.
+fn governing_path(path: &str) -> &str {
+    path.strip_suffix(".prov").unwrap_or(path)
+}
+
+fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+    // Helm resolves links against the repository's URL, wherever that redirects to.
+    let document_url = match &context.remote.base_url {
+        Some(base) if links::split_foreign(&context.path.encoded).is_none() => links::under(base, context.path),
+        _ => context.document_url.clone(),
+    };
+    let context = &ViewContext {
+        document_url,
+        ..*context
+    };
+    let bases = context.remote.base_url.iter();
+    let bases = bases
+        .map(|base| (base, (|path| !path.starts_with(QUERY_PREFIX)) as Serves))
+        .collect();
+    let links = LinkMap::with_bases(context, bases);
+    Box::new(Index {
+        head: Vec::new(),
+        begun: false,
+        scanner: yaml::Scanner::new(URLS),
+        links: Charts(links),
+    })
 }
 
 /// Turns the URLs of an index into ours.

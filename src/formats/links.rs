@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{ArtifactPath, Format, ViewContext};
+use super::{ArtifactPath, ViewContext};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
 
@@ -77,19 +77,6 @@ fn is_authority(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte);
     // Dots alone would be a dot segment in our path.
     text.bytes().all(allowed) && text.bytes().any(|byte| byte != b'.')
-}
-
-/// What decides whether a path on another host may be served: [`candidates`] of the file that governs it, since an index
-/// names the file and not what goes with it (`X.metadata`, `X.asc`, `X.prov`).
-pub fn naming_candidates(format: &dyn Format, path: &ArtifactPath) -> Option<[Url; 2]> {
-    // What is cut off is an ASCII suffix, the same in both spellings.
-    let cut = path.decoded.len() - format.governing_path(&path.decoded).len();
-    let governing = ArtifactPath {
-        decoded: path.decoded.get(..path.decoded.len() - cut)?.to_owned(),
-        encoded: path.encoded.get(..path.encoded.len().checked_sub(cut)?)?.to_owned(),
-        query: path.query.clone(),
-    };
-    candidates(&governing)
 }
 
 /// The name of a URL that is compared and remembered: no fragment, no credentials, path and query in normal form.
@@ -243,7 +230,7 @@ pub fn is_refused(path: &str) -> bool {
 }
 
 /// How a rewritten link refers to the remote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Style {
     /// From the document that holds it, so that one rewritten document serves every public base URL.
     Relative,
@@ -278,18 +265,18 @@ pub struct LinkMap {
 
 impl LinkMap {
     /// For the document of `context`; links below `base_url` are plain.
-    pub fn new(context: &ViewContext<'_>, style: Style) -> Self {
+    pub fn new(context: &ViewContext<'_>) -> Self {
         let bases = context
             .remote
             .base_url
             .iter()
             .map(|url| (url, (|_| true) as Serves))
             .collect();
-        Self::with_bases(context, style, bases)
+        Self::with_bases(context, bases)
     }
 
     /// The same with the base URLs given, each with the paths below the remote that go there.
-    pub fn with_bases(context: &ViewContext<'_>, style: Style, bases: Vec<(&Url, Serves)>) -> Self {
+    pub fn with_bases(context: &ViewContext<'_>, bases: Vec<(&Url, Serves)>) -> Self {
         let bases = bases
             .into_iter()
             .map(|(url, serves)| Base {
@@ -298,7 +285,7 @@ impl LinkMap {
                 serves,
             })
             .collect();
-        let prefix = match style {
+        let prefix = match context.style {
             Style::Relative => match context.path.encoded.matches('/').count() {
                 // Keeps a first segment with a colon from being read as a scheme (RFC 3986 section 4.2).
                 0 => "./".to_owned(),

@@ -1,11 +1,12 @@
-//! One file per package type. A [`Format`] says what is particular to an ecosystem: which paths are mutable by nature,
-//! where upstream is, which documents are rewritten and how, and what an error looks like. Everything else (caching,
-//! ranges, conditions, streaming) is the same for all of them and lives elsewhere.
+//! One file per package type. A [`Format`] says what is particular to an ecosystem: it reads a path to an [`Asset`], which
+//! holds all that is known of it, and says what an error looks like. Everything else (caching, ranges, conditions,
+//! streaming) is the same for all of them and lives elsewhere.
 //!
 //! A package type is added by one file here and one line in [`of`].
 
 pub mod accept;
 mod alpine;
+pub mod asset;
 pub mod docker;
 mod generic;
 mod helm;
@@ -20,12 +21,16 @@ pub mod rpm;
 pub(crate) mod testing;
 mod yaml;
 
+use std::sync::Arc;
+
 use http::Method;
 use url::Url;
 
+pub use asset::{Asset, Binding, Foreign, Location, Member, View};
+use links::Style;
+
 pub use crate::cache::Class;
-use crate::cache::Expected;
-use crate::config::{Package, Remote};
+use crate::config::{Package, Remote, RemoteType};
 
 /// A path below a remote, decoded and checked once, when the request was routed.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -38,17 +43,28 @@ pub struct ArtifactPath {
     pub query: Option<String>,
 }
 
-/// What is to be done with a path, before any policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Handling {
-    /// Cached, under this path (which may differ from the one asked for in spelling only).
-    Artifact(ArtifactPath),
+/// What is asked for.
+pub struct Asked<'a> {
+    pub remote: &'a Arc<Remote>,
+    pub method: &'a Method,
+    pub path: ArtifactPath,
+    /// The client's `Accept`.
+    pub accept: Option<&'a str>,
+}
+
+/// What is to be done with what is asked for, before any policy.
+#[derive(Debug, Clone)]
+pub enum Reading {
+    /// Cached. The path may differ from the one asked for in spelling.
+    Artifact(Box<Asset>),
     /// Handed to upstream and back, never stored.
-    PassThrough,
+    PassThrough(Box<Asset>),
     /// Another spelling is the right one: a relative reference for `Location`, query included.
     Redirect(String),
     /// Refused by nature of the ecosystem.
     Refused { status: u16, detail: String },
+    /// None of the forms that the client accepts can be served: 406.
+    NotAcceptable,
 }
 
 /// Which of several documents under one URL is meant.
@@ -69,6 +85,8 @@ impl Form {
 pub struct ViewContext<'a> {
     pub remote: &'a Remote,
     pub path: &'a ArtifactPath,
+    /// How its links are written.
+    pub style: Style,
     /// Where the document came from, after redirects: its relative links are resolved against this.
     pub document_url: Url,
     /// Upstream's `Content-Type`, empty if there was none.
@@ -98,118 +116,9 @@ pub trait Rewriter: Send {
 
 /// What is particular to one ecosystem. All methods are pure.
 pub trait Format: Send + Sync {
-    /// First look at a request: canonical spelling, pass-through, refusal.
-    fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
-        let _ = (remote, method);
-        Handling::Artifact(path)
-    }
-
-    /// The class of `path` by nature, whatever the patterns say; `None` leaves it to them.
-    fn builtin_class(&self, path: &str) -> Option<Class> {
-        let _ = path;
-        None
-    }
-
-    /// The path whose patterns and quarantine decide for `path` (`X.asc` goes as `X` does).
-    fn governing_path<'a>(&self, path: &'a str) -> &'a str {
-        path
-    }
-
-    /// The absolute URL that `path` has upstream, query included. Only called for remotes with a `base_url` and paths
-    /// that are not under `-/host/`.
-    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
-        links::under_base(remote, path)
-    }
-
-    /// The document of `path` that fits the client's `Accept` best; `None` where nothing fits: 406.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
-        let _ = (path, accept);
-        Some(Form::ONLY)
-    }
-
-    /// The name by which a client that accepts no other knows the type of an HTML document under `path`.
-    fn presented_as(&self, path: &str, accept: Option<&str>) -> Option<&'static str> {
-        let _ = (path, accept);
-        None
-    }
-
-    /// Whether `path` has more than one form, so that answers carry `Vary: Accept`.
-    fn varies(&self, path: &str) -> bool {
-        let _ = path;
-        false
-    }
-
-    /// Whether the document under `path` is rewritten before clients see it.
-    fn has_view(&self, remote: &Remote, path: &str) -> Option<View> {
-        let _ = (remote, path);
-        None
-    }
-
-    /// The filter that writes the view. Only called where [`Format::has_view`] answers.
-    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
-        let _ = context;
-        unreachable!("a format without views is never asked for a rewriter")
-    }
-
-    /// For a file on another host that no index has named yet: the index document (path below the remote) that would
-    /// name it. `path` is the path on that other host.
-    fn index_naming(&self, remote: &Remote, path: &str) -> Option<String> {
-        let _ = (remote, path);
-        None
-    }
-
-    /// The manifest (path below the remote) that a file of a fixed name goes with: the two must come from one moment.
-    fn manifest_of(&self, path: &str) -> Option<String> {
-        let _ = path;
-        None
-    }
-
-    /// Whether `path` is a manifest itself.
-    fn is_manifest(&self, path: &str) -> bool {
-        let _ = path;
-        false
-    }
-
-    /// The files of fixed names that a manifest names.
-    fn members(&self, manifest: &str, body: &[u8]) -> Vec<Member> {
-        let _ = (manifest, body);
-        Vec::new()
-    }
-
-    /// `Content-Type` where upstream named none.
-    fn content_type(&self, path: &str) -> &'static str {
-        content_type_by_extension(path)
-    }
-
-    /// The digest that `path` names its content by: such content never changes, and is verified.
-    fn names_content(&self, path: &str) -> Option<Expected> {
-        let _ = path;
-        None
-    }
-
-    /// The path under which content that is named by its digest is stored: the same for all paths of a remote that name
-    /// this content, so that it is fetched and kept once. Only for what [`Format::names_content`] answers for.
-    fn stored_as(&self, path: &str) -> Option<String> {
-        let _ = path;
-        None
-    }
-
-    /// Whether `path` is a name that stands for content with a digest, another one after a while (a tag).
-    fn is_reference(&self, path: &str) -> bool {
-        let _ = path;
-        false
-    }
-
-    /// The path that names the content with `digest`, next to the reference `path`.
-    fn referent(&self, path: &str, digest: &str) -> Option<String> {
-        let _ = (path, digest);
-        None
-    }
-
-    /// What upstream's token service has to allow for `path`; `None` where an ecosystem has no such thing.
-    fn token_scope(&self, remote: &Remote, path: &str) -> Option<String> {
-        let _ = (remote, path);
-        None
+    /// Reads what is asked for to all that is known of it.
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
     }
 
     /// The status to pass on where upstream answers an error.
@@ -230,26 +139,6 @@ pub trait Format: Send + Sync {
     }
 }
 
-/// A file of a fixed name, as its manifest knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Decoded, below the remote.
-    pub path: String,
-    /// `sha256`, `sha512`; others cannot be verified here.
-    pub checksum_type: String,
-    /// Lower-case hexadecimal.
-    pub checksum: String,
-    /// Clients that read the manifest read this as well.
-    pub is_read_with_it: bool,
-}
-
-/// How a document is rewritten.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct View {
-    /// The links it holds are absolute, so that each public base URL has a view of its own.
-    pub absolute: bool,
-}
-
 /// The format of a package type.
 pub fn of(package: Package) -> &'static dyn Format {
     match package {
@@ -263,13 +152,27 @@ pub fn of(package: Package) -> &'static dyn Format {
     }
 }
 
-/// Where what is asked for as `path` is stored: its own path, or the one that it shares.
-pub fn stored_path(format: &dyn Format, path: &ArtifactPath) -> String {
-    let shared = format.stored_as(&path.decoded);
-    shared.unwrap_or_else(|| match &path.query {
-        Some(query) => format!("{}?{query}", path.encoded),
-        None => path.encoded.clone(),
-    })
+/// The format of what `remote` serves: a local remote holds plain files, whatever package they belong to.
+pub fn of_remote(remote: &Remote) -> &'static dyn Format {
+    match remote.kind {
+        RemoteType::Local => &generic::Generic,
+        RemoteType::Remote => of(remote.package),
+    }
+}
+
+/// The artifact of `remote` under a path that a document or an operator names, as a client that accepts `accept` would get
+/// it. `None`: such a client would be sent elsewhere, or refused.
+pub fn asset(remote: &Arc<Remote>, path: ArtifactPath, accept: Option<&str>) -> Option<Asset> {
+    let asked = Asked {
+        remote,
+        method: &Method::GET,
+        path,
+        accept,
+    };
+    match of_remote(remote).read(asked) {
+        Reading::Artifact(asset) => Some(*asset),
+        _ => None,
+    }
 }
 
 /// `Content-Type` by file name extension, `application/octet-stream` for the rest.

@@ -3,15 +3,12 @@
 //! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
 
 use http::Method;
-use url::Url;
 
 use super::accept::wish;
 use super::json::{JsonRewriter, Place, Step};
 use super::links::{self, LinkMap, Style};
-use super::{
-    ArtifactPath, Form, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
-};
-use crate::config::{Remote, TarballUrls};
+use super::{ArtifactPath, Asked, Asset, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
+use crate::config::TarballUrls;
 
 /// The format of `package: npm`.
 pub struct Npm;
@@ -47,24 +44,12 @@ const RESOLVED: Step = Step::Key("_resolved");
 const RESTRICTED: Step = Step::Key("policyRestrictions");
 
 impl Format for Npm {
-    fn handle(&self, remote: &Remote, method: &Method, path: ArtifactPath) -> Handling {
-        let mut path = path;
-        // npm before 11.3 puts the registry's path in front of a URL that has it already.
-        let doubled = format!("api/v1/remote/{}/", remote.name);
-        let mut rest = path.encoded.as_str();
-        while let Some(shorter) = rest.strip_prefix(&doubled) {
-            rest = shorter;
-        }
-        if rest.len() < path.encoded.len() {
-            path = ArtifactPath {
-                decoded: links::decode_once(rest),
-                encoded: rest.to_owned(),
-                query: path.query,
-            };
-        }
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let (remote, method) = (asked.remote, asked.method);
+        let path = undoubled(&remote.name, asked.path);
         let reads = matches!(*method, Method::GET | Method::HEAD);
         if path.encoded == "-" || (path.encoded.starts_with("-/") && !path.encoded.starts_with(links::HOST_PREFIX)) {
-            return service(method, reads, &path.decoded);
+            return service(method, reads, Asset::new(remote, path, |path| path));
         }
         if !reads {
             let what = if *method == Method::PUT {
@@ -77,98 +62,32 @@ impl Format for Npm {
                 format!("{what} packages is not possible through this proxy: use the registry itself"),
             );
         }
-        Handling::Artifact(canonical(path))
-    }
-
-    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
+        let mut asset = Asset::new(remote, canonical(path), |path| path).named_by(index_naming);
+        let Some(document) = document(&asset.path.decoded) else {
+            return Reading::Artifact(Box::new(asset));
+        };
         // A registry wants the slash of a scope encoded in the URL of a document, and as it stands in that of a tarball.
-        match scoped(&path.encoded) {
-            Some((scope, rest)) if document(&path.decoded).is_some() => {
-                let encoded = format!("@{scope}%2f{rest}");
-                links::under_base(
-                    remote,
-                    &ArtifactPath {
-                        encoded,
-                        ..path.clone()
-                    },
-                )
-            }
-            _ => links::under_base(remote, path),
-        }
-    }
-
-    /// What is as welcome as the other is the abbreviated form where it is asked for by name, else the full one. A
-    /// registry refuses nobody for an `Accept`.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
-        match document(path) {
-            Some(Document::Package) => {}
-            Some(Document::Version) => return Some(VERSION),
-            None => return Some(Form::ONLY),
-        }
-        let header = accept.unwrap_or_default();
-        let abbreviated = wish(header, "application/vnd.npm.install-v1+json").filter(|wish| wish.q > 0.0);
-        let full = wish(header, "application/json").filter(|wish| wish.q > 0.0);
-        Some(match (abbreviated, full) {
-            (Some(short), _) if short.precision < 3 => FULL,
-            (Some(_), None) => ABBREVIATED,
-            (Some(short), Some(full)) if short.q >= full.q => ABBREVIATED,
-            _ => FULL,
-        })
-    }
-
-    fn varies(&self, path: &str) -> bool {
-        document(path) == Some(Document::Package)
-    }
-
-    fn has_view(&self, remote: &Remote, path: &str) -> Option<View> {
-        // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
-        let rewritten = remote.tarball_urls == TarballUrls::Rewrite && document(path).is_some();
-        rewritten.then_some(View { absolute: true })
-    }
-
-    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
-        let links = match &context.remote.base_url {
-            // A path that we would read as something else than a file goes by its host.
-            Some(base) => LinkMap::with_bases(context, Style::Absolute, vec![(base, is_file)]),
-            None => LinkMap::new(context, Style::Absolute),
-        };
-        let json = JsonRewriter::new(TARBALLS, links);
-        let content_type = context.content_type.to_ascii_lowercase();
-        let textual = content_type.is_empty() || content_type.contains("json") || content_type.starts_with("text/");
-        Box::new(Body {
-            json,
-            kind: if textual { Kind::Json } else { Kind::Unknown },
-        })
-    }
-
-    /// The package of a tarball: what stands before `/-/`, else the scope and name, else the first segment.
-    fn index_naming(&self, _remote: &Remote, path: &str) -> Option<String> {
-        let path = path.replace("%2F", "/").replace("%2f", "/");
-        let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
-        let scope_at = |at: usize| segments.get(at).is_some_and(|segment| segment.starts_with('@'));
-        let name = if let Some(dash) = segments.iter().position(|&segment| segment == "-") {
-            let from = if dash >= 2 && scope_at(dash - 2) {
-                dash - 2
-            } else {
-                dash.checked_sub(1)?
+        if let Some((scope, rest)) = scoped(&asset.path.encoded)
+            && matches!(asset.location, Location::Upstream(_))
+        {
+            let path = ArtifactPath {
+                encoded: format!("@{scope}%2f{rest}"),
+                ..asset.path.clone()
             };
-            &segments[from..dash]
-        } else if let Some(scope) = (0..segments.len()).find(|&at| scope_at(at)) {
-            segments.get(scope..scope + 2)?
-        } else {
-            segments.get(..1).filter(|_| segments.len() > 1)?
-        };
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@-._~".contains(&byte);
-        let valid = name.iter().all(|segment| segment.bytes().all(plain)) && name != ["-"] && name != ["@"];
-        valid.then(|| name.join("/"))
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
-        if document(path).is_some() {
-            "application/json"
-        } else {
-            content_type_by_extension(path)
+            asset.location = Location::Upstream(links::under_base(remote, &path));
         }
+        asset.form = match document {
+            Document::Package => negotiate(asked.accept),
+            Document::Version => VERSION,
+        };
+        asset.varies = document == Document::Package;
+        asset.media_type = "application/json";
+        // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
+        asset.view = (remote.tarball_urls == TarballUrls::Rewrite).then_some(View {
+            style: Style::Absolute,
+            rewriter,
+        });
+        Reading::Artifact(Box::new(asset))
     }
 
     /// npm prints the text of `error`.
@@ -182,12 +101,82 @@ impl Format for Npm {
     }
 }
 
-fn refused(status: u16, detail: String) -> Handling {
-    Handling::Refused { status, detail }
+/// npm before 11.3 puts the registry's path in front of a URL that has it already.
+fn undoubled(remote: &str, path: ArtifactPath) -> ArtifactPath {
+    let doubled = format!("api/v1/remote/{remote}/");
+    let mut rest = path.encoded.as_str();
+    while let Some(shorter) = rest.strip_prefix(&doubled) {
+        rest = shorter;
+    }
+    if rest.len() == path.encoded.len() {
+        return path;
+    }
+    ArtifactPath {
+        decoded: links::decode_once(rest),
+        encoded: rest.to_owned(),
+        query: path.query,
+    }
+}
+
+/// The form of a package's document. What is as welcome as the other is the abbreviated form where it is asked for by name,
+/// else the full one. A registry refuses nobody for an `Accept`.
+fn negotiate(accept: Option<&str>) -> Form {
+    let header = accept.unwrap_or_default();
+    let abbreviated = wish(header, "application/vnd.npm.install-v1+json").filter(|wish| wish.q > 0.0);
+    let full = wish(header, "application/json").filter(|wish| wish.q > 0.0);
+    match (abbreviated, full) {
+        (Some(short), _) if short.precision < 3 => FULL,
+        (Some(_), None) => ABBREVIATED,
+        (Some(short), Some(full)) if short.q >= full.q => ABBREVIATED,
+        _ => FULL,
+    }
+}
+
+fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+    let links = match &context.remote.base_url {
+        // A path that we would read as something else than a file goes by its host.
+        Some(base) => LinkMap::with_bases(context, vec![(base, is_file)]),
+        None => LinkMap::new(context),
+    };
+    let json = JsonRewriter::new(TARBALLS, links);
+    let content_type = context.content_type.to_ascii_lowercase();
+    let textual = content_type.is_empty() || content_type.contains("json") || content_type.starts_with("text/");
+    Box::new(Body {
+        json,
+        kind: if textual { Kind::Json } else { Kind::Unknown },
+    })
+}
+
+/// The document that would name the tarball under `path`, that of its package: what stands before `/-/`, else the scope and
+/// name, else the first segment.
+fn index_naming(path: &str) -> Option<String> {
+    let path = path.replace("%2F", "/").replace("%2f", "/");
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let scope_at = |at: usize| segments.get(at).is_some_and(|segment| segment.starts_with('@'));
+    let name = if let Some(dash) = segments.iter().position(|&segment| segment == "-") {
+        let from = if dash >= 2 && scope_at(dash - 2) {
+            dash - 2
+        } else {
+            dash.checked_sub(1)?
+        };
+        &segments[from..dash]
+    } else if let Some(scope) = (0..segments.len()).find(|&at| scope_at(at)) {
+        segments.get(scope..scope + 2)?
+    } else {
+        segments.get(..1).filter(|_| segments.len() > 1)?
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@-._~".contains(&byte);
+    let valid = name.iter().all(|segment| segment.bytes().all(plain)) && name != ["-"] && name != ["@"];
+    valid.then(|| name.join("/"))
+}
+
+fn refused(status: u16, detail: String) -> Reading {
+    Reading::Refused { status, detail }
 }
 
 /// The registry's services, all below `-/`.
-fn service(method: &Method, reads: bool, path: &str) -> Handling {
+fn service(method: &Method, reads: bool, asset: Asset) -> Reading {
+    let path = asset.path.decoded.as_str();
     let is = |name: &str| path == name || path.strip_suffix('/') == Some(name);
     let below = |name: &str| {
         path.strip_prefix(name)
@@ -197,11 +186,11 @@ fn service(method: &Method, reads: bool, path: &str) -> Handling {
         .strip_prefix("-/package/")
         .and_then(|rest| rest.split_once("/dist-tags"));
     if below("-/npm/v1/security") && (reads || *method == Method::POST) {
-        return Handling::PassThrough;
+        return Reading::PassThrough(Box::new(asset));
     }
     let listed = is("-/v1/search") || is("-/npm/v1/keys") || is("-/ping") || below("-/npm/v1/attestations");
     if reads && (listed || tags.is_some_and(|(package, rest)| !package.is_empty() && rest.is_empty())) {
-        return Handling::PassThrough;
+        return Reading::PassThrough(Box::new(asset));
     }
     let (status, what) = if tags.is_some() && !reads {
         (405, "changing dist-tags")

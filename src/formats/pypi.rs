@@ -5,7 +5,6 @@
 //! Every path that ends in `/` is an index, for indexes exist outside `simple/` too. An index is HTML or JSON, as the
 //! client's `Accept` says, and the links to files in it become ours; everything else in it stays as it is.
 
-use http::Method;
 use url::Url;
 
 use super::accept::wish;
@@ -13,7 +12,7 @@ use super::html::{Tokenizer, Value};
 use super::json::{JsonRewriter, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::{
-    ArtifactPath, Class, Form, Format, Handling, RewriteError, Rewriter, View, ViewContext, content_type_by_extension,
+    ArtifactPath, Asked, Asset, Class, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext,
 };
 use crate::config::Remote;
 
@@ -52,127 +51,118 @@ const FILES: &[Place] = &[
 ];
 
 impl Format for Pypi {
-    fn handle(&self, _remote: &Remote, _method: &Method, path: ArtifactPath) -> Handling {
-        match canonical(&path) {
-            Some(mut location) => {
-                if let Some(query) = &path.query {
-                    location.push('?');
-                    location.push_str(query);
-                }
-                Handling::Redirect(location)
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        if let Some(mut location) = canonical(&asked.path) {
+            if let Some(query) = &asked.path.query {
+                location.push('?');
+                location.push_str(query);
             }
-            None => Handling::Artifact(path),
+            return Reading::Redirect(location);
         }
-    }
-
-    fn builtin_class(&self, path: &str) -> Option<Class> {
-        (is_index(path) || is_legacy(path)).then_some(Class::Mutable)
-    }
-
-    /// PEP 658 metadata and detached signatures go as the file that they belong to.
-    fn governing_path<'a>(&self, path: &'a str) -> &'a str {
-        let mut path = path;
-        while let Some(file) = path.strip_suffix(".metadata").or_else(|| path.strip_suffix(".asc")) {
-            path = file;
+        let mut asset = Asset::new(asked.remote, asked.path, governing_path).named_by(index_naming);
+        asset.nature = (is_index(&asset.governing) || is_legacy(&asset.governing)).then_some(Class::Mutable);
+        if let Some(url) = index_url(&asset.remote, &asset.path) {
+            asset.location = Location::Upstream(url);
         }
-        path
-    }
-
-    fn upstream_url(&self, remote: &Remote, path: &ArtifactPath) -> Url {
-        match &remote.index_url {
-            Some(index) if is_on_index(&path.encoded) => links::under(index, path),
-            _ => links::under_base(remote, path),
-        }
-    }
-
-    /// PEP 691, version and format selection. What is as welcome as the other is JSON where it is asked for by name,
-    /// HTML where it is not (`*/*`), and HTML without `Accept`.
-    fn negotiate(&self, path: &str, accept: Option<&str>) -> Option<Form> {
+        let path = asset.path.decoded.as_str();
+        // Clients resolve the links of a simple index against its URL; those of the older API are absolute for all of them.
         if is_legacy(path) {
-            return Some(LEGACY);
-        }
-        if !is_index(path) {
-            return Some(Form::ONLY);
-        }
-        let Some(header) = accept.filter(|header| !header.trim().is_empty()) else {
-            return Some(HTML);
-        };
-        let best = |types: &[&str]| {
-            let wishes = types
-                .iter()
-                .filter_map(|name| wish(header, name))
-                .filter(|wish| wish.q > 0.0);
-            wishes.reduce(|one, other| if other > one { other } else { one })
-        };
-        match (best(&JSON_TYPES), best(&HTML_TYPES)) {
-            (None, None) => None,
-            (Some(_), None) => Some(JSON),
-            (None, Some(_)) => Some(HTML),
-            (Some(json), Some(html)) => Some(if json > html || (json == html && json.precision == 3) {
-                JSON
-            } else {
-                HTML
-            }),
-        }
-    }
-
-    /// PEP 691: `text/html` is an alias of `application/vnd.pypi.simple.v1+html`.
-    fn presented_as(&self, path: &str, accept: Option<&str>) -> Option<&'static str> {
-        let header = accept?;
-        let accepts = |name: &str| wish(header, name).is_some_and(|wish| wish.q > 0.0);
-        (is_index(path) && !accepts(HTML_TYPES[0]) && (accepts(HTML_TYPES[1]) || accepts(HTML_TYPES[2])))
-            .then_some(HTML_TYPES[1])
-    }
-
-    fn varies(&self, path: &str) -> bool {
-        is_index(path) && !is_legacy(path)
-    }
-
-    /// Clients resolve the links of a simple index against its URL; those of the older API are absolute for all of them.
-    fn has_view(&self, _remote: &Remote, path: &str) -> Option<View> {
-        (is_index(path) || is_legacy(path)).then(|| View {
-            absolute: is_legacy(path),
-        })
-    }
-
-    fn rewriter(&self, context: &ViewContext<'_>) -> Box<dyn Rewriter> {
-        let legacy = is_legacy(&context.path.decoded);
-        let style = if legacy { Style::Absolute } else { Style::Relative };
-        let base = context.remote.base_url.as_ref();
-        let links = match &context.remote.index_url {
-            Some(index) => {
-                let mut bases: Vec<(&Url, Serves)> = vec![(index, is_on_index)];
-                bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as Serves)));
-                LinkMap::with_bases(context, style, bases)
-            }
-            None => LinkMap::new(context, style),
-        };
-        match Reading::of(context.content_type, legacy) {
-            Reading::Html => Box::new(HtmlIndex::new(links)),
-            Reading::Json => Box::new(JsonRewriter::new(FILES, links)),
-            Reading::Refused => Box::new(Untouched { refused: true }),
-            Reading::Nothing => Box::new(Unnamed {
-                links: Some(links),
-                read: Box::new(Untouched { refused: false }),
-            }),
-        }
-    }
-
-    fn index_naming(&self, _remote: &Remote, path: &str) -> Option<String> {
-        let file = self.governing_path(path).rsplit('/').next()?;
-        let name = project(file)?;
-        is_name(name).then(|| format!("simple/{}/", normalized(name)))
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
-        if is_legacy(path) {
-            "application/json"
+            asset.form = LEGACY;
+            asset.media_type = "application/json";
+            asset.view = Some(View {
+                style: Style::Absolute,
+                rewriter,
+            });
         } else if is_index(path) {
-            "text/html; charset=utf-8"
-        } else {
-            content_type_by_extension(path)
+            let Some(form) = negotiate(asked.accept) else {
+                return Reading::NotAcceptable;
+            };
+            asset.form = form;
+            asset.varies = true;
+            asset.presented_as = presented_as(asked.accept);
+            asset.media_type = "text/html; charset=utf-8";
+            asset.view = Some(View {
+                style: Style::Relative,
+                rewriter,
+            });
         }
+        Reading::Artifact(Box::new(asset))
     }
+}
+
+/// Where an index is that another host has than the files.
+fn index_url(remote: &Remote, path: &ArtifactPath) -> Option<Url> {
+    let index = remote.index_url.as_ref()?;
+    is_on_index(&path.encoded).then(|| links::under(index, path))
+}
+
+/// PEP 658 metadata and detached signatures go as the file that they belong to.
+fn governing_path(path: &str) -> &str {
+    let mut path = path;
+    while let Some(file) = path.strip_suffix(".metadata").or_else(|| path.strip_suffix(".asc")) {
+        path = file;
+    }
+    path
+}
+
+/// The form of an index (PEP 691, version and format selection). What is as welcome as the other is JSON where it is asked
+/// for by name, HTML where it is not (`*/*`), and HTML without `Accept`.
+fn negotiate(accept: Option<&str>) -> Option<Form> {
+    let Some(header) = accept.filter(|header| !header.trim().is_empty()) else {
+        return Some(HTML);
+    };
+    let best = |types: &[&str]| {
+        let wishes = types
+            .iter()
+            .filter_map(|name| wish(header, name))
+            .filter(|wish| wish.q > 0.0);
+        wishes.reduce(|one, other| if other > one { other } else { one })
+    };
+    match (best(&JSON_TYPES), best(&HTML_TYPES)) {
+        (None, None) => None,
+        (Some(_), None) => Some(JSON),
+        (None, Some(_)) => Some(HTML),
+        (Some(json), Some(html)) => Some(if json > html || (json == html && json.precision == 3) {
+            JSON
+        } else {
+            HTML
+        }),
+    }
+}
+
+/// PEP 691: `text/html` is an alias of `application/vnd.pypi.simple.v1+html`.
+fn presented_as(accept: Option<&str>) -> Option<&'static str> {
+    let header = accept?;
+    let accepts = |name: &str| wish(header, name).is_some_and(|wish| wish.q > 0.0);
+    (!accepts(HTML_TYPES[0]) && (accepts(HTML_TYPES[1]) || accepts(HTML_TYPES[2]))).then_some(HTML_TYPES[1])
+}
+
+fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+    let base = context.remote.base_url.as_ref();
+    let links = match &context.remote.index_url {
+        Some(index) => {
+            let mut bases: Vec<(&Url, Serves)> = vec![(index, is_on_index)];
+            bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as Serves)));
+            LinkMap::with_bases(context, bases)
+        }
+        None => LinkMap::new(context),
+    };
+    match Syntax::of(context.content_type, is_legacy(&context.path.decoded)) {
+        Syntax::Html => Box::new(HtmlIndex::new(links)),
+        Syntax::Json => Box::new(JsonRewriter::new(FILES, links)),
+        Syntax::Refused => Box::new(Untouched { refused: true }),
+        Syntax::Nothing => Box::new(Unnamed {
+            links: Some(links),
+            read: Box::new(Untouched { refused: false }),
+        }),
+    }
+}
+
+/// The simple index that would name the distribution file under `path`.
+fn index_naming(path: &str) -> Option<String> {
+    let file = governing_path(path).rsplit('/').next()?;
+    let name = project(file)?;
+    is_name(name).then(|| format!("simple/{}/", normalized(name)))
 }
 
 /// Every path ending in `/`, and all of `simple/` but the files that some hosts keep there.
@@ -211,7 +201,7 @@ fn extension(file: &str) -> Option<&'static str> {
 }
 
 fn is_distribution(path: &str) -> bool {
-    extension(Pypi.governing_path(path)).is_some()
+    extension(governing_path(path)).is_some()
 }
 
 /// The project that a distribution file belongs to, not normalised.
@@ -276,7 +266,7 @@ fn canonical(path: &ArtifactPath) -> Option<String> {
 }
 
 /// What clients read an index as.
-enum Reading {
+enum Syntax {
     Html,
     Json,
     /// No index, by its type.
@@ -295,7 +285,7 @@ const LIKE_ASCII: [&str; 14] = [
     "koi8r", "koi8u",
 ];
 
-impl Reading {
+impl Syntax {
     /// By its `Content-Type`, of which pip looks at the beginning only.
     fn of(content_type: &str, legacy: bool) -> Self {
         let content_type = content_type.trim().to_ascii_lowercase();
@@ -307,7 +297,7 @@ impl Reading {
             || simple.starts_with("json")
             || (content_type.is_empty() && legacy)
         {
-            Reading::Json
+            Syntax::Json
         } else if content_type.is_empty()
             || content_type.starts_with("text/html")
             || content_type.starts_with("application/xhtml+xml")
@@ -315,14 +305,14 @@ impl Reading {
         {
             // In another, a letter can be what looks like none here.
             if is_like_ascii(&content_type) {
-                Reading::Html
+                Syntax::Html
             } else {
-                Reading::Refused
+                Syntax::Refused
             }
         } else if content_type.contains("utf-16") {
-            Reading::Refused
+            Syntax::Refused
         } else {
-            Reading::Nothing
+            Syntax::Nothing
         }
     }
 }

@@ -2,60 +2,64 @@
 //! metadata files with their checksums. Those that carry the checksum in their name never change; those with a fixed
 //! name (`primary.xml.gz`, `comps.xml`) change together with their `repomd.xml`. Nothing is rewritten: the set is signed.
 
-use super::{Class, Format, Member, content_type_by_extension};
+use super::{Asked, Asset, Binding, Class, Format, Member, Reading};
 
 /// The format of `package: rpm`.
 pub struct Rpm;
 
 impl Format for Rpm {
-    fn builtin_class(&self, path: &str) -> Option<Class> {
-        let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
-        let in_repodata = folder == "repodata" || folder.ends_with("/repodata") || path.contains("/repodata/");
-        let in_repodata = in_repodata || path.starts_with("repodata/");
-        if in_repodata && named_by_checksum(name) {
-            return Some(Class::Immutable);
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let mut asset = Asset::new(asked.remote, asked.path, |path| path);
+        asset.nature = nature(&asset.governing);
+        asset.binding = binding(&asset.path.decoded);
+        if asset.path.decoded.ends_with(".drpm") {
+            asset.media_type = "application/x-rpm";
         }
-        // A package is no metadata, wherever someone puts it.
-        let package = name.ends_with(".rpm") || name.ends_with(".drpm");
-        let mutable = path.ends_with("repomd.xml") || path.ends_with("Packages.gz") || (in_repodata && !package);
-        mutable.then_some(Class::Mutable)
+        Reading::Artifact(Box::new(asset))
     }
+}
 
-    fn manifest_of(&self, path: &str) -> Option<String> {
-        let folder = match path.rsplit_once('/') {
-            Some((folder, name)) if !named_by_checksum(name) && name != "repomd.xml" => folder,
-            _ => return None,
-        };
-        (folder == "repodata" || folder.ends_with("/repodata")).then(|| format!("{folder}/repomd.xml"))
+fn nature(path: &str) -> Option<Class> {
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let in_repodata = folder == "repodata" || folder.ends_with("/repodata") || path.contains("/repodata/");
+    let in_repodata = in_repodata || path.starts_with("repodata/");
+    if in_repodata && named_by_checksum(name) {
+        return Some(Class::Immutable);
     }
+    // A package is no metadata, wherever someone puts it.
+    let package = name.ends_with(".rpm") || name.ends_with(".drpm");
+    let mutable = path.ends_with("repomd.xml") || path.ends_with("Packages.gz") || (in_repodata && !package);
+    mutable.then_some(Class::Mutable)
+}
 
-    fn is_manifest(&self, path: &str) -> bool {
-        path == "repodata/repomd.xml" || path.ends_with("/repodata/repomd.xml")
+fn binding(path: &str) -> Binding {
+    let Some((folder, name)) = path.rsplit_once('/') else {
+        return Binding::Alone;
+    };
+    if folder != "repodata" && !folder.ends_with("/repodata") {
+        return Binding::Alone;
     }
+    match name {
+        "repomd.xml" => Binding::Manifest(members),
+        name if named_by_checksum(name) => Binding::Alone,
+        _ => Binding::Member(vec![format!("{folder}/repomd.xml")]),
+    }
+}
 
-    fn members(&self, manifest: &str, body: &[u8]) -> Vec<Member> {
-        let Some(root) = manifest.strip_suffix("repodata/repomd.xml") else {
-            return Vec::new();
-        };
-        repomd_files(body)
-            .into_iter()
-            .filter(|file| !file.unique_name())
-            .map(|file| Member {
-                path: format!("{root}{}", file.href),
-                is_read_with_it: !file.is_file_list(),
-                checksum_type: file.checksum_type,
-                checksum: file.checksum,
-            })
-            .collect()
-    }
-
-    fn content_type(&self, path: &str) -> &'static str {
-        if path.ends_with(".drpm") {
-            "application/x-rpm"
-        } else {
-            content_type_by_extension(path)
-        }
-    }
+fn members(manifest: &str, body: &[u8]) -> Vec<Member> {
+    let Some(root) = manifest.strip_suffix("repodata/repomd.xml") else {
+        return Vec::new();
+    };
+    repomd_files(body)
+        .into_iter()
+        .filter(|file| !file.unique_name())
+        .map(|file| Member {
+            path: format!("{root}{}", file.href),
+            is_read_with_it: !file.is_file_list(),
+            checksum_type: file.checksum_type,
+            checksum: file.checksum,
+        })
+        .collect()
 }
 
 /// `[0-9a-f]{32,128}-…`: the checksum that `createrepo_c --unique-md-filenames` puts in front.
@@ -358,7 +362,7 @@ mod tests {
             format!("repodata/{}-comps.xml", &SHA[..32]),
         ];
         for path in immutable {
-            assert_eq!(Rpm.builtin_class(&path), Some(Class::Immutable), "{path}");
+            assert_eq!(nature(&path), Some(Class::Immutable), "{path}");
         }
         let mutable = [
             "9/BaseOS/x86_64/os/repodata/repomd.xml",
@@ -370,7 +374,7 @@ mod tests {
             "dists/stable/Packages.gz",
         ];
         for path in mutable {
-            assert_eq!(Rpm.builtin_class(path), Some(Class::Mutable), "{path}");
+            assert_eq!(nature(path), Some(Class::Mutable), "{path}");
         }
         let neither = [
             format!("os/{SHA}-primary.xml.zst"),
@@ -380,17 +384,17 @@ mod tests {
             "RPM-GPG-KEY".to_owned(),
         ];
         for path in neither {
-            assert_eq!(Rpm.builtin_class(&path), None, "{path}");
+            assert_eq!(nature(&path), None, "{path}");
         }
         // Too short, too long, upper case, nothing behind: a fixed name like any other.
         for name in [&SHA[..31], &SHA.repeat(3)[..129], &SHA.to_uppercase()] {
             assert_eq!(
-                Rpm.builtin_class(&format!("repodata/{name}-primary.xml")),
+                nature(&format!("repodata/{name}-primary.xml")),
                 Some(Class::Mutable),
                 "{name}"
             );
         }
-        assert_eq!(Rpm.builtin_class(&format!("repodata/{SHA}-")), Some(Class::Mutable));
+        assert_eq!(nature(&format!("repodata/{SHA}-")), Some(Class::Mutable));
     }
 
     #[test]
@@ -450,7 +454,7 @@ mod tests {
             data("group", "comps.xml"),
             data("other", &format!("{SHA}-other.xml.gz")),
         ];
-        let members = Rpm.members(
+        let members = members(
             "os/repodata/repomd.xml",
             format!("<repomd>{}</repomd>", xml.concat()).as_bytes(),
         );

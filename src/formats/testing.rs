@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -11,8 +12,8 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 use url::Url;
 
-use super::links::{PATH, decode_once, normal};
-use super::{ArtifactPath, RewriteError, Rewriter, ViewContext};
+use super::links::{PATH, Style, decode_once, normal};
+use super::{ArtifactPath, Asset, RewriteError, Rewriter, ViewContext};
 use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
@@ -88,6 +89,11 @@ pub fn request(target: &str) -> Option<ArtifactPath> {
     })
 }
 
+/// What this path and query below `remote` name, to a client that accepts `accept`.
+pub fn read(remote: &Arc<Remote>, target: &str, accept: Option<&str>) -> Option<Asset> {
+    super::asset(remote, request(target)?, accept)
+}
+
 /// What a client asks for that follows `link` in the document served under `document`; `None` where that is refused or
 /// does not lead to this remote.
 pub fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
@@ -103,17 +109,30 @@ pub fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
 pub fn context<'a>(
     remote: &'a Remote,
     path: &'a ArtifactPath,
-    document_url: &str,
-    content_type: &'a str,
+    style: Style,
+    (document_url, content_type): (&str, &'a str),
 ) -> ViewContext<'a> {
     let document_url = Url::parse(document_url).unwrap();
     ViewContext {
         remote,
         path,
+        style,
         document_url,
         content_type,
         remote_url: REMOTE_URL,
     }
+}
+
+/// The rewriter of the document under `path`.
+pub fn rewriter(
+    remote: &Arc<Remote>,
+    path: &ArtifactPath,
+    document_url: &str,
+    content_type: &str,
+) -> Box<dyn Rewriter> {
+    let asset = super::asset(remote, path.clone(), None).unwrap();
+    let view = asset.view.unwrap();
+    (view.rewriter)(&context(remote, path, view.style, (document_url, content_type)))
 }
 
 /// Drives a rewriter over the pieces of a document.

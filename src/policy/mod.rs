@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::config::Remote;
-use crate::formats::{Class, Format};
+use crate::config::{Pattern, Remote};
+use crate::formats::{Asset, Class};
 
 /// Why a path has its class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,36 +27,33 @@ pub struct Policy {
     pub conditional: bool,
 }
 
-/// Classifies `path` (decoded, below the remote). `None`: no pattern allows it, 403.
+/// Classifies an artifact. `None`: no pattern allows it, 403.
 ///
 /// The order is the contract: the user's `mutable_patterns`; built-in immutable; built-in mutable;
 /// `immutable_patterns`; and what nothing matched is immutable only where that key is absent. What is named by its digest
 /// is immutable by whichever of them allows it.
-pub fn classify(remote: &Remote, format: &dyn Format, path: &str) -> Option<Policy> {
-    let governing = format.governing_path(path);
-    let own_mutable = remote
-        .mutable_patterns
-        .iter()
-        .any(|pattern| pattern.is_match(governing));
-    let (class, basis) = if format.names_content(path).is_some() {
-        let patterns = remote.immutable_patterns.as_ref();
-        let allowed = patterns.is_none_or(|patterns| patterns.iter().any(|pattern| pattern.is_match(governing)));
-        if !allowed && !own_mutable {
+pub fn classify(asset: &Asset) -> Option<Policy> {
+    let remote = &asset.remote;
+    let matches = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.is_match(&asset.governing));
+    let own_mutable = matches(&remote.mutable_patterns);
+    let allowed = || remote.immutable_patterns.as_deref().is_none_or(matches);
+    let (class, basis) = if asset.digest.is_some() {
+        if !own_mutable && !allowed() {
             return None;
         }
         (Class::Immutable, Basis::BuiltIn)
     } else if own_mutable {
         (Class::Mutable, Basis::Pattern)
-    } else if let Some(class) = format.builtin_class(governing) {
+    } else if let Some(class) = asset.nature {
         (class, Basis::BuiltIn)
+    } else if !allowed() {
+        return None;
     } else {
-        match &remote.immutable_patterns {
-            None => (Class::Immutable, Basis::Unrestricted),
-            Some(patterns) if patterns.iter().any(|pattern| pattern.is_match(governing)) => {
-                (Class::Immutable, Basis::Pattern)
-            }
-            Some(_) => return None,
-        }
+        let basis = match &remote.immutable_patterns {
+            None => Basis::Unrestricted,
+            Some(_) => Basis::Pattern,
+        };
+        (Class::Immutable, basis)
     };
     let ttl = match class {
         Class::Immutable => remote.ttl.immutable,

@@ -17,11 +17,12 @@ use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
 use super::{Client, Ctx, registry};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
-use crate::config::{Config, Package, Remote};
-use crate::fill::set::{Set, Standing};
+use crate::config::{Config, Remote};
+use crate::fill::set::Standing;
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
-use crate::formats::{Class, Format, View, docker, path};
+use crate::formats::links::Style;
+use crate::formats::{Asset, Class, Format, View};
 use crate::policy;
 use crate::session::public::{self, arrival};
 use crate::session::reply::{self, Problem};
@@ -50,11 +51,25 @@ impl Deref for Request {
 }
 
 impl Request {
-    /// It, from `url`.
+    /// What is to be had from `url` for it.
     pub(super) fn wanted(&self, url: Url) -> Wanted {
-        let mut wanted = Wanted::new(Arc::clone(&self.remote), self.key.clone(), url, self.policy);
-        wanted.describe(self.format, &self.path, self.form);
-        wanted
+        match &self.standing {
+            None => Wanted {
+                key: self.key.clone(),
+                ..Wanted::new(Arc::clone(&self.asset), url, self.policy)
+            },
+            Some(standing) => Wanted {
+                // What belongs to the manifest by its name alone is judged by more than its own age.
+                force: standing.expected.is_none(),
+                manifest: standing.expected.as_ref().map(|_| standing.manifest.key.clone()),
+                ..Wanted::member(
+                    Arc::clone(&self.asset),
+                    url,
+                    self.key.clone(),
+                    standing.expected.clone(),
+                )
+            },
+        }
     }
 
     /// A request for what has neither views nor a manifest.
@@ -80,10 +95,7 @@ impl Request {
 
     /// The name that it is asked for by: what upstream refused by another one does not matter.
     fn asked(&self) -> Key {
-        match self.format.stored_as(&self.path.decoded) {
-            Some(_) => Key::new(&self.remote.name, &self.path.encoded, None, ""),
-            None => self.key.clone(),
-        }
+        self.asset.name_key().unwrap_or_else(|| self.key.clone())
     }
 
     /// What is left of an object's freshness. A file of a set is trusted as long as its manifest names it, and a client
@@ -174,14 +186,13 @@ impl Client {
             Resolution::Artifact(resolved) => {
                 let resolved = Arc::new(resolved);
                 // Lists take the long way: of them more is looked at than whether they are fresh.
-                let is_list = remote.package == Package::Docker && docker::is_list(&resolved.path.decoded);
-                if let Some(hot) = hot.filter(|_| !is_list) {
+                if let Some(hot) = hot.filter(|_| !resolved.pages) {
                     self.hot.insert(hot, Arc::clone(&resolved));
                 }
                 self.resolved(session, ctx, config, resolved).await
             }
-            Resolution::PassThrough(format, path) => {
-                self.pass_through(session, ctx, remote, (format, path, bound_host))
+            Resolution::PassThrough(format, asset) => {
+                self.pass_through(session, ctx, (format, Arc::from(asset), bound_host))
                     .await
             }
             Resolution::Redirect(location) => {
@@ -205,7 +216,7 @@ impl Client {
         resolved: Arc<Resolved>,
     ) -> Result<bool> {
         // Only absolute links need to know under which name clients come (HTTP/1.0 may give none).
-        let remote_url = match resolved.view.filter(|view| view.absolute) {
+        let remote_url = match resolved.view.filter(|view| view.style == Style::Absolute) {
             None => String::new(),
             Some(_) => match public::of_remote(
                 &config.settings,
@@ -224,7 +235,7 @@ impl Client {
         };
         let standing = match &resolved.manifest {
             None => None,
-            Some((key, set)) => self.standing(&resolved, key, set).await,
+            Some(manifest) => self.standing(&resolved, manifest).await,
         };
         let key = match &standing {
             None => resolved.key.clone(),
@@ -248,9 +259,9 @@ impl Client {
 
     /// What the stored manifest says of a file of a fixed name. Of a signature it says nothing, so that what is stored
     /// counts only if it came after the manifest was last seen to be upstream's; before another is fetched, so is that.
-    async fn standing(&self, resolved: &Resolved, manifest: &Key, set: &Set) -> Option<Standing> {
+    async fn standing(&self, resolved: &Resolved, manifest: &Asset) -> Option<Standing> {
         let (remote, path) = (&resolved.remote, &resolved.path);
-        let standing = self.fills.standing(manifest, set, path).await?;
+        let standing = self.fills.standing(manifest, path).await?;
         if standing.expected.is_some() || remote.offline {
             return Some(standing);
         }
@@ -261,14 +272,10 @@ impl Client {
         if stored.is_some_and(|stored| stored.fresh.checked_at() >= standing.manifest.fresh.checked_at()) {
             return Some(standing);
         }
-        let manifest_path = path::of_decoded(&set.path).ok()?;
-        let policy = policy::classify(remote, resolved.format, &set.path)?;
-        let url = resolved.format.upstream_url(remote, &manifest_path);
-        let mut wanted = Wanted::new(Arc::clone(remote), manifest.clone(), url, policy);
-        wanted.set = Some(set.clone());
+        let mut wanted = Wanted::of(Arc::new(manifest.clone()), policy::classify(manifest)?)?;
         wanted.force = true;
         self.fills.obtain(wanted, Method::GET).await;
-        self.fills.standing(manifest, set, path).await
+        self.fills.standing(manifest, path).await
     }
 
     pub(super) async fn refuse(
@@ -346,19 +353,8 @@ impl Client {
             }
         };
         let mut wanted = request.wanted(url);
-        wanted.gzip = request.view.is_some();
-        wanted.force = forced;
-        wanted.set = request.format.is_manifest(&request.path.decoded).then(|| Set {
-            format: request.format,
-            path: request.path.decoded.clone(),
-        });
-        if let Some(standing) = &request.standing {
-            wanted.expected = standing.expected.clone();
-            wanted.policy = policy::of_set_member();
-            // What belongs to the manifest by its name alone is judged by more than its own age.
-            wanted.force = standing.expected.is_none();
-            wanted.manifest = standing.expected.as_ref().map(|_| standing.manifest.key.clone());
-        }
+        // A file that its manifest names by a checksum is what it is.
+        wanted.force |= forced && request.standing.is_none();
         if !request.head
             && !expired
             && request.view.is_none()
@@ -371,7 +367,7 @@ impl Client {
         }
         // A HEAD on what is not stored goes up as one, on a tag always: where it leads is all that is wanted. On a rewritten
         // document its length is only ours to know.
-        if request.head && request.view.is_none() && (!expired || wanted.reference.is_some()) {
+        if request.head && request.view.is_none() && (!expired || wanted.is_pointer()) {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             match outcome {
                 Outcome::Object(object, how) => {
@@ -386,7 +382,7 @@ impl Client {
                         fresh_from_upstream: true,
                     };
                     let mut headers = answer.headers.clone();
-                    for (name, value) in &wanted.says {
+                    for (name, value) in &wanted.says() {
                         if name != header::ETAG || !headers.contains_key(name) {
                             headers.insert(name.clone(), value.clone());
                         }
@@ -460,8 +456,13 @@ impl Client {
         }
         let object = match resolved.view {
             None => Arc::clone(&original),
-            Some(View { absolute: false }) => self.views.in_memory(&original, Kind::Relative, gzip, "")?,
-            Some(View { absolute: true }) => self.views.in_memory(&original, Kind::Absolute, gzip, &remote_url()?)?,
+            Some(View { style, .. }) => {
+                let url = match style {
+                    Style::Relative => String::new(),
+                    Style::Absolute => remote_url()?,
+                };
+                self.views.in_memory(&original, Kind::Rewritten(style), gzip, &url)?
+            }
         };
         if !object.is_complete() {
             return None;
@@ -495,12 +496,11 @@ impl Client {
         if let Some(view) = self.views.known(original, kind, gzip, &request.remote_url).await {
             return Ok(view);
         }
-        let rewriting = (kind != Kind::Decoded).then(|| Rewriting {
-            format: request.format,
-            remote: Arc::clone(&request.remote),
-            path: request.path.clone(),
+        let view = request.view.filter(|_| kind != Kind::Decoded);
+        let rewriting = view.map(|view| Rewriting {
+            asset: Arc::clone(&request.asset),
+            view,
             remote_url: request.remote_url.clone(),
-            absolute: kind == Kind::Absolute,
         });
         self.views.open(original, &Spec { rewriting, gzip }).await
     }
@@ -518,14 +518,13 @@ impl Client {
         if original.head.stands_for.is_some() {
             return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
         }
-        if let Err(reason) = registry::check_pages(&request.remote, &request.path.decoded, &original.head.headers) {
+        if let Err(reason) = registry::check_pages(&request.asset, &original.head.headers) {
             let problem = Problem::new(502, reason).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }
         let encoded = original.head.content_encoding();
         let kind = match (request.view, encoded) {
-            (Some(View { absolute: true }), _) => Some(Kind::Absolute),
-            (Some(View { absolute: false }), _) => Some(Kind::Relative),
+            (Some(view), _) => Some(Kind::Rewritten(view.style)),
             // A coding that the client did not accept is taken off, and so is one that upstream only names.
             (None, Some(coding)) if is_gzip(coding) => {
                 let as_it_is = accepts(session, "gzip") && has_gzip_bytes(&original).await;

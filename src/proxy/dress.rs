@@ -7,8 +7,7 @@ use pingora_http::ResponseHeader;
 use url::Url;
 
 use super::resolve::Resolved;
-use crate::config::Remote;
-use crate::formats::Format;
+use crate::formats::{Asset, Format};
 use crate::headers;
 
 static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source");
@@ -28,11 +27,8 @@ pub const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 /// What of a request the header depends on.
 #[derive(Clone, Copy)]
 pub struct Shown<'a> {
-    pub remote: &'a Remote,
-    /// Says the `Content-Type` of `path` where upstream named none.
+    pub asset: &'a Asset,
     pub format: &'static dyn Format,
-    /// Decoded, below the remote.
-    pub path: &'a str,
     /// Asked for by the name of a host that is the remote's own.
     pub bound_host: bool,
 }
@@ -40,21 +36,20 @@ pub struct Shown<'a> {
 impl<'a> Shown<'a> {
     pub fn of(resolved: &'a Resolved) -> Self {
         Shown {
-            remote: &resolved.remote,
+            asset: &resolved.asset,
             format: resolved.format,
-            path: &resolved.path.decoded,
             bound_host: resolved.bound_host,
         }
     }
 
     /// Whether browsers may run it: nothing but this remote is on the host.
     pub fn is_active(&self) -> bool {
-        self.bound_host && self.remote.active_content
+        self.bound_host && self.asset.remote.active_content
     }
 
     /// What of a request chose between several documents or codings.
     fn vary(&self, by_coding: bool) -> Option<&'static str> {
-        match (self.format.varies(self.path), by_coding) {
+        match (self.asset.varies, by_coding) {
             (true, true) => Some("Accept, Accept-Encoding"),
             (true, false) => Some("Accept"),
             (false, true) => Some("Accept-Encoding"),
@@ -70,7 +65,7 @@ impl<'a> Shown<'a> {
 /// A header that cannot be built.
 pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: bool) -> Result<ResponseHeader> {
     // What is stored may have been kept by other rules.
-    let mut kept = headers::kept(of, &shown.remote.headers_keep);
+    let mut kept = headers::kept(of, &shown.asset.remote.headers_keep);
     match headers::known_coding(of) {
         Some(coding) => kept.insert(header::CONTENT_ENCODING, headers::value(coding)),
         None => kept.remove(header::CONTENT_ENCODING),
@@ -82,7 +77,7 @@ pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: boo
     }
     if matches!(status, 200 | 206) {
         if !kept.contains_key(header::CONTENT_TYPE) {
-            let content_type = headers::value(shown.format.content_type(shown.path));
+            let content_type = HeaderValue::from_static(shown.asset.media_type);
             response.insert_header(header::CONTENT_TYPE, content_type)?;
         }
         response.insert_header(header::ACCEPT_RANGES, "bytes")?;
@@ -105,7 +100,7 @@ pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: 
         path,
         url,
         document: false,
-        keep: &shown.remote.headers_keep,
+        keep: &shown.asset.remote.headers_keep,
     };
     let (kept, length) = headers::of_stored(response, &asked);
     let status = shown.format.status_of(response.status.as_u16());

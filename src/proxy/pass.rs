@@ -13,11 +13,10 @@ use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
 use super::resolve::Resolved;
 use super::{Client, Ctx, registry};
-use crate::cache::{Expected, Key, Object, Origin, Verifier};
-use crate::config::Remote;
+use crate::cache::{Expected, Object, Origin, Verifier};
 use crate::fill::view::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
-use crate::formats::{ArtifactPath, Format};
+use crate::formats::{Asset, Format};
 use crate::headers;
 use crate::policy;
 use crate::session::body;
@@ -129,7 +128,7 @@ impl Client {
         }
         let ask = Ask {
             method: Method::GET,
-            accept: wanted.accept,
+            accept: wanted.asset.form.accept,
             gzip: false,
             headers,
             total: growing.length(),
@@ -184,15 +183,15 @@ impl Client {
         let body = match body::read(session, longest, memory, &self.limits).await? {
             Ok(body) => body,
             Err(problem) => {
-                let problem = problem.at(&wanted.remote.name, path);
+                let problem = problem.at(&wanted.remote().name, path);
                 return self.refuse(session, Some(shown.format), problem).await;
             }
         };
-        let _place = match self.fills.upstream.place_to_pass(&wanted.remote).await {
+        let _place = match self.fills.upstream.place_to_pass(wanted.remote()).await {
             Ok(place) => place,
             Err(failure) => {
                 let problem = Problem::new(failure.status, failure.reason)
-                    .at(&wanted.remote.name, path)
+                    .at(&wanted.remote().name, path)
                     .header(header::RETRY_AFTER, "5");
                 return self.refuse(session, Some(shown.format), problem).await;
             }
@@ -209,7 +208,7 @@ impl Client {
         match dressed {
             Ok((header, answering)) => Box::pin(self.hand_on(session, ctx, wanted, header, answering)).await,
             Err(failure) => {
-                let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote.name, path);
+                let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote().name, path);
                 self.refuse(session, Some(shown.format), problem).await
             }
         }
@@ -250,7 +249,7 @@ impl Client {
             let last = match check.map_or(Ok(None), Check::end) {
                 Ok(last) => last.unwrap_or_default(),
                 Err(expected) => {
-                    let (remote, path) = (&wanted.remote.name, wanted.key.parts().path);
+                    let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
                     self.metrics.wrong_digest(remote);
                     tracing::warn!(%remote, %path, %expected, "content that passed by has another digest");
                     return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
@@ -265,9 +264,9 @@ impl Client {
 
     fn exchange(&self, wanted: &Wanted, ask: Ask) -> Exchange {
         let upstream = Arc::clone(&self.fills.upstream);
-        Exchange::new(upstream, Arc::clone(&wanted.remote), wanted.url.clone(), ask)
-            .with_query(wanted.query.clone())
-            .with_scope(wanted.scope.clone())
+        Exchange::new(upstream, Arc::clone(wanted.remote()), wanted.url.clone(), ask)
+            .with_query(wanted.asset.path.query.clone())
+            .with_scope(wanted.asset.token_scope.clone())
     }
 
     /// npm's audit and search and their like: there and back, never stored.
@@ -275,13 +274,17 @@ impl Client {
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        remote: Arc<Remote>,
-        (format, path, bound_host): (&'static dyn Format, ArtifactPath, bool),
+        (format, asset, bound_host): (&'static dyn Format, Arc<Asset>, bool),
     ) -> Result<bool> {
+        let (remote, path) = (&asset.remote, &asset.path.encoded);
         if remote.offline {
-            let problem = Problem::new(504, "this remote is offline").at(&remote.name, &path.encoded);
+            let problem = Problem::new(504, "this remote is offline").at(&remote.name, path);
             return self.refuse(session, Some(format), problem).await;
         }
+        let Some(wanted) = Wanted::of(Arc::clone(&asset), policy::of_service()) else {
+            let problem = Problem::new(404, "this is a service of the remote's own host").at(&remote.name, path);
+            return self.refuse(session, Some(format), problem).await;
+        };
         ctx.cache = "pass";
         let request = session.req_header();
         let method = request.method.clone();
@@ -291,15 +294,9 @@ impl Client {
                 headers.push((name, value.clone()));
             }
         }
-        let policy = policy::of_service();
-        let url = format.upstream_url(&remote, &path);
-        let key = Key::new(&remote.name, &path.encoded, path.query.as_deref(), "");
-        let mut wanted = Wanted::new(Arc::clone(&remote), key, url, policy);
-        wanted.query = path.query;
         let shown = Shown {
-            remote: &remote,
+            asset: &asset,
             format,
-            path: &path.decoded,
             bound_host,
         };
         let ask = ask(&wanted, method, headers);
@@ -320,7 +317,7 @@ async fn dressed(
     wanted: &Wanted,
     cache_status: &str,
 ) -> std::result::Result<(ResponseHeader, Answering), Failure> {
-    if let Err(reason) = registry::check_pages(shown.remote, shown.path, &answering.header.headers) {
+    if let Err(reason) = registry::check_pages(shown.asset, &answering.header.headers) {
         return Err(Failure::refused(reason));
     }
     match header_of(&mut answering, shown, wanted, cache_status).await {
@@ -347,7 +344,7 @@ async fn header_of(
         answering.header.remove_header(&header::CONTENT_ENCODING);
         header = dress::of_passed(&answering.header, shown, path, answering.exchange.url())?;
     }
-    for (name, value) in &wanted.says {
+    for (name, value) in &wanted.says() {
         let said_already = name == header::ETAG && header.headers.contains_key(name);
         if !said_already && matches!(status, 200 | 206) {
             header.insert_header(name.clone(), value.clone())?;
@@ -360,7 +357,7 @@ async fn header_of(
 fn ask(wanted: &Wanted, method: Method, headers: Vec<(HeaderName, HeaderValue)>) -> Ask {
     Ask {
         method,
-        accept: wanted.accept,
+        accept: wanted.asset.form.accept,
         gzip: false,
         headers,
         total: None,

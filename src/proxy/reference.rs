@@ -8,9 +8,8 @@ use pingora_proxy::Session;
 
 use super::artifact::{Origin, Request};
 use super::{Client, Ctx, relay};
-use crate::cache::{Key, Left, Object, now_ms};
+use crate::cache::{Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
-use crate::formats::{ArtifactPath, Form, path};
 use crate::policy;
 use crate::session::reply::Problem;
 
@@ -24,8 +23,10 @@ impl Client {
         pointer: Arc<Object>,
         origin: Origin,
     ) -> Result<bool> {
-        let named = self.named(request, &pointer);
-        let (Some(referent), Some((content_path, key))) = (&pointer.head.stands_for, named) else {
+        let stands_for = pointer.head.stands_for.as_ref();
+        let content = stands_for.and_then(|referent| request.asset.content(&referent.digest));
+        let content = content.and_then(|content| Wanted::of(Arc::new(content), policy::of_content(&request.remote)));
+        let (Some(referent), Some(wanted)) = (stands_for, content) else {
             let problem = Problem::new(502, "what is stored of this tag cannot be used; flush it");
             let problem = problem.at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
@@ -48,8 +49,8 @@ impl Client {
                 .answer_head(session, request, &headers, &cache_control, &origin)
                 .await;
         }
-        let content = request.for_content(key.clone(), pointer);
-        if let Some(object) = self.fills.store.open_object(&key).await {
+        let content = request.for_content(wanted.key.clone(), pointer);
+        if let Some(object) = self.fills.store.open_object(&wanted.key).await {
             return self.deliver(session, ctx, &content, object, origin).await;
         }
         if request.remote.offline && self.fills.shared.is_alone() {
@@ -58,12 +59,6 @@ impl Client {
             let problem = Problem::new(504, detail).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }
-        let form = request
-            .format
-            .negotiate(&content_path.decoded, None)
-            .unwrap_or(Form::ONLY);
-        let policy = policy::of_content(&request.remote);
-        let wanted = Wanted::of(&request.remote, request.format, &content_path, (key, policy, form));
         match self.fills.obtain(wanted.clone(), Method::GET).await {
             (Outcome::Object(object, how), joined) => {
                 let fetched = how == How::Fetched;
@@ -77,11 +72,11 @@ impl Client {
                 let gone = matches!(answer.status, 404 | 410);
                 if gone && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await {
                     // The name may have moved on, and upstream has let go of what it stood for.
-                    let url = request.format.upstream_url(&request.remote, &request.path);
-                    let mut wanted = request.wanted(url);
-                    wanted.force = true;
-                    let (outcome, joined) = self.fills.obtain(wanted, Method::GET).await;
-                    if let Outcome::Object(moved, how) = outcome
+                    if let Some(mut wanted) = Wanted::of(Arc::clone(&request.asset), request.policy)
+                        && let (Outcome::Object(moved, how), joined) = {
+                            wanted.force = true;
+                            self.fills.obtain(wanted, Method::GET).await
+                        }
                         && how == How::Fetched
                     {
                         let origin = Origin::of(&moved, &how, true, joined, ctx);
@@ -99,14 +94,5 @@ impl Client {
                     .await
             }
         }
-    }
-
-    /// Path and key of the content that `pointer` leads to.
-    fn named(&self, request: &Request, pointer: &Object) -> Option<(ArtifactPath, Key)> {
-        let digest = &pointer.head.stands_for.as_ref()?.digest;
-        let content = request.format.referent(&request.path.decoded, digest)?;
-        let stored = request.format.stored_as(&content)?;
-        let key = Key::new(&request.remote.name, &stored, None, "");
-        Some((path::of_decoded(&content).ok()?, key))
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::artifact::{Origin, Request, accept};
 use super::resolve::{self, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
-use crate::cache::{Key, Object, Reader, now_ms};
+use crate::cache::{Object, Reader, now_ms};
 use crate::config::Remote;
 use crate::fill::reference::MAX_CONTENT;
 use crate::fill::{Answer, How, Outcome, Wanted};
@@ -56,8 +56,11 @@ impl Client {
         };
         let request = Request::plain(Arc::clone(&resolved), method == Method::HEAD);
         let mut instead = None;
-        let wanted = request.wanted(resolved.format.upstream_url(&remote, &resolved.path));
-        match self.bring(ctx, wanted).await {
+        let brought = match Wanted::of(Arc::clone(&resolved.asset), resolved.policy) {
+            Some(wanted) => self.bring(ctx, wanted).await,
+            None => Brought::Offline,
+        };
+        match brought {
             Brought::Object(object, origin) if is_index(&object) => {
                 return self.deliver(session, ctx, &request, object, origin).await;
             }
@@ -130,29 +133,20 @@ impl Client {
         remote: &Arc<Remote>,
         path: &str,
     ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
-        let format = formats::of(remote.package);
         let tag = docker::referrers_tag(path).and_then(|tag| path::of_decoded(&tag).ok());
-        let Some(tag) = tag else { return Ok(None) };
-        let policy = policy::classify(remote, format, &tag.decoded);
-        let form = format.negotiate(&tag.decoded, Some(docker::INDEX));
-        let (Some(policy), Some(form)) = (policy, form) else {
-            return Ok(None);
-        };
-        let key = Key::new(&remote.name, &tag.encoded, None, form.name);
-        let wanted = Wanted::of(remote, format, &tag, (key, policy, form));
+        let tag = tag.and_then(|tag| formats::asset(remote, tag, Some(docker::INDEX)));
+        let Some(tag) = tag.map(Arc::new) else { return Ok(None) };
+        let wanted = policy::classify(&tag).and_then(|policy| Wanted::of(Arc::clone(&tag), policy));
+        let Some(wanted) = wanted else { return Ok(None) };
         let (pointer, origin) = match self.bring(ctx, wanted).await {
             Brought::Object(pointer, origin) => (pointer, origin),
             Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
             unknown => return Err(unknown),
         };
-        let content = pointer.head.stands_for.as_ref().and_then(|referent| {
-            let content = format.referent(&tag.decoded, &referent.digest)?;
-            path::of_decoded(&content).ok()
-        });
-        let Some(content) = content else { return Ok(None) };
-        let key = Key::new(&remote.name, &formats::stored_path(format, &content), None, "");
-        let policy = policy::of_content(remote);
-        let wanted = Wanted::of(remote, format, &content, (key, policy, form));
+        let stands_for = pointer.head.stands_for.as_ref();
+        let content = stands_for.and_then(|referent| tag.content(&referent.digest));
+        let content = content.and_then(|content| Wanted::of(Arc::new(content), policy::of_content(remote)));
+        let Some(wanted) = content else { return Ok(None) };
         let object = match self.bring(ctx, wanted).await {
             Brought::Object(object, _) if is_index(&object) => object,
             Brought::Object(..) => return Ok(None),
@@ -170,14 +164,14 @@ impl Client {
         let found = self.fills.store.open_object(&wanted.key).await;
         if let Some(object) = &found {
             let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
-            if left.is_fresh() || wanted.remote.offline {
+            if left.is_fresh() || wanted.remote().offline {
                 self.fills.store.count_use(object);
                 return Brought::Object(Arc::clone(object), Origin::of(object, &How::Found, false, false, ctx));
             }
         } else if let Some(answer) = self.fills.remembered(&wanted.asked) {
             return Brought::Answer(answer);
         }
-        if wanted.remote.offline {
+        if wanted.remote().offline {
             return Brought::Offline;
         }
         match self.fills.obtain(wanted, Method::GET).await {

@@ -19,7 +19,7 @@ use super::resolve::{HotKey, Resolved, Target};
 use super::{Client, Ctx, wire};
 use crate::config::{Config, Package, Remote};
 use crate::fields;
-use crate::formats::{self, ArtifactPath, docker, path};
+use crate::formats::{self, ArtifactPath, Asset, docker, path};
 use crate::session::reply::{self, Problem};
 
 static API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
@@ -168,8 +168,8 @@ pub(super) fn lines_of_hits(resolved: &Resolved, target: &[u8]) -> Option<&'stat
     if resolved.remote.package != Package::Docker {
         return Some(b"");
     }
-    let is_content = resolved.format.names_content(&resolved.path.decoded).is_some();
-    (is_content && !target.contains(&b'?')).then_some(b"Docker-Distribution-API-Version: registry/2.0\r\n")
+    (resolved.digest.is_some() && !target.contains(&b'?'))
+        .then_some(b"Docker-Distribution-API-Version: registry/2.0\r\n")
 }
 
 /// From now on this answer is a registry's.
@@ -260,9 +260,8 @@ struct Unreadable;
 ///
 /// # Errors
 /// Why not.
-pub(super) fn check_pages(remote: &Remote, path: &str, headers: &HeaderMap) -> std::result::Result<(), &'static str> {
-    let path = path.split('?').next().unwrap_or_default();
-    if remote.package != Package::Docker || !docker::is_list(path) || next_page(headers).is_ok() {
+pub(super) fn check_pages(asset: &Asset, headers: &HeaderMap) -> std::result::Result<(), &'static str> {
+    if !asset.pages || next_page(headers).is_ok() {
         return Ok(());
     }
     Err("upstream's list has another page, and its Link header does not say where: the rest cannot be had")

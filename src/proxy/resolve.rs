@@ -1,6 +1,7 @@
 //! What a request for an artifact means: canonical path, policy, form, key. The same for every request of one target under
 //! one configuration, so it is remembered for the hot path.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use http::{Method, header};
@@ -8,8 +9,7 @@ use quick_cache::sync::Cache;
 
 use crate::cache::Key;
 use crate::config::{Config, Package, Remote, RemoteType};
-use crate::fill::set::Set;
-use crate::formats::{self, ArtifactPath, Form, Format, Handling, View, links, path};
+use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
 use crate::policy::{self, Policy};
 use crate::session::reply::Problem;
 
@@ -31,24 +31,28 @@ pub struct Target {
 
 /// A request, understood.
 pub struct Resolved {
-    pub remote: Arc<Remote>,
+    pub asset: Arc<Asset>,
+    /// Says errors.
     pub format: &'static dyn Format,
-    pub path: ArtifactPath,
     pub policy: Policy,
-    pub form: Form,
     pub key: Key,
-    pub view: Option<View>,
-    /// See [`Format::presented_as`].
-    pub presented_as: Option<&'static str>,
-    /// The manifest that this file of a fixed name goes with, and its key.
-    pub manifest: Option<(Key, Set)>,
+    /// The manifest that this file of a fixed name goes with.
+    pub manifest: Option<Asset>,
     pub bound_host: bool,
+}
+
+impl Deref for Resolved {
+    type Target = Asset;
+
+    fn deref(&self) -> &Asset {
+        &self.asset
+    }
 }
 
 /// What is to be done.
 pub enum Resolution {
     Artifact(Resolved),
-    PassThrough(&'static dyn Format, ArtifactPath),
+    PassThrough(&'static dyn Format, Box<Asset>),
     /// A relative reference.
     Redirect(String),
     Refused(Option<&'static dyn Format>, Problem),
@@ -57,14 +61,8 @@ pub enum Resolution {
 /// Reads a request for `target` below `remote`.
 pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
-    // A local remote holds plain files, whatever package they belong to.
-    let package = if remote.kind == RemoteType::Local {
-        Package::Generic
-    } else {
-        remote.package
-    };
-    let format = formats::of(package);
-    if !target.registry && package == Package::Docker {
+    let format = formats::of_remote(remote);
+    if !target.registry && remote.kind == RemoteType::Remote && remote.package == Package::Docker {
         let detail = if target.bound_host {
             "this is a Docker registry: it is served under /v2/…".to_owned()
         } else {
@@ -85,17 +83,30 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
             );
         }
     };
-    let path = match format.handle(remote, method, path.clone()) {
-        Handling::Artifact(path) => path,
-        Handling::PassThrough => return Resolution::PassThrough(format, path),
-        Handling::Redirect(location) => return Resolution::Redirect(location),
-        Handling::Refused { status, detail } => {
-            return Resolution::Refused(
-                Some(format),
-                Problem::new(status, detail).at(&remote.name, &path.encoded),
-            );
+    let encoded = path.encoded.clone();
+    let refused = |status, detail: &str| {
+        let problem = Problem::new(status, detail).at(&remote.name, &encoded);
+        Resolution::Refused(Some(format), problem)
+    };
+    let reading = format.read(Asked {
+        remote,
+        method,
+        path,
+        accept,
+    });
+    let asset = match reading {
+        Reading::Artifact(asset) => asset,
+        Reading::PassThrough(asset) => return Resolution::PassThrough(format, asset),
+        Reading::Redirect(location) => return Resolution::Redirect(location),
+        Reading::Refused { status, detail } => return refused(status, &detail),
+        Reading::NotAcceptable => {
+            let problem = Problem::new(406, "none of the forms that `Accept` names can be served")
+                .at(&remote.name, &encoded)
+                .header(header::VARY, "Accept");
+            return Resolution::Refused(Some(format), problem);
         }
     };
+    let path = &asset.path;
     let refused = |status, detail: &str| {
         let problem = Problem::new(status, detail).at(&remote.name, &path.encoded);
         Resolution::Refused(Some(format), problem)
@@ -112,9 +123,7 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
             .header(header::ALLOW, "GET, HEAD");
         return Resolution::Refused(Some(format), problem);
     }
-    // Patterns see the path on the other host, not our spelling of where it is.
-    let governed = links::split_foreign(&path.decoded).map_or(path.decoded.as_str(), |(_, path)| path);
-    let Some(policy) = policy::classify(remote, format, governed) else {
+    let Some(policy) = policy::classify(&asset) else {
         return refused(
             403,
             "no pattern of this remote allows the path; add one to `immutable_patterns` or `mutable_patterns`",
@@ -123,45 +132,27 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
     if remote.kind == RemoteType::Local {
         return refused(404, "no such file in this local remote");
     }
-    let Some(form) = format.negotiate(&path.decoded, accept) else {
-        let problem = Problem::new(406, "none of the forms that `Accept` names can be served")
-            .at(&remote.name, &path.encoded)
-            .header(header::VARY, "Accept");
-        return Resolution::Refused(Some(format), problem);
-    };
-    let view = format.has_view(remote, &path.decoded);
     let raw = &target.raw;
-    if view.is_some() && (raw.starts_with(b"/") || raw.windows(2).any(|two| two == b"//")) {
+    if asset.view.is_some() && (raw.starts_with(b"/") || raw.windows(2).any(|two| two == b"//")) {
         // Relative links count the slashes of the path that was asked for.
         let up = "../".repeat(raw.iter().filter(|byte| **byte == b'/').count());
         let query = path.query.as_deref().map_or(String::new(), |query| format!("?{query}"));
         return Resolution::Redirect(format!("{up}{}{query}", path.encoded));
     }
-    let manifest = format
-        .manifest_of(&path.decoded)
-        .filter(|_| path.query.is_none())
-        .and_then(|manifest| {
-            let encoded = path::of_decoded(&manifest).ok()?.encoded;
-            Some((
-                Key::new(&remote.name, &encoded, None, ""),
-                Set { format, path: manifest },
-            ))
-        });
-    let key = match format.stored_as(&path.decoded) {
-        Some(shared) => Key::new(&remote.name, &shared, None, ""),
-        None => Key::new(&remote.name, &path.encoded, path.query.as_deref(), form.name),
+    let manifest = match &asset.binding {
+        Binding::Member(manifests) if path.query.is_none() => manifests.first().and_then(|manifest| {
+            let path = path::of_decoded(manifest).ok()?;
+            formats::asset(remote, path, None)
+        }),
+        _ => None,
     };
     Resolution::Artifact(Resolved {
-        key,
-        presented_as: format.presented_as(&path.decoded, accept),
-        remote: Arc::clone(remote),
+        key: asset.key(),
         format,
-        path,
         policy,
-        form,
-        view,
         manifest,
         bound_host: target.bound_host,
+        asset: Arc::from(asset),
     })
 }
 

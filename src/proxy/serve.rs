@@ -230,7 +230,7 @@ async fn next(reader: &mut Reader) -> Result<Option<Bytes>> {
 
 /// The part of the header that is the same for every response, built once for each object.
 fn prepared(object: &Arc<Object>, dress: &Dress<'_>) -> Result<Arc<Prepared>> {
-    let headers_keep = &dress.shown.remote.headers_keep;
+    let headers_keep = &dress.shown.asset.remote.headers_keep;
     let slot = object.prepared.get();
     if let Some(slot) = slot {
         let known = slot.load();

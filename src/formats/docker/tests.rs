@@ -1,7 +1,23 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 
 use super::*;
-use crate::formats::testing::{remote, request};
+use crate::cache::Key;
+
+use crate::formats::testing::{read, remote};
+
+fn asset(path: &str, accept: Option<&str>) -> Asset {
+    let registry = Arc::new(remote("docker", "https://r.example/"));
+    read(&registry, path, accept).unwrap_or_else(|| panic!("{path}"))
+}
+
+fn url_of(asset: Asset) -> String {
+    match asset.location {
+        Location::Upstream(url) => url.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
 
 const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
@@ -61,36 +77,32 @@ fn content_is_stored_once_for_a_remote() {
     for kind in ["manifests", "blobs"] {
         let paths = [format!("a/{kind}/{DIGEST}"), format!("b/c/{kind}/{DIGEST}")];
         for path in paths {
-            assert_eq!(Docker.names_content(&path).unwrap().to_string(), DIGEST);
-            assert_eq!(Docker.stored_as(&path), Some(format!("{kind}/{DIGEST}")));
-            assert_eq!(
-                Docker.stored_as(&format!("{kind}/{DIGEST}")),
-                Some(format!("{kind}/{DIGEST}"))
-            );
-            assert_eq!(Docker.builtin_class(&path), None);
+            let content = asset(&path, None);
+            assert_eq!(content.digest.as_ref().unwrap().to_string(), DIGEST);
+            assert_eq!(content.shared_path, Some(format!("{kind}/{DIGEST}")));
+            assert_eq!(content.key(), Key::new("r", &format!("{kind}/{DIGEST}"), None, ""));
+            assert_eq!(content.name_key(), Some(Key::new("r", &path, None, "")));
+            assert_eq!(content.nature, None);
+            assert!(!content.is_pointer());
         }
     }
     for path in ["a/manifests/latest", "a/tags/list", &format!("a/referrers/{DIGEST}")] {
+        let named = asset(path, None);
         assert_eq!(
-            (Docker.stored_as(path), Docker.builtin_class(path)),
+            (named.shared_path, named.nature),
             (None, Some(Class::Mutable)),
             "{path}"
         );
     }
-    assert!(Docker.is_reference("a/manifests/latest"));
-    assert!(!Docker.is_reference(&format!("a/manifests/{DIGEST}")));
-    assert!(!Docker.is_reference("a/tags/list"));
-    let content = Docker.referent("a/b/manifests/latest", DIGEST);
+    assert!(asset("a/manifests/latest", None).is_pointer());
+    assert!(!asset("a/tags/list", None).is_pointer());
+    let content = beside("a/b/manifests/latest", DIGEST);
     assert_eq!(content, Some(format!("a/b/manifests/{DIGEST}")));
 }
 
 #[test]
 fn the_accepted_types_decide_the_form_of_a_tag() {
-    let form = |accept: &[&str]| {
-        Docker
-            .negotiate("a/manifests/latest", Some(&accept.join(", ")))
-            .unwrap()
-    };
+    let form = |accept: &[&str]| asset("a/manifests/latest", Some(&accept.join(", "))).form;
     let every = form(&TYPES);
     assert_eq!(every.name, "");
     for media_type in TYPES {
@@ -101,22 +113,22 @@ fn the_accepted_types_decide_the_form_of_a_tag() {
     assert_eq!(form(&[MANIFEST, "*/*"]), every);
     assert_eq!(form(&["application/*"]), every);
     assert_eq!(form(&["text/html"]), every);
-    assert_eq!(Docker.negotiate("a/manifests/latest", None), Some(every));
+    assert_eq!(asset("a/manifests/latest", None).form, every);
     let single = form(&[DOCKER_MANIFEST, MANIFEST]);
     assert_eq!(single.accept.unwrap(), format!("{MANIFEST}, {DOCKER_MANIFEST}"));
     assert_eq!(form(&[MANIFEST, "application/json", DOCKER_MANIFEST]), single);
     assert_ne!(form(&[MANIFEST]), single);
     assert_ne!(form(&[INDEX]).name, form(&[DOCKER_LIST]).name);
     assert_eq!(form(&[MANIFEST, &format!("{INDEX};q=0")]), form(&[MANIFEST]));
-    let by_digest = Docker.negotiate(&format!("a/manifests/{DIGEST}"), Some(MANIFEST));
-    assert_eq!(by_digest, Some(every));
+    let by_digest = asset(&format!("a/manifests/{DIGEST}"), Some(MANIFEST));
+    assert_eq!(by_digest.form, every);
 }
 
 #[test]
 fn upstream_is_below_v2_of_the_base_url() {
     let url = |base: &str| {
-        let path = request("a/b/manifests/latest").unwrap();
-        Docker.upstream_url(&remote("docker", base), &path).to_string()
+        let registry = Arc::new(remote("docker", base));
+        url_of(read(&registry, "a/b/manifests/latest", None).unwrap())
     };
     assert_eq!(url("https://r.example/"), "https://r.example/v2/a/b/manifests/latest");
     assert_eq!(
@@ -141,9 +153,9 @@ fn upstream_is_below_v2_of_the_base_url() {
 #[test]
 fn a_scope_names_the_repository_as_the_registry_does() {
     let scope = |base: &str| {
-        Docker
-            .token_scope(&remote("docker", base), "a/b/manifests/latest")
-            .unwrap()
+        let registry = Arc::new(remote("docker", base));
+        let asset = read(&registry, "a/b/manifests/latest", None).unwrap();
+        asset.token_scope.unwrap()
     };
     assert_eq!(scope("https://r.example/"), "repository:a/b:pull");
     assert_eq!(scope("https://r.example/x/"), "repository:a/b:pull");
@@ -152,11 +164,10 @@ fn a_scope_names_the_repository_as_the_registry_does() {
 
 #[test]
 fn official_images_are_docker_hubs_only() {
-    let handled =
-        |base: &str, path: &str| match Docker.handle(&remote("docker", base), &Method::GET, request(path).unwrap()) {
-            Handling::Artifact(path) => path.encoded,
-            other => panic!("{other:?}"),
-        };
+    let handled = |base: &str, path: &str| {
+        let registry = Arc::new(remote("docker", base));
+        read(&registry, path, None).unwrap().path.encoded
+    };
     // As the remote that ships with the product has it.
     let shipped = include_str!("../../../remotes.yaml");
     let (_, hub) = shipped.split_once("\n  dockerhub:").unwrap();
@@ -184,13 +195,9 @@ fn official_images_are_docker_hubs_only() {
 
 #[test]
 fn spellings_and_queries_that_mean_nothing_are_dropped() {
-    let handled = |path: &str| match Docker.handle(
-        &remote("docker", "https://r.example/"),
-        &Method::GET,
-        request(path).unwrap(),
-    ) {
-        Handling::Artifact(path) => (path.encoded, path.query),
-        other => panic!("{other:?}"),
+    let handled = |path: &str| {
+        let path = asset(path, None).path;
+        (path.encoded, path.query)
     };
     let encoded = format!("a/blobs/{}?x=1", DIGEST.replace(':', "%3A"));
     assert_eq!(handled(&encoded), (format!("a/blobs/{DIGEST}"), None));
@@ -242,7 +249,8 @@ proptest! {
         for path in [path.as_str(), &near, &format!("{near}/manifests/{near}"), &format!("{near}/blobs/{DIGEST}")] {
             let parsed = parse(path);
             prop_assert!(parsed.as_ref().err().is_none_or(|Invalid(status, ..)| matches!(status, 400 | 404)));
-            let _ = (Docker.stored_as(path), Docker.negotiate(path, None), Docker.error_body(404, "", Some(path)));
+            let registry = Arc::new(remote("docker", "https://r.example/"));
+            let _ = (read(&registry, path, Some(&near)), Docker.error_body(404, "", Some(path)));
         }
     }
 

@@ -1,16 +1,41 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use saphyr_parser::{Event, Parser};
 use url::Url;
 
 use super::*;
-use crate::formats::testing::{asked, context, cut, cuts, drive, many, read_by, remote, request, stays, tool};
+use crate::config::Remote;
+use crate::formats::testing::{
+    asked, context, cut, cuts, drive, many, read, read_by, remote, request, rewriter, stays, tool,
+};
+use crate::formats::{Asset, Location};
 
 const BASE: &str = "https://charts.example/stable/";
 
+fn charts() -> Arc<Remote> {
+    Arc::new(remote("helm", BASE))
+}
+
+fn asset(target: &str) -> Asset {
+    read(&charts(), target, None).unwrap()
+}
+
+/// What is served under this path.
+fn handle(path: ArtifactPath) -> Asset {
+    crate::formats::asset(&charts(), path, None).unwrap()
+}
+
+fn url_of(asset: Asset) -> Url {
+    match asset.location {
+        Location::Upstream(url) => url,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn rewrite_at(target: &str, body: &str) -> Result<(String, Vec<String>), RewriteError> {
-    let remote = remote("helm", BASE);
     let path = request(target).unwrap();
-    let mut rewriter = Helm.rewriter(&context(&remote, &path, &format!("{BASE}{target}"), "text/yaml"));
+    let mut rewriter = rewriter(&charts(), &path, &format!("{BASE}{target}"), "text/yaml");
     let out = drive(&mut *rewriter, [body.as_bytes()])?;
     Ok((String::from_utf8(out).unwrap(), rewriter.take_foreign()))
 }
@@ -22,24 +47,24 @@ fn rewrite(body: &str) -> String {
 #[test]
 fn classes_and_paths() {
     for path in ["index.yaml", "deep/er/index.yaml"] {
-        assert_eq!(Helm.builtin_class(path), Some(Class::Mutable));
-        assert_eq!(
-            Helm.has_view(&remote("helm", BASE), path),
-            Some(View { absolute: false })
-        );
+        let index = asset(path);
+        assert_eq!(index.nature, Some(Class::Mutable));
+        assert_eq!(index.view.unwrap().style, Style::Relative);
     }
     for path in ["a-1.0.tgz", "index.yaml.asc", "index.json", ""] {
-        assert_eq!(Helm.builtin_class(path), None);
-        assert_eq!(Helm.has_view(&remote("helm", BASE), path), None);
+        let file = asset(path);
+        assert_eq!(file.nature, None);
+        assert!(file.view.is_none());
     }
-    assert_eq!(Helm.governing_path("a-1.0.tgz.prov"), "a-1.0.tgz");
-    assert_eq!(Helm.governing_path("a-1.0.tgz"), "a-1.0.tgz");
-    assert_eq!(
-        Helm.index_naming(&remote("helm", BASE), "x/a-1.0.tgz").as_deref(),
-        Some("index.yaml")
-    );
-    assert_eq!(Helm.content_type("a-1.0.tgz"), "application/gzip");
-    assert_eq!(Helm.content_type("index.yaml"), "application/yaml");
+    assert_eq!(governing_path("a-1.0.tgz.prov"), "a-1.0.tgz");
+    assert_eq!(governing_path("a-1.0.tgz"), "a-1.0.tgz");
+    let Location::Foreign(elsewhere) = asset("-/host/h.example/x/a-1.0.tgz.prov").location else {
+        panic!()
+    };
+    assert_eq!(elsewhere.index.as_deref(), Some("index.yaml"));
+    assert_eq!(elsewhere.named[0], "https://h.example/x/a-1.0.tgz");
+    assert_eq!(asset("a-1.0.tgz").media_type, "application/gzip");
+    assert_eq!(asset("index.yaml").media_type, "application/yaml");
 }
 
 const INDEX: &str = "apiVersion: v1
@@ -116,12 +141,11 @@ fn byte_order_marks_and_what_is_no_index() {
         assert_eq!(rewrite(body), body);
     }
     assert!(rewrite_at("index.yaml", "\n<!DOCTYPE html>").is_err());
-    let remote = remote("helm", BASE);
     let path = request("index.yaml").unwrap();
-    let context = context(&remote, &path, BASE, "");
-    assert!(drive(&mut *Helm.rewriter(&context), [b"\xff".as_slice(), b"\xfea\0"]).is_err());
+    let rewriter = || rewriter(&charts(), &path, BASE, "");
+    assert!(drive(&mut *rewriter(), [b"\xff".as_slice(), b"\xfea\0"]).is_err());
     let blank = vec![b' '; MAX_HEAD + 1];
-    assert_eq!(drive(&mut *Helm.rewriter(&context), [blank.as_slice()]).unwrap(), blank);
+    assert_eq!(drive(&mut *rewriter(), [blank.as_slice()]).unwrap(), blank);
 }
 
 #[test]
@@ -138,38 +162,30 @@ fn queries_go_into_the_path_and_come_back() {
         links[0].starts_with("../-/query/") && links[0].ends_with("/-/host/cdn.example/a.tgz#f"),
         "{out}"
     );
-    let remote = remote("helm", BASE);
-    let ask = |link: &str| match Helm.handle(&remote, &Method::GET, asked("deep/index.yaml", link).unwrap()) {
-        Handling::Artifact(path) => path,
-        other => panic!("{other:?}"),
-    };
-    let path = ask(links[0]);
+    let ask = |link: &str| handle(asked("deep/index.yaml", link).unwrap());
+    let path = ask(links[0]).path;
     assert_eq!(
         links::candidates(&path).unwrap()[0].as_str(),
         "https://cdn.example/a.tgz?sig=a%2Fb+c&x=~"
     );
     assert_eq!(foreign, ["https://cdn.example/a.tgz?sig=a%2Fb+c&x=~"]);
     assert_eq!(
-        Helm.upstream_url(&remote, &ask(links[1])).as_str(),
+        url_of(ask(links[1])).as_str(),
         "https://charts.example/stable/deep/a.tgz?v=1"
     );
     for target in ["-/query/@/a.tgz", "-/query/YSBi/a.tgz", "-/query/YQ", "-/query//a"] {
         let path = request(target).unwrap();
-        assert_eq!(
-            Helm.handle(&remote, &Method::GET, path.clone()),
-            Handling::Artifact(path)
-        );
+        assert_eq!(handle(path.clone()).path, path);
     }
 }
 
 #[test]
 fn links_are_relative_to_the_document_that_was_asked_for() {
-    let remote = remote("helm", BASE);
     let path = request("deep/index.yaml").unwrap();
     // Where that redirected to.
-    let context = context(&remote, &path, "https://cdn.example/x/y/index.yaml?token=1", "");
+    let mut rewriter = rewriter(&charts(), &path, "https://cdn.example/x/y/index.yaml?token=1", "");
     let body = "entries:\n  a:\n  - urls: ['a.tgz', '../b.tgz', '/c.tgz', 'https://cdn.example/d.tgz']\n";
-    let out = drive(&mut *Helm.rewriter(&context), [body.as_bytes()]).unwrap();
+    let out = drive(&mut *rewriter, [body.as_bytes()]).unwrap();
     let expected = "entries:\n  a:\n  - urls: ['../deep/a.tgz', '../b.tgz', '../-/host/charts.example/c.tgz', '../-/host/cdn.example/d.tgz']\n";
     assert_eq!(String::from_utf8(out).unwrap(), expected);
 }
@@ -507,10 +523,10 @@ fn helms_library_finds_no_upstream_address() {
     let (before, after) = (read_by(&client, &[], &documents), read_by(&client, &[], &texts));
     let remote = remote("helm", BASE);
     let path = request("index.yaml").unwrap();
-    let context = context(&remote, &path, &format!("{BASE}index.yaml"), "");
+    let document = format!("{BASE}index.yaml");
+    let context = context(&remote, &path, Style::Relative, (&document, ""));
     let mut expected = Charts(LinkMap::with_bases(
         &context,
-        Style::Relative,
         vec![(remote.base_url.as_ref().unwrap(), |_| true)],
     ));
     let links = |read: &serde_json::Value| -> Vec<String> {
@@ -639,9 +655,8 @@ proptest! {
             }
             body
         };
-        let remote = remote("helm", BASE);
         let path = request("index.yaml").unwrap();
-        let mut rewriter = Helm.rewriter(&context(&remote, &path, &format!("{BASE}index.yaml"), ""));
+        let mut rewriter = rewriter(&self::charts(), &path, &format!("{BASE}index.yaml"), "");
         let out = String::from_utf8(drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap()).unwrap();
         prop_assert_eq!(&out, &rewrite(&body));
         let foreign = rewriter.take_foreign();
@@ -651,33 +666,30 @@ proptest! {
         for (link, mapped) in links.into_iter().zip(found) {
             prop_assert!(mapped.starts_with("./") && !mapped.split('#').next().unwrap().contains('?'), "{} became {}", link, mapped);
             let asked = asked("index.yaml", &mapped).ok_or_else(|| TestCaseError::fail(mapped.clone()))?;
-            let Handling::Artifact(asked) = Helm.handle(&remote, &Method::GET, asked) else {
-                return Err(TestCaseError::fail(mapped));
-            };
+            let asked = handle(asked);
             if rewriter.escaped() > 0 {
                 continue;
             }
             let meant = links::named(&Url::parse(&format!("{BASE}index.yaml")).unwrap().join(link).unwrap());
-            match links::candidates(&asked) {
+            match links::candidates(&asked.path) {
                 Some(urls) => {
                     prop_assert!(foreign.contains(&meant));
                     prop_assert!(urls.iter().any(|url| links::named(url) == meant), "{} {:?}", meant, asked);
                 }
-                None => prop_assert_eq!(links::named(&Helm.upstream_url(&remote, &asked)), meant),
+                None => prop_assert_eq!(links::named(&url_of(asked)), meant),
             }
         }
     }
 
     #[test]
     fn nothing_panics(path in any::<String>(), body in proptest::collection::vec(any::<u8>(), 0..200), at in cuts()) {
-        let remote = remote("helm", BASE);
         for target in [path.clone(), format!("-/query/{path}"), format!("-/query/YQ/{path}")] {
             if let Some(path) = request(&target) {
-                let _ = Helm.handle(&remote, &Method::GET, path);
+                let _ = handle(path);
             }
         }
         let path = request("index.yaml").unwrap();
-        let mut rewriter = Helm.rewriter(&context(&remote, &path, BASE, ""));
+        let mut rewriter = rewriter(&self::charts(), &path, BASE, "");
         let _ = drive(&mut *rewriter, cut(&body, &at));
         let _ = (rewriter.take_foreign(), rewriter.escaped());
     }

@@ -1,12 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::formats::Location;
 use crate::formats::testing::{self, asked, context, remote, request};
 
 fn map(base: &str, document: &str, style: Style, link: &str) -> Option<String> {
     let remote = remote("generic", base);
     let path = request("docs/deep/index.html").unwrap();
-    LinkMap::new(&context(&remote, &path, document, ""), style).map(link)
+    LinkMap::new(&context(&remote, &path, style, (document, ""))).map(link)
 }
 
 fn relative(link: &str) -> Option<String> {
@@ -68,8 +69,8 @@ fn foreign_links() {
 fn other_schemes_are_left_and_what_is_no_url_leads_nowhere() {
     let remote = remote("generic", "https://h.example/");
     let path = request("index.html").unwrap();
-    let context = context(&remote, &path, "https://h.example/index.html", "");
-    let mut map = LinkMap::new(&context, Style::Relative);
+    let context = context(&remote, &path, Style::Relative, ("https://h.example/index.html", ""));
+    let mut map = LinkMap::new(&context);
     for link in [
         "oci://h.example/a",
         "mailto:a@h.example",
@@ -94,8 +95,8 @@ fn other_schemes_are_left_and_what_is_no_url_leads_nowhere() {
 fn relative_links_never_look_like_a_scheme() {
     let remote = remote("generic", "https://h.example/");
     let path = request("index.yaml").unwrap();
-    let context = context(&remote, &path, "https://h.example/index.yaml", "");
-    let mut map = LinkMap::new(&context, Style::Relative);
+    let context = context(&remote, &path, Style::Relative, ("https://h.example/index.yaml", ""));
+    let mut map = LinkMap::new(&context);
     assert_eq!(map.map("./a:b/c").as_deref(), Some("./a:b/c"));
     assert_eq!(map.map("https://h.example/a:b").as_deref(), Some("./a:b"));
     assert_eq!(
@@ -123,10 +124,12 @@ fn absolute_links_and_a_base_element() {
 
     let remote = remote("generic", "https://h.example/");
     let path = request("index/").unwrap();
-    let mut map = LinkMap::new(
-        &context(&remote, &path, "https://h.example/index/", ""),
+    let mut map = LinkMap::new(&context(
+        &remote,
+        &path,
         Style::Relative,
-    );
+        ("https://h.example/index/", ""),
+    ));
     map.set_base("javascript:alert(1)");
     map.set_base("https://[");
     assert_eq!(map.map("a").unwrap(), "../index/a");
@@ -138,10 +141,12 @@ fn absolute_links_and_a_base_element() {
 fn foreign_links_are_told_once() {
     let remote = remote("generic", "https://h.example/");
     let path = request("index/").unwrap();
-    let mut map = LinkMap::new(
-        &context(&remote, &path, "https://h.example/index/", ""),
+    let mut map = LinkMap::new(&context(
+        &remote,
+        &path,
         Style::Relative,
-    );
+        ("https://h.example/index/", ""),
+    ));
     for link in [
         "https://f.example/%7ea#1",
         "https://f.example/~a#2",
@@ -195,12 +200,13 @@ fn candidates_of_paths() {
     ] {
         assert_eq!(of(path), None, "{path}");
     }
-    let path = request("-/host/f.example/a.whl.metadata").unwrap();
-    let pypi = crate::formats::of(crate::config::Package::Pypi);
-    assert_eq!(
-        naming_candidates(pypi, &path).unwrap()[0].as_str(),
-        "https://f.example/a.whl"
-    );
+    let pypi = std::sync::Arc::new(remote("pypi", "https://files.example/"));
+    let metadata = testing::read(&pypi, "-/host/f.example/a.whl.metadata", None).unwrap();
+    let Location::Foreign(file) = metadata.location else {
+        panic!()
+    };
+    assert_eq!(file.named[0], "https://f.example/a.whl");
+    assert_eq!(file.urls[0].as_str(), "https://f.example/a.whl.metadata");
 }
 
 #[test]
@@ -278,7 +284,7 @@ proptest! {
         let document = "https://h.example/base/docs/index.html";
         let path = request("docs/index.html").unwrap();
         let style = if absolute { Style::Absolute } else { Style::Relative };
-        let mut map = LinkMap::new(&context(&remote, &path, document, ""), style);
+        let mut map = LinkMap::new(&context(&remote, &path, style, (document, "")));
         let Some(mapped) = map.map(&link) else { return Ok(()) };
         let asked = asked("docs/index.html", &mapped);
         let asked = asked.ok_or_else(|| TestCaseError::fail(format!("{mapped} would be refused")))?;
@@ -304,7 +310,7 @@ proptest! {
     fn no_text_panics(link in any::<String>(), path in any::<String>()) {
         let remote = remote("generic", "https://h.example/");
         let document = request("x/").unwrap();
-        let mut map = LinkMap::new(&context(&remote, &document, "https://h.example/x/", ""), Style::Relative);
+        let mut map = LinkMap::new(&context(&remote, &document, Style::Relative, ("https://h.example/x/", "")));
         let _ = map.map(&link);
         let _ = map.map(&format!("https://{link}"));
         let path = ArtifactPath { decoded: path.clone(), encoded: format!("-/host/{path}"), query: Some(path) };

@@ -1,32 +1,51 @@
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use url::Url;
 
 use super::*;
+use crate::config::Remote;
 use crate::formats::testing::{
-    REMOTE_URL, asked, client, context, cut, cuts, drive, many, read_by, remote, request, tool,
+    REMOTE_URL, asked, client, cut, cuts, drive, many, read, read_by, remote, request, rewriter, tool,
 };
 
-fn registry() -> Remote {
-    remote("npm", "https://registry.example/")
+fn registry() -> Arc<Remote> {
+    Arc::new(remote("npm", "https://registry.example/"))
 }
 
-fn handle(method: &Method, target: &str) -> Handling {
-    Npm.handle(&registry(), method, request(target).unwrap())
+fn handle(method: &Method, path: ArtifactPath) -> Reading {
+    Npm.read(Asked {
+        remote: &registry(),
+        method,
+        path,
+        accept: None,
+    })
+}
+
+/// What a GET gets.
+fn asset(target: &str, accept: Option<&str>) -> Asset {
+    read(&registry(), target, accept).unwrap_or_else(|| panic!("{target}"))
+}
+
+fn url_of(asset: Asset) -> Url {
+    match asset.location {
+        Location::Upstream(url) => url,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// The path that a GET is served under: decoded, encoded.
 fn served(target: &str) -> (String, String) {
-    match handle(&Method::GET, target) {
-        Handling::Artifact(path) => (path.decoded, path.encoded),
-        other => panic!("{target}: {other:?}"),
-    }
+    let path = asset(target, None).path;
+    (path.decoded, path.encoded)
 }
 
 fn rewrite(target: &str, content_type: &str, body: &str) -> Result<String, RewriteError> {
     let path = request(target).unwrap();
     let registry = registry();
     let url = format!("https://registry.example/{target}");
-    let mut rewriter = Npm.rewriter(&context(&registry, &path, &url, content_type));
+    let mut rewriter = rewriter(&registry, &path, &url, content_type);
     Ok(String::from_utf8(drive(&mut *rewriter, [body.as_bytes()])?).unwrap())
 }
 
@@ -63,10 +82,7 @@ fn scoped_names_have_one_spelling() {
 
 #[test]
 fn upstream_urls() {
-    let url = |target: &str| match handle(&Method::GET, target) {
-        Handling::Artifact(path) => Npm.upstream_url(&registry(), &path).to_string(),
-        other => panic!("{other:?}"),
-    };
+    let url = |target: &str| url_of(asset(target, None)).to_string();
     assert_eq!(url("@scope/name"), "https://registry.example/@scope%2fname");
     assert_eq!(
         url("@scope%2Fname/latest?x=1"),
@@ -96,7 +112,8 @@ fn a_doubled_prefix_reaches_the_same_document() {
         "name/-/name-1.0.0.tgz"
     );
     assert_eq!(served("api/v1/remote/other/name").1, "api/v1/remote/other/name");
-    assert_eq!(handle(&Method::GET, "api/v1/remote/r/-/ping"), Handling::PassThrough);
+    let service = handle(&Method::GET, request("api/v1/remote/r/-/ping").unwrap());
+    assert!(matches!(service, Reading::PassThrough(ping) if ping.path.encoded == "-/ping"));
 }
 
 #[test]
@@ -109,10 +126,10 @@ fn a_prefix_is_taken_off_any_number_of_times_in_one_go() {
         query: None,
     };
     let start = std::time::Instant::now();
-    let Handling::Artifact(path) = Npm.handle(&registry(), &Method::GET, path) else {
+    let Reading::Artifact(asset) = handle(&Method::GET, path) else {
         panic!("refused")
     };
-    assert_eq!(path.encoded, "name");
+    assert_eq!(asset.path.encoded, "name");
     // Each of them copied the rest: a minute.
     assert!(start.elapsed() < std::time::Duration::from_secs(5));
 }
@@ -131,7 +148,11 @@ fn services() {
         (Method::GET, "-/package/@scope%2fname/dist-tags"),
         (Method::GET, "-/package/@scope/name/dist-tags"),
     ] {
-        assert_eq!(handle(&method, target), Handling::PassThrough, "{method} {target}");
+        let Reading::PassThrough(service) = handle(&method, request(target).unwrap()) else {
+            panic!("{method} {target}");
+        };
+        let url = format!("https://registry.example/{}", target.replace("%2f", "%2F"));
+        assert_eq!(url_of(*service).as_str(), url, "{method}");
     }
     for (method, target, status) in [
         (Method::PUT, "name", 405),
@@ -152,8 +173,8 @@ fn services() {
         (Method::GET, "-/npm/v1/security", 404),
         (Method::GET, "-/package//dist-tags", 404),
     ] {
-        match handle(&method, target) {
-            Handling::Refused { status: found, detail } => {
+        match handle(&method, request(target).unwrap()) {
+            Reading::Refused { status: found, detail } => {
                 assert_eq!(found, status, "{method} {target}");
                 assert!(detail.ends_with("use the registry itself"));
             }
@@ -166,25 +187,23 @@ fn services() {
 
 #[test]
 fn documents_and_files() {
-    let registry = registry();
+    let style = |asset: &Asset| asset.view.map(|view| view.style);
     for path in ["name", "@scope/name", "name.js", "-name", "name/"] {
-        assert_eq!(Npm.has_view(&registry, path), Some(View { absolute: true }), "{path}");
-        assert!(Npm.varies(path), "{path}");
+        let document = asset(path, None);
+        assert_eq!(style(&document), Some(Style::Absolute), "{path}");
+        assert!(document.varies, "{path}");
     }
     for path in ["name/1.0.0", "name/latest", "@scope/name/1.0.0"] {
-        assert_eq!(Npm.has_view(&registry, path), Some(View { absolute: true }), "{path}");
-        assert!(!Npm.varies(path), "{path}");
-        assert_eq!(
-            Npm.negotiate(path, Some("application/vnd.npm.install-v1+json"))
-                .unwrap()
-                .name,
-            ""
-        );
+        let document = asset(path, Some("application/vnd.npm.install-v1+json"));
+        assert_eq!(style(&document), Some(Style::Absolute), "{path}");
+        assert!(!document.varies, "{path}");
+        assert_eq!(document.form.name, "");
+    }
+    for path in ["", "-", "-/ping"] {
+        assert_eq!(super::document(path), None, "{path}");
     }
     for path in [
         "",
-        "-",
-        "-/ping",
         "name/-/name-1.tgz",
         "a.tgz",
         "@scope/a.TGZ",
@@ -193,14 +212,15 @@ fn documents_and_files() {
         "@scope",
         "-/host/h/name",
     ] {
-        assert_eq!(Npm.has_view(&registry, path), None, "{path}");
-        assert_eq!(Npm.builtin_class(path), None);
+        let file = asset(path, None);
+        assert_eq!(style(&file), None, "{path}");
+        assert_eq!(file.nature, None);
     }
     let mut upstream = remote("npm", "https://registry.example/");
     upstream.tarball_urls = TarballUrls::Upstream;
-    assert_eq!(Npm.has_view(&upstream, "name"), None);
-    assert_eq!(Npm.content_type("name"), "application/json");
-    assert_eq!(Npm.content_type("name/-/name-1.tgz"), "application/gzip");
+    let document = read(&Arc::new(upstream), "name", None).unwrap();
+    assert_eq!((style(&document), document.media_type), (None, "application/json"));
+    assert_eq!(asset("name/-/name-1.tgz", None).media_type, "application/gzip");
 }
 
 #[test]
@@ -228,12 +248,10 @@ fn negotiation() {
         (Some("application/vnd.npm.install-v1+json;q=0, */*"), "full"),
         (Some("application/vnd.npm.install-v1+json;q=0"), "full"),
     ] {
-        assert_eq!(Npm.negotiate("name", accept).unwrap().name, form, "{accept:?}");
+        assert_eq!(asset("name", accept).form.name, form, "{accept:?}");
     }
-    assert_eq!(
-        Npm.negotiate("name/-/name-1.tgz", Some("application/vnd.npm.install-v1+json")),
-        Some(Form::ONLY)
-    );
+    let tarball = asset("name/-/name-1.tgz", Some("application/vnd.npm.install-v1+json"));
+    assert_eq!(tarball.form, Form::ONLY);
 }
 
 #[test]
@@ -436,7 +454,7 @@ fn packages_of_tarballs() {
         ("na me/-/x.tgz", None),
         ("", None),
     ] {
-        assert_eq!(Npm.index_naming(&registry(), path).as_deref(), package, "{path}");
+        assert_eq!(index_naming(path).as_deref(), package, "{path}");
     }
 }
 
@@ -478,7 +496,7 @@ proptest! {
         let body = if pretty { format!("{document:#}") } else { document.to_string() };
         let registry = registry();
         let path = request("name").unwrap();
-        let mut rewriter = Npm.rewriter(&context(&registry, &path, "https://registry.example/name", "application/json"));
+        let mut rewriter = rewriter(&registry, &path, "https://registry.example/name", "application/json");
         let out = drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap();
         prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite("name", "", &body).unwrap());
         let foreign = rewriter.take_foreign();
@@ -494,17 +512,17 @@ proptest! {
             if rewriter.escaped() > 0 {
                 continue;
             }
-            let Handling::Artifact(asked) = Npm.handle(&registry, &Method::GET, asked) else {
+            let Reading::Artifact(asked) = handle(&Method::GET, asked) else {
                 return Err(TestCaseError::fail(format!("{mapped} is no file")));
             };
-            prop_assert!(Npm.has_view(&registry, &asked.decoded).is_none(), "{}", mapped);
+            prop_assert!(asked.view.is_none(), "{}", mapped);
             let meant = links::named(&base.join(link).unwrap());
-            match links::candidates(&asked) {
+            match links::candidates(&asked.path) {
                 Some(urls) => {
                     prop_assert!(foreign.contains(&meant));
                     prop_assert!(urls.iter().any(|url| links::named(url) == meant));
                 }
-                None => prop_assert_eq!(links::named(&Npm.upstream_url(&registry, &asked)), meant),
+                None => prop_assert_eq!(links::named(&url_of(*asked)), meant),
             }
         }
         out["dist"]["tarball"].take();
@@ -515,16 +533,15 @@ proptest! {
     #[test]
     fn nothing_panics(path in any::<String>(), body in proptest::collection::vec(any::<u8>(), 0..200), at in cuts()) {
         let registry = registry();
-        let _ = (Npm.index_naming(&registry, &path), Npm.has_view(&registry, &path), Npm.negotiate(&path, Some(&path)));
+        let _ = (index_naming(&path), super::document(&path), negotiate(Some(&path)));
         for target in [path.clone(), format!("@{path}"), format!("%40s%2f{path}"), format!("-/{path}")] {
             if let Some(path) = request(&target) {
-                let _ = Npm.upstream_url(&registry, &path);
-                let _ = Npm.handle(&registry, &Method::GET, path);
+                let _ = handle(&Method::GET, path);
             }
         }
         let path = request("name").unwrap();
         for content_type in ["application/json", "x/y"] {
-            let mut rewriter = Npm.rewriter(&context(&registry, &path, "https://registry.example/name", content_type));
+            let mut rewriter = rewriter(&registry, &path, "https://registry.example/name", content_type);
             let _ = drive(&mut *rewriter, cut(&body, &at));
         }
     }

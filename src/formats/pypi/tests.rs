@@ -1,25 +1,51 @@
+use std::sync::Arc;
+
+use http::Method;
 use proptest::prelude::*;
 
 use super::*;
 use crate::formats::html::MAX_TAG;
 use crate::formats::testing::{
-    REMOTE_URL, asked, client, context, cut, cuts, drive, many, read_by, remote, request, tool,
+    self, REMOTE_URL, asked, client, cut, cuts, drive, many, read_by, remote, request, rewriter, tool,
 };
 
 /// Files on one host, the index on another.
-fn split() -> Remote {
+fn split() -> Arc<Remote> {
     let mut remote = remote("pypi", "https://files.example/");
     remote.index_url = Some(Url::parse("https://index.example/").unwrap());
-    remote
+    Arc::new(remote)
 }
 
-fn handle(target: &str) -> Handling {
-    Pypi.handle(&split(), &Method::GET, request(target).unwrap())
+/// Where a client is sent, or what it gets.
+fn handle(target: &str, accept: Option<&str>) -> Result<Option<Asset>, String> {
+    let asked = Asked {
+        remote: &split(),
+        method: &Method::GET,
+        path: request(target).unwrap(),
+        accept,
+    };
+    match Pypi.read(asked) {
+        Reading::Artifact(asset) => Ok(Some(*asset)),
+        Reading::Redirect(location) => Err(location),
+        Reading::NotAcceptable => Ok(None),
+        other => panic!("{other:?}"),
+    }
 }
 
-fn rewrite(remote: &Remote, target: &str, document_url: &str, content_type: &str, body: &str) -> String {
+fn asset(target: &str) -> Asset {
+    handle(target, None).unwrap().unwrap()
+}
+
+fn url_of(remote: &Arc<Remote>, target: &str) -> String {
+    match testing::read(remote, target, None).unwrap().location {
+        Location::Upstream(url) => url.to_string(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn rewrite(remote: &Arc<Remote>, target: &str, document_url: &str, content_type: &str, body: &str) -> String {
     let path = request(target).unwrap();
-    let mut rewriter = Pypi.rewriter(&context(remote, &path, document_url, content_type));
+    let mut rewriter = rewriter(remote, &path, document_url, content_type);
     String::from_utf8(drive(&mut *rewriter, [body.as_bytes()]).unwrap()).unwrap()
 }
 
@@ -39,7 +65,7 @@ fn names_are_normalised_by_redirect() {
         ("simple/a:b", "./a:b/"),
         ("simple/foo.whl/", "../foo-whl/"),
     ] {
-        assert_eq!(handle(asked), Handling::Redirect(location.to_owned()), "{asked}");
+        assert_eq!(handle(asked, None).unwrap_err(), location, "{asked}");
     }
     for asked in [
         "simple/",
@@ -53,7 +79,7 @@ fn names_are_normalised_by_redirect() {
         "packages/a/Foo-1.whl",
         "simple/a%20b/",
     ] {
-        assert_eq!(handle(asked), Handling::Artifact(request(asked).unwrap()), "{asked}");
+        assert_eq!(asset(asked).path, request(asked).unwrap(), "{asked}");
     }
 }
 
@@ -63,15 +89,15 @@ fn indexes_are_mutable_and_files_are_not() {
         "",
         "simple/",
         "simple/foo/",
-        "simple/foo",
-        "simple",
         "pypi/foo/json",
         "pypi/foo/1.0/json",
         "whl/cpu/x/",
     ] {
-        assert_eq!(Pypi.builtin_class(path), Some(Class::Mutable), "{path}");
-        assert!(Pypi.has_view(&split(), path).is_some(), "{path}");
+        let index = asset(path);
+        assert_eq!(index.nature, Some(Class::Mutable), "{path}");
+        assert!(index.view.is_some(), "{path}");
     }
+    assert!(is_index("simple/foo") && is_index("simple"));
     for path in [
         "packages/a.whl",
         "simple/foo/foo-1.0.tar.gz",
@@ -80,26 +106,28 @@ fn indexes_are_mutable_and_files_are_not() {
         "pypi//json",
         "a",
     ] {
-        assert_eq!(Pypi.builtin_class(path), None, "{path}");
-        assert_eq!(Pypi.has_view(&split(), path), None, "{path}");
+        let file = asset(path);
+        assert_eq!(file.nature, None, "{path}");
+        assert!(file.view.is_none(), "{path}");
     }
-    assert_eq!(Pypi.has_view(&split(), "simple/foo/"), Some(View { absolute: false }));
-    assert_eq!(Pypi.has_view(&split(), "pypi/foo/json"), Some(View { absolute: true }));
+    let style = |path| asset(path).view.unwrap().style;
+    assert_eq!(style("simple/foo/"), Style::Relative);
+    assert_eq!(style("pypi/foo/json"), Style::Absolute);
 }
 
 #[test]
 fn metadata_and_signatures_go_as_their_file() {
     assert_eq!(
-        Pypi.governing_path("p/a-1-py3-none-any.whl.metadata"),
+        governing_path("p/a-1-py3-none-any.whl.metadata"),
         "p/a-1-py3-none-any.whl"
     );
-    assert_eq!(Pypi.governing_path("p/a-1.tar.gz.asc"), "p/a-1.tar.gz");
-    assert_eq!(Pypi.governing_path("p/a-1.tar.gz"), "p/a-1.tar.gz");
+    assert_eq!(governing_path("p/a-1.tar.gz.asc"), "p/a-1.tar.gz");
+    assert_eq!(governing_path("p/a-1.tar.gz"), "p/a-1.tar.gz");
 }
 
 #[test]
 fn upstream_is_the_index_or_the_files_host() {
-    let url = |remote: &Remote, target: &str| Pypi.upstream_url(remote, &request(target).unwrap()).to_string();
+    let url = url_of;
     let split = split();
     assert_eq!(url(&split, "simple/foo/?x"), "https://index.example/simple/foo/?x");
     assert_eq!(url(&split, "pypi/foo/json"), "https://index.example/pypi/foo/json");
@@ -108,7 +136,7 @@ fn upstream_is_the_index_or_the_files_host() {
         "https://files.example/packages/a%2Bb.whl"
     );
     assert_eq!(url(&split, "whl/cpu/"), "https://files.example/whl/cpu/");
-    let one = remote("pypi", "https://one.example/repository/pypi/");
+    let one = Arc::new(remote("pypi", "https://one.example/repository/pypi/"));
     assert_eq!(
         url(&one, "simple/foo/"),
         "https://one.example/repository/pypi/simple/foo/"
@@ -117,7 +145,11 @@ fn upstream_is_the_index_or_the_files_host() {
 
 #[test]
 fn negotiation() {
-    let name = |accept: &str| Pypi.negotiate("simple/foo/", Some(accept)).map(|form| form.name);
+    let name = |accept: &str| {
+        handle("simple/foo/", Some(accept))
+            .unwrap()
+            .map(|asset| asset.form.name)
+    };
     for (accept, form) in [
         ("", "html"),
         ("*/*", "html"),
@@ -153,10 +185,11 @@ fn negotiation() {
     for accept in ["application/xml", "*/*;q=0", "text/html;q=0.0", "application/json"] {
         assert_eq!(name(accept), None, "{accept}");
     }
-    assert_eq!(Pypi.negotiate("simple/foo/", None), Some(HTML));
-    assert_eq!(Pypi.negotiate("packages/a.whl", Some("text/html")), Some(Form::ONLY));
-    assert_eq!(Pypi.negotiate("pypi/foo/json", Some("text/html")).unwrap().name, "");
-    assert!(Pypi.varies("simple/") && !Pypi.varies("pypi/foo/json") && !Pypi.varies("packages/a.whl"));
+    let form = |target, accept| handle(target, accept).unwrap().unwrap().form;
+    assert_eq!(form("simple/foo/", None), HTML);
+    assert_eq!(form("packages/a.whl", Some("text/html")), Form::ONLY);
+    assert_eq!(form("pypi/foo/json", Some("text/html")).name, "");
+    assert!(asset("simple/").varies && !asset("pypi/foo/json").varies && !asset("packages/a.whl").varies);
 }
 
 #[test]
@@ -170,7 +203,7 @@ fn projects_of_files() {
         ("p/Foo-1.0.win32-py2.7.exe", "simple/foo/"),
         ("p/foo_bar-1.0-py2.7.egg", "simple/foo-bar/"),
     ] {
-        assert_eq!(Pypi.index_naming(&split(), file).as_deref(), Some(index), "{file}");
+        assert_eq!(index_naming(file).as_deref(), Some(index), "{file}");
     }
     for file in [
         "",
@@ -183,7 +216,7 @@ fn projects_of_files() {
         "é-1.tar.gz",
         "aé",
     ] {
-        assert_eq!(Pypi.index_naming(&split(), file), None, "{file}");
+        assert_eq!(index_naming(file), None, "{file}");
     }
 }
 
@@ -245,7 +278,7 @@ fn an_html_index() {
 
 #[test]
 fn root_relative_links_of_another_kind_of_index() {
-    let remote = remote("pypi", "https://whl.example/");
+    let remote = Arc::new(remote("pypi", "https://whl.example/"));
     let body = r#"<a href="/whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="https://cdn.example/x.whl">y</a>"#;
     let expected = r#"<a href="../../../whl/cpu/x-1%2Bcpu-cp312.whl#sha256=a">x</a><a href="../../../-/host/cdn.example/x.whl">y</a>"#;
     assert_eq!(
@@ -364,7 +397,7 @@ fn types_are_what_pip_takes_them_for() {
     let path = request(SIMPLE.0).unwrap();
     let split = split();
     let run = |content_type: &str, body: &str| {
-        let mut rewriter = Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type));
+        let mut rewriter = rewriter(&split, &path, SIMPLE.1, content_type);
         drive(&mut *rewriter, [body.as_bytes()]).map(|out| String::from_utf8(out).unwrap())
     };
     let html = r#"<a href="https://files.example/a.whl">"#;
@@ -597,24 +630,13 @@ fn the_older_json_is_rewritten_absolutely() {
 fn what_cannot_be_read_is_an_error() {
     let path = request(SIMPLE.0).unwrap();
     let split = split();
-    let run = |content_type: &str, body: &[u8]| {
-        drive(
-            &mut *Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type)),
-            [body],
-        )
-    };
+    let run = |content_type: &str, body: &[u8]| drive(&mut *rewriter(&split, &path, SIMPLE.1, content_type), [body]);
     assert!(run("application/vnd.pypi.simple.v1+json", b"<html></html>").is_err());
     assert!(run("text/html; charset=UTF-16LE", b"<").is_err());
     assert!(run("text/html", b"\xff\xfe<\0").is_err());
     let huge = format!("<a href=\"{}\">", "x".repeat(MAX_TAG * 2));
     let pieces = huge.as_bytes().chunks(1 << 16);
-    assert!(
-        drive(
-            &mut *Pypi.rewriter(&context(&split, &path, SIMPLE.1, "text/html")),
-            pieces
-        )
-        .is_err()
-    );
+    assert!(drive(&mut *rewriter(&split, &path, SIMPLE.1, "text/html"), pieces).is_err());
     // Not in a tag, any length passes.
     let long = "x".repeat(MAX_TAG * 2);
     assert_eq!(run("text/html", long.as_bytes()).unwrap(), long.as_bytes());
@@ -698,7 +720,7 @@ proptest! {
             body.push_str(&format!("<a data-x=\"&gt;\" href={open}{text}{open} data-yanked>{how} &amp;</a>\n"));
         }
         let path = request(target).unwrap();
-        let mut rewriter = Pypi.rewriter(&context(&split, &path, url, "text/html"));
+        let mut rewriter = rewriter(&split, &path, url, "text/html");
         let out = String::from_utf8(drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap()).unwrap();
         prop_assert_eq!(&out, &rewrite(&split, target, url, "text/html", &body));
         let base = Url::parse(url).unwrap();
@@ -716,7 +738,7 @@ proptest! {
             let asked = asked.unwrap();
             let named = match links::candidates(&asked) {
                 Some(urls) => urls.iter().map(links::named).find(|name| foreign.contains(name)),
-                None => Some(links::named(&Pypi.upstream_url(&split, &asked))),
+                None => Some(links::named(&index_url(&split, &asked).unwrap_or_else(|| links::under_base(&split, &asked)))),
             };
             if rewriter.escaped() == 0 {
                 // Of two schemes with the same host and path, either may be named.
@@ -739,7 +761,7 @@ proptest! {
         };
         let body = body.to_string();
         let path = request(target).unwrap();
-        let mut rewriter = Pypi.rewriter(&context(&split, &path, url, "application/json"));
+        let mut rewriter = rewriter(&split, &path, url, "application/json");
         let out = drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap();
         prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite(&split, target, url, "application/json", &body));
         let out: serde_json::Value = serde_json::from_slice(&out).unwrap();
@@ -767,7 +789,8 @@ proptest! {
             let Some(path) = request(target) else { continue };
             for content_type in ["text/html", "application/json", "x"] {
                 for body in [&bytes[..], markup.concat().as_bytes()] {
-                    let mut rewriter = Pypi.rewriter(&context(&split, &path, SIMPLE.1, content_type));
+                    let context = testing::context(&split, &path, Style::Relative, (SIMPLE.1, content_type));
+                    let mut rewriter = super::rewriter(&context);
                     let _ = drive(&mut *rewriter, cut(body, &at));
                     let _ = (rewriter.take_foreign(), rewriter.escaped());
                 }
@@ -777,10 +800,7 @@ proptest! {
 
     #[test]
     fn no_path_panics(path in any::<String>()) {
-        let split = split();
-        let _ = (Pypi.builtin_class(&path), Pypi.index_naming(&split, &path), Pypi.governing_path(&path));
-        if let Some(path) = request(&path) {
-            let _ = (Pypi.upstream_url(&split, &path), Pypi.handle(&split, &Method::GET, path));
-        }
+        let _ = (is_index(&path), is_legacy(&path), index_naming(&path), governing_path(&path));
+        let _ = testing::read(&split(), &path, Some(&path));
     }
 }

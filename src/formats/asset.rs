@@ -1,0 +1,216 @@
+//! The value that a request for an artifact becomes when it is routed: the path, parsed once, with all that its package type
+//! knows of it. It is carried down; nobody asks the path again.
+
+use std::sync::Arc;
+
+use url::Url;
+
+use super::links::{self, Style};
+use super::{ArtifactPath, Class, Form, Rewriter, ViewContext, content_type_by_extension};
+use crate::cache::{Expected, Key};
+use crate::config::{Remote, RemoteType};
+
+/// An artifact of a remote.
+#[derive(Debug, Clone)]
+pub struct Asset {
+    pub remote: Arc<Remote>,
+    pub path: ArtifactPath,
+    /// The path whose patterns and quarantine decide (`X.asc` goes as `X` does): decoded, below the host that has it.
+    pub governing: String,
+    /// The class by nature of the ecosystem; `None` leaves it to the patterns.
+    pub nature: Option<Class>,
+    pub location: Location,
+    /// Which of the documents under this path fits the client's `Accept` best.
+    pub form: Form,
+    /// The path has more than one form, so that answers carry `Vary: Accept`.
+    pub varies: bool,
+    /// The name by which this client, which accepts no other, knows the type of an HTML document here.
+    pub presented_as: Option<&'static str>,
+    /// How the document is rewritten before clients see it.
+    pub view: Option<View>,
+    /// The digest that the path names its content by: such content never changes, and is verified.
+    pub digest: Option<Expected>,
+    /// The path under which content with a digest is stored, the same for all paths of the remote that name it.
+    pub shared_path: Option<String>,
+    pub binding: Binding,
+    /// A list that may come in pages: `Link` says where the next one is.
+    pub pages: bool,
+    /// What upstream's token service has to allow.
+    pub token_scope: Option<String>,
+    /// `Content-Type` where upstream names none.
+    pub media_type: &'static str,
+}
+
+/// Where upstream has an artifact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Location {
+    /// Nowhere: it is uploaded.
+    Local,
+    /// Query included.
+    Upstream(Url),
+    /// On another host, if an index names it or the configuration lists the host.
+    Foreign(Box<Foreign>),
+    /// The path begins as one on another host does, and names none.
+    Nowhere,
+}
+
+/// A file on another host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreign {
+    /// What the path may stand for, https first.
+    pub urls: [Url; 2],
+    /// The names by which an index names the file that governs this one, in the same order.
+    pub named: [String; 2],
+    /// The index that would name it: a path below the remote.
+    pub index: Option<String>,
+}
+
+/// A document that is rewritten.
+#[derive(Clone, Copy)]
+pub struct View {
+    /// How its links are written: absolute ones make a view for each base URL that clients come by.
+    pub style: Style,
+    pub rewriter: fn(&ViewContext<'_>) -> Box<dyn Rewriter>,
+}
+
+impl std::fmt::Debug for View {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View")
+            .field("style", &self.style)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the files of fixed names are that a manifest names: takes its decoded path and its content.
+pub type Members = fn(&str, &[u8]) -> Vec<Member>;
+/// The decoded path that names content with a digest, beside a name that stands for it: takes the name's decoded path and the
+/// digest.
+pub type Beside = fn(&str, &str) -> Option<String>;
+
+/// What an artifact is bound to.
+#[derive(Debug, Clone)]
+pub enum Binding {
+    /// Nothing.
+    Alone,
+    /// A manifest: it names files of fixed names, which must come from one moment with it.
+    Manifest(Members),
+    /// A file of a fixed name, which goes with these manifests (decoded paths below the remote); the first that is stored
+    /// counts.
+    Member(Vec<String>),
+    /// A name that stands for content with a digest, another one after a while (a tag).
+    Pointer(Beside),
+}
+
+/// A file of a fixed name, as its manifest knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Decoded, below the remote.
+    pub path: String,
+    /// `sha256`, `sha512`; others cannot be verified here.
+    pub checksum_type: String,
+    /// Lower-case hexadecimal.
+    pub checksum: String,
+    /// Clients that read the manifest read this as well.
+    pub is_read_with_it: bool,
+}
+
+impl Asset {
+    /// A plain file under `path`, governed by what `governing` makes of its decoded path below the host that has it: that
+    /// path itself, or what it begins with.
+    pub fn new(remote: &Arc<Remote>, path: ArtifactPath, governing: impl Fn(&str) -> &str) -> Self {
+        let (below, is_foreign) = match links::split_foreign(&path.decoded) {
+            Some((_, below)) => (below, true),
+            None => (path.decoded.as_str(), path.decoded.starts_with(links::HOST_PREFIX)),
+        };
+        let governing = governing(below).to_owned();
+        let location = match (remote.kind, is_foreign) {
+            (RemoteType::Local, _) => Location::Local,
+            (RemoteType::Remote, false) => Location::Upstream(links::under_base(remote, &path)),
+            (RemoteType::Remote, true) => foreign(&path, below.len() - governing.len()),
+        };
+        Asset {
+            remote: Arc::clone(remote),
+            governing,
+            nature: None,
+            location,
+            form: Form::ONLY,
+            varies: false,
+            presented_as: None,
+            view: None,
+            digest: None,
+            shared_path: None,
+            binding: Binding::Alone,
+            pages: false,
+            token_scope: None,
+            media_type: content_type_by_extension(&path.decoded),
+            path,
+        }
+    }
+
+    /// Names the index of a file on another host, whose encoded path there `index` gets; a file of the remote's own needs
+    /// none.
+    #[must_use]
+    pub fn named_by(mut self, index: impl FnOnce(&str) -> Option<String>) -> Self {
+        if let (Location::Foreign(file), Some((_, below))) =
+            (&mut self.location, links::split_foreign(&self.path.encoded))
+        {
+            file.index = index(below);
+        }
+        self
+    }
+
+    /// What it is stored under.
+    pub fn key(&self) -> Key {
+        match &self.shared_path {
+            Some(shared) => Key::new(&self.remote.name, shared, None, ""),
+            None => Key::new(
+                &self.remote.name,
+                &self.path.encoded,
+                self.path.query.as_deref(),
+                self.form.name,
+            ),
+        }
+    }
+
+    /// The key of the name it is asked for by, where several names share what is stored: what upstream refuses, it refuses
+    /// by this one.
+    pub fn name_key(&self) -> Option<Key> {
+        let name = || Key::new(&self.remote.name, &self.path.encoded, None, "");
+        self.shared_path.is_some().then(name)
+    }
+
+    /// Whether it stands for content with a digest.
+    pub fn is_pointer(&self) -> bool {
+        matches!(self.binding, Binding::Pointer(_))
+    }
+
+    /// The content with `digest` that it stands for. `None`: it stands for none, or nothing can be called so.
+    pub fn content(&self, digest: &str) -> Option<Asset> {
+        let Binding::Pointer(beside) = self.binding else {
+            return None;
+        };
+        let path = beside(&self.path.decoded, digest)?;
+        super::asset(&self.remote, super::path::of_decoded(&path).ok()?, None)
+    }
+}
+
+/// `cut`: the bytes at the end of the path that what governs it does not have. They are ASCII, and the same in both
+/// spellings.
+fn foreign(path: &ArtifactPath, cut: usize) -> Location {
+    let governing = path.encoded.len().checked_sub(cut).and_then(|length| {
+        Some(ArtifactPath {
+            decoded: String::new(),
+            encoded: path.encoded.get(..length)?.to_owned(),
+            query: path.query.clone(),
+        })
+    });
+    let named = governing.and_then(|governing| links::candidates(&governing));
+    match (links::candidates(path), named) {
+        (Some(urls), Some(named)) => Location::Foreign(Box::new(Foreign {
+            urls,
+            named: named.map(|url| links::named(&url)),
+            index: None,
+        })),
+        _ => Location::Nowhere,
+    }
+}
