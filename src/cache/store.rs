@@ -39,7 +39,7 @@ use super::sweep::Sweep;
 use super::usage::Usage;
 use crate::config::CacheSettings;
 pub use backup::Backup;
-use length::{Length, MAX_LENGTHS};
+use length::Lengths;
 pub use observer::Observer;
 pub use space::NoSpace;
 pub(super) use space::{Room, Space};
@@ -65,17 +65,14 @@ pub struct Store {
     /// Change with every change of what is stored, by the first byte of the hash.
     versions: [AtomicU32; 256],
     evicting: Mutex<()>,
-    lengths: Cache<Hash, (Instant, Length)>,
+    pub(super) lengths: Lengths,
     /// When the disk last did not answer in time.
     hangs_since: Mutex<Option<Instant>>,
     /// What is being swept out: see [`Store::begin_sweep`].
     sweeps: ArcSwap<Vec<Arc<Sweep>>>,
     /// Held by the walk that makes them.
     walking: tokio::sync::Mutex<()>,
-    /// Set until something can be stored again.
-    trouble: Mutex<Option<Trouble>>,
-    /// Times that something could not be stored.
-    unstored: AtomicU64,
+    pub(super) trouble: Trouble,
     /// When a file was last found damaged or unreadable, and which.
     damage: Mutex<Option<(Instant, String)>>,
     /// Files found so.
@@ -122,12 +119,11 @@ impl Store {
             used: Mutex::default(),
             versions: std::array::from_fn(|_| AtomicU32::new(0)),
             evicting: Mutex::new(()),
-            lengths: Cache::new(MAX_LENGTHS),
+            lengths: Lengths::default(),
             hangs_since: Mutex::new(None),
             sweeps: ArcSwap::default(),
             walking: tokio::sync::Mutex::new(()),
-            trouble: Mutex::new(None),
-            unstored: AtomicU64::new(0),
+            trouble: Trouble::default(),
             damage: Mutex::new(None),
             lost: AtomicU64::new(0),
             unreadable: Cache::new(MAX_UNREADABLE),
@@ -141,7 +137,7 @@ impl Store {
         let clock = Clock::open(data_dir, &data_dir.join("usage"));
         let hash = [0; 16];
         if let Err(error) = store.disk.probe(&hash) {
-            store.note_failure(&error, &hash);
+            store.trouble.failed(&error, &hash);
         }
         std::thread::Builder::new()
             .name("housekeeper".into())

@@ -194,7 +194,7 @@ impl Writer {
         };
         (self.sha256, self.sha512) = (sha256, sha512);
         if let Err(why) = &written {
-            self.store.note_failure(why, &self.object.key.hash);
+            self.store.trouble.failed(why, &self.object.key.hash);
             tracing::warn!(key = %self.object.key.shown(), %why, "the disk takes no more of this body: it is passed on unstored");
             self.file = None;
             self.object.doomed.store(true, SeqCst);
@@ -292,7 +292,7 @@ impl Writer {
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
         if self.object.head.content_length.is_none() && matches!(finish, Finish::Dropped) {
             // The next one is judged by it.
-            self.store.expect_length(&self.object.key.hash, finished.length);
+            self.store.lengths.expect(&self.object.key.hash, finished.length);
         }
         self.store.release(std::mem::take(&mut self.space.reserved));
         let _ = self.object.finished.set(finished);

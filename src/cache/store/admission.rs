@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Instant;
 use std::{fs, io};
 
 use super::Store;
@@ -80,7 +79,7 @@ impl Store {
         let id = self.random();
         let encoded = disk::encode(&key.text, id, &head, None, (class, checked_at, fresh_until), false)?;
         let offset = encoded.len() as u64;
-        let length = match (head.content_length, self.length_of(&key.hash)) {
+        let length = match (head.content_length, self.lengths.of(&key.hash)) {
             (Some(length), _) => Length::Said(length),
             (None, Some(length)) => length,
             (None, None) => match previous.as_ref().and_then(|previous| previous.length()) {
@@ -132,7 +131,7 @@ impl Store {
                     let reading = unnamed.file.try_clone()?;
                     Ok::<_, io::Error>((unnamed, reading))
                 };
-                let (unnamed, reading) = create().inspect_err(|error| self.note_failure(error, &hash))?;
+                let (unnamed, reading) = create().inspect_err(|error| self.trouble.failed(error, &hash))?;
                 Ok((unnamed, reading, space, reserved))
             })
             .await;
@@ -143,10 +142,15 @@ impl Store {
         Ok((unnamed, reading, space))
     }
 
+    /// What is about to be stored under `hash`, and comes without a length, is about so long: room may be made for as much.
+    pub fn expect_length(&self, hash: &Hash, length: u64) {
+        self.lengths.expect(hash, length);
+    }
+
     /// `object` is longer than what can be held and passes through: nobody begins to read it any more.
     pub(in crate::cache) fn passes(&self, object: &Arc<Object>) {
         object.doomed.store(true, SeqCst);
-        self.lengths.insert(object.key.hash, (Instant::now(), Length::Passing));
+        self.lengths.passes(&object.key.hash);
         self.hide(object);
     }
 
@@ -197,7 +201,7 @@ impl Store {
         match published {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                self.note_failure(&error, &hash);
+                self.trouble.failed(&error, &hash);
                 return Err(format!("storing it failed: {error}"));
             }
             Err(_) => return Err("storing it was given up".to_owned()),

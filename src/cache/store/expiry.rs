@@ -36,7 +36,7 @@ impl Store {
             Some(Err(error)) => {
                 // The copy in memory knows; after a restart the object merely counts as expired earlier.
                 tracing::debug!(%error, "a refresh could not be written");
-                self.note_failure(&error, &hash);
+                self.trouble.failed(&error, &hash);
                 true
             }
             None => true,

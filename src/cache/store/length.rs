@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::Store;
+use quick_cache::sync::Cache;
+
 use crate::cache::key::Hash;
 
-/// Lengths remembered of bodies that came without one ...
-pub(super) const MAX_LENGTHS: usize = 4096;
+/// Bodies that came without a length, and are remembered ...
+const REMEMBERED: usize = 4096;
 /// ... for so long: upstream may have another body by then.
-const LENGTH_LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(3600);
 /// What passes through is not tried again for so long.
 const PASSING_LIMIT: Duration = Duration::from_secs(60);
 
@@ -24,18 +25,32 @@ pub(super) enum Length {
     About(u64),
 }
 
-impl Store {
-    pub(super) fn length_of(&self, hash: &Hash) -> Option<Length> {
-        let (at, length) = self.lengths.get(hash)?;
+/// Lengths of bodies that came without one.
+pub(in crate::cache) struct Lengths(Cache<Hash, (Instant, Length)>);
+
+impl Default for Lengths {
+    fn default() -> Self {
+        Lengths(Cache::new(REMEMBERED))
+    }
+}
+
+impl Lengths {
+    pub(super) fn of(&self, hash: &Hash) -> Option<Length> {
+        let (at, length) = self.0.get(hash)?;
         let limit = match length {
             Length::Passing => PASSING_LIMIT,
-            _ => LENGTH_LIMIT,
+            _ => LIMIT,
         };
         (at.elapsed() < limit).then_some(length)
     }
 
-    /// What is about to be stored under `hash`, and comes without a length, is about so long: room may be made for as much.
-    pub fn expect_length(&self, hash: &Hash, length: u64) {
-        self.lengths.insert(*hash, (Instant::now(), Length::About(length)));
+    /// What is about to be stored under `hash`, and comes without a length, is about so long.
+    pub(in crate::cache) fn expect(&self, hash: &Hash, length: u64) {
+        self.0.insert(*hash, (Instant::now(), Length::About(length)));
+    }
+
+    /// What comes under `hash` just now passes through.
+    pub(super) fn passes(&self, hash: &Hash) {
+        self.0.insert(*hash, (Instant::now(), Length::Passing));
     }
 }

@@ -118,7 +118,7 @@ impl Store {
             Ok(()) => reserve,
             Err(_) if self.can_make_room(reserve) => 0,
             Err(why) => {
-                self.say_starved(&why.to_string(), None);
+                self.trouble.starved(&why);
                 return Err(why);
             }
         };
@@ -163,7 +163,7 @@ impl Store {
         // Not counted, so that others do not make room for it in vain.
         if bytes > limit.saturating_sub(self.pinned()) {
             if room == Room::Made && bytes <= limit {
-                self.say_starved(&bound.to_string(), None);
+                self.trouble.starved(&bound);
             }
             return Err(bound);
         }
@@ -271,7 +271,7 @@ impl Store {
             Some(short) if over() == 0 => short.error(freed),
             _ => NoSpace::Bound { needed: bytes, limit },
         };
-        self.say_starved(&error.to_string(), None);
+        self.trouble.starved(&error);
         Err(error)
     }
 

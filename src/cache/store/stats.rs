@@ -8,8 +8,6 @@ use crate::cache::scrub::Scrubbed;
 
 /// Damage is told by `/health` for so long.
 const DAMAGE_TOLD: Duration = Duration::from_secs(600);
-/// So is why nothing is stored.
-const TROUBLE_TOLD: Duration = Duration::from_secs(60);
 
 /// What `/health` and `/metrics` say of the store.
 #[derive(Debug, Clone)]
@@ -33,12 +31,6 @@ pub struct StoreStats {
 impl Store {
     /// As of now.
     pub fn stats(&self) -> StoreStats {
-        let trouble = self.trouble.lock();
-        let starved = trouble
-            .as_ref()
-            .filter(|trouble| trouble.last.elapsed() < TROUBLE_TOLD)
-            .map(|trouble| trouble.why.clone());
-        drop(trouble);
         let damage = self.damage.lock().clone();
         StoreStats {
             disk_bytes: self.usage.total(),
@@ -46,8 +38,8 @@ impl Store {
             memory_bytes: self.memory.weight(),
             memory_items: self.memory.len(),
             growing: self.growing.lock().len(),
-            starved,
-            unstored: self.unstored.load(Relaxed),
+            starved: self.trouble.told(),
+            unstored: self.trouble.failures(),
             damaged: damage
                 .filter(|(since, _)| since.elapsed() < DAMAGE_TOLD)
                 .map(|(_, which)| which),

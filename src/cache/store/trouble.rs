@@ -1,62 +1,89 @@
 //! A disk that takes nothing: said once, shown, and tried again.
 
 use std::io;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use super::Store;
+use parking_lot::Mutex;
+
+use crate::cache::disk::Disk;
 use crate::cache::key::Hash;
 
-/// Why nothing could be stored.
-pub(super) struct Trouble {
-    pub(super) last: Instant,
-    pub(super) why: String,
-    /// Under which the file system was asked to store something and failed: it is tried again there.
-    pub(super) probe: Option<Hash>,
+/// While something goes wrong again and again, it is said after a pause of this only.
+const QUIET: Duration = Duration::from_secs(10);
+/// Why nothing is stored is told for so long.
+const TOLD: Duration = Duration::from_secs(60);
+
+/// What keeps things from being stored.
+#[derive(Default)]
+pub(in crate::cache) struct Trouble {
+    /// Set until something can be stored again.
+    last: Mutex<Option<Failed>>,
+    /// Times that something could not be stored.
+    failures: AtomicU64,
 }
 
-impl Store {
+/// Why nothing could be stored.
+struct Failed {
+    at: Instant,
+    why: String,
+    /// Under which the file system was asked to store something and failed: it is tried again there.
+    probe: Option<Hash>,
+}
+
+impl Trouble {
     /// Storing something under `hash` failed, and not for lack of space.
-    pub(in crate::cache) fn note_failure(&self, error: &io::Error, hash: &Hash) {
-        self.say_starved(&error.to_string(), Some(*hash));
+    pub(in crate::cache) fn failed(&self, error: &io::Error, hash: &Hash) {
+        self.note(error.to_string(), Some(*hash));
     }
 
-    pub(super) fn say_starved(&self, why: &str, probe: Option<Hash>) {
-        self.unstored.fetch_add(1, Relaxed);
-        let mut trouble = self.trouble.lock();
-        let quiet = trouble
-            .as_ref()
-            .is_some_and(|trouble| trouble.last.elapsed() < Duration::from_secs(10));
-        if !quiet {
+    /// There is no room, or the disk does not answer.
+    pub(super) fn starved(&self, why: impl ToString) {
+        self.note(why.to_string(), None);
+    }
+
+    fn note(&self, why: String, probe: Option<Hash>) {
+        self.failures.fetch_add(1, Relaxed);
+        let mut last = self.last.lock();
+        if last.as_ref().is_none_or(|last| last.at.elapsed() >= QUIET) {
             tracing::error!(
                 why,
                 "NOTHING CAN BE STORED: answers pass by uncached until it can again"
             );
         }
-        *trouble = Some(Trouble {
-            last: Instant::now(),
-            why: why.to_owned(),
-            probe,
-        });
+        let at = Instant::now();
+        *last = Some(Failed { at, why, probe });
     }
 
-    /// Looks whether what failed can be done again.
-    pub(super) fn probe(&self) {
-        let Some(hash) = self.trouble.lock().as_ref().and_then(|trouble| trouble.probe) else {
+    /// Looks whether what failed on `disk` can be done again.
+    pub(super) fn probe(&self, disk: &Disk) {
+        let Some(hash) = self.last.lock().as_ref().and_then(|last| last.probe) else {
             return;
         };
-        let probed = self.disk.probe(&hash);
-        let mut trouble = self.trouble.lock();
-        match (probed, &mut *trouble) {
-            (Ok(()), Some(Trouble { probe: Some(_), .. })) => {
-                *trouble = None;
+        let probed = disk.probe(&hash);
+        let mut last = self.last.lock();
+        match (probed, &mut *last) {
+            (Ok(()), Some(Failed { probe: Some(_), .. })) => {
+                *last = None;
                 tracing::info!("things can be stored again");
             }
-            (Err(error), Some(trouble)) => {
-                trouble.last = Instant::now();
-                trouble.why = error.to_string();
+            (Err(error), Some(last)) => {
+                last.at = Instant::now();
+                last.why = error.to_string();
             }
             _ => {}
         }
+    }
+
+    /// Why nothing is stored, if that was so in the last minute.
+    pub(super) fn told(&self) -> Option<String> {
+        let last = self.last.lock();
+        let lately = last.as_ref().filter(|last| last.at.elapsed() < TOLD);
+        lately.map(|last| last.why.clone())
+    }
+
+    /// Times that something could not be stored.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
     }
 }
