@@ -3,6 +3,7 @@
 
 mod artifact;
 mod chunks;
+mod client;
 mod dress;
 mod foreign;
 mod front;
@@ -23,7 +24,6 @@ mod wire;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -34,43 +34,17 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::api::Api;
 use crate::cache::Object;
-use crate::config::{ClientSettings, Config, Package, Remote};
-use crate::fill::{Fills, Views};
-use crate::metrics::Metrics;
+use crate::config::{Config, Package};
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
-use crate::state::{InFlight, State};
+pub use client::{Client, Ctx};
 pub use front::Front;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
 use wire::Refusal;
-
-/// Everything that answering a client needs.
-pub struct Client {
-    pub state: Arc<State>,
-    pub fills: Arc<Fills>,
-    pub views: Arc<Views>,
-    pub metrics: Arc<Metrics>,
-    pub api: Api,
-    pub hot: Hot,
-    /// What one client may hold. Settings are not reloaded.
-    pub limits: ClientSettings,
-}
-
-/// What is remembered of one request.
-pub struct Ctx {
-    started: Instant,
-    _in_flight: InFlight,
-    remote: Option<Arc<Remote>>,
-    /// For metrics: how the cache came into it.
-    cache: &'static str,
-    source: Option<&'static str>,
-    sent: u64,
-}
 
 /// [`Client`] for Pingora, which wants to own it.
 pub struct Hooks(pub Arc<Client>);
@@ -88,14 +62,7 @@ impl ProxyHttp for Hooks {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx {
-            started: Instant::now(),
-            _in_flight: self.state.enter(),
-            remote: None,
-            cache: "none",
-            source: None,
-            sent: 0,
-        }
+        Ctx::new(self.state.enter())
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
