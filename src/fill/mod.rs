@@ -433,7 +433,7 @@ impl Fills {
             })),
             () = deadline.passed(PATIENCE) => {
                 drop(task);
-                let failure = Exchange::timed_out(wanted.remote(), &wanted.url);
+                let failure = Failure::timed_out(wanted.remote(), &wanted.url);
                 return landing.publish(self.after_failure(&wanted, previous, failure).await);
             }
         };

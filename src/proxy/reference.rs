@@ -7,11 +7,11 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::artifact::{Origin, Request};
-use super::reply::{self, Problem};
-use super::{Client, Ctx};
+use super::{Client, Ctx, relay};
 use crate::cache::{Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
 use crate::policy;
+use crate::session::reply::Problem;
 use crate::status::is_absent;
 
 impl Client {
@@ -86,7 +86,7 @@ impl Client {
                 }
                 ctx.cache = "miss";
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, request, &answer, source).await?;
+                relay::answer(session, request, &answer, source).await?;
                 Ok(true)
             }
             (Outcome::Direct, _) => {
