@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
+use super::backend::{Backend, CatalogError};
 use super::change::{Batch, Change, KeyRef, LinkHash, ObjectKey, SHARDS};
-use super::{Backend, CatalogError, CatalogStatus, Event};
+use super::record::Event;
 
 /// Objects that may wait to be written, those in a failed batch included.
 const MAX_OBJECTS: usize = 65_536;
@@ -31,6 +32,23 @@ const BATCH: usize = 2_000;
 const LINGER: Duration = Duration::from_millis(500);
 const MIN_BACKOFF: Duration = Duration::from_millis(200);
 const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// How the catalogue fares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogStatus {
+    /// Whether the last attempt to write succeeded.
+    pub healthy: bool,
+    /// Objects with something to write.
+    pub queued: usize,
+    /// Links to write.
+    pub queued_links: usize,
+    /// Hits and refreshes that were not counted because the queue was full.
+    pub dropped_hits: u64,
+    /// Stored and removed objects that a listing misses, or still shows, because the queue was full.
+    pub dropped_changes: u64,
+    /// Why it is not healthy.
+    pub error: Option<String>,
+}
 
 #[derive(Default)]
 struct Links {
@@ -432,8 +450,8 @@ fn note(shared: &Shared, result: &Result<(), CatalogError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Record;
     use crate::catalog::change::Op;
+    use crate::catalog::record::Record;
     use crate::catalog::tests::record;
 
     fn stored(path: &str, hits: u64) -> Event {

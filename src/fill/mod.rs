@@ -53,6 +53,7 @@ use crate::formats::{Asset, Binding, Location};
 use crate::headers;
 use crate::metrics::Metrics;
 use crate::policy::{self, Policy};
+use crate::status::is_absent;
 use crate::upstream::{Ask, Exchange, Failure, Upstream, shown as without_query};
 
 /// Whatever a flight waits for, it does not wait longer than this without any sign of life.
@@ -435,7 +436,7 @@ impl Fills {
             })),
             () = deadline.passed(PATIENCE) => {
                 drop(task);
-                let failure = Exchange::timed_out(wanted.remote(), &wanted.url);
+                let failure = Failure::timed_out(wanted.remote(), &wanted.url);
                 return landing.publish(self.after_failure(&wanted, previous, failure).await);
             }
         };
@@ -450,7 +451,11 @@ impl Fills {
             }
             Word::Answer(answer) => {
                 task.let_go();
-                return landing.publish(self.after_answer(&wanted, previous, answer).await);
+                let (outcome, removed) = self.after_answer(&wanted, previous.as_ref(), answer).await;
+                if let Some(key) = removed {
+                    self.note_removed(&key);
+                }
+                return landing.publish(outcome);
             }
             Word::Coded => {
                 drop(task);
@@ -532,46 +537,23 @@ impl Fills {
         self.note_refreshed(object);
     }
 
-    /// Upstream's answer to another node. What follows for the bucket and for others that node has seen to.
-    async fn after_answer_of_other(
+    /// Upstream's own answer that is not stored, whichever node got it: passed on, unless a stored copy goes before it. One
+    /// that says that there is no such thing is remembered, and takes what is stored with it: the key of that, if so.
+    async fn after_answer(
         self: &Arc<Self>,
         wanted: &Wanted,
         previous: Option<&Arc<Object>>,
         answer: Answer,
-    ) -> Outcome {
+    ) -> (Outcome, Option<Key>) {
         let status = answer.status;
-        if let Some(previous) = previous.filter(|_| wanted.asset.remote.serve_stale_on.contains(&status)) {
-            return self.stale(wanted, previous, Some(status)).await;
-        }
-        self.answered(wanted, previous, answer).await.0
-    }
-
-    /// An answer that is not stored: passed on, unless a stored copy goes before it.
-    async fn after_answer(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
-        let status = answer.status;
-        if let Some(previous) = &previous
+        if let Some(previous) = previous
             && wanted.asset.remote.serve_stale_on.contains(&status)
         {
-            return self.stale(wanted, previous, Some(status)).await;
+            return (self.stale(wanted, previous, Some(status)).await, None);
         }
-        let (outcome, removed) = self.answered(wanted, previous.as_ref(), answer).await;
-        if let Some(key) = removed {
-            self.note_removed(&key);
-        }
-        outcome
-    }
-
-    /// Upstream's own answer, whichever node got it. One that says that there is no such thing is remembered, and takes
-    /// what is stored with it: the key of that, if so.
-    async fn answered(
-        &self,
-        wanted: &Wanted,
-        previous: Option<&Arc<Object>>,
-        answer: Answer,
-    ) -> (Outcome, Option<Key>) {
         let answer = Arc::new(answer);
         let mut removed = None;
-        if matches!(answer.status, 404 | 410 | 451) {
+        if is_absent(answer.status) {
             // What others name too is theirs as well.
             let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces().is_none();
             if let Some(previous) = previous.filter(|_| !shared) {

@@ -115,7 +115,9 @@ impl Fills {
             Reply::Node { .. } => Joined::NoWay,
             answer @ Reply::Answer { .. } => match answer.into_answer() {
                 Some(answer) => {
-                    publish(landing, self.after_answer_of_other(wanted, previous, answer).await);
+                    // What is gone, the node that asked upstream has told the bucket and the others.
+                    let (outcome, _) = self.after_answer(wanted, previous, answer).await;
+                    publish(landing, outcome);
                     Joined::Done
                 }
                 None => Joined::Alone,

@@ -19,6 +19,7 @@ use super::accept::wish;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
 use crate::config::Remote;
+use crate::status::is_absent;
 
 /// The format of `package: docker`.
 pub struct Docker;
@@ -279,9 +280,11 @@ impl Format for Docker {
             (429, _) => "TOOMANYREQUESTS",
             (400 | 404, Some(Err(Invalid(_, code, _)))) => code,
             (400, _) => "NAME_INVALID",
-            (404 | 410 | 451, Some(Ok((_, What::Tag(_) | What::Manifest(_))))) => "MANIFEST_UNKNOWN",
-            (404 | 410 | 451, Some(Ok((_, What::Blob(_))))) => "BLOB_UNKNOWN",
-            (404 | 410 | 451, _) => "NAME_UNKNOWN",
+            (status, parsed) if is_absent(status) => match parsed {
+                Some(Ok((_, What::Tag(_) | What::Manifest(_)))) => "MANIFEST_UNKNOWN",
+                Some(Ok((_, What::Blob(_)))) => "BLOB_UNKNOWN",
+                _ => "NAME_UNKNOWN",
+            },
             (500.., _) => "UNAVAILABLE",
             _ => "UNKNOWN",
         };

@@ -8,7 +8,6 @@ use url::Url;
 
 use super::Client;
 use super::artifact::Request;
-use super::reply::Problem;
 use crate::cache::now_ms;
 use crate::catalog::CatalogError;
 use crate::config::Remote;
@@ -16,6 +15,7 @@ use crate::fill::view::{Rewriting, Spec};
 use crate::fill::{Outcome, Wanted};
 use crate::formats::{self, Foreign, Location, path};
 use crate::policy;
+use crate::session::reply::Problem;
 use crate::upstream::listed;
 
 impl Client {

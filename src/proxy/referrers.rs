@@ -10,9 +10,8 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::artifact::{Origin, Request, accept};
-use super::reply::{self, Problem};
 use super::resolve::{self, Resolution, Resolved, Target};
-use super::{Client, Ctx};
+use super::{Client, Ctx, relay};
 use crate::cache::{Object, Reader, now_ms};
 use crate::config::Remote;
 use crate::fill::reference::MAX_CONTENT;
@@ -20,6 +19,7 @@ use crate::fill::{Answer, How, Outcome, Wanted};
 use crate::formats::docker::{INDEX, referrers};
 use crate::formats::{self, path};
 use crate::policy;
+use crate::session::reply::{self, Problem};
 
 static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
@@ -111,7 +111,7 @@ impl Client {
         let problem = match why {
             Brought::Answer(answer) => {
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, resolved, &answer, source).await?;
+                relay::answer(session, resolved, &answer, source).await?;
                 return Ok(true);
             }
             Brought::Offline => {

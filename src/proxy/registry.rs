@@ -15,12 +15,12 @@ use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::reply::{self, Problem};
 use super::resolve::{HotKey, Resolved, Target};
 use super::{Client, Ctx, wire};
 use crate::config::{Config, Package, Remote};
 use crate::formats::docker::{names, pages, referrers};
 use crate::formats::{self, Asset, path};
+use crate::session::reply::{self, Problem};
 
 static API_VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
 static NAMESPACE: HeaderName = HeaderName::from_static("oci-namespace");

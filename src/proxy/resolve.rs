@@ -7,11 +7,11 @@ use std::sync::Arc;
 use http::{Method, header};
 use quick_cache::sync::Cache;
 
-use super::reply::Problem;
 use crate::cache::Key;
 use crate::config::{Config, Package, Remote, RemoteType};
 use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
 use crate::policy::{self, Policy};
+use crate::session::reply::Problem;
 
 /// Targets whose meaning is remembered.
 const REMEMBERED: usize = 16_384;
