@@ -1,9 +1,12 @@
 //! What stands behind this node: the catalogue's database, the bucket, and Redis. Each that is not configured has its embedded
 //! default, which is no file here. None is waited for at the start.
 
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::breaker::{Breaker, Standing};
@@ -13,17 +16,30 @@ use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
 use crate::config::Settings;
 use crate::fill::Fills;
 use crate::fill::flush::covered;
+use crate::fill::ledger::Covers;
 use crate::fill::neighbours::Neighbours;
 use crate::fill::news::{Fenced, News};
 use crate::fill::node::Peers;
-use crate::fill::shared::{Covers, Shared};
+use crate::fill::shared::Shared;
 use crate::fill::unfinished::Unfinished;
 use crate::fleet::{Fleet, Flush, Node};
-use crate::life::{StartError, State};
 use crate::relist::Told;
+use crate::state::State;
+use crate::upstream::SharedTokens;
 
 /// For the last words to Redis; flushes that it is not told of then, it is told of after the next start.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why the program could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {error}")]
+    Listen { address: SocketAddr, error: io::Error },
+    #[error("cannot use the data folder {folder}: {error}; name another with --data-dir or ARTIFACTAPI_DATA_DIR")]
+    Data { folder: String, error: io::Error },
+    #[error("{0}")]
+    Other(String),
+}
 
 /// All of them.
 #[derive(Clone)]
@@ -158,6 +174,17 @@ impl Backends {
         if let Some(fleet) = &self.fleet {
             let _ = tokio::time::timeout(CLOSE_LIMIT, fleet.close()).await;
         }
+    }
+}
+
+#[async_trait]
+impl SharedTokens for Fleet {
+    async fn get(&self, name: &str) -> Option<(String, Duration)> {
+        self.token(name).await
+    }
+
+    fn put(&self, name: &str, token: &str, lifetime: Duration) {
+        self.keep_token(name, token.to_owned(), lifetime);
     }
 }
 

@@ -22,4 +22,7 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod relist;
+pub mod session;
+pub mod state;
+pub mod status;
 pub mod upstream;

@@ -4,10 +4,8 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, IntoRawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use pingora_core::apps::HttpServerOptions;
@@ -19,139 +17,23 @@ use pingora_core::services::listening;
 use pingora_proxy::http_proxy;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
 use crate::api::Api;
-use crate::backends::{self, Backends};
+use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
-use crate::config::{Config, Environment, Severity};
+use crate::config::{Config, Environment};
 use crate::fill::{Fills, Views, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot, Unread, unread};
+use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::relist;
+use crate::session::unread::{self, Unread};
+use crate::state::State;
 use crate::upstream::{SharedTokens, Upstream};
 
 /// What ends after the requests (the catalogue, the connections to what stands behind) has this long.
 const CLOSE_LIMIT: Duration = Duration::from_secs(10);
-
-/// What outlives a request: the current configuration, and how many requests there are.
-pub struct State {
-    config: ArcSwap<Config>,
-    environment: Environment,
-    reloading: Mutex<()>,
-    last_reload_failed: AtomicBool,
-    stopping: AtomicBool,
-    in_flight: AtomicUsize,
-    idle: Notify,
-    reloaded: Notify,
-}
-
-/// One request in flight.
-pub struct InFlight(Arc<State>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.0.idle.notify_waiters();
-        }
-    }
-}
-
-impl State {
-    fn new(config: Config, environment: Environment) -> Arc<Self> {
-        Arc::new(State {
-            config: ArcSwap::from_pointee(config),
-            environment,
-            reloading: Mutex::new(()),
-            last_reload_failed: AtomicBool::new(false),
-            stopping: AtomicBool::new(false),
-            in_flight: AtomicUsize::new(0),
-            idle: Notify::new(),
-            reloaded: Notify::new(),
-        })
-    }
-
-    /// The configuration as of now; a request takes it once.
-    pub fn config(&self) -> Arc<Config> {
-        self.config.load_full()
-    }
-
-    /// Counts a request until the guard is dropped.
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
-        InFlight(Arc::clone(self))
-    }
-
-    /// Whether the last reload failed, so that the configuration before it is still in force.
-    pub fn last_reload_failed(&self) -> bool {
-        self.last_reload_failed.load(Ordering::Relaxed)
-    }
-
-    /// Whether a signal has ended the accepting of connections.
-    pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
-    }
-
-    /// Reads `remotes.yaml` again, all of it, and swaps it in; on any error the old one stays.
-    pub fn reload(&self) {
-        let _one_at_a_time = self.reloading.lock();
-        let current = self.config();
-        let generation = current.generation + 1;
-        let loaded = crate::config::reload_remotes(&current, &self.environment, generation);
-        for problem in &loaded.problems {
-            match problem.severity {
-                Severity::Error => tracing::error!("{problem}"),
-                Severity::Warning => tracing::warn!("{problem}"),
-            }
-        }
-        match loaded.config {
-            Some(config) => {
-                tracing::info!(
-                    generation,
-                    remotes = config.remotes.len(),
-                    "the configuration was reloaded"
-                );
-                self.config.store(Arc::new(config));
-                self.reloaded.notify_one();
-                self.last_reload_failed.store(false, Ordering::Relaxed);
-            }
-            None => {
-                tracing::error!(
-                    generation = current.generation,
-                    "the new configuration has errors: the one before stays in force"
-                );
-                self.last_reload_failed.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-
-    async fn drained(&self, limit: Duration) {
-        let waited = Instant::now();
-        while waited.elapsed() < limit {
-            let idle = self.idle.notified();
-            if self.in_flight.load(Ordering::Acquire) == 0 {
-                return;
-            }
-            let _ = tokio::time::timeout(Duration::from_millis(200), idle).await;
-        }
-        let left = self.in_flight.load(Ordering::Acquire);
-        if left > 0 {
-            tracing::warn!(left, "stopping with requests in flight");
-        }
-    }
-}
-
-/// Why the program could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("cannot listen on {address}: {error}")]
-    Listen { address: SocketAddr, error: io::Error },
-    #[error("cannot use the data folder {folder}: {error}; name another with --data-dir or ARTIFACTAPI_DATA_DIR")]
-    Data { folder: String, error: io::Error },
-    #[error("{0}")]
-    Other(String),
-}
 
 /// Catches SIGHUP from now on: without a handler it kills. Called before anything else is set up.
 ///
@@ -323,7 +205,7 @@ async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
         let config = state.config();
         upstream.learn(&config).await;
         drop(config);
-        state.reloaded.notified().await;
+        state.reloaded().await;
     }
 }
 
@@ -450,7 +332,7 @@ impl ShutdownSignalWatch for Stop {
             return std::future::pending().await;
         }
         // Before anything is said: the log may hang.
-        self.state.stopping.store(true, Ordering::Relaxed);
+        self.state.stop();
         self.stopping.send_replace(true);
         tracing::info!("stopping");
         self.state.drained(self.limit).await;

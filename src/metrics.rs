@@ -1,6 +1,6 @@
 //! Counters for Prometheus. Label values are bounded: remotes come from the configuration, the rest is a fixed set.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +10,47 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::backends::Backends;
 use crate::breaker::Standing;
-use crate::cache::StoreStats;
-use crate::catalog::CatalogStatus;
 
 /// A counter, and where it is kept.
 type Taken = (IntCounterVec, fn(&Standing) -> u64);
+
+/// What is counted and measured elsewhere, as of the moment that the metrics are asked for. Counts are since the start.
+#[derive(Debug)]
+pub struct Samples {
+    /// Successful loads of the configuration.
+    pub generation: u64,
+    /// How what stands behind this node fares.
+    pub dependencies: Vec<Standing>,
+    /// Whether the disk takes what is to be stored.
+    pub disk_takes: bool,
+    /// Sizes of tiers and queues: which, what of it, how much.
+    pub tiers: Vec<(&'static str, &'static str, u64)>,
+    /// Times that something could not be stored.
+    pub unstored: u64,
+    /// Stored files found damaged or unreadable.
+    pub lost: u64,
+    /// Files that the scrubber has compared with their digests, and their bytes.
+    pub scrubbed_objects: u64,
+    pub scrubbed_bytes: u64,
+    /// `None`: no bucket is configured.
+    pub bucket: Option<BucketSamples>,
+    /// What went between nodes, by kind. `None`: this node is alone.
+    pub fleet: Option<[(&'static str, u64); 5]>,
+    /// Other nodes by URL, and whether this one can read from them.
+    pub nodes: BTreeMap<String, bool>,
+}
+
+/// Of a bucket.
+#[derive(Debug)]
+pub struct BucketSamples {
+    /// Whether it takes uploads, when it answers.
+    pub takes: bool,
+    /// What waits to be done, and how much of it.
+    pub waiting: [(&'static str, u64); 4],
+    /// What was done, and how often.
+    pub done: [(&'static str, u64); 7],
+}
 
 /// All metrics of the process.
 pub struct Metrics {
@@ -333,21 +367,22 @@ impl Metrics {
         self.shared.with_label_values(&[from]).inc();
     }
 
-    /// Counters that are kept where they count.
-    fn take_over_counts(&self, backends: &Backends) {
-        let raise = |counter: &IntCounterVec, label: &str, value: u64| {
-            let counter = counter.with_label_values(&[label]);
-            counter.inc_by(value.saturating_sub(counter.get()));
-        };
-        let set = |what: &str, value: u64| {
-            let value = i64::try_from(value).unwrap_or(i64::MAX);
-            self.bucket.with_label_values(&[what]).set(value);
-        };
-        for standing in backends.standings() {
+    /// The text that Prometheus reads, with `samples` as of now.
+    pub fn render(&self, samples: &Samples) -> String {
+        self.take_over(samples);
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be written");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn take_over(&self, samples: &Samples) {
+        for standing in &samples.dependencies {
             let up = self.dependency_up.with_label_values(&[standing.name]);
             up.set(i64::from(standing.healthy));
             for (counter, of) in &self.dependency_counts {
-                raise(counter, standing.name, of(&standing));
+                raise(&counter.with_label_values(&[standing.name]), of(standing));
             }
             if let Some(ahead) = standing.clock_ahead {
                 let clock = self.dependency_clock.with_label_values(&[standing.name]);
@@ -356,89 +391,44 @@ impl Metrics {
             let seconds = self.dependency_seconds.with_label_values(&[standing.name]);
             seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));
         }
-        if let Some(bucket) = backends.bucket.as_ref().map(|bucket| bucket.status()) {
-            self.bucket_takes.set(i64::from(bucket.refusing.is_none()));
-            set("uploads", bucket.uploads_waiting);
-            set("upload_bytes", bucket.bytes_waiting);
-            set("removals", bucket.removals_waiting);
-            set(
-                "oldest_upload_seconds",
-                bucket.oldest_waiting.map_or(0, |waiting| waiting.as_secs()),
-            );
-            for (what, value) in [
-                ("uploads", bucket.uploaded),
-                ("uploaded_bytes", bucket.uploaded_bytes),
-                ("failures", bucket.failed),
-                ("removals", bucket.removed),
-                ("unfit", bucket.unfit),
-                ("outdated", bucket.outdated),
-                ("missing", bucket.missing),
-            ] {
-                raise(&self.bucket_counts, what, value);
+        let up = self.dependency_up.with_label_values(&["disk"]);
+        up.set(i64::from(samples.disk_takes));
+        for (tier, what, value) in &samples.tiers {
+            set(&self.gauges.with_label_values(&[tier, what]), *value);
+        }
+        raise(&self.unstored, samples.unstored);
+        raise(&self.lost, samples.lost);
+        raise(&self.scrubbed_objects, samples.scrubbed_objects);
+        raise(&self.scrubbed_bytes, samples.scrubbed_bytes);
+        if let Some(bucket) = &samples.bucket {
+            self.bucket_takes.set(i64::from(bucket.takes));
+            for (what, value) in bucket.waiting {
+                set(&self.bucket.with_label_values(&[what]), value);
             }
+            for (what, value) in bucket.done {
+                raise(&self.bucket_counts.with_label_values(&[what]), value);
+            }
+        }
+        for (what, value) in samples.fleet.iter().flatten() {
+            raise(&self.fleet_counts.with_label_values(&[what]), *value);
         }
         self.node_reachable.reset();
-        let nodes = backends.neighbours.list();
-        for node in &nodes {
-            // Two that are known by one URL are in trouble both.
-            let mut same = nodes.iter().filter(|other| other.url == node.url);
-            let reachable = self.node_reachable.with_label_values(&[&node.url]);
-            reachable.set(i64::from(same.all(|other| other.trouble.is_none())));
+        for (url, reachable) in &samples.nodes {
+            let node = self.node_reachable.with_label_values(&[url]);
+            node.set(i64::from(*reachable));
         }
-        if let Some(fleet) = backends.fleet.as_ref().map(|fleet| fleet.status()) {
-            for (what, value) in [
-                ("received", fleet.received),
-                ("sent", fleet.sent),
-                ("locks_taken", fleet.taken),
-                ("locks_lost", fleet.lost),
-                ("locks_waited_for", fleet.waited),
-            ] {
-                raise(&self.fleet_counts, what, value);
-            }
-            let gauge = |what: &str, value: u64| {
-                let value = i64::try_from(value).unwrap_or(i64::MAX);
-                self.gauges.with_label_values(&["fleet", what]).set(value);
-            };
-            gauge("behind", fleet.behind);
-            gauge("outbox", (fleet.outbox + fleet.unsent_flushes) as u64);
-            gauge("listening", u64::from(fleet.listening));
-        }
+        set(&self.generation, samples.generation);
     }
+}
 
-    /// The text that Prometheus reads.
-    pub fn render(&self, generation: u64, store: &StoreStats, catalog: &CatalogStatus, backends: &Backends) -> String {
-        self.take_over_counts(backends);
-        let set = |tier: &str, what: &str, value: u64| {
-            self.gauges
-                .with_label_values(&[tier, what])
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        set("disk", "bytes", store.disk_bytes);
-        set("disk", "limit_bytes", store.disk_limit);
-        set("disk", "scrubbed_percent", store.scrubbed.percent);
-        set("disk", "scrub_rounds", store.scrubbed.rounds);
-        for (counter, value) in [
-            (&self.unstored, store.unstored),
-            (&self.lost, store.lost),
-            (&self.scrubbed_objects, store.scrubbed.objects),
-            (&self.scrubbed_bytes, store.scrubbed.bytes),
-        ] {
-            counter.inc_by(value.saturating_sub(counter.get()));
-        }
-        let up = self.dependency_up.with_label_values(&["disk"]);
-        up.set(i64::from(store.starved.is_none()));
-        set("memory", "bytes", store.memory_bytes);
-        set("memory", "objects", store.memory_items as u64);
-        set("growing", "objects", store.growing as u64);
-        set("catalogue", "queued", catalog.queued as u64);
-        set("catalogue", "dropped", catalog.dropped_hits + catalog.dropped_changes);
-        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            tracing::error!(%error, "metrics could not be written");
-        }
-        String::from_utf8_lossy(&text).into_owned()
-    }
+/// Sets a gauge.
+fn set(gauge: &IntGauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+/// Brings a counter up to what is counted elsewhere.
+fn raise(counter: &IntCounter, value: u64) {
+    counter.inc_by(value.saturating_sub(counter.get()));
 }
 
 /// Registers what was made. Both steps fail only for names that are wrong or there twice, which the first start shows.

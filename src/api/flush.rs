@@ -7,8 +7,8 @@ use pingora_proxy::Session;
 use super::{Api, MAX_BODY, local};
 use crate::catalog::FlushRequest;
 use crate::config::Config;
-use crate::proxy::body;
-use crate::proxy::reply::{self, Problem};
+use crate::session::body;
+use crate::session::reply::{self, Problem};
 
 impl Api {
     pub(super) async fn flush(&self, session: &mut Session, config: &Config) -> Result<()> {

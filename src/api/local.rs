@@ -7,9 +7,8 @@ use pingora_proxy::Session;
 use url::Host;
 
 use crate::config::{Settings, is_loopback};
-use crate::proxy::arrival;
-use crate::proxy::public::without_port;
-use crate::proxy::reply::Problem;
+use crate::session::public::{arrival, without_port};
+use crate::session::reply::Problem;
 
 /// What only something that passed a request on for another adds to it. `X-Forwarded-…` counts besides.
 const PASSED_ON: [&str; 12] = [

@@ -2,6 +2,7 @@
 
 mod flush;
 pub(crate) mod local;
+mod samples;
 
 use std::sync::Arc;
 
@@ -19,13 +20,32 @@ use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
-use crate::life::State;
 use crate::metrics::Metrics;
-use crate::proxy::reply::{self, Problem};
-use crate::proxy::route::Endpoint;
+use crate::session::reply::{self, Problem};
+use crate::state::State;
 
 /// Bodies of requests to the API are small.
 const MAX_BODY: usize = 1 << 20;
+
+/// What is answered here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    Root,
+    Health,
+    Live,
+    Ready,
+    Config,
+    Metrics,
+    Flush,
+    Artifacts {
+        query: Option<String>,
+    },
+    Artifact {
+        remote: String,
+        raw: Vec<u8>,
+        query: Option<String>,
+    },
+}
 
 /// Answers the endpoints.
 pub struct Api {
@@ -84,12 +104,7 @@ impl Api {
             }
             Endpoint::Config => reply::json(session, 200, &config.to_redacted_json()).await,
             Endpoint::Metrics => {
-                let text = self.metrics.render(
-                    config.generation,
-                    &self.fills.store.stats(),
-                    &self.fills.catalog.status(),
-                    &self.backends,
-                );
+                let text = self.metrics.render(&self.samples(config));
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
             }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::client::Failure;
-use super::{Bucket, LIST_LIMIT, RETRY_PAUSE, name, upload};
+use super::client::{Failure, within};
+use super::{Bucket, LIST_LIMIT, RETRY_PAUSE, name};
 use crate::breaker::Away;
 use crate::cache::{Key, Stored, now_ms};
 
@@ -75,7 +75,7 @@ impl Bucket {
         let sampled = tokio::task::spawn_blocking(move || store.sample(is_there)).await;
         let Ok(Some(stored)) = sampled else { return false };
         let object = name::of(&stored.key);
-        match upload::within(LIST_LIMIT, self.client.head(&object)).await {
+        match within(LIST_LIMIT, self.client.head(&object)).await {
             // The object may have been flushed meanwhile.
             Ok(None) => {
                 let hash = stored.key.hash;

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 
-use super::client::{Client, Failure, Page};
-use super::upload::within;
-use super::{Copy, describe};
+use super::client::{Client, Failure, Page, within};
+
+use super::find::{Copy, describe};
 use crate::catalog::{Catalog, Event};
 use crate::config;
 use crate::listing::entry;

@@ -11,11 +11,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::Body;
 
-use super::client::Failure;
+use super::client::{Failure, within};
+use super::fence::Fence;
+use super::find::describe;
+use super::health::Blame;
 use super::marker::{Plan, Progress};
 use super::metadata::{self, Described};
 use super::queue::{Again, LARGE, Taken};
-use super::{Blame, Bucket, Fence, name};
+use super::{Bucket, name};
 use crate::cache::{Millis, Stored, is_before};
 
 /// A connection on which nothing moves for so long is given up.
@@ -117,7 +120,7 @@ impl Bucket {
     /// Whether what the bucket has was fetched at `before` or later.
     async fn is_newer(&self, object: &str, before: Option<Millis>) -> Result<bool, Failure> {
         let Some(before) = before else { return Ok(false) };
-        let copy = within(SHORT, super::describe(&self.client, object)).await?;
+        let copy = within(SHORT, describe(&self.client, object)).await?;
         Ok(copy.is_some_and(|copy| !is_before(copy.head.stored_at, before)))
     }
 
@@ -436,11 +439,6 @@ async fn moving<T>(moved: &Moved, asked: impl Future<Output = Result<T, Failure>
             return answer;
         }
     }
-}
-
-pub(super) async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let answer = tokio::time::timeout(limit, asked).await;
-    answer.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no answer within {limit:?}"))))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

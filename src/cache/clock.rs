@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::freshness::{distrust, is_ahead};
-use super::{Millis, millis, now_ms};
+use super::time::{Millis, millis, now_ms};
 
 /// Watches the time of day of one process.
 #[derive(Debug)]

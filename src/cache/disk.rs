@@ -18,8 +18,10 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FlockOperation, OFlags};
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use super::Class;
-use super::{Finished, Hash, Head, Millis, hex};
+use super::freshness::Class;
+use super::head::{Finished, Head};
+use super::key::{Hash, hex};
+use super::time::Millis;
 
 const MAGIC: &[u8; 8] = b"AAPIOBJ1";
 /// Length of the fixed part.
@@ -273,7 +275,7 @@ impl Disk {
     pub fn begin(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, 0)?;
         let mut read = [0; MAGIC.len()];
-        super::reader::read_at(file, &mut read, 0)?;
+        super::read::read_at(file, &mut read, 0)?;
         if bytes.starts_with(&read) {
             Ok(())
         } else {

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-use super::Millis;
+use super::time::{Millis, now_ms};
 
 /// How long a stored answer may be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub const AHEAD: Millis = 5_000;
 /// Whether a stored time lies ahead of `now`, so that the clock that it was taken from was wrong, or is.
 pub fn is_ahead(at: Millis, now: Millis) -> bool {
     at > now.saturating_add(AHEAD)
+}
+
+/// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
+/// wrong: it counts as before, because it may have been.
+pub fn is_before(moment: Millis, at: Millis) -> bool {
+    moment < at || is_ahead(moment, now_ms())
 }
 
 /// What is mutable and was verified before this may have changed without this node being told.
@@ -118,7 +124,7 @@ impl Freshness {
         self.checked_at.store(checked_at, Relaxed);
         self.fresh_until.store(fresh_until, Relaxed);
         self.class.store(code(class), Relaxed);
-        self.verify(super::now_ms());
+        self.verify(now_ms());
     }
 
     /// Upstream or the other nodes agreed with it at `at`.

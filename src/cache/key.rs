@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
-use super::{Hash, hex};
-
 /// Stands between the parts; no part has one.
 const SEPARATOR: char = '\0';
 /// Begins the form of what is fetched beside its place.
 const ASIDE: char = '~';
+
+/// The hash that names an object in every tier.
+pub type Hash = [u8; 16];
 
 /// The name of an object in every tier: remote, path with query, and form, framed so that no two of them collide.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,6 +142,17 @@ impl Key {
     pub fn shown(&self) -> String {
         self.text.replace(SEPARATOR, " ").trim().to_owned()
     }
+}
+
+/// Lower-case hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)] as char);
+        text.push(DIGITS[usize::from(byte & 15)] as char);
+    }
+    text
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Reading an object: from memory, from a file, or from one that still grows.
 
-use std::io::{self, IoSliceMut};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -9,12 +9,12 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::BoxStream;
 use parking_lot::Mutex;
-use rustix::io::ReadWriteFlags;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
+use super::object::{Body, Object, Progress, State};
 use super::overflow::{Place, Position};
-use super::{Body, Object, Progress, State};
+use super::read::read_now;
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
@@ -260,22 +260,6 @@ impl Drop for Reader {
     fn drop(&mut self) {
         self.end = 0;
         self.move_to(0);
-    }
-}
-
-fn read_now(file: &std::fs::File, buffer: &mut [u8], at: u64) -> Result<usize, rustix::io::Errno> {
-    rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
-}
-
-/// Reads as a [`Reader`] does, on a thread that may wait.
-pub(super) fn read_at(file: &std::fs::File, buffer: &mut [u8], at: u64) -> io::Result<()> {
-    use rustix::io::Errno;
-    match read_now(file, buffer, at) {
-        Ok(got) if got == buffer.len() => Ok(()),
-        Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-            file.read_exact_at(buffer, at)
-        }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,39 +1,30 @@
-//! What is stored, compared with its digests: slowly while the service runs, and at once by `artifactapi verify`. A disk that
-//! flips a bit says nothing of it, and an object may lie for a year before somebody asks for it.
+//! What is stored, compared with its digests at once (`artifactapi verify`), and how far the scrubber has come, which does so
+//! slowly while the service runs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-
-use rustix::fs::{Advice, fadvise};
 
 use super::disk::{self, Disk};
-use super::{Hash, Key, Millis, Store, evict, hex, now_ms};
+use super::evict;
+use super::key::{Key, hex};
+use super::time::{Millis, now_ms};
 
 /// Outer folders.
-const FOLDERS: u64 = 256;
-/// A round begins no sooner after the one before, in milliseconds: what is small is not read all day.
-const ROUND: Millis = 24 * 3_600_000;
-/// Between two looks whether a round is due.
-const PAUSE: Duration = Duration::from_secs(60);
-/// An object costs the disk at least as much as so many bytes.
-const LEAST: u64 = 16 << 10;
-/// Shorter waits are added up.
-const NAP: Duration = Duration::from_millis(20);
+pub const FOLDERS: u64 = 256;
 
 /// The scrubber's counters, and its position.
 #[derive(Debug)]
 pub struct Scrub {
     /// Keeps the position over a restart.
     file: PathBuf,
-    objects: AtomicU64,
-    bytes: AtomicU64,
+    pub objects: AtomicU64,
+    pub bytes: AtomicU64,
     /// Outer folders of this round that are done.
     folders: AtomicU64,
-    rounds: AtomicU64,
+    pub rounds: AtomicU64,
 }
 
 /// How far the scrubber has come, for `/metrics`: since the start, but for `percent`, which is of this round.
@@ -66,88 +57,19 @@ impl Scrub {
     }
 
     /// The folder to go on with, and when its round began.
-    fn load(&self) -> Option<(u64, Millis)> {
+    pub fn load(&self) -> Option<(u64, Millis)> {
         let text = fs::read_to_string(&self.file).ok()?;
         let (folder, began) = text.trim().split_once(' ')?;
         // What a clock that was ahead has written would put off the next round for as long.
         Some((folder.parse().ok()?, began.parse::<Millis>().ok()?.min(now_ms())))
     }
 
-    fn save(&self, folder: u64, began: Millis) {
+    /// Keeps the folder to go on with, and when its round began.
+    pub fn save(&self, folder: u64, began: Millis) {
         self.folders.store(folder, Relaxed);
         let new = self.file.with_extension("new");
         // Worth no more than a try: a round that begins anew is only work.
         let _ = fs::write(&new, format!("{folder} {began}\n")).and_then(|()| fs::rename(&new, &self.file));
-    }
-}
-
-/// Spends no more than so many bytes a second.
-struct Pace {
-    rate: u64,
-    owed: Duration,
-}
-
-impl Pace {
-    fn spend(&mut self, bytes: u64) {
-        self.owed += Duration::from_secs_f64(bytes as f64 / self.rate as f64);
-        if self.owed >= NAP {
-            std::thread::sleep(std::mem::take(&mut self.owed));
-        }
-    }
-}
-
-impl Store {
-    /// Reads all that is stored, round after round, at `rate` bytes a second, and removes what is not what it was; 0 is
-    /// never. Returns when the store is closed.
-    pub(super) fn keep_scrubbing(&'static self, rate: u64) {
-        if rate == 0 {
-            return;
-        }
-        let mut pace = Pace {
-            rate,
-            owed: Duration::ZERO,
-        };
-        let (mut folder, mut began) = self.scrub.load().unwrap_or((0, now_ms()));
-        while !self.is_closing() {
-            if folder >= FOLDERS {
-                if now_ms().saturating_sub(began) < ROUND {
-                    std::thread::sleep(PAUSE);
-                    continue;
-                }
-                (folder, began) = (0, now_ms());
-            }
-            let outer = self.disk.root().join(format!("{folder:02x}"));
-            // What cannot be listed is said by the count.
-            let _ = evict::each_hash_below(&outer, |hash| {
-                self.examine(&hash, &mut pace);
-                !self.is_closing()
-            });
-            if self.is_closing() {
-                return;
-            }
-            folder += 1;
-            if folder == FOLDERS {
-                self.scrub.rounds.fetch_add(1, Relaxed);
-            }
-            self.scrub.save(folder, began);
-        }
-    }
-
-    fn examine(&self, hash: &Hash, pace: &mut Pace) {
-        let Some(stored) = self.open_stored(hash) else { return };
-        // That it was read now does not make it worth keeping in the page cache.
-        let _ = fadvise(&stored.file, 0, None, Advice::NoReuse);
-        let mut spent = 0;
-        let intact = self.is_intact(&stored, |bytes| {
-            spent += bytes;
-            self.scrub.bytes.fetch_add(bytes, Relaxed);
-            pace.spend(bytes);
-        });
-        if let Err(error) = intact {
-            tracing::warn!(key = %stored.key.shown(), %error, "a stored object cannot be read now: the next round tries it again");
-        }
-        pace.spend(LEAST.saturating_sub(spent));
-        self.scrub.objects.fetch_add(1, Relaxed);
     }
 }
 
@@ -225,20 +147,6 @@ fn look(file: &File, bytes: &mut u64) -> (Option<String>, io::Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
-
-    #[test]
-    fn no_more_is_spent_than_the_rate() {
-        let mut pace = Pace {
-            rate: 10_000_000,
-            owed: Duration::ZERO,
-        };
-        let began = Instant::now();
-        for _ in 0..200 {
-            pace.spend(10_000);
-        }
-        assert!(began.elapsed() >= Duration::from_millis(180), "{:?}", began.elapsed());
-    }
 
     #[test]
     fn the_position_is_kept_and_no_round_is_put_off_by_a_clock_that_was_ahead() {
@@ -247,7 +155,7 @@ mod tests {
         assert_eq!(scrub().load(), None);
         scrub().save(64, 1000);
         assert_eq!(scrub().load(), Some((64, 1000)));
-        let ahead = now_ms() + 400 * ROUND;
+        let ahead = now_ms() + 400 * 24 * 3_600_000;
         scrub().save(256, ahead);
         assert!(
             scrub()

@@ -17,7 +17,8 @@ use pingora_http::ResponseHeader;
 use tokio::sync::oneshot;
 
 use super::Class;
-use super::writer::{Expected, Finish, Writer};
+use super::expected::Expected;
+use super::writer::{Finish, Writer};
 use super::{Head, Key, Millis, Object, Reader, Store};
 use crate::deadline::Deadline;
 

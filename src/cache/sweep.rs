@@ -1,13 +1,10 @@
 //! A flush: what it covers is gone, or expired, at once, though finding all of it takes a while. Until it is made, whatever is
 //! read from disk is judged by it.
 
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
-
 use super::disk::Record;
-use super::{Hash, Millis, Object, Store};
+use super::freshness;
+use super::object::Object;
+use super::time::Millis;
 
 /// What is flushed: everything that it `covers` and that was stored (to be expired: last checked) before `at`, or by a
 /// clock that was ahead.
@@ -29,38 +26,28 @@ impl std::fmt::Debug for Sweep {
 
 impl Sweep {
     /// The last moment that is flushed: what is expired was fresh until then, and is not for the rest of a millisecond.
-    fn last(&self) -> Millis {
+    pub fn last(&self) -> Millis {
         self.at.saturating_sub(1)
     }
 
-    fn is_before(&self, stored_at: Millis, checked_at: Millis) -> bool {
+    /// Whether what was stored and checked then was there before it was flushed.
+    pub fn is_before(&self, stored_at: Millis, checked_at: Millis) -> bool {
         let moment = if self.expire { checked_at } else { stored_at };
-        super::is_before(moment, self.at)
+        freshness::is_before(moment, self.at)
     }
 
     fn is_for(&self, key: &str, stored_at: Millis, checked_at: Millis) -> bool {
         self.is_before(stored_at, checked_at) && (self.covers)(key)
     }
 
-    fn is_for_object(&self, object: &Object) -> bool {
+    /// Whether `object` is flushed.
+    pub fn is_for_object(&self, object: &Object) -> bool {
         self.is_for(&object.key.text, object.head.stored_at, object.fresh.checked_at())
     }
 
-    fn is_for_record(&self, record: &Record) -> bool {
+    /// Whether what is stored so is flushed.
+    pub fn is_for_record(&self, record: &Record) -> bool {
         self.is_for(&record.key_text, record.head.stored_at, record.checked_at)
-    }
-
-    /// On what is stored; the bytes freed.
-    ///
-    /// # Errors
-    /// The disk refuses: what is stored is there as before.
-    fn act(&self, store: &Store, hash: &Hash, key: &str) -> io::Result<u64> {
-        let freed = match self.expire {
-            true => store.try_expire(hash, self.last()).map(|_| 0)?,
-            false => store.try_remove(hash)?,
-        };
-        (self.gone)(key);
-        Ok(freed)
     }
 }
 
@@ -73,114 +60,4 @@ pub enum Swept {
     Newer,
     /// What is there cannot be removed, expired or read now.
     Failed,
-}
-
-impl Store {
-    /// From now on whoever asks for what `sweep` covers does not find it, until [`Store::end_sweeps`].
-    pub fn begin_sweep(&self, sweep: &Arc<Sweep>) {
-        self.sweeps.rcu(|sweeps| {
-            let mut sweeps = Vec::clone(sweeps);
-            sweeps.push(Arc::clone(sweep));
-            sweeps
-        });
-        // What was read from disk before the sweep was known is not remembered.
-        for first in 0..=255 {
-            self.version(&[first; 16]).fetch_add(1, SeqCst);
-        }
-        self.growing.lock().retain(|_, object| {
-            let covered = sweep.is_for_object(object);
-            match (covered, sweep.expire) {
-                (true, true) => object.fresh.expire(sweep.last()),
-                (true, false) => object.doomed.store(true, SeqCst),
-                (false, _) => {}
-            }
-            !covered || sweep.expire
-        });
-        self.memory.retain(|object| {
-            let covered = sweep.is_for_object(object);
-            if covered && sweep.expire {
-                object.fresh.expire(sweep.last());
-            }
-            !covered || sweep.expire
-        });
-    }
-
-    /// Makes `sweep` on what is stored under `hash`, which it is known to cover. Blocks.
-    pub fn sweep_one(&self, sweep: &Sweep, hash: &Hash) -> Swept {
-        let Some((_, record)) = self.load(hash) else {
-            return match self.is_missing(hash) {
-                true => Swept::Made(None),
-                false => Swept::Failed,
-            };
-        };
-        if !sweep.is_before(record.head.stored_at, record.checked_at) {
-            return Swept::Newer;
-        }
-        match sweep.act(self, hash, &record.key_text) {
-            Ok(_) => Swept::Made(Some(record.id)),
-            Err(_) => Swept::Failed,
-        }
-    }
-
-    /// These were made on all that is stored.
-    pub fn end_sweeps(&self, made: &[Arc<Sweep>]) {
-        self.sweeps.rcu(|sweeps| {
-            let is_made = |sweep: &Arc<Sweep>| made.iter().any(|made| Arc::ptr_eq(made, sweep));
-            let others = sweeps.iter().filter(|sweep| !is_made(sweep));
-            others.cloned().collect::<Vec<_>>()
-        });
-    }
-
-    /// Makes what was begun, by a walk over all that is stored; when this returns, its space is free. `false`: the disk
-    /// refused some of it, or something cannot be read now, and the sweep stays in force.
-    pub async fn end_by_walk(&'static self, sweep: Arc<Sweep>) -> bool {
-        // One walk at a time, which makes all sweeps that wait.
-        let _walking = self.walking.lock().await;
-        let waiting = self.sweeps.load_full();
-        if !waiting.iter().any(|other| Arc::ptr_eq(other, &sweep)) {
-            return true;
-        }
-        let judges = Arc::clone(&waiting);
-        let refused: Arc<[AtomicBool]> = waiting.iter().map(|_| AtomicBool::new(false)).collect();
-        let refusing = Arc::clone(&refused);
-        let walked = self.walk(
-            |_| true,
-            move |store, hash, record| {
-                for (sweep, refused) in judges.iter().zip(refusing.iter()) {
-                    if sweep.is_for_record(record) && sweep.act(store, &hash, &record.key_text).is_err() {
-                        refused.store(true, Relaxed);
-                    }
-                }
-                Ok(0)
-            },
-        );
-        // Nobody knows what cannot be read: it may be what any of them is for.
-        if walked.await.refused > 0 {
-            return false;
-        }
-        let made: Vec<_> = waiting
-            .iter()
-            .zip(refused.iter())
-            .filter(|(_, refused)| !refused.load(Relaxed))
-            .map(|(sweep, _)| Arc::clone(sweep))
-            .collect();
-        self.end_sweeps(&made);
-        made.iter().any(|made| Arc::ptr_eq(made, &sweep))
-    }
-
-    /// Judges what was read from disk by the sweeps that are under way; `false`: it is gone.
-    pub(super) fn survives_sweeps(&self, hash: &Hash, record: &mut Record) -> bool {
-        for sweep in self.sweeps.load().iter() {
-            if !sweep.is_for_record(record) {
-                continue;
-            }
-            // It is judged so again next time, where the disk refuses.
-            let _ = sweep.act(self, hash, &record.key_text);
-            if !sweep.expire {
-                return false;
-            }
-            record.fresh_until = record.fresh_until.min(sweep.at);
-        }
-        true
-    }
 }

@@ -9,9 +9,13 @@ use std::sync::atomic::Ordering::SeqCst;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256, Sha512};
 
+use super::disk;
+use super::expected::Expected;
+use super::head::{Finished, identity};
+use super::key::hex;
+use super::object::{Body, Object, Progress, State};
 use super::overflow::Overflow;
-use super::store::{Room, Store};
-use super::{Body, Finished, Object, Progress, State, disk};
+use super::store::{Room, Space, Store};
 
 /// Of a body whose digest is known beforehand this much is held back until it was verified, so that no reader can take
 /// a wrong body for a complete one.
@@ -20,112 +24,6 @@ const HELD_BACK: u64 = 64 << 10;
 const STEP: u64 = 4 << 20;
 /// Larger pieces are written and hashed on the blocking pool.
 const INLINE: usize = 16 << 10;
-
-/// Nothing can be stored now; the answer passes by unstored.
-#[derive(Debug, thiserror::Error)]
-pub enum NoSpace {
-    #[error("a body whose length upstream does not say is longer than what can be kept")]
-    TooLong,
-    #[error("the cache's bound of {limit} bytes leaves no room for {needed} more")]
-    Bound { needed: u64, limit: u64 },
-    #[error("the file system has {free} bytes free, and {kept} are kept free")]
-    FileSystem { free: u64, kept: u64 },
-    #[error("the file system has room for {free} files (inodes), and {kept} are kept free")]
-    Files { free: u64, kept: u64 },
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
-/// What a body must turn out to be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Expected {
-    Sha256([u8; 32]),
-    Sha512([u8; 64]),
-}
-
-impl Expected {
-    /// Of an algorithm and a checksum in lower-case hexadecimal; `None` where it cannot be verified here.
-    pub fn new(algorithm: &str, checksum: &str) -> Option<Expected> {
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let pairs = checksum.as_bytes().chunks(2);
-        let bytes: Option<Vec<u8>> = pairs
-            .map(|pair| match pair {
-                [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-                _ => None,
-            })
-            .collect();
-        match algorithm {
-            "sha256" => bytes?.try_into().ok().map(Expected::Sha256),
-            "sha512" => bytes?.try_into().ok().map(Expected::Sha512),
-            _ => None,
-        }
-    }
-
-    /// The inverse of its text: `sha256:…`.
-    pub fn parse(digest: &str) -> Option<Expected> {
-        let (algorithm, checksum) = digest.split_once(':')?;
-        Expected::new(algorithm, checksum)
-    }
-
-    /// The SHA-256 of `body`.
-    pub fn sha256(body: &[u8]) -> Expected {
-        Expected::Sha256(Sha256::digest(body).into())
-    }
-
-    /// Whether `body` is what was expected.
-    pub fn is_of(&self, body: &[u8]) -> bool {
-        let mut verifier = self.verifier();
-        verifier.update(body);
-        verifier.finds_right(self)
-    }
-}
-
-impl Expected {
-    /// For a body that comes in pieces.
-    pub fn verifier(&self) -> Verifier {
-        match self {
-            Expected::Sha256(_) => Verifier::Sha256(Sha256::new()),
-            Expected::Sha512(_) => Verifier::Sha512(Sha512::new()),
-        }
-    }
-}
-
-/// Digests a body by the algorithm of what is expected of it.
-pub enum Verifier {
-    Sha256(Sha256),
-    Sha512(Sha512),
-}
-
-impl Verifier {
-    pub fn update(&mut self, piece: &[u8]) {
-        match self {
-            Verifier::Sha256(digest) => digest.update(piece),
-            Verifier::Sha512(digest) => digest.update(piece),
-        }
-    }
-
-    /// Whether the body was what was expected.
-    pub fn finds_right(self, expected: &Expected) -> bool {
-        match (self, expected) {
-            (Verifier::Sha256(digest), Expected::Sha256(expected)) => digest.finalize().as_slice() == expected,
-            (Verifier::Sha512(digest), Expected::Sha512(expected)) => digest.finalize().as_slice() == expected,
-            _ => false,
-        }
-    }
-}
-
-impl std::fmt::Display for Expected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Expected::Sha256(digest) => write!(f, "sha256:{}", super::hex(digest)),
-            Expected::Sha512(digest) => write!(f, "sha512:{}", super::hex(digest)),
-        }
-    }
-}
 
 /// How a fill ended.
 #[derive(Debug, Clone)]
@@ -140,16 +38,6 @@ pub enum Finish {
     Failed(String),
     /// Complete, and not what it must be: nothing was stored.
     Wrong(String),
-}
-
-/// The space of a growing file.
-#[derive(Debug, Default)]
-pub(super) struct Space {
-    /// Where the body starts in the file.
-    pub offset: u64,
-    pub reserved: u64,
-    /// How far room may be made by eviction before the body has ended.
-    pub evicts_to: u64,
 }
 
 /// One fill. Dropping it unfinished fails the object and its readers.
@@ -306,7 +194,7 @@ impl Writer {
         };
         (self.sha256, self.sha512) = (sha256, sha512);
         if let Err(why) = &written {
-            self.store.note_failure(why, &self.object.key.hash);
+            self.store.trouble.failed(why, &self.object.key.hash);
             tracing::warn!(key = %self.object.key.shown(), %why, "the disk takes no more of this body: it is passed on unstored");
             self.file = None;
             self.object.doomed.store(true, SeqCst);
@@ -387,7 +275,7 @@ impl Writer {
             let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
             let reason = format!(
                 "the body must have the digest {wanted}, and its SHA-256 is {}",
-                super::hex(&sha256)
+                hex(&sha256)
             );
             return Err(Finish::Wrong(reason));
         }
@@ -396,7 +284,7 @@ impl Writer {
             sha256,
         };
         // Of a name the bodies, which are empty, say nothing.
-        let identity = super::identity(&finished, self.object.head.stands_for.as_ref());
+        let identity = identity(&finished, self.object.head.stands_for.as_ref());
         let same = self
             .previous
             .take()
@@ -404,7 +292,7 @@ impl Writer {
         let finish = self.keep(same, finished).await.unwrap_or(Finish::Dropped);
         if self.object.head.content_length.is_none() && matches!(finish, Finish::Dropped) {
             // The next one is judged by it.
-            self.store.expect_length(&self.object.key.hash, finished.length);
+            self.store.lengths.expect(&self.object.key.hash, finished.length);
         }
         self.store.release(std::mem::take(&mut self.space.reserved));
         let _ = self.object.finished.set(finished);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use indexmap::Equivalent;
 use sha2::{Digest as _, Sha256};
 
-use super::Record;
+use super::record::Record;
 
 /// Maps that what waits to be written is spread over.
 pub(super) const SHARDS: usize = 64;

@@ -8,31 +8,34 @@
 //! A database is added by one file that implements [`Backend`], like [`sqlite`].
 
 mod answer;
+mod backend;
 mod change;
+mod column;
 mod cursor;
 mod flush;
 mod postgres;
 mod query;
 mod queue;
-mod scan;
-mod schema;
+mod record;
 mod sqlite;
 #[cfg(test)]
 mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
 
 pub use answer::{Artifact, FlushAnswer, ListAnswer, rfc3339};
+pub use backend::{Backend, CatalogError, Found, Scan, Totals};
 pub use change::{Batch, Change, LinkHash, ObjectKey, Op};
 pub use cursor::{Position, SortValue};
 pub use flush::{FlushMode, FlushRequest};
 pub use postgres::Postgres;
 pub use query::{Filter, ListQuery, MAX_LIMIT, QueryError, Sort, SortField};
+pub use queue::CatalogStatus;
+pub use record::{Class, Event, Record, unix_now};
 
 use crate::breaker::Breaker;
 use crate::config::Database;
@@ -44,166 +47,6 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long [`Catalog::add_links`] waits for room among links that are not yet in the database.
 const LINK_ROOM_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long an object may be trusted, as it is listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Class {
-    Immutable,
-    Mutable,
-}
-
-impl Class {
-    /// As it is written in queries and answers.
-    pub fn name(self) -> &'static str {
-        match self {
-            Class::Immutable => "immutable",
-            Class::Mutable => "mutable",
-        }
-    }
-
-    /// The inverse of [`Class::name`].
-    pub fn from_name(name: &str) -> Option<Class> {
-        match name {
-            "immutable" => Some(Class::Immutable),
-            "mutable" => Some(Class::Mutable),
-            _ => None,
-        }
-    }
-}
-
-/// One stored object. Times are Unix seconds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
-    pub remote: String,
-    /// Percent-encoded in its normal form, without leading slash, with `?query` where there is one.
-    pub path: String,
-    /// Which of several documents under one path this is (`json`); mostly empty.
-    pub form: String,
-    pub class: Class,
-    pub size: u64,
-    /// `sha256:` and 64 hex digits.
-    pub digest: String,
-    pub content_type: String,
-    pub etag: Option<String>,
-    pub last_modified: Option<String>,
-    /// From upstream's `Last-Modified`.
-    pub published_at: Option<i64>,
-    pub first_seen: i64,
-    pub last_seen: i64,
-    pub hits: u64,
-    /// `None` means for ever.
-    pub fresh_until: Option<i64>,
-    /// The store's hash of the object, 32 hex digits: by it a flush finds what to remove.
-    pub key: String,
-}
-
-/// What happened to an object.
-#[derive(Debug, Clone)]
-pub enum Event {
-    /// A fill was admitted. If the object was known, its `first_seen` and hits are kept; `object.hits` is added.
-    Stored { object: Box<Record> },
-    /// It was served. [`Catalog::hits`] says the same without owned texts.
-    Hit {
-        remote: String,
-        path: String,
-        form: String,
-        at: i64,
-    },
-    /// Its freshness changed, its content did not. An `at` of 0 leaves `last_seen`: nobody asked for it.
-    Refreshed {
-        remote: String,
-        path: String,
-        form: String,
-        fresh_until: Option<i64>,
-        at: i64,
-    },
-    /// It is no longer stored: evicted, flushed, or gone upstream.
-    Removed { remote: String, path: String, form: String },
-}
-
-/// Why the catalogue could not do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CatalogError {
-    /// The file was written by a later version. It is left as it is.
-    #[error(
-        "{file} has schema version {found}, this program knows up to {known}: run the newer version, or move the file \
-         away to start a new catalogue"
-    )]
-    Newer { file: String, found: i64, known: i64 },
-    /// The database does not answer, for now: it is tried again by itself.
-    #[error("the catalogue is not available: {0}")]
-    Unavailable(String),
-    /// Too much is being asked of it at once.
-    #[error("the catalogue is busy: {0}")]
-    Busy(&'static str),
-    /// [`Catalog::close`] was called.
-    #[error("the catalogue is closed")]
-    Closed,
-}
-
-/// One question to a database: the objects that match `filter`, in the order of `sort`, after a position.
-#[derive(Debug, Clone)]
-pub struct Scan {
-    pub filter: Filter,
-    pub sort: Sort,
-    pub after: Option<Position>,
-    pub limit: usize,
-    /// Count everything that matches, too.
-    pub totals: bool,
-}
-
-/// The answer to a [`Scan`].
-#[derive(Debug, Default)]
-pub struct Found {
-    /// Fewer than the limit, even none, does not mean the end: a scan examines a bounded number of rows.
-    pub records: Vec<Record>,
-    /// Where to go on; `None` at the end.
-    pub next: Option<Position>,
-    /// `None` if not asked for, or if counting would have taken too long.
-    pub totals: Option<Totals>,
-}
-
-/// How much matches a filter.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    pub objects: u64,
-    pub bytes: u64,
-}
-
-/// A database that holds the catalogue. Methods are asynchronous so that a networked one fits. `apply` is only ever
-/// called by the writer's own thread, one call at a time, and may block it; the others are called from any runtime and
-/// must not block.
-///
-/// The schema's order of texts is that of their bytes (in PostgreSQL: `COLLATE "C"`): positions are compared so.
-#[async_trait]
-pub trait Backend: Send + Sync + 'static {
-    /// Writes a batch, all or nothing. It may be given the same batch again after an error, also after one where the
-    /// batch was in fact written (then hits count twice, nothing worse).
-    async fn apply(&self, batch: &Batch) -> Result<(), CatalogError>;
-    /// A page, in bounded time.
-    async fn scan(&self, scan: Scan) -> Result<Found, CatalogError>;
-    /// One object; of several forms the first by name.
-    async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError>;
-    /// Whether a link was ever added.
-    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError>;
-    /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that
-    /// is connected to only there says no here.
-    fn healthy_at_start(&self) -> bool;
-    /// Whether other nodes write to it too.
-    fn is_shared(&self) -> bool {
-        false
-    }
-    /// The number that [`Backend::set_mark`] was given last; 0 for a database that was begun anew since, and for a shared one.
-    async fn mark(&self) -> Result<i32, CatalogError> {
-        Ok(0)
-    }
-    /// Keeps a number with what is listed.
-    async fn set_mark(&self, _: i32) -> Result<(), CatalogError> {
-        Ok(())
-    }
-    /// Called after the last batch.
-    async fn close(&self);
-}
 
 /// A page of a listing.
 #[derive(Debug, Clone)]
@@ -223,23 +66,6 @@ pub struct Matches {
     pub records: Vec<Record>,
     /// What to pass as `after`; `None` at the end.
     pub next: Option<Position>,
-}
-
-/// How the catalogue fares.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CatalogStatus {
-    /// Whether the last attempt to write succeeded.
-    pub healthy: bool,
-    /// Objects with something to write.
-    pub queued: usize,
-    /// Links to write.
-    pub queued_links: usize,
-    /// Hits and refreshes that were not counted because the queue was full.
-    pub dropped_hits: u64,
-    /// Stored and removed objects that a listing misses, or still shows, because the queue was full.
-    pub dropped_changes: u64,
-    /// Why it is not healthy.
-    pub error: Option<String>,
 }
 
 /// A handle on the catalogue; clones share it. When the last one is dropped, the writer writes what it has and ends.
@@ -474,13 +300,5 @@ impl Catalog {
                 "the catalogue's last batch was not written in time"
             );
         }
-    }
-}
-
-/// Unix seconds, now.
-pub fn unix_now() -> i64 {
-    match SystemTime::now().duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        Err(before) => -i64::try_from(before.duration().as_secs()).unwrap_or(i64::MAX),
     }
 }

@@ -5,6 +5,7 @@
 //! written waits in the queue.
 
 mod connect;
+mod describe;
 mod scan;
 mod schema;
 #[cfg(test)]
@@ -28,7 +29,8 @@ use super::change::{Batch, LinkHash};
 use super::{Backend, CatalogError, Found, Record, Scan};
 use crate::breaker::Breaker;
 use crate::config::Database;
-use connect::{LOOKUP_LIMIT, Server, describe};
+use connect::{LOOKUP_LIMIT, Server};
+use describe::describe;
 
 /// How long a batch may take, on a slow disk that has nothing of it in memory. A server that hangs is found sooner, by
 /// its being asked every second.

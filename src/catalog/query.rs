@@ -4,10 +4,10 @@ use globset::{GlobBuilder, GlobMatcher};
 use percent_encoding::percent_decode_str;
 use regex::{Regex, RegexBuilder};
 
-#[cfg(test)]
-use super::Record;
 use super::cursor::{self, Position};
-use super::{Class, unix_now};
+#[cfg(test)]
+use super::record::Record;
+use super::record::{Class, unix_now};
 
 const DEFAULT_LIMIT: usize = 100;
 /// Most objects on one page.

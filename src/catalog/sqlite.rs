@@ -3,6 +3,9 @@
 //! One connection writes, on the writer's thread; a few read, on the blocking pool of whoever asks. The write-ahead log
 //! keeps them out of each other's way, and lets two processes share the file during an upgrade.
 
+mod scan;
+mod schema;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,14 +13,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use rusqlite::{
-    Connection, ErrorCode, OptionalExtension as _, Row, Transaction, TransactionBehavior, named_params, params,
-};
+use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, TransactionBehavior, named_params, params};
 use tokio::sync::Semaphore;
 
-use super::change::{Batch, LinkHash, ObjectKey, Op};
-use super::schema::{OpenError, open_reader, open_writer};
-use super::{Backend, CatalogError, Change, Class, Found, Record, Scan, scan};
+use super::backend::{Backend, CatalogError, Found, Scan};
+use super::change::{Batch, Change, LinkHash, ObjectKey, Op};
+use super::column::{class_number, number};
+use super::record::Record;
+use scan::{COLUMNS, read_record};
+use schema::{OpenError, open_reader, open_writer, unavailable};
 
 /// Questions answered at once. Further ones wait: listings must not take the machine from downloads.
 const READERS: usize = 3;
@@ -27,10 +31,6 @@ const READ_WAIT: Duration = Duration::from_secs(5);
 const MARK: &str = "application_id";
 /// Damaged files that are kept beside the catalogue.
 const MAX_CORRUPT: u32 = 9;
-
-/// The columns of a record, in the order in which [`read_record`] expects them. The row number comes last.
-pub(super) const COLUMNS: &str = "remote, path, form, class, size, digest, content_type, etag, last_modified, \
-    published_at, first_seen, last_seen, hits, fresh_until, key, id";
 
 /// See the module.
 pub(super) struct Sqlite {
@@ -361,48 +361,6 @@ fn put(transaction: &Transaction<'_>, record: &Record, change: &Change) -> rusql
             ":key": record.key,
         })?;
     Ok(())
-}
-
-/// A row of [`COLUMNS`].
-pub(super) fn read_record(row: &Row<'_>) -> rusqlite::Result<Record> {
-    let unsigned = |column: usize| Ok::<u64, rusqlite::Error>(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0));
-    Ok(Record {
-        remote: row.get(0)?,
-        path: row.get(1)?,
-        form: row.get(2)?,
-        class: if row.get::<_, i64>(3)? == class_number(Class::Immutable) {
-            Class::Immutable
-        } else {
-            Class::Mutable
-        },
-        size: unsigned(4)?,
-        digest: row.get(5)?,
-        content_type: row.get(6)?,
-        etag: row.get(7)?,
-        last_modified: row.get(8)?,
-        published_at: row.get(9)?,
-        first_seen: row.get(10)?,
-        last_seen: row.get(11)?,
-        hits: unsigned(12)?,
-        fresh_until: row.get(13)?,
-        key: row.get(14)?,
-    })
-}
-
-pub(super) fn class_number(class: Class) -> i64 {
-    match class {
-        Class::Immutable => 0,
-        Class::Mutable => 1,
-    }
-}
-
-/// SQLite's integers are signed.
-pub(super) fn number(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-pub(super) fn unavailable(error: &rusqlite::Error) -> CatalogError {
-    CatalogError::Unavailable(error.to_string())
 }
 
 fn is_corrupt(error: &rusqlite::Error) -> bool {

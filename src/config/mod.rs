@@ -6,7 +6,9 @@
 //! environment and the flags are handed to them.
 
 mod address;
+mod context;
 mod environment;
+mod flags;
 mod model;
 mod pattern;
 mod problem;
@@ -25,6 +27,7 @@ use std::path::{Path, PathBuf};
 
 pub use address::is_loopback;
 pub use environment::Environment;
+pub use flags::Flags;
 pub use model::*;
 pub use pattern::Pattern;
 pub use problem::{Problem, Severity};
@@ -34,29 +37,6 @@ use problem::{Fault, Report};
 const DEFAULT_CONF: &str = "conf/artifactapi.yaml";
 /// A thousand remotes take half a megabyte.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
-
-/// What was given on the command line. Variables are not among it: they come with the [`Environment`].
-#[derive(Debug, Clone, Default)]
-pub struct Flags {
-    /// `--listen`, once for each address.
-    pub listen: Vec<String>,
-    /// `--remotes`
-    pub remotes: Option<PathBuf>,
-    /// `--data-dir`
-    pub data_dir: Option<PathBuf>,
-    /// `--conf`
-    pub conf: Option<PathBuf>,
-    /// `--public-url`
-    pub public_url: Option<String>,
-    /// `--docker-default-remote`
-    pub docker_default_remote: Option<String>,
-    /// `--admin-token`
-    pub admin_token: Option<Secret>,
-    /// `--node-url`
-    pub node_url: Option<String>,
-    /// `--node-secret`
-    pub node_secret: Option<Secret>,
-}
 
 /// The outcome of a load.
 #[derive(Debug)]

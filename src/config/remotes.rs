@@ -13,13 +13,14 @@ use indexmap::IndexMap;
 use url::Url;
 
 use super::address;
+use super::context::Context;
 use super::environment::Environment;
 use super::model::{
     Credentials, CredentialsWithin, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret,
     TarballUrls, Timeouts, Ttls,
 };
 use super::pattern::Pattern;
-use super::problem::{Context, Fault, Pos, Report};
+use super::problem::{Fault, Pos, Report};
 use super::section::{Elsewhere, Section, Text};
 use super::settings;
 use super::values::nearest;

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::problem::{Context, Fault, Pos};
+use super::context::Context;
+use super::problem::{Fault, Pos};
 use super::values::{self, nearest, shown};
 use super::yaml::{Content, Entry, Node, Scalar};
 

@@ -10,14 +10,15 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
-use super::Flags;
 use super::address;
+use super::context::Context;
 use super::environment::Environment;
+use super::flags::Flags;
 use super::model::{
     CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
     Tls, TlsMode, UpstreamSettings,
 };
-use super::problem::{Context, Fault, Report};
+use super::problem::{Fault, Report};
 use super::section::{Elsewhere, Section};
 use super::values::{self, shown};
 use super::yaml;

@@ -16,13 +16,13 @@ use redis::{RedisResult, Script};
 use serde::{Deserialize, Serialize};
 
 use super::connection::{PATIENT, said};
+use super::flushes::Flush;
+use super::names::{EPOCH, NEWS};
+use super::random::random;
 use super::record::{Fields, Record, parse_hash};
-use super::{Flush, Listener, random};
 use crate::breaker::within;
 use crate::cache::{Hash, Millis, now_ms};
 
-pub const NEWS: &str = "artifactapi:news";
-pub const EPOCH: &str = "artifactapi:epoch";
 /// Begins each script that has news: `tell(kind, fields…)`. Its last two keys are [`NEWS`] and [`EPOCH`].
 pub const TELL: &str = "
 local function tell(...)
@@ -231,6 +231,20 @@ async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, Str
         Some((answer, _)) => answer.map_err(|error| said(&error)),
         None => Err(format!("no answer within {PATIENT:?}")),
     }
+}
+
+/// Is told what other nodes did, in the order in which Redis had it, from one task: it must not block for long.
+pub trait Listener: Send + Sync {
+    /// Another node published a newer word.
+    fn changed(&self, hash: Hash, key_text: &str, record: Record);
+    fn removed(&self, hash: Hash, key_text: &str);
+    fn expired(&self, hash: Hash, key_text: &str, at: Millis);
+    /// Comes once for each flush, or again after a crash.
+    fn flushed(&self, flush: Flush);
+    fn reupload(&self, hash: Hash, key_text: &str, id: u64);
+    /// Messages were missed for good: nothing mutable that was checked before `at` may be trusted without asking Redis
+    /// again.
+    fn distrust(&self, at: Millis);
 }
 
 /// What the bus brings.

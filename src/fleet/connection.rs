@@ -14,7 +14,7 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use super::{Fence, FleetError};
+use super::record::Fence;
 use crate::breaker::{Away, Breaker, own_micros};
 use crate::cache::set_clock;
 use crate::config::Secret;
@@ -29,6 +29,14 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 const NOISE: i64 = 20_000;
 /// Calls that may be under way before further ones wait for a place.
 const CALLS: usize = 1024;
+
+/// Why there can be no fleet.
+#[derive(Debug, thiserror::Error)]
+pub enum FleetError {
+    /// Never tells the URL, which may hold a password.
+    #[error("REDIS_URL cannot be used: {0}")]
+    Url(String),
+}
 
 /// Why a command brought nothing.
 #[derive(Debug, thiserror::Error)]

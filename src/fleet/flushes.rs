@@ -10,10 +10,9 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::random;
+use super::random::random;
 use crate::cache::{Millis, in_folder, now_ms};
 
-pub const FLUSHES: &str = "artifactapi:flushes";
 /// How many are kept, the newest.
 pub const KEPT: usize = 4096;
 

@@ -12,9 +12,9 @@ use tokio::task::AbortHandle;
 
 use super::connection::{Failure, LIMIT, PATIENT};
 use super::outbox::Parcel;
-use super::{Fence, Fleet, Node, random, words};
+use super::{Fence, Fleet, Node, names, random};
 use crate::breaker::Away;
-use crate::cache::{Key, hex};
+use crate::cache::Key;
 
 /// A lock that is not renewed ends after this.
 const LIFE: Duration = Duration::from_secs(4);
@@ -97,10 +97,6 @@ impl Drop for Lease {
     }
 }
 
-pub(super) fn name(key: &Key) -> String {
-    format!("artifactapi:fill:{}", hex(&key.hash))
-}
-
 impl Fleet {
     /// Takes the fill lock of `key`, or says who has it.
     ///
@@ -139,8 +135,8 @@ return {fence, false, false}
         });
         let holding = format!("{:016x}", random());
         let url = self.me.url.as_deref().unwrap_or_default();
-        let mut script = TAKE.key(name(&key));
-        script.key(words::name(&key)).arg(&holding).arg(&self.me.name);
+        let mut script = TAKE.key(names::fill(&key));
+        script.key(names::word(&key)).arg(&holding).arg(&self.me.name);
         script.arg(url).arg(LIFE.as_millis() as u64);
         let began = Instant::now();
         let answer = self
@@ -207,8 +203,8 @@ return 1
         let mut counted = false;
         loop {
             tokio::time::sleep(RENEWED_EVERY).await;
-            let mut script = RENEW.key(name(&key));
-            script.key(words::name(&key)).arg(&holding).arg(fence.0);
+            let mut script = RENEW.key(names::fill(&key));
+            script.key(names::word(&key)).arg(&holding).arg(fence.0);
             script.arg(&self.me.name).arg(&url).arg(LIFE.as_millis() as u64);
             let began = Instant::now();
             match self.redis.run(PATIENT, script).await {
@@ -237,7 +233,7 @@ return 1
 ",
             )
         });
-        let mut script = RELEASE.key(name(key));
+        let mut script = RELEASE.key(names::fill(key));
         script.arg(holding);
         self.redis.run(PATIENT, script).await
     }

@@ -8,8 +8,10 @@ mod bus;
 mod connection;
 mod flushes;
 mod lock;
+mod names;
 mod nodes;
 mod outbox;
+mod random;
 mod record;
 mod tokens;
 mod words;
@@ -27,14 +29,18 @@ use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
 use crate::breaker::{Breaker, Standing, within};
-use crate::cache::{Hash, Millis, now_ms};
+use crate::cache::now_ms;
 use crate::config;
-use bus::{Bus, EPOCH, Joined, NEWS, News, TELL};
+pub use bus::Listener;
+use bus::{Bus, Joined, News, TELL};
+pub use connection::FleetError;
 use connection::{Failure, LIMIT, PATIENT, Redis, said};
-use flushes::{FLUSHES, Flushes, KEPT};
 pub use flushes::{Flush, replace};
+use flushes::{Flushes, KEPT};
 pub use lock::{Lease, Take};
+use names::{EPOCH, FLUSHES, NEWS};
 use outbox::{Outbox, Parcel, Word};
+pub use random::random;
 pub use record::{Fence, Node, Record};
 
 /// Between two questions whether all is well.
@@ -47,14 +53,6 @@ const PAUSE: Duration = Duration::from_millis(400);
 const SENT_AT_ONCE: usize = 64;
 /// How long the end of the process waits for what waits to be sent.
 const FAREWELL: Duration = Duration::from_secs(1);
-
-/// Why there can be no fleet.
-#[derive(Debug, thiserror::Error)]
-pub enum FleetError {
-    /// Never tells the URL, which may hold a password.
-    #[error("REDIS_URL cannot be used: {0}")]
-    Url(String),
-}
 
 /// What the fleet knows of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -73,20 +71,6 @@ pub enum Published {
     Outdated(Option<Record>),
     /// Redis is away: it is kept and sent when it answers again, still fenced.
     Away,
-}
-
-/// Is told what other nodes did, in the order in which Redis had it, from one task: it must not block for long.
-pub trait Listener: Send + Sync {
-    /// Another node published a newer word.
-    fn changed(&self, hash: Hash, key_text: &str, record: Record);
-    fn removed(&self, hash: Hash, key_text: &str);
-    fn expired(&self, hash: Hash, key_text: &str, at: Millis);
-    /// Comes once for each flush, or again after a crash.
-    fn flushed(&self, flush: Flush);
-    fn reupload(&self, hash: Hash, key_text: &str, id: u64);
-    /// Messages were missed for good: nothing mutable that was checked before `at` may be trusted without asking Redis
-    /// again.
-    fn distrust(&self, at: Millis);
 }
 
 /// How the fleet fares, for `/health` and `/metrics`.
@@ -473,10 +457,4 @@ return 1
         script.arg(flush.at).arg(text).arg(KEPT).arg(&self.me.name);
         self.redis.run(PATIENT, script).await
     }
-}
-
-/// Told apart from all others, not secret.
-pub fn random() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one((std::process::id(), std::time::SystemTime::now()))
 }

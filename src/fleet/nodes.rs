@@ -6,11 +6,11 @@ use redis::Pipeline;
 use serde::{Deserialize, Serialize};
 
 use super::connection::PATIENT;
+use super::names::NODES;
 use super::record::Fields;
 use super::{Fleet, Node};
 use crate::breaker::Away;
 
-const NODES: &str = "artifactapi:nodes";
 /// Whoever has been silent for longer is away, and after some hours forgotten.
 const SILENT: Duration = Duration::from_secs(10);
 const FORGOTTEN: Duration = Duration::from_secs(3600);

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Fence, Record};
+use super::record::{Fence, Record};
 use crate::cache::{Hash, Key, Millis, now_ms};
 use crate::config::Secret;
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::random::random;
 use crate::cache::{Class, Hash, Millis, class_code, class_of};
 
 /// How long a record of something mutable is kept at least and at most.
@@ -26,7 +27,7 @@ impl Node {
     /// This process, under a name of its own.
     pub fn new(url: Option<String>) -> Self {
         Node {
-            name: format!("{:016x}", super::random()),
+            name: format!("{:016x}", random()),
             url,
         }
     }

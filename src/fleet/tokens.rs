@@ -2,23 +2,17 @@
 
 use std::time::Duration;
 
-use async_trait::async_trait;
-
 use super::Fleet;
 use super::connection::{Failure, LIMIT, PATIENT};
+use super::names;
 use super::outbox::Parcel;
 use crate::cache::{Millis, now_ms};
 use crate::config::Secret;
-use crate::upstream::SharedTokens;
-
-fn named(name: &str) -> String {
-    format!("artifactapi:token:{name}")
-}
 
 impl Fleet {
     /// A token that some node got from upstream, and how long it is still good. `None` also when Redis is away.
     pub async fn token(&self, name: &str) -> Option<(String, Duration)> {
-        let name = named(name);
+        let name = names::token(name);
         let mut ask = redis::pipe();
         ask.cmd("GET").arg(&name);
         ask.cmd("PTTL").arg(&name);
@@ -45,19 +39,8 @@ impl Fleet {
             return Ok(());
         }
         let mut set = redis::cmd("SET");
-        set.arg(named(name)).arg(token.reveal()).arg("PX").arg(left);
+        set.arg(names::token(name)).arg(token.reveal()).arg("PX").arg(left);
         let set = |mut connection| async move { set.query_async::<()>(&mut connection).await };
         self.redis.ask(PATIENT, set).await
-    }
-}
-
-#[async_trait]
-impl SharedTokens for Fleet {
-    async fn get(&self, name: &str) -> Option<(String, Duration)> {
-        self.token(name).await
-    }
-
-    fn put(&self, name: &str, token: &str, lifetime: Duration) {
-        self.keep_token(name, token.to_owned(), lifetime);
     }
 }

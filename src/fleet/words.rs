@@ -7,17 +7,14 @@ use std::time::Duration;
 
 use redis::Script;
 
-use super::bus::{EPOCH, NEWS, TELL};
+use super::bus::TELL;
 use super::connection::{Failure, LIMIT, PATIENT};
+use super::names::{self, EPOCH, NEWS};
 use super::outbox::{Parcel, Word};
 use super::record::{Fields, MIN_KEPT};
-use super::{Fence, Fleet, Node, Published, Record, Seen, lock};
+use super::{Fence, Fleet, Node, Published, Record, Seen};
 use crate::breaker::Away;
 use crate::cache::{Key, Millis, hex, now_ms};
-
-pub(super) fn name(key: &Key) -> String {
-    format!("artifactapi:fresh:{}", hex(&key.hash))
-}
 
 fn telling(script: &str) -> Script {
     Script::new(&format!("{TELL}{script}"))
@@ -29,7 +26,7 @@ impl Fleet {
     /// # Errors
     /// Redis is away; known within 50 ms, or at once when it was away before.
     pub async fn look(&self, key: &Key) -> Result<Seen, Away> {
-        let (fill, fresh) = (lock::name(key), name(key));
+        let (fill, fresh) = (names::fill(key), names::word(key));
         let mut look = redis::pipe();
         // In this order: a fill that ended meanwhile has left its word.
         look.cmd("HMGET").arg(fill).arg("node").arg("url");
@@ -86,7 +83,7 @@ return {1, {}}
 ",
             )
         });
-        let mut script = PUBLISH.key(name(key));
+        let mut script = PUBLISH.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script
             .arg(record.generation)
@@ -136,7 +133,7 @@ return 1
 ",
             )
         });
-        let mut script = UPLOADED.key(name(key));
+        let mut script = UPLOADED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(id).arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
@@ -155,7 +152,7 @@ return 1
 ",
             )
         });
-        let mut script = GONE.key(name(key));
+        let mut script = GONE.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(MIN_KEPT.as_millis() as u64);
         script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
@@ -177,7 +174,7 @@ return 1
 ",
             )
         });
-        let mut script = EXPIRED.key(name(key));
+        let mut script = EXPIRED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(at).arg(MIN_KEPT.as_millis() as u64);
         script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);

@@ -12,20 +12,22 @@ use url::Url;
 
 use super::dress::Shown;
 use super::head::{head_is_enough, head_must_be_get};
-use super::public::Arrival;
-use super::reply::{self, Problem};
+use super::relay;
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
-use super::serve::Reading;
 use super::serve::{self, Dress};
-use super::{Client, Ctx, public, registry};
+use super::{Client, Ctx, registry};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
+use crate::fields;
 use crate::fill::set::Standing;
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
 use crate::formats::{Asset, Class, Format, View};
 use crate::policy;
+use crate::session::public::{self, arrival};
+use crate::session::reply::{self, Problem};
+use crate::session::writing::Reading;
 
 /// A request that is being answered.
 pub(super) struct Request {
@@ -341,7 +343,7 @@ impl Client {
         if !expired && let Some(answer) = self.fills.remembered(&request.asked()) {
             ctx.cache = "negative";
             let source = ("cache", "artifactapi; hit; detail=negative");
-            reply::answer(session, &request, &answer, source).await?;
+            relay::answer(session, &request, &answer, source).await?;
             return Ok(true);
         }
         let url = match self.upstream_url(&request.asset, &request.remote_url).await {
@@ -391,7 +393,7 @@ impl Client {
                 Outcome::Answer(answer) if !head_must_be_get(&answer) => {
                     ctx.cache = "miss";
                     let source = ("remote", "artifactapi; fwd=miss");
-                    reply::answer(session, &request, &answer, source).await?;
+                    relay::answer(session, &request, &answer, source).await?;
                     return Ok(true);
                 }
                 _ => {}
@@ -417,7 +419,7 @@ impl Client {
                     Some(_) => format!("artifactapi; fwd={forwarded}{collapsed}"),
                     None => format!("artifactapi; fwd={forwarded}; fwd-status={}{collapsed}", answer.status),
                 };
-                reply::answer(session, &request, &answer, ("remote", &status)).await?;
+                relay::answer(session, &request, &answer, ("remote", &status)).await?;
                 Ok(true)
             }
             Outcome::Direct => {
@@ -665,13 +667,7 @@ pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) 
         for item in value.split(',') {
             let mut parts = item.split(';');
             let coding = parts.next().unwrap_or("").trim();
-            let weight = parts.find_map(|parameter| {
-                let (name, weight) = parameter.split_once('=')?;
-                name.trim()
-                    .eq_ignore_ascii_case("q")
-                    .then(|| weight.trim().parse::<f32>().unwrap_or(0.0))
-            });
-            let allowed = weight.unwrap_or(1.0) > 0.0;
+            let allowed = fields::weight(parts) > 0.0;
             if plain(coding).eq_ignore_ascii_case(plain(wanted)) {
                 return allowed;
             }
@@ -690,24 +686,5 @@ fn plain(coding: &str) -> &str {
         rest
     } else {
         coding
-    }
-}
-
-/// How a request came here.
-pub fn arrival(session: &Session) -> Arrival<'_> {
-    let request = session.req_header();
-    let authority = request
-        .uri
-        .authority()
-        .map(|authority| authority.as_str())
-        .or_else(|| request.headers.get(header::HOST).and_then(|value| value.to_str().ok()));
-    Arrival {
-        headers: &request.headers,
-        authority,
-        peer: session
-            .client_addr()
-            .and_then(|address| address.as_inet())
-            .map(|address| address.ip()),
-        tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
     }
 }

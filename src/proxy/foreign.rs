@@ -7,7 +7,6 @@ use http::{Method, header};
 use url::Url;
 
 use super::Client;
-use super::reply::Problem;
 use crate::cache::now_ms;
 use crate::catalog::CatalogError;
 use crate::config::Remote;
@@ -15,6 +14,7 @@ use crate::fill::view::{Rewriting, Spec};
 use crate::fill::{Outcome, Wanted};
 use crate::formats::{self, Asset, Foreign, Location, path};
 use crate::policy;
+use crate::session::reply::Problem;
 use crate::upstream::listed;
 
 impl Client {

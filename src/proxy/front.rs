@@ -27,13 +27,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::artifact::accepted;
 use super::gate::{Gate, READ};
-use super::public::{self, Arrival};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
 use super::wire::{self, Head, Refusal};
 use super::{Client, Hooks, registry, serve};
 use crate::cache::{Body, Object, Reader};
 use crate::config::ClientSettings;
+use crate::session::public::{self, Arrival};
+use crate::session::writing;
 
 /// What a connection over HTTP/2 begins with (RFC 9113 section 3.4).
 const HTTP_2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -136,7 +137,7 @@ fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
 /// The socket below a stream, for what the stream itself cannot do.
 fn socket_of(stream: &Tcp) -> BorrowedFd<'_> {
     // SAFETY: the stream owns the descriptor and is borrowed for as long as it is used.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "Pingora's stream lends its descriptor as a number only")]
     unsafe {
         BorrowedFd::borrow_raw(stream.as_raw_fd())
     }
@@ -379,7 +380,7 @@ fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, lengt
 async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8], limit: Duration) -> io::Result<()> {
     let (mut head, mut body) = (head, body);
     while !head.is_empty() || !body.is_empty() {
-        let piece = &body[..body.len().min(serve::PIECE)];
+        let piece = &body[..body.len().min(writing::PIECE)];
         let slices = [IoSlice::new(head), IoSlice::new(piece)];
         let written = match timeout(limit, stream.write_vectored(&slices)).await {
             Ok(written) => written?,

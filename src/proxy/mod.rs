@@ -2,8 +2,8 @@
 //! its cache are for fills only.
 
 mod artifact;
-pub(crate) mod body;
 mod chunks;
+mod client;
 mod dress;
 mod foreign;
 mod front;
@@ -11,22 +11,19 @@ mod gate;
 mod head;
 mod node;
 mod pass;
-pub mod public;
 pub mod range;
 mod reference;
 mod referrers;
 mod registry;
-pub mod reply;
+mod relay;
 mod resolve;
-pub(crate) mod route;
+mod route;
 mod serve;
 mod threads;
-pub mod unread;
 mod wire;
 
 use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Instant;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,44 +34,17 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
-use crate::api::Api;
 use crate::cache::Object;
-use crate::config::{ClientSettings, Config, Package, Remote};
-use crate::fill::{Fills, Views};
-use crate::life::{InFlight, State};
-use crate::metrics::Metrics;
-pub(crate) use artifact::arrival;
+use crate::config::{Config, Package};
+use crate::session::reply::{self, Problem};
+use crate::session::writing::Reading;
+use crate::session::{body, public};
+pub use client::{Client, Ctx};
 pub use front::Front;
-use reply::Problem;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
-use serve::Reading;
-pub use unread::Unread;
 use wire::Refusal;
-
-/// Everything that answering a client needs.
-pub struct Client {
-    pub state: Arc<State>,
-    pub fills: Arc<Fills>,
-    pub views: Arc<Views>,
-    pub metrics: Arc<Metrics>,
-    pub api: Api,
-    pub hot: Hot,
-    /// What one client may hold. Settings are not reloaded.
-    pub limits: ClientSettings,
-}
-
-/// What is remembered of one request.
-pub struct Ctx {
-    started: Instant,
-    _in_flight: InFlight,
-    remote: Option<Arc<Remote>>,
-    /// For metrics: how the cache came into it.
-    cache: &'static str,
-    source: Option<&'static str>,
-    sent: u64,
-}
 
 /// [`Client`] for Pingora, which wants to own it.
 pub struct Hooks(pub Arc<Client>);
@@ -92,14 +62,7 @@ impl ProxyHttp for Hooks {
     type CTX = Ctx;
 
     fn new_ctx(&self) -> Ctx {
-        Ctx {
-            started: Instant::now(),
-            _in_flight: self.state.enter(),
-            remote: None,
-            cache: "none",
-            source: None,
-            sent: 0,
-        }
+        Ctx::new(self.state.enter())
     }
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
@@ -132,7 +95,7 @@ impl ProxyHttp for Hooks {
         let host = match config.hosts.is_empty() {
             true => String::new(),
             false => {
-                let public = public::of(&config.settings, &artifact::arrival(session));
+                let public = public::of(&config.settings, &public::arrival(session));
                 public.map(|public| public.host).unwrap_or_default()
             }
         };
@@ -256,7 +219,7 @@ struct SmallHit {
 impl Client {
     fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
         let request = session.req_header();
-        let arrival = artifact::arrival(session);
+        let arrival = public::arrival(session);
         wire::check_http2(request.raw_path(), arrival.authority, &request.headers)
     }
 
@@ -264,7 +227,7 @@ impl Client {
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
         let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
         let remote_url = || {
-            let arrival = artifact::arrival(session);
+            let arrival = public::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)
         };
         let Some(hit) = self.hit(resolved, gzip, remote_url) else {

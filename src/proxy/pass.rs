@@ -11,16 +11,17 @@ use pingora_proxy::Session;
 use super::artifact::Request;
 use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
-use super::reply::Problem;
 use super::resolve::Resolved;
-use super::serve::Reading;
-use super::{Client, Ctx, body, registry};
+use super::{Client, Ctx, registry};
 use crate::cache::{Expected, Object, Origin, Verifier};
 use crate::fill::view::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
 use crate::formats::{Asset, Format};
 use crate::headers;
 use crate::policy;
+use crate::session::body;
+use crate::session::reply::Problem;
+use crate::session::writing::Reading;
 use crate::upstream::{Answering, Ask, Exchange, Failure};
 
 /// The longest body of a POST: what npm's clients send is a list of packages.

@@ -7,11 +7,12 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::artifact::{Origin, Request};
-use super::reply::{self, Problem};
-use super::{Client, Ctx};
+use super::{Client, Ctx, relay};
 use crate::cache::{Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
 use crate::policy;
+use crate::session::reply::Problem;
+use crate::status::is_absent;
 
 impl Client {
     /// `origin` tells how it was come to know where the name leads. To a HEAD that is the whole answer.
@@ -69,8 +70,8 @@ impl Client {
                 self.deliver(session, ctx, &content, object, origin).await
             }
             (Outcome::Answer(answer), _) => {
-                let gone = matches!(answer.status, 404 | 410);
-                if gone && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await {
+                if is_absent(answer.status) && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await
+                {
                     // The name may have moved on, and upstream has let go of what it stood for.
                     if let Some(mut wanted) = Wanted::of(Arc::clone(&request.asset), request.policy)
                         && let (Outcome::Object(moved, how), joined) = {
@@ -85,7 +86,7 @@ impl Client {
                 }
                 ctx.cache = "miss";
                 let source = ("remote", "artifactapi; fwd=miss");
-                reply::answer(session, request, &answer, source).await?;
+                relay::answer(session, request, &answer, source).await?;
                 Ok(true)
             }
             (Outcome::Direct, _) => {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::api::Endpoint;
 use crate::config::{Config, Package, Remote};
 
 const REMOTE_PREFIX: &str = "/api/v1/remote/";
@@ -29,26 +30,6 @@ pub enum Route {
     },
     Endpoint(Endpoint),
     NotFound,
-}
-
-/// What is answered here.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Endpoint {
-    Root,
-    Health,
-    Live,
-    Ready,
-    Config,
-    Metrics,
-    Flush,
-    Artifacts {
-        query: Option<String>,
-    },
-    Artifact {
-        remote: String,
-        raw: Vec<u8>,
-        query: Option<String>,
-    },
 }
 
 /// Reads a request target in origin form (the authority already taken off) for `host`.

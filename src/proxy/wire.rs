@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use http::{HeaderMap, header};
 use httparse::{Header, Request, Status};
 
-use super::public::is_host;
+use crate::session::public::is_host;
 
 /// Fields of a head: as many as Pingora takes.
 pub const MOST_FIELDS: usize = 256;

@@ -11,7 +11,8 @@ use pingora_core::upstreams::peer::{ALPN, HttpPeer};
 use pingora_error::{Error, ErrorType, Result};
 use pingora_http::{RequestHeader, ResponseHeader};
 
-use super::exchange::{Exchange, Failure};
+use super::exchange::Exchange;
+use super::failure::Failure;
 
 /// What is waited for besides upstream (a password) bounds itself; this is the last resort.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -41,7 +42,7 @@ impl Exchange {
             // Also a header that drips comes to an end.
             let tried = tokio::select! {
                 tried = self.try_once(&upstream.connector, body) => tried,
-                () = deadline.passed(PATIENCE) => return Err(Exchange::timed_out(&self.remote, self.url())),
+                () = deadline.passed(PATIENCE) => return Err(Failure::timed_out(&self.remote, self.url())),
             };
             match tried {
                 Ok((header, session, peer)) => {

@@ -5,6 +5,7 @@ mod address;
 mod challenge;
 mod direct;
 mod exchange;
+mod failure;
 mod negotiation;
 mod own;
 mod password;
@@ -12,6 +13,7 @@ mod places;
 mod range;
 mod resolver;
 mod token;
+mod trust;
 mod tunnel;
 
 use std::sync::Arc;
@@ -21,15 +23,16 @@ use pingora_core::connectors::http::Connector;
 use url::Url;
 
 pub use direct::Answering;
-pub use exchange::{Ask, Exchange, Failure, shown};
+pub use exchange::{Ask, Exchange, shown};
+pub use failure::Failure;
 pub use places::Place;
 pub use resolver::{ResolveError, Resolver};
 pub use token::SharedTokens;
+pub use trust::listed;
 
 use places::Places;
 
-use crate::config::{Config, CredentialsWithin, FileHost, OutboundProxies, ProxyUrl, Remote};
-use crate::formats::links;
+use crate::config::{Config, OutboundProxies, ProxyUrl, Remote};
 use crate::metrics::Metrics;
 
 /// How long a fetch may wait for one of the concurrent places before it is given up.
@@ -127,71 +130,5 @@ impl Upstream {
             .iter()
             .any(|entry| address::matches_no_proxy(entry, url));
         (!exempt).then_some(proxy)
-    }
-}
-
-/// Whether `url` is on the host that `origin` names: scheme, host and port.
-pub fn same_origin(a: &Url, b: &Url) -> bool {
-    a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
-}
-
-/// Whether the credentials and headers of `remote` may go to `url`: by its host, or by its path as well.
-fn within_credentials(remote: &Remote, url: &Url) -> bool {
-    let Some(base) = remote.base_url.as_ref().filter(|base| same_origin(base, url)) else {
-        return false;
-    };
-    match remote.credentials_within {
-        CredentialsWithin::Host => true,
-        // What may climb out again, to whom an encoded slash is one, is not within.
-        CredentialsWithin::BaseUrl => {
-            url.path().starts_with(base.path()) && !links::is_refused(&links::normal(url.path(), links::PATH))
-        }
-    }
-}
-
-/// Whether `file_hosts` lists the host of `url`.
-pub fn listed(hosts: &[FileHost], url: &Url) -> bool {
-    hosts.iter().any(|entry| {
-        entry.scheme == url.scheme()
-            && url
-                .host_str()
-                .is_some_and(|host| host.eq_ignore_ascii_case(&entry.host))
-            && entry
-                .port
-                .or(if entry.scheme == "https" { Some(443) } else { Some(80) })
-                == url.port_or_known_default()
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::formats::testing::remote;
-
-    #[test]
-    fn credentials_stay_below_the_base_url_where_that_is_asked_for() {
-        let mut remote = remote("generic", "https://files.example/team/a/");
-        for (url, host, base_url) in [
-            ("https://files.example/team/a/", true, true),
-            ("https://files.example/team/a/b/c?d=../e", true, true),
-            ("https://files.example/team/a/b/../c", true, true),
-            ("https://files.example/team/a/100%25", true, true),
-            ("https://files.example/team/a", true, false),
-            ("https://files.example/team/ab", true, false),
-            ("https://files.example/team/a/../b", true, false),
-            ("https://files.example/team/a/%2E%2e/b", true, false),
-            ("https://files.example/team/a/x%2f..%2F..%2fb", true, false),
-            ("https://files.example/team/a/..%5cb", true, false),
-            ("https://files.example/Team/a/b", true, false),
-            ("https://files.example:8443/team/a/b", false, false),
-            ("http://files.example/team/a/b", false, false),
-            ("https://other.example/team/a/b", false, false),
-        ] {
-            let url = Url::parse(url).unwrap();
-            for (within, expected) in [(CredentialsWithin::Host, host), (CredentialsWithin::BaseUrl, base_url)] {
-                remote.credentials_within = within;
-                assert_eq!(within_credentials(&remote, &url), expected, "{url} {within:?}");
-            }
-        }
     }
 }

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue};
 
+use super::Upstream;
 use super::challenge::{Challenge, best, challenges};
+use super::failure::Failure;
 use super::token::Grant;
-use super::{Failure, Upstream};
 use crate::config::Remote;
 
 /// Refusals that are answered within one question: what it goes with may be renewed by others meanwhile, and refused again.

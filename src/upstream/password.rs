@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncReadExt;
 use tokio::sync::Mutex;
 
-use super::Failure;
+use super::failure::Failure;
 use crate::config::{Credentials, Password, PasswordCommand, Remote, Secret};
 
 /// A program that writes a password has this long.

@@ -3,50 +3,33 @@
 //!
 //! A token belongs to a remote and a scope, and is asked for once however many fetches wait for it.
 
+mod answer;
+mod greeting;
+mod question;
+mod service;
+mod shared;
+
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use http::{HeaderValue, Method};
+use http::HeaderValue;
 use quick_cache::sync::Cache;
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
-use url::{Host, Position, Url, form_urlencoded};
+use url::Url;
 
-use super::challenge::{Challenge, best, challenges};
+use super::Upstream;
+use super::challenge::Challenge;
+use super::failure::Failure;
 use super::password::Basic;
-use super::{Ask, Exchange, Failure, Upstream, listed, within_credentials};
-use crate::cache::hex;
-use crate::config::{CredentialsWithin, Remote, is_loopback};
-use crate::exact_url::ExactUrl;
-use crate::fields;
-use crate::formats::docker;
+use crate::config::Remote;
+use answer::Life;
+use greeting::Greeting;
+pub use shared::SharedTokens;
 
 /// Scopes whose tokens are kept.
 const REMEMBERED: usize = 4096;
-/// The lifetime of a token whose service names none.
-const LIFETIME: Duration = Duration::from_secs(60);
-/// A token is not used in the last part of its lifetime, and at most so long before its end.
-const MARGIN: Duration = Duration::from_secs(30);
-const BEARER: &str = "Bearer ";
-/// No service's answer is longer.
-const MAX_ANSWER: usize = 1 << 20;
-/// How long a registry wants of everybody what it wanted when it was asked.
-const GREETED: Duration = Duration::from_secs(60);
-
-/// Where nodes find each other's tokens.
-#[async_trait]
-pub trait SharedTokens: Send + Sync {
-    /// A token and how long it is still good. A short while at most; `None` also when there is nobody to ask.
-    async fn get(&self, name: &str) -> Option<(String, Duration)>;
-
-    /// Shares one for what remains of its life. Waits for nobody.
-    fn put(&self, name: &str, token: &str, left: Duration);
-}
 
 /// What opens a scope of a remote.
 #[derive(Debug, Clone)]
@@ -87,13 +70,6 @@ struct Known {
     refused: Option<HeaderValue>,
 }
 
-/// The two moments of what is renewed while it is still good.
-#[derive(Debug, Clone, Copy)]
-struct Life {
-    renew: Instant,
-    end: Instant,
-}
-
 /// What was made for a scope.
 struct Made {
     header: HeaderValue,
@@ -102,9 +78,6 @@ struct Made {
     /// See [`Grant::fresh`].
     fresh: bool,
 }
-
-/// What a registry wants of everybody, by its answer to the question for its version, and when that was asked.
-type Greeting = Option<(Instant, Result<Option<Challenge>, Failure>)>;
 
 /// All tokens.
 pub struct Tokens {
@@ -201,48 +174,6 @@ impl Tokens {
         match (known.usable(), known.failure_since(waiting_since)) {
             (None, Some(failure)) => Err(failure),
             (usable, _) => Ok(usable),
-        }
-    }
-
-    /// What a registry wants to see of whoever comes (distribution-spec, "Determining Support"), for a remote that has
-    /// credentials.
-    async fn wanted_of_everybody(
-        &self,
-        upstream: &Arc<Upstream>,
-        remote: &Arc<Remote>,
-    ) -> Result<Option<Challenge>, Failure> {
-        if remote.credentials.is_none() || remote.base_url.is_none() {
-            return Ok(None);
-        }
-        let fresh = || Ok::<_, std::convert::Infallible>(Arc::default());
-        let Ok(slot) = self.greetings.get_or_insert_with(&self.key(remote, ""), fresh);
-        let waiting_since = Instant::now();
-        let mut greeting = slot.lock().await;
-        match &*greeting {
-            Some((at, wanted)) if *at >= waiting_since => return wanted.clone(),
-            Some((at, Ok(wanted))) if at.elapsed() < GREETED => return Ok(wanted.clone()),
-            _ => {}
-        }
-        let wanted = self.greet(upstream, remote).await;
-        *greeting = Some((Instant::now(), wanted.clone()));
-        wanted
-    }
-
-    async fn greet(&self, upstream: &Arc<Upstream>, remote: &Arc<Remote>) -> Result<Option<Challenge>, Failure> {
-        let question = ExactUrl {
-            url: docker::version_url(remote),
-            query: None,
-        };
-        let Answer { status, offered, .. } = self.ask_in_time(upstream, remote, &question, None).await?;
-        match status {
-            401 => Ok(best(offered)),
-            // Without what it wants, a question might be answered as if there were nothing.
-            429 | 500.. => Err(Failure {
-                status: if status == 429 { 503 } else { 502 },
-                reason: format!("upstream answered {status} to the question for its version (/v2/)"),
-                unreachable: true,
-            }),
-            _ => Ok(None),
         }
     }
 
@@ -374,171 +305,6 @@ impl Tokens {
             }
         }
     }
-
-    /// A token of the service that a challenge names: another node's, unless upstream `refused` what there was before, or
-    /// this very one was `stale`; else one that it is asked for.
-    async fn token(
-        &self,
-        upstream: &Arc<Upstream>,
-        remote: &Arc<Remote>,
-        scope: &str,
-        challenge: &Challenge,
-        refused: bool,
-        stale: Option<&HeaderValue>,
-    ) -> Result<Made, Failure> {
-        let unusable = |reason: &str| Failure {
-            status: 502,
-            reason: format!("upstream wants a token, and {reason}"),
-            unreachable: true,
-        };
-        let realm = challenge.realm();
-        let realm = realm.ok_or_else(|| unusable("names no service that gives one"))?;
-        let question = question(realm, challenge.param("service"), scope);
-        let url = &question.url;
-        let trusted = may_see_credentials(remote, url);
-        if !trusted && remote.credentials.is_some() {
-            self.say_distrusted(remote, url);
-        }
-        let header = |basic: Option<Basic>| basic.map(|basic| basic.header);
-        let mut credentials = match trusted {
-            true => header(upstream.passwords.basic(remote, false).await?),
-            false => None,
-        };
-        if let Some(shared) = self.shared.get().filter(|_| !refused)
-            && let Some((token, left)) = shared.get(&shared_name(remote, &question, credentials.as_ref())).await
-            && let Some((header, life)) = bearer(&token, left)
-            && Instant::now() < life.renew
-            && stale != Some(&header)
-        {
-            return Ok(Made {
-                header,
-                life: Some(life),
-                fresh: false,
-            });
-        }
-        let mut refused = false;
-        loop {
-            let asked = self.ask_in_time(upstream, remote, &question, credentials.clone());
-            let Answer { status, body, .. } = asked.await?;
-            let host = url.host_str().unwrap_or_default();
-            match status {
-                200 => {
-                    let (header, life) =
-                        read(&body).ok_or_else(|| unusable(&format!("{host} answered without one")))?;
-                    if let (Some(shared), Ok(text)) = (self.shared.get(), header.to_str()) {
-                        // Nobody is given what is about to be renewed.
-                        let left = life.renew.saturating_duration_since(Instant::now());
-                        let token = text.trim_start_matches(BEARER);
-                        shared.put(&shared_name(remote, &question, credentials.as_ref()), token, left);
-                    }
-                    return Ok(Made {
-                        header,
-                        life: Some(life),
-                        fresh: true,
-                    });
-                }
-                401 | 403 => {
-                    if trusted && !refused {
-                        refused = true;
-                        // A program may have another password by now.
-                        let renewed = header(upstream.passwords.basic(remote, true).await?);
-                        if renewed != credentials {
-                            credentials = renewed;
-                            continue;
-                        }
-                    }
-                    return Err(Failure {
-                        status: 403,
-                        reason: format!(
-                            "upstream's token service {host} answered {status}: the image is not there, is private, or the remote's credentials are wrong"
-                        ),
-                        unreachable: false,
-                    });
-                }
-                status => {
-                    return Err(Failure {
-                        status: if status == 429 { 503 } else { 502 },
-                        reason: format!("upstream's token service {host} answered {status}"),
-                        unreachable: true,
-                    });
-                }
-            }
-        }
-    }
-
-    fn say_distrusted(&self, remote: &Remote, realm: &Url) {
-        let host = realm.host_str().unwrap_or_default();
-        let key = format!("{} {host}", remote.name);
-        if self.distrusted.get(&key).is_none() {
-            self.distrusted.insert(key, ());
-            tracing::warn!(
-                remote = %remote.name,
-                %host,
-                "the token service is on another domain, not reached by https, or outside of `credentials_within`: it is asked without the remote's credentials; list it in `token_realms` if it may have them"
-            );
-        }
-    }
-
-    /// One question to a token service, or to a registry about itself.
-    async fn ask_in_time(
-        &self,
-        upstream: &Arc<Upstream>,
-        remote: &Arc<Remote>,
-        question: &ExactUrl,
-        credentials: Option<HeaderValue>,
-    ) -> Result<Answer, Failure> {
-        // The answer is small: its first byte and its last come together.
-        let limit = remote.timeouts.connect + remote.timeouts.first_byte;
-        match tokio::time::timeout(limit, self.ask(upstream, remote, question, credentials)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Exchange::timed_out(remote, &question.url)),
-        }
-    }
-
-    /// Goes the way of any other question, redirects and addresses included.
-    async fn ask(
-        &self,
-        upstream: &Arc<Upstream>,
-        remote: &Arc<Remote>,
-        question: &ExactUrl,
-        credentials: Option<HeaderValue>,
-    ) -> Result<Answer, Failure> {
-        let ask = Ask {
-            method: Method::GET,
-            accept: Some("application/json"),
-            gzip: false,
-            headers: Vec::new(),
-            total: None,
-            conditional: false,
-        };
-        let (upstream, remote) = (Arc::clone(upstream), Arc::clone(remote));
-        let exchange = Exchange::to_token_service(upstream, remote, question.url.clone(), ask, credentials)
-            .with_query(question.query.clone());
-        let mut answering = exchange.ask_directly(&Bytes::new()).await?;
-        let mut body = Vec::new();
-        while body.len() <= MAX_ANSWER {
-            match answering.piece().await {
-                Ok(Some(piece)) => body.extend_from_slice(&piece),
-                Ok(None) => break,
-                Err(error) => return Err(answering.exchange.failure(&error)),
-            }
-        }
-        // Another host's challenge says nothing of the registry.
-        let offered = match answering.exchange.may_have_credentials() {
-            true => challenges(&answering.header.headers),
-            false => Vec::new(),
-        };
-        let status = answering.header.status.as_u16();
-        answering.end().await;
-        Ok(Answer { status, offered, body })
-    }
-}
-
-/// What was answered to [`Tokens::ask`].
-struct Answer {
-    status: u16,
-    offered: Vec<Challenge>,
-    body: Vec<u8>,
 }
 
 impl Known {
@@ -566,192 +332,13 @@ impl Known {
     }
 }
 
-/// Whether a token service may see the remote's credentials: one where the registry may see them, one that shares the
-/// registry's registrable domain (by the public suffix list; not with `credentials_within: base_url`), or one that
-/// `token_realms` lists; and but for the first over https or on this machine only.
-fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
-    let Some(base) = &remote.base_url else { return false };
-    if within_credentials(remote, realm) {
-        return true;
-    }
-    let safe = realm.scheme() == "https" || realm.host().is_some_and(|host| is_loopback(&host));
-    let related = remote.credentials_within == CredentialsWithin::Host && same_domain(base, realm);
-    safe && (related || listed(&remote.token_realms, realm))
-}
-
-fn same_domain(a: &Url, b: &Url) -> bool {
-    if a.host() == b.host() {
-        return true;
-    }
-    match (a.host(), b.host()) {
-        (Some(Host::Domain(a)), Some(Host::Domain(b))) => {
-            let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
-            let domain = |name: &str| psl::domain_str(name.trim_end_matches('.')).map(str::to_owned);
-            matches!((domain(&a), domain(&b)), (Some(a), Some(b)) if a == b)
-        }
-        _ => false,
-    }
-}
-
-/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token is for one repository, and
-/// for reading.
-fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
-    let mut asked = form_urlencoded::Serializer::new(String::new());
-    if let Some(service) = service {
-        asked.append_pair("service", service);
-    }
-    let asked = asked.append_pair("scope", scope).finish();
-    let own = realm.query.unwrap_or_default();
-    let is_scope = |pair: &str| form_urlencoded::parse(pair.as_bytes()).any(|(name, _)| name == "scope");
-    let kept = own.split('&').filter(|pair| !pair.is_empty() && !is_scope(pair));
-    let query = kept.chain([asked.as_str()]).collect::<Vec<_>>().join("&");
-    ExactUrl {
-        url: realm.url,
-        query: Some(query),
-    }
-}
-
-/// The token of a service's answer, and how long it is good.
-fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
-    #[derive(Deserialize)]
-    struct Answer {
-        token: Option<String>,
-        access_token: Option<String>,
-        expires_in: Option<f64>,
-        issued_at: Option<String>,
-    }
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    let some = |text: Option<String>| text.filter(|text| !text.is_empty());
-    let token = some(answer.token).or(some(answer.access_token))?;
-    let named = answer.expires_in.filter(|seconds| *seconds > 0.0);
-    let lifetime = named.map_or(LIFETIME, |seconds| Duration::from_secs_f64(seconds.min(1e8)));
-    // A service may hand out a token that it made a while ago. Clocks that differ by more than its life say nothing.
-    let issued = answer.issued_at.as_deref().and_then(rfc3339);
-    let age = issued.and_then(|issued| SystemTime::now().duration_since(issued).ok());
-    let left = lifetime - age.filter(|age| *age < lifetime).unwrap_or_default();
-    bearer(&token, left)
-}
-
-/// What a token that is good for so long is sent as, and until when.
-fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
-    let mut header = HeaderValue::from_str(&format!("{BEARER}{token}")).ok()?;
-    header.set_sensitive(true);
-    let end = Instant::now().checked_add(left)?;
-    let renew = end - MARGIN.min(left / 6);
-    Some((header, Life { renew, end }))
-}
-
-/// Names what nodes share a token for: the question to the token service and as whom it was asked, for this registry. Nobody
-/// can tell the credentials from it who could not guess them.
-fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&HeaderValue>) -> String {
-    let base = remote.base_url.as_ref().map_or("", Url::as_str);
-    let mut print = Sha256::new();
-    for part in [
-        base.as_bytes(),
-        question.url[..Position::AfterPath].as_bytes(),
-        question.query.as_deref().unwrap_or_default().as_bytes(),
-        credentials.map_or(b"", |credentials| credentials.as_bytes()),
-    ] {
-        print.update((part.len() as u64).to_be_bytes());
-        print.update(part);
-    }
-    hex(&print.finalize())
-}
-
-/// A time as in RFC 3339 section 5.6.
-fn rfc3339(text: &str) -> Option<SystemTime> {
-    let number = |range: std::ops::Range<usize>| fields::number::<u64>(text.get(range)?);
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    let rest = text
-        .get(19..)?
-        .trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Days since 1970, from the civil date (the year begins in March, so that the leap day is its last).
-    let shifted = if month > 2 { year } else { year - 1 };
-    let month_from_march = (month + 9) % 12;
-    let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + (153 * month_from_march + 2) / 5 + day - 1;
-    let seconds = (days.checked_sub(719_468)? * 86_400) + hour * 3600 + minute * 60 + second;
-    let offset = match rest {
-        "Z" | "z" => 0,
-        offset => {
-            let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-            let offset_seconds =
-                i64::from(fields::number::<u32>(hours)?) * 3600 + i64::from(fields::number::<u32>(minutes)?) * 60;
-            match offset.as_bytes().first()? {
-                b'+' => offset_seconds,
-                b'-' => -offset_seconds,
-                _ => return None,
-            }
-        }
-    };
-    let seconds = i64::try_from(seconds).ok()?.checked_sub(offset)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use async_trait::async_trait;
 
     use super::*;
     use crate::formats::testing::remote;
-
-    #[test]
-    fn credentials_go_where_the_registry_is() {
-        let may = |base: &str, realm: &str, listed: &[&str]| {
-            let mut remote = remote("docker", base);
-            let hosts = listed.iter().map(|host| crate::config::FileHost {
-                scheme: "https",
-                host: (*host).to_owned(),
-                port: None,
-            });
-            remote.token_realms = hosts.collect();
-            may_see_credentials(&remote, &Url::parse(realm).unwrap())
-        };
-        assert!(may(
-            "https://registry.example.com/",
-            "https://auth.example.com/token",
-            &[]
-        ));
-        assert!(may("https://a.example.co.uk/", "https://b.example.co.uk/token", &[]));
-        assert!(may(
-            "https://registry.example.com/",
-            "https://registry.example.com:8443/t",
-            &[]
-        ));
-        assert!(may(
-            "http://registry.example.com/",
-            "http://registry.example.com/t",
-            &[]
-        ));
-        assert!(may("http://127.0.0.1:5000/", "http://127.0.0.1:5001/t", &[]));
-        assert!(may("http://localhost:5000/", "http://localhost:5001/t", &[]));
-        assert!(may(
-            "https://registry.example.com/",
-            "https://tokens.example.org/t",
-            &["tokens.example.org"]
-        ));
-        for (base, realm) in [
-            ("https://registry.example.com/", "https://auth.example.org/token"),
-            ("https://registry.example.com/", "http://auth.example.com/token"),
-            ("https://registry.example.com/", "http://registry.example.com/token"),
-            ("https://a.co.uk/", "https://b.co.uk/token"),
-            ("https://a.herokuapp.com/", "https://b.herokuapp.com/token"),
-            ("https://example.com/", "https://example.com.evil.org/token"),
-            ("https://registry/", "https://auth/token"),
-            ("http://127.0.0.1:5000/", "http://localhost:5001/t"),
-            ("https://10.0.0.1/", "https://10.0.0.2/t"),
-        ] {
-            assert!(!may(base, realm, &[]), "{base} {realm}");
-        }
-        assert!(!may(
-            "https://registry.example.com/",
-            "http://tokens.example.org/t",
-            &["tokens.example.org"]
-        ));
-    }
+    use crate::upstream::challenge::{best, challenges};
 
     /// What nodes share, in memory.
     #[derive(Default)]
@@ -882,82 +469,6 @@ mod tests {
                 name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit()),
                 "{name}"
             );
-        }
-    }
-
-    #[test]
-    fn a_realm_asks_for_no_scope_of_its_own() {
-        for (realm, expected) in [
-            ("https://a.example/t", "service=s&scope=repository%3Aapp%3Apull"),
-            (
-                "https://a.example/t?scope=x&account='a'&%73cope=y&scopes=z",
-                "account='a'&scopes=z&service=s&scope=repository%3Aapp%3Apull",
-            ),
-        ] {
-            let realm = ExactUrl::parse(realm).unwrap();
-            let asked = question(realm, Some("s"), "repository:app:pull");
-            assert_eq!(asked.query.as_deref(), Some(expected));
-        }
-    }
-
-    #[test]
-    fn answers_of_token_services() {
-        let until = |body: &str| {
-            let (header, life) = read(body.as_bytes())?;
-            assert!(life.renew < life.end, "{body}");
-            let left = life.renew.saturating_duration_since(Instant::now()).as_secs();
-            Some((header.to_str().unwrap().to_owned(), left))
-        };
-        let near = |body: &str, token: &str, seconds: u64| {
-            let (header, left) = until(body).unwrap();
-            assert_eq!(header, format!("Bearer {token}"), "{body}");
-            assert!(left.abs_diff(seconds) < 2, "{body}: {left}");
-        };
-        near(r#"{"token": "a"}"#, "a", 50);
-        near(r#"{"access_token": "b", "expires_in": 300}"#, "b", 270);
-        near(r#"{"token": "", "access_token": "b", "expires_in": 0}"#, "b", 50);
-        near(
-            r#"{"token": "a", "expires_in": 60, "issued_at": "2009-11-10T23:00:00Z"}"#,
-            "a",
-            50,
-        );
-        let a_minute_ago = SystemTime::now() - Duration::from_secs(60);
-        let issued = crate::catalog::rfc3339(
-            i64::try_from(a_minute_ago.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()).unwrap(),
-        );
-        near(
-            &format!(r#"{{"token": "a", "expires_in": 300, "issued_at": "{issued}"}}"#),
-            "a",
-            210,
-        );
-        for bad in ["", "{}", r#"{"token": 1}"#, r#"{"token": "a\nb"}"#, "<html>"] {
-            assert_eq!(until(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn times() {
-        let seconds = |text: &str| Some(rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_secs());
-        assert_eq!(seconds("1970-01-01T00:00:00Z"), Some(0));
-        assert_eq!(seconds("2024-02-29T12:30:01.25Z"), Some(1_709_209_801));
-        assert_eq!(seconds("2024-02-29T12:30:01+01:30"), Some(1_709_204_401));
-        assert_eq!(seconds("2024-03-01T00:00:00-00:30"), Some(1_709_253_000));
-        for bad in [
-            "",
-            "2024",
-            "2024-13-01T00:00:00Z",
-            "2024-02-29T12:30:01",
-            "2024-02-29T12:30:01é",
-            "0000-01-01T00:00:00Z",
-        ] {
-            assert_eq!(seconds(bad), None, "{bad}");
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn no_time_panics(text in any::<String>(), numbers in "[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9:]{8}[-+Z0-9:é]{0,6}") {
-            let _ = (rfc3339(&text), rfc3339(&numbers));
         }
     }
 }

@@ -42,7 +42,7 @@ fn detail(answer: &Response) -> String {
 fn config_json_leads_here_under_the_name_that_the_client_uses() {
     run(async {
         let one = Crate::new("one", "1.0.0", &[]);
-        let (index, files) = registry(&[one.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&one)).await;
         let proxy = Proxy::start(&remote(&index, "hosts: [crates.test]")).await;
         let below = format!("-/host/{}", files.authority());
         let dl = format!("{below}/crates/{{crate}}/{{version}}/download/-/sha256/{{sha256-checksum}}");
@@ -74,7 +74,7 @@ fn config_json_leads_here_under_the_name_that_the_client_uses() {
 fn what_expires_is_revalidated_and_clients_revalidate_here() {
     run(async {
         let (old, new) = (Crate::new("name", "1.0.0", &[]), Crate::new("name", "1.1.0", &[]));
-        let (index, files) = registry(&[old.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&old)).await;
         let proxy = Proxy::start(&remote(&index, "cache: {mutable_ttl: 0}")).await;
         let first = proxy.fetch("crates", &old.index()).await.is("remote", old.line());
         assert!(first.must("content-type").starts_with("text/plain"));
@@ -110,7 +110,7 @@ fn what_expires_is_revalidated_and_clients_revalidate_here() {
 fn a_name_in_any_case_is_one_file_of_the_index() {
     run(async {
         let one = Crate::new("MixedCase", "1.0.0", &[]);
-        let (index, _files) = registry(&[one.clone()]).await;
+        let (index, _files) = registry(std::slice::from_ref(&one)).await;
         let proxy = Proxy::start(&remote(&index, "description: x")).await;
         proxy.fetch("crates", "mi/xe/mixedcase").await.is("remote", one.line());
         for path in ["Mi/xe/MixedCase", "MI/XE/MIXEDCASE"] {
@@ -180,7 +180,7 @@ fn crates_are_found_where_the_configuration_names_them() {
 fn a_crate_can_be_asked_for_first_and_its_host_is_known_for_good() {
     run(async {
         let one = Crate::new("one", "1.0.0", &[]);
-        let (index, files) = registry(&[one.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&one)).await;
         files.reply("/secret/one", Reply::ok("secret"));
         let other = Upstream::start().await;
         other.reply(&format!("/crates/{}", one.download()), Reply::ok("other"));
@@ -212,7 +212,7 @@ fn a_crate_can_be_asked_for_first_and_its_host_is_known_for_good() {
 fn a_crate_with_another_checksum_is_not_kept() {
     run(async {
         let one = Crate::new("one", "1.0.0", &[]);
-        let (index, files) = registry(&[one.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&one)).await;
         let at_upstream = format!("/crates/{}", one.download());
         let mut damaged = one.bytes.to_vec();
         damaged[20] ^= 1;
@@ -337,7 +337,7 @@ fn a_private_registry_is_asked_with_the_credentials_of_this_proxy() {
 fn the_web_api_is_read_through_and_changed_by_nobody() {
     run(async {
         let one = Crate::new("one", "1.0.0", &[]);
-        let (index, files) = registry(&[one.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&one)).await;
         let found = json!({"crates": [{"name": "one", "max_version": "1.0.0"}], "meta": {"total": 1}});
         files.reply("/api/v1/crates?q=one&per_page=10", Reply::ok(found.to_string()));
         files.reply("/api/v1/me", Reply::ok("whose token this is"));
@@ -380,7 +380,7 @@ fn the_web_api_is_read_through_and_changed_by_nobody() {
 fn one_fetch_serves_all_who_wait_and_then_upstream_may_go() {
     run(async {
         let one = Crate::new("one", "1.0.0", &[]);
-        let (index, files) = registry(&[one.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&one)).await;
         let gate = Gate::new();
         let held = File::new(one.bytes.clone()).shaped(|reply| reply.gated(&gate));
         files.file(&format!("/crates/{}", one.download()), held);

@@ -99,7 +99,7 @@ fn a_project_is_built_and_built_again_without_upstream() {
 fn an_update_is_seen_and_what_is_unchanged_is_not_downloaded_again() {
     run_for(Duration::from_secs(300), async {
         let (old, new) = (Crate::new("outer", "1.0.0", &[]), Crate::new("outer", "1.1.0", &[]));
-        let (index, files) = registry(&[old.clone()]).await;
+        let (index, files) = registry(std::slice::from_ref(&old)).await;
         let proxy = Proxy::start(&remote(&index, "cache: {mutable_ttl: 0}")).await;
         let home = project(&proxy, "outer = \"1\"");
         cargo(&home, &["fetch"]).await.ok();

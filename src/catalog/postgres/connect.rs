@@ -4,7 +4,6 @@
 //! asks every second whether the server is still there, and begins anew when it is not. While it is away nobody waits
 //! for it: the breaker is open.
 
-use std::error::Error as _;
 use std::future::Future;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use tokio_postgres::error::{Severity, SqlState};
 use tokio_postgres::{Client, Config, Error};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::describe::describe;
 use super::schema;
 use super::tls;
 use crate::breaker::{Away, Breaker};
@@ -358,27 +358,4 @@ fn is_an_answer(error: &Error) -> bool {
     error.as_db_error().is_some_and(|error| {
         error.parsed_severity() == Some(Severity::Error) && *error.code() != SqlState::READ_ONLY_SQL_TRANSACTION
     })
-}
-
-/// What went wrong, and what may help. The server's messages name users and databases, never passwords.
-pub(super) fn describe(error: &Error) -> String {
-    let Some(answer) = error.as_db_error() else {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text.push_str(&format!(": {cause}"));
-            source = cause.source();
-        }
-        return text;
-    };
-    let hint = match *answer.code() {
-        SqlState::INVALID_PASSWORD | SqlState::INVALID_AUTHORIZATION_SPECIFICATION => "; see DBUSER and DBPASS",
-        SqlState::INVALID_CATALOG_NAME => "; create it, or name another in DBNAME",
-        SqlState::INSUFFICIENT_PRIVILEGE => {
-            "; DBUSER must be allowed to create a schema in the database, or to use a schema `artifactapi` and create \
-             tables there (CREATE SCHEMA artifactapi AUTHORIZATION …)"
-        }
-        _ => "",
-    };
-    format!("{}{hint} (SQLSTATE {})", answer.message(), answer.code().code())
 }

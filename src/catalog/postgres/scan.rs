@@ -12,9 +12,9 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, IsolationLevel, Row, Transaction};
 
+use crate::catalog::column::{class_number, number};
 use crate::catalog::cursor::{Position, SortValue};
 use crate::catalog::query::{Filter, Sort, SortField};
-use crate::catalog::sqlite::{class_number, number};
 use crate::catalog::{Class, Found, Record, Scan, Totals};
 
 /// Rows that one page examines, and that may be sorted for every page where a prefix leaves no more.

@@ -5,7 +5,7 @@
 
 use tokio_postgres::Client;
 
-use super::connect::describe;
+use super::describe::describe;
 
 /// Held while tables are made or changed, so that one node does it ("artifact" in ASCII).
 const LOCK: i64 = 0x6172_7469_6661_6374;

@@ -10,7 +10,7 @@ use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Transaction};
 
 use crate::catalog::change::{Batch, LinkHash, ObjectKey, Op};
-use crate::catalog::sqlite::{class_number, number};
+use crate::catalog::column::{class_number, number};
 use crate::catalog::{Change, Record};
 
 /// Where the rows of a batch come from, and what they are.
@@ -71,7 +71,7 @@ async fn objects(transaction: &mut Transaction<'_>, entries: &[&Entry]) -> Resul
                 attempt.rollback().await?;
                 match entries {
                     [(key, _)] => {
-                        let error = super::connect::describe(&error);
+                        let error = super::describe::describe(&error);
                         tracing::error!(remote = key.remote, path = key.path, %error, "the catalogue cannot hold this object");
                     }
                     _ => {

@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use rusqlite::types::Value;
 use rusqlite::{Connection, Row, Rows, Statement, params, params_from_iter};
 
-use super::cursor::{Position, SortValue};
-use super::query::{Filter, Sort, SortField};
-use super::sqlite::{COLUMNS, class_number, number, read_record};
-use super::{Found, Record, Scan, Totals};
+use crate::catalog::backend::{Found, Scan, Totals};
+use crate::catalog::column::{class_number, number};
+use crate::catalog::cursor::{Position, SortValue};
+use crate::catalog::query::{Filter, Sort, SortField};
+use crate::catalog::record::{Class, Record};
 
+/// The columns of a record, in the order in which [`read_record`] expects them. The row number comes last.
+pub(super) const COLUMNS: &str = "remote, path, form, class, size, digest, content_type, etag, last_modified, \
+    published_at, first_seen, last_seen, hits, fresh_until, key, id";
 /// Rows that one page examines.
 pub(super) const SCAN_ROWS: usize = 15_000;
 /// How long matching rows are counted.
@@ -356,11 +360,36 @@ fn totals(connection: &Connection, parts: &[Part], filter: &Filter) -> rusqlite:
     Ok(Some(sum))
 }
 
+/// A row of [`COLUMNS`].
+pub(super) fn read_record(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let unsigned = |column: usize| Ok::<u64, rusqlite::Error>(u64::try_from(row.get::<_, i64>(column)?).unwrap_or(0));
+    Ok(Record {
+        remote: row.get(0)?,
+        path: row.get(1)?,
+        form: row.get(2)?,
+        class: if row.get::<_, i64>(3)? == class_number(Class::Immutable) {
+            Class::Immutable
+        } else {
+            Class::Mutable
+        },
+        size: unsigned(4)?,
+        digest: row.get(5)?,
+        content_type: row.get(6)?,
+        etag: row.get(7)?,
+        last_modified: row.get(8)?,
+        published_at: row.get(9)?,
+        first_seen: row.get(10)?,
+        last_seen: row.get(11)?,
+        hits: unsigned(12)?,
+        fresh_until: row.get(13)?,
+        key: row.get(14)?,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Class;
-    use crate::catalog::schema::open_writer;
+    use crate::catalog::sqlite::schema::open_writer;
 
     #[test]
     fn every_order_walks_its_index_from_where_it_is_told() {

@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::CatalogError;
-use super::sqlite::unavailable;
+use crate::catalog::backend::CatalogError;
 
 /// What each step does; the number of steps done is the file's `user_version`.
 const STEPS: [&str; 2] = [
@@ -169,4 +168,9 @@ impl From<OpenError> for CatalogError {
             OpenError::Sqlite(error) => unavailable(&error),
         }
     }
+}
+
+/// What callers are told of `error`.
+pub(super) fn unavailable(error: &rusqlite::Error) -> CatalogError {
+    CatalogError::Unavailable(error.to_string())
 }

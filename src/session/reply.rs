@@ -1,16 +1,13 @@
 //! Answers that are not artifacts: errors in the ecosystem's form or ours, JSON, redirects.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderName, Method, header};
 use pingora_error::Result;
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 use serde_json::json;
 
-use super::dress::{self, Shown};
-use super::resolve::Resolved;
-use super::serve::Reading;
-use crate::fill::Answer;
+use super::writing::Reading;
 use crate::formats::Format;
 use crate::headers;
 
@@ -102,7 +99,11 @@ pub async fn send(session: &mut Session, status: u16, headers: Vec<(HeaderName, 
     write(session, response, body).await
 }
 
-async fn write(session: &mut Session, mut response: ResponseHeader, body: Bytes) -> Result<()> {
+/// Sends `response` with `body`, which is in memory; to a HEAD its header only.
+///
+/// # Errors
+/// The client is gone.
+pub async fn write(session: &mut Session, mut response: ResponseHeader, body: Bytes) -> Result<()> {
     let status = response.status.as_u16();
     // RFC 9110 section 8.6: a 204 has none.
     if status != 204 {
@@ -114,56 +115,4 @@ async fn write(session: &mut Session, mut response: ResponseHeader, body: Bytes)
         Reading { session }.write_whole(body).await?;
     }
     Ok(())
-}
-
-/// Passes on an answer that is not stored. An error gets a body of ours: upstream's is a page of its own for browsers,
-/// or names upstream's addresses.
-///
-/// # Errors
-/// The client is gone.
-pub async fn answer(
-    session: &mut Session,
-    resolved: &Resolved,
-    answer: &Answer,
-    (source, cache_status): (&'static str, &str),
-) -> Result<()> {
-    if answer.status >= 400 {
-        let detail = match &answer.reason {
-            Some(reason) => reason.clone(),
-            None => upstream_said(answer.status),
-        };
-        let status = resolved.format.status_of(answer.status);
-        let mut error = Problem::new(status, detail).at(&resolved.remote.name, &resolved.path.encoded);
-        error.headers = vec![
-            (HeaderName::from_static("cache-status"), cache_status.to_owned()),
-            (HeaderName::from_static("x-artifact-source"), source.to_owned()),
-        ];
-        if let Some(retry_after) = &answer.retry_after {
-            error.headers.push((header::RETRY_AFTER, retry_after.clone()));
-        }
-        return problem(session, Some(resolved.format), error).await;
-    }
-    let shown = Shown::of(resolved);
-    let mut response = dress::of_content(answer.status, &answer.headers, &shown, false)?;
-    let no_store = HeaderValue::from_static("no-store");
-    dress::finish(&mut response, &shown, (source, headers::value(cache_status)), no_store)?;
-    if let Some(retry_after) = &answer.retry_after {
-        response.insert_header(header::RETRY_AFTER, headers::value(retry_after))?;
-    }
-    write(session, response, answer.body.clone()).await
-}
-
-fn upstream_said(status: u16) -> String {
-    let reason = http::StatusCode::from_u16(status)
-        .ok()
-        .and_then(|status| status.canonical_reason())
-        .unwrap_or("");
-    let hint = match status {
-        401 => "; set `username` and `password` on the remote, or correct them",
-        403 => "; upstream refuses it to this proxy",
-        407 => "; the outbound proxy wants credentials in its URL",
-        429 => "; upstream limits requests, try again later",
-        _ => "",
-    };
-    format!("upstream answered {status} {reason}{hint}")
 }

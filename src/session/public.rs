@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
-use http::HeaderMap;
+use http::{HeaderMap, header};
 use ipnet::IpNet;
+use pingora_proxy::Session;
 
 use crate::config::Settings;
 use crate::fields;
@@ -22,6 +23,25 @@ pub struct Arrival<'a> {
     pub authority: Option<&'a str>,
     pub peer: Option<IpAddr>,
     pub tls: bool,
+}
+
+/// How a request came here.
+pub fn arrival(session: &Session) -> Arrival<'_> {
+    let request = session.req_header();
+    let authority = request
+        .uri
+        .authority()
+        .map(|authority| authority.as_str())
+        .or_else(|| request.headers.get(header::HOST).and_then(|value| value.to_str().ok()));
+    Arrival {
+        headers: &request.headers,
+        authority,
+        peer: session
+            .client_addr()
+            .and_then(|address| address.as_inet())
+            .map(|address| address.ip()),
+        tls: session.digest().is_some_and(|digest| digest.ssl_digest.is_some()),
+    }
 }
 
 /// `ARTIFACTAPI_PUBLIC_URL`, else `Forwarded` (RFC 7239) or `X-Forwarded-*` from a trusted proxy, else `Host`. Of a
@@ -153,7 +173,7 @@ fn is_port(text: &str) -> bool {
 }
 
 /// A host as it may stand in a URL, with an optional port.
-pub(super) fn is_host(host: &str) -> bool {
+pub fn is_host(host: &str) -> bool {
     let name = without_port(host);
     let rest = &host[name.len()..];
     let port = rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port);
@@ -171,7 +191,7 @@ pub(super) fn is_host(host: &str) -> bool {
     port && name_fits && host.len() <= 255
 }
 
-pub(crate) fn without_port(host: &str) -> &str {
+pub fn without_port(host: &str) -> &str {
     match host.rfind(':') {
         Some(at) if !host[at..].contains(']') => &host[..at],
         _ => host,

@@ -1,0 +1,94 @@
+//! Comparing a body with the digest that it must have.
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+use super::key::hex;
+
+/// What a body must turn out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expected {
+    Sha256([u8; 32]),
+    Sha512([u8; 64]),
+}
+
+impl Expected {
+    /// Of an algorithm and a checksum in lower-case hexadecimal; `None` where it cannot be verified here.
+    pub fn new(algorithm: &str, checksum: &str) -> Option<Expected> {
+        let digit = |byte: u8| match byte {
+            b'0'..=b'9' => Some(byte - b'0'),
+            b'a'..=b'f' => Some(byte - b'a' + 10),
+            _ => None,
+        };
+        let pairs = checksum.as_bytes().chunks(2);
+        let bytes: Option<Vec<u8>> = pairs
+            .map(|pair| match pair {
+                [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
+                _ => None,
+            })
+            .collect();
+        match algorithm {
+            "sha256" => bytes?.try_into().ok().map(Expected::Sha256),
+            "sha512" => bytes?.try_into().ok().map(Expected::Sha512),
+            _ => None,
+        }
+    }
+
+    /// The inverse of its text: `sha256:…`.
+    pub fn parse(digest: &str) -> Option<Expected> {
+        let (algorithm, checksum) = digest.split_once(':')?;
+        Expected::new(algorithm, checksum)
+    }
+
+    /// The SHA-256 of `body`.
+    pub fn sha256(body: &[u8]) -> Expected {
+        Expected::Sha256(Sha256::digest(body).into())
+    }
+
+    /// Whether `body` is what was expected.
+    pub fn is_of(&self, body: &[u8]) -> bool {
+        let mut verifier = self.verifier();
+        verifier.update(body);
+        verifier.finds_right(self)
+    }
+
+    /// For a body that comes in pieces.
+    pub fn verifier(&self) -> Verifier {
+        match self {
+            Expected::Sha256(_) => Verifier::Sha256(Sha256::new()),
+            Expected::Sha512(_) => Verifier::Sha512(Sha512::new()),
+        }
+    }
+}
+
+/// Digests a body by the algorithm of what is expected of it.
+pub enum Verifier {
+    Sha256(Sha256),
+    Sha512(Sha512),
+}
+
+impl Verifier {
+    pub fn update(&mut self, piece: &[u8]) {
+        match self {
+            Verifier::Sha256(digest) => digest.update(piece),
+            Verifier::Sha512(digest) => digest.update(piece),
+        }
+    }
+
+    /// Whether the body was what was expected.
+    pub fn finds_right(self, expected: &Expected) -> bool {
+        match (self, expected) {
+            (Verifier::Sha256(digest), Expected::Sha256(expected)) => digest.finalize().as_slice() == expected,
+            (Verifier::Sha512(digest), Expected::Sha512(expected)) => digest.finalize().as_slice() == expected,
+            _ => false,
+        }
+    }
+}
+
+impl std::fmt::Display for Expected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Expected::Sha256(digest) => write!(f, "sha256:{}", hex(digest)),
+            Expected::Sha512(digest) => write!(f, "sha512:{}", hex(digest)),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A disk that takes nothing: said once, shown, and tried again.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use crate::cache::disk::Disk;
+use crate::cache::key::Hash;
+
+/// While something goes wrong again and again, it is said after a pause of this only.
+const QUIET: Duration = Duration::from_secs(10);
+/// Why nothing is stored is told for so long.
+const TOLD: Duration = Duration::from_secs(60);
+
+/// What keeps things from being stored.
+#[derive(Default)]
+pub(in crate::cache) struct Trouble {
+    /// Set until something can be stored again.
+    last: Mutex<Option<Failed>>,
+    /// Times that something could not be stored.
+    failures: AtomicU64,
+}
+
+/// Why nothing could be stored.
+struct Failed {
+    at: Instant,
+    why: String,
+    /// Under which the file system was asked to store something and failed: it is tried again there.
+    probe: Option<Hash>,
+}
+
+impl Trouble {
+    /// Storing something under `hash` failed, and not for lack of space.
+    pub(in crate::cache) fn failed(&self, error: &io::Error, hash: &Hash) {
+        self.note(error.to_string(), Some(*hash));
+    }
+
+    /// There is no room, or the disk does not answer.
+    pub(super) fn starved(&self, why: impl ToString) {
+        self.note(why.to_string(), None);
+    }
+
+    fn note(&self, why: String, probe: Option<Hash>) {
+        self.failures.fetch_add(1, Relaxed);
+        let mut last = self.last.lock();
+        if last.as_ref().is_none_or(|last| last.at.elapsed() >= QUIET) {
+            tracing::error!(
+                why,
+                "NOTHING CAN BE STORED: answers pass by uncached until it can again"
+            );
+        }
+        let at = Instant::now();
+        *last = Some(Failed { at, why, probe });
+    }
+
+    /// Looks whether what failed on `disk` can be done again.
+    pub(super) fn probe(&self, disk: &Disk) {
+        let Some(hash) = self.last.lock().as_ref().and_then(|last| last.probe) else {
+            return;
+        };
+        let probed = disk.probe(&hash);
+        let mut last = self.last.lock();
+        match (probed, &mut *last) {
+            (Ok(()), Some(Failed { probe: Some(_), .. })) => {
+                *last = None;
+                tracing::info!("things can be stored again");
+            }
+            (Err(error), Some(last)) => {
+                last.at = Instant::now();
+                last.why = error.to_string();
+            }
+            _ => {}
+        }
+    }
+
+    /// Why nothing is stored, if that was so in the last minute.
+    pub(super) fn told(&self) -> Option<String> {
+        let last = self.last.lock();
+        let lately = last.as_ref().filter(|last| last.at.elapsed() < TOLD);
+        lately.map(|last| last.why.clone())
+    }
+
+    /// Times that something could not be stored.
+    pub(super) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+}

@@ -1,0 +1,27 @@
+//! The names of all keys that the fleet has in Redis.
+
+use crate::cache::{Key, hex};
+
+/// A stream: what nodes did.
+pub const NEWS: &str = "artifactapi:news";
+/// A hash: the number of the last message in [`NEWS`], and a random name, which is another one when Redis has lost its data.
+pub const EPOCH: &str = "artifactapi:epoch";
+/// A sorted set: what nodes were asked to forget, by when.
+pub const FLUSHES: &str = "artifactapi:flushes";
+/// A hash: who is in the fleet, by name.
+pub const NODES: &str = "artifactapi:nodes";
+
+/// A hash: who fills `key` now.
+pub fn fill(key: &Key) -> String {
+    format!("artifactapi:fill:{}", hex(&key.hash))
+}
+
+/// A hash: the fleet's word on `key`.
+pub fn word(key: &Key) -> String {
+    format!("artifactapi:fresh:{}", hex(&key.hash))
+}
+
+/// A text: one of upstream's tokens.
+pub fn token(name: &str) -> String {
+    format!("artifactapi:token:{name}")
+}
