@@ -24,52 +24,46 @@ const CHECKSUM: &str = "{sha256-checksum}";
 const FOLDER_OF_CRATES: &str = "/{crate}/{version}/download";
 /// Stands between the path of a crate and its checksum.
 const DIGEST: &str = "/-/sha256/";
+/// What public registries call a crate.
+const CRATE_TYPE: &str = "application/gzip";
 /// Stands between `api` and what it offers (<https://doc.rust-lang.org/cargo/reference/registry-web-api.html>).
 const API: &str = "api/v1/";
 
 impl Format for Cargo {
     fn read(&self, asked: Asked<'_>) -> Reading {
-        let Asked {
-            remote, method, path, ..
-        } = asked;
-        let whole = |path| {
-            let asset = Asset::new(remote, path, |path| path);
-            asset.named_by(|_| Some(CONFIG.to_owned())).below_prefix()
-        };
-        if let Some((path, checksum)) = with_checksum(&path) {
-            let mut asset = whole(path);
-            asset.media_type = "application/gzip";
-            // Programs that do not know this variable leave it as it is.
-            if let Some(digest) = Expected::new("sha256", &checksum) {
-                asset.shared_path = Some(format!("{}{DIGEST}{checksum}", asset.path.encoded));
-                asset.digest = Some(digest);
-            }
+        let (path, checksum) = without_checksum(asked.path);
+        let path = if checksum.is_none() { in_lower_case(path) } else { path };
+        let asset = Asset::new(asked.remote, path, |path| path);
+        let mut asset = asset.named_by(|_| Some(CONFIG.to_owned())).below_prefix();
+        // To some servers, an encoded slash is one.
+        let governing = asset.governing.replace("%2F", "/");
+        let below_api = below_api(&governing);
+        if let Some((checksum, digest)) = checksum
+            && !below_api.is_some_and(is_of_account)
+        {
+            asset.media_type = CRATE_TYPE;
+            asset.shared_path = Some(format!("{}{DIGEST}{checksum}", asset.path.encoded));
+            asset.digest = Some(digest);
             return Reading::Artifact(Box::new(asset));
         }
-        let mut asset = whole(in_lower_case(path));
-        let served = match service(&asset.governing) {
-            Some(served) => served,
-            None => {
-                let is_own = matches!(asset.location, Location::Upstream(_));
-                let is_config = is_own && asset.path.decoded == CONFIG;
-                if is_config {
-                    asset.view = Some(View {
-                        style: Style::Absolute,
-                        rewriter,
-                    });
-                }
-                if is_config || is_own && is_index(&asset.path.decoded) {
-                    asset.nature = Some(Class::Mutable);
-                    asset.revalidated = true;
-                    asset.media_type = if is_config {
-                        "application/json"
-                    } else {
-                        "text/plain; charset=utf-8"
-                    };
-                }
-                Served::File
-            }
-        };
+        let served = below_api.map_or(Served::File, service);
+        let path = asset.path.decoded.as_str();
+        let is_own = matches!(asset.location, Location::Upstream(_));
+        if is_own && path == CONFIG {
+            asset.nature = Some(Class::Mutable);
+            asset.media_type = "application/json";
+            asset.view = Some(View {
+                style: Style::Absolute,
+                rewriter,
+            });
+        } else if is_own && is_index(path) {
+            asset.nature = Some(Class::Mutable);
+            asset.media_type = "text/plain; charset=utf-8";
+        } else if path.ends_with(".crate") || path.ends_with("/download") {
+            asset.media_type = CRATE_TYPE;
+        }
+        asset.revalidated = asset.nature.is_some();
+        let method = asked.method;
         let reads = matches!(*method, Method::GET | Method::HEAD);
         let refused = |status, what: &str| Reading::Refused {
             status,
@@ -97,7 +91,7 @@ impl Format for Cargo {
     }
 }
 
-/// What is below `api`.
+/// What a path is that belongs to the web API, or none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Served {
     /// A crate.
@@ -107,20 +101,29 @@ enum Served {
     Nowhere,
 }
 
-/// What a decoded path asks of the web API; `None`: nothing.
-fn service(path: &str) -> Option<Served> {
-    let below = match path.strip_prefix(API) {
-        Some(below) => below,
-        None => path.split_once(&format!("/{API}"))?.1,
-    };
+/// What a decoded path names below `api`; `None`: it is no path of the web API.
+fn below_api(path: &str) -> Option<&str> {
+    let is_start = |at: &usize| *at == 0 || path[..*at].ends_with('/');
+    let at = path.match_indices(API).map(|(at, _)| at).find(is_start)?;
+    Some(&path[at + API.len()..])
+}
+
+/// What the web API tells of an account: here that would be the one whose token this proxy has.
+fn is_of_account(below: &str) -> bool {
     let parts: Vec<&str> = below.split('/').collect();
-    Some(match parts[..] {
+    matches!(parts[..], ["me", ..] | ["crates", _, "owners"])
+}
+
+/// What the web API has under a path below `api`.
+fn service(below: &str) -> Served {
+    let parts: Vec<&str> = below.split('/').collect();
+    match parts[..] {
         ["crates"] => Served::Service,
         ["crates", name] if is_name(name) => Served::Service,
         ["crates", name, version] if is_name(name) && is_version(version) => Served::Service,
-        ["crates", name, version, "download"] if is_name(name) && is_version(version) => Served::File,
+        [.., name, version, "download"] if is_name(name) && is_version(version) => Served::File,
         _ => Served::Nowhere,
-    })
+    }
 }
 
 /// The letters of names in public registries.
@@ -168,19 +171,23 @@ fn in_lower_case(path: ArtifactPath) -> ArtifactPath {
     }
 }
 
-/// Takes a path of our `dl` apart, into that of the crate and its checksum.
-fn with_checksum(path: &ArtifactPath) -> Option<(ArtifactPath, String)> {
-    let (encoded, checksum) = path.encoded.rsplit_once(DIGEST)?;
+/// A path without the checksum that our `dl` puts behind that of a crate, and the checksum: none where a client does not know
+/// the variable, and left it as it is.
+fn without_checksum(path: ArtifactPath) -> (ArtifactPath, Option<(String, Expected)>) {
+    let Some((encoded, checksum)) = path.encoded.rsplit_once(DIGEST) else {
+        return (path, None);
+    };
     let checksum = links::decode_once(checksum);
-    let is_ours = !checksum.contains('/') && (checksum == CHECKSUM || Expected::new("sha256", &checksum).is_some());
-    is_ours.then(|| {
-        let path = ArtifactPath {
-            decoded: links::decode_once(encoded),
-            encoded: encoded.to_owned(),
-            query: path.query.clone(),
-        };
-        (path, checksum)
-    })
+    let digest = Expected::new("sha256", &checksum);
+    if digest.is_none() && checksum != CHECKSUM {
+        return (path, None);
+    }
+    let path = ArtifactPath {
+        decoded: links::decode_once(encoded),
+        encoded: encoded.to_owned(),
+        query: path.query,
+    };
+    (path, digest.map(|digest| (checksum, digest)))
 }
 
 fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {

@@ -278,8 +278,19 @@ fn the_web_api_is_read_and_never_written() {
             assert_eq!(status, 405);
             assert!(detail.contains("use the registry itself"), "{detail}");
         }
-        let download = format!("{below}api/v1/crates/serde/1.0.0/download");
-        assert!(matches!(handle(&Method::GET, &download), Reading::Artifact(_)));
+        for download in [
+            "crates/serde/1.0.0/download",
+            "elsewhere/dl/me/1.0.0/download",
+            "crates/owners/1.0.0/download",
+        ] {
+            for checksum in [String::new(), format!("{DIGEST}{}", "ab".repeat(32))] {
+                let target = format!("{below}api/v1/{download}{checksum}");
+                assert!(
+                    matches!(handle(&Method::GET, &target), Reading::Artifact(_)),
+                    "{target}"
+                );
+            }
+        }
         for (method, path) in [
             (Method::PUT, "crates/new"),
             (Method::DELETE, "crates/serde/1.0.0/yank"),
@@ -293,7 +304,19 @@ fn the_web_api_is_read_and_never_written() {
                 "{method} {target}"
             );
         }
-        for path in ["crates/serde/owners", "me", "", "crates/serde/1.0.0/authors"] {
+        let checksum = "ab".repeat(32);
+        for path in [
+            "crates/serde/owners".to_owned(),
+            "me".to_owned(),
+            String::new(),
+            "crates/serde/1.0.0/authors".to_owned(),
+            // A checksum makes no crate of it.
+            format!("me{DIGEST}{checksum}"),
+            format!("me{DIGEST}{CHECKSUM}"),
+            "crates%2Fserde%2fowners".to_owned(),
+            format!("crates/serde/owners{DIGEST}{CHECKSUM}"),
+            format!("crates/serde/owners{DIGEST}{checksum}"),
+        ] {
             let target = format!("{below}api/v1/{path}");
             let reading = handle(&Method::GET, &target);
             assert!(matches!(reading, Reading::Refused { status: 404, .. }), "{target}");
