@@ -121,6 +121,17 @@ pub trait Format: Send + Sync {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
     }
 
+    /// The path under which the ecosystem's clients ask, with slashes on both ends, where that is not ours to choose.
+    fn root(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Where upstream says whom it lets in, where an ecosystem has such a place. Only called for remotes with a `base_url`.
+    fn greeting_url(&self, remote: &Remote) -> Option<Url> {
+        let _ = remote;
+        None
+    }
+
     /// The status to pass on where upstream answers an error.
     fn status_of(&self, upstream: u16) -> u16 {
         upstream
