@@ -1,5 +1,5 @@
 //! What the values of header fields are made of (RFC 9110 section 5.6): tokens, quoted strings, parameters, numbers. Shared
-//! by all that read `WWW-Authenticate`, `Forwarded` and `Link`.
+//! by all that read `Accept`, `Accept-Encoding`, `WWW-Authenticate`, `Forwarded` and `Link`.
 
 use std::str::FromStr;
 
@@ -43,6 +43,18 @@ pub fn element(text: &str) -> (&str, Option<&str>) {
         }
     }
     (text, None)
+}
+
+/// The weight `q` among the parameters of what a client accepts (section 12.4.2), 0 to 1: 0 refuses, and none is 1. What is
+/// no weight is worth next to nothing, for nothing is refused by a mistake.
+pub fn weight<'a>(mut parameters: impl Iterator<Item = &'a str>) -> f32 {
+    let text = parameters.find_map(|parameter| {
+        let (name, value) = parameter.split_once('=')?;
+        name.trim().eq_ignore_ascii_case("q").then_some(value.trim())
+    });
+    let Some(text) = text else { return 1.0 };
+    let weight = text.parse().ok();
+    weight.filter(|weight| (0.0..=1.0).contains(weight)).unwrap_or(0.001)
 }
 
 /// A number of ASCII digits and nothing else; Rust's own parsers take a sign as well.

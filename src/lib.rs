@@ -24,4 +24,5 @@ pub mod proxy;
 pub mod relist;
 pub mod session;
 pub mod state;
+pub mod status;
 pub mod upstream;

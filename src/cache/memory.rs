@@ -45,7 +45,7 @@ fn in_a_file(bytes: &[u8]) -> io::Result<(Bytes, File)> {
     )?;
     // SAFETY: the seals keep its bytes and its length for good. (A write seal allows private mappings only, on kernels
     // before 6.7.)
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "a mapping is only as sound as its file is fixed")]
     let mapped = unsafe { memmap2::MmapOptions::new().map_copy_read_only(&file)? };
     Ok((Bytes::from_owner(mapped), file))
 }

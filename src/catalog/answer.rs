@@ -1,6 +1,8 @@
 //! The JSON of the API's answers, field by field as documented.
 
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::{Page, Record};
 
@@ -78,25 +80,9 @@ pub struct FlushAnswer {
 pub fn rfc3339(unix: i64) -> String {
     const FIRST: i64 = -62_167_219_200; // 0000-01-01T00:00:00Z
     const LAST: i64 = 253_402_300_799; // 9999-12-31T23:59:59Z
-    let unix = unix.clamp(FIRST, LAST);
-    let (days, second) = (unix.div_euclid(86_400), unix.rem_euclid(86_400));
-    // Civil date from days, by Howard Hinnant's algorithm: years that begin in March put the leap day last, and 400 of
-    // them are always 146,097 days.
-    let shifted = days + 719_468; // since 0000-03-01
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+    let time = OffsetDateTime::from_unix_timestamp(unix.clamp(FIRST, LAST)).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    // Nothing of these years is left that the format cannot say.
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use strsim::osa_distance;
+
 use super::environment::Environment;
 use super::model::MinFree;
 use super::problem::Fault;
@@ -176,30 +178,11 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let near = known
         .iter()
         .filter(|known| known.len().abs_diff(word.len()) <= allowed(known));
-    let distances = near.map(|known| (distance(&word, known), *known));
+    let distances = near.map(|known| (osa_distance(&word, known), *known));
     let best = distances
         .filter(|(distance, known)| *distance <= allowed(known))
         .min_by_key(|(distance, _)| *distance);
     best.map(|(_, known)| known)
-}
-
-/// Insertions, deletions, replacements and swaps of neighbours that lead from one word to the other.
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows = vec![(0..=b.len()).collect::<Vec<usize>>()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let replace = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut cost = replace.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                cost = cost.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(cost);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 /// A text without what stands before the `@` of a URL.

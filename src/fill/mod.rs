@@ -6,15 +6,23 @@
 
 mod answer;
 mod coded;
+mod decision;
 pub mod flush;
 mod gunzip;
+mod in_bucket;
+pub mod ledger;
 pub mod neighbours;
 pub mod news;
 pub mod node;
+mod peer;
 pub mod record;
 pub mod reference;
+mod rest;
+mod said;
 pub mod set;
 pub mod shared;
+mod take;
+mod turn;
 pub mod unfinished;
 pub mod upstream;
 pub mod view;
@@ -31,7 +39,8 @@ use url::Url;
 
 pub use answer::{Answer, Negative};
 use set::Manifests;
-use shared::{Shared, Turn};
+use shared::Shared;
+use turn::Turn;
 use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
@@ -44,6 +53,7 @@ use crate::formats::{Asset, Binding, Location};
 use crate::headers;
 use crate::metrics::Metrics;
 use crate::policy::{self, Policy};
+use crate::status::is_absent;
 use crate::upstream::{Ask, Exchange, Failure, Upstream, shown as without_query};
 
 /// Whatever a flight waits for, it does not wait longer than this without any sign of life.
@@ -51,6 +61,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A fetch that others asked for by another name, and were refused, is joined at most so often.
 const MAX_JOINS: usize = 4;
+
+/// Flights at once; each holds a task and what it waits for.
+const MAX_FLIGHTS: usize = 65_536;
+const GIVEN_UP: &str = "the transfer was given up";
 
 /// What is wanted from upstream.
 #[derive(Debug, Clone)]
@@ -263,12 +277,7 @@ impl Fills {
                 _ => return (outcome, joined.is_some()),
             }
         }
-        let failure = Failure {
-            status: 503,
-            reason: "others are asking upstream for the same by other names; try again".to_owned(),
-            unreachable: false,
-        };
-        (Outcome::Answer(Arc::new(Answer::failure(&failure))), false)
+        (busy("others are asking upstream for the same by other names"), false)
     }
 
     /// The second value: the name by which it was asked for, if it was joined.
@@ -283,6 +292,7 @@ impl Fills {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
                 Some(flight) => (flight.outcome.subscribe(), Some(flight.asked)),
+                None if flights.len() >= MAX_FLIGHTS => return (busy("too many fetches are under way"), None),
                 None => {
                     let flight = Arc::new(Flight {
                         asked: wanted.asked.hash,
@@ -302,13 +312,7 @@ impl Fills {
             Ok(Ok(outcome)) => outcome.clone(),
             _ => None,
         };
-        let outcome = outcome.unwrap_or_else(|| {
-            Outcome::Answer(Arc::new(Answer::failure(&Failure {
-                status: 503,
-                reason: "the transfer was given up; try again".to_owned(),
-                unreachable: false,
-            })))
-        });
+        let outcome = outcome.unwrap_or_else(|| busy(GIVEN_UP));
         (outcome, joined)
     }
 
@@ -447,7 +451,11 @@ impl Fills {
             }
             Word::Answer(answer) => {
                 task.let_go();
-                return landing.publish(self.after_answer(&wanted, previous, answer).await);
+                let (outcome, removed) = self.after_answer(&wanted, previous.as_ref(), answer).await;
+                if let Some(key) = removed {
+                    self.note_removed(&key);
+                }
+                return landing.publish(outcome);
             }
             Word::Coded => {
                 drop(task);
@@ -519,6 +527,7 @@ impl Fills {
         let class = wanted.policy.class;
         let until = match self
             .shared
+            .ledger
             .flushed(&wanted.key, object.head.stored_at, began.saturating_sub(1))
         {
             Some(_) => began,
@@ -528,46 +537,23 @@ impl Fills {
         self.note_refreshed(object);
     }
 
-    /// Upstream's answer to another node. What follows for the bucket and for others that node has seen to.
-    async fn after_answer_of_other(
+    /// Upstream's own answer that is not stored, whichever node got it: passed on, unless a stored copy goes before it. One
+    /// that says that there is no such thing is remembered, and takes what is stored with it: the key of that, if so.
+    async fn after_answer(
         self: &Arc<Self>,
         wanted: &Wanted,
         previous: Option<&Arc<Object>>,
         answer: Answer,
-    ) -> Outcome {
+    ) -> (Outcome, Option<Key>) {
         let status = answer.status;
-        if let Some(previous) = previous.filter(|_| wanted.asset.remote.serve_stale_on.contains(&status)) {
-            return self.stale(wanted, previous, Some(status)).await;
-        }
-        self.answered(wanted, previous, answer).await.0
-    }
-
-    /// An answer that is not stored: passed on, unless a stored copy goes before it.
-    async fn after_answer(self: &Arc<Self>, wanted: &Wanted, previous: Option<Arc<Object>>, answer: Answer) -> Outcome {
-        let status = answer.status;
-        if let Some(previous) = &previous
+        if let Some(previous) = previous
             && wanted.asset.remote.serve_stale_on.contains(&status)
         {
-            return self.stale(wanted, previous, Some(status)).await;
+            return (self.stale(wanted, previous, Some(status)).await, None);
         }
-        let (outcome, removed) = self.answered(wanted, previous.as_ref(), answer).await;
-        if let Some(key) = removed {
-            self.note_removed(&key);
-        }
-        outcome
-    }
-
-    /// Upstream's own answer, whichever node got it. One that says that there is no such thing is remembered, and takes
-    /// what is stored with it: the key of that, if so.
-    async fn answered(
-        &self,
-        wanted: &Wanted,
-        previous: Option<&Arc<Object>>,
-        answer: Answer,
-    ) -> (Outcome, Option<Key>) {
         let answer = Arc::new(answer);
         let mut removed = None;
-        if matches!(answer.status, 404 | 410 | 451) {
+        if is_absent(answer.status) {
             // What others name too is theirs as well.
             let shared = wanted.asked.hash != wanted.key.hash && wanted.replaces().is_none();
             if let Some(previous) = previous.filter(|_| !shared) {
@@ -622,6 +608,15 @@ impl Fills {
     }
 }
 
+/// Nothing is known of what is wanted, and another try may bring it.
+fn busy(why: &str) -> Outcome {
+    Outcome::Answer(Arc::new(Answer::failure(&Failure {
+        status: 503,
+        reason: format!("{why}; try again"),
+        unreachable: false,
+    })))
+}
+
 /// What is asked for is nowhere, and upstream is not to be asked.
 pub fn offline() -> Failure {
     Failure {
@@ -660,11 +655,7 @@ impl Drop for Landing<'_> {
         self.flight.outcome.send_if_modified(|outcome| {
             let missing = outcome.is_none();
             if missing {
-                *outcome = Some(Outcome::Answer(Arc::new(Answer::failure(&Failure {
-                    status: 503,
-                    reason: "the transfer was given up; try again".to_owned(),
-                    unreachable: false,
-                }))));
+                *outcome = Some(busy(GIVEN_UP));
             }
             missing
         });

@@ -16,6 +16,7 @@ use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Expected, Finish, Head, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
+use crate::status::may_refuse_head;
 use crate::upstream::Failure;
 
 /// Registries take manifests of 4 MiB (distribution-spec, "Pushing Manifests"), some a little more.
@@ -50,8 +51,7 @@ impl Fills {
                     }
                 }
                 // Not answered to a HEAD, or not in full.
-                Outcome::Answer(answer)
-                    if answer.reason.is_none() && matches!(answer.status, 400 | 403 | 405 | 501) => {}
+                Outcome::Answer(answer) if answer.reason.is_none() && may_refuse_head(answer.status) => {}
                 other => return other,
             }
         }
@@ -212,7 +212,7 @@ impl Fills {
             kept.insert(header::ETAG, headers::value(&format!("\"{}\"", referent.digest)));
         }
         // A flush that came while upstream was asked is later than what upstream said.
-        let is_flushed = is_flushed || self.shared.flushed(&wanted.key, began, began).is_some();
+        let is_flushed = is_flushed || self.shared.ledger.flushed(&wanted.key, began, began).is_some();
         let now = now_ms();
         let class = wanted.policy.class;
         let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));

@@ -1,5 +1,7 @@
 //! Content negotiation by `Accept` (RFC 9110 section 12.5.1).
 
+use crate::fields;
+
 /// How much one media type is wanted, and how precisely the header says so.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Wish {
@@ -27,18 +29,7 @@ pub fn wish(header: &str, media_type: &str) -> Option<Wish> {
             }
             _ => continue,
         };
-        let weight = parts.find_map(|parameter| {
-            let (key, value) = parameter.split_once('=')?;
-            key.trim()
-                .eq_ignore_ascii_case("q")
-                .then(|| value.trim().parse::<f32>().ok())
-        });
-        // A weight that is none is worth nothing, and nothing is refused by a mistake.
-        let q = match weight {
-            None => 1.0,
-            Some(Some(q)) if (0.0..=1.0).contains(&q) => q,
-            Some(_) => 0.001,
-        };
+        let q = fields::weight(parts);
         let better = |old: &Wish| (precision, q) > (old.precision, old.q);
         if best.as_ref().is_none_or(better) {
             best = Some(Wish { q, precision });

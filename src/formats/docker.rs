@@ -5,6 +5,10 @@
 //! A path here is what follows `/v2/{remote}/`: `{name}/manifests/{tag or digest}`, `{name}/blobs/{digest}`,
 //! `{name}/tags/list`, `{name}/referrers/{digest}`.
 
+pub mod names;
+pub mod pages;
+pub mod referrers;
+
 use std::sync::LazyLock;
 
 use http::Method;
@@ -15,6 +19,7 @@ use super::accept::wish;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
 use crate::config::Remote;
+use crate::status::is_absent;
 
 /// The format of `package: docker`.
 pub struct Docker;
@@ -151,31 +156,6 @@ fn is_hub(host: &str) -> bool {
     HUB.iter().any(|name| host.eq_ignore_ascii_case(name))
 }
 
-/// Whether `remote` is the registry that clients call `namespace`: a host, with a port where it is not the usual one.
-pub fn is_called(remote: &Remote, namespace: &str) -> bool {
-    let Some(base) = &remote.base_url else { return false };
-    let host = base.host_str().unwrap_or_default();
-    let own = match base.port() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    own.eq_ignore_ascii_case(namespace)
-        || (is_hub(&own) && is_hub(namespace))
-        || remote.hosts.iter().any(|host| host.eq_ignore_ascii_case(namespace))
-}
-
-/// Of a referrers request: the subject's digest, and the path of the tag that lists referrers where a registry has no API
-/// for them (distribution-spec, "Referrers Tag Schema").
-pub fn referrers_tag(path: &str) -> Option<String> {
-    let (name, What::Referrers(digest)) = parse(path).ok()? else {
-        return None;
-    };
-    let (algorithm, checksum) = digest.split_once(':')?;
-    // At most 32 and 64 characters of them.
-    let checksum = checksum.get(..64).unwrap_or(checksum);
-    Some(format!("{name}/manifests/{algorithm}-{checksum}"))
-}
-
 /// Where the API of a registry is below its base URL: that may name the API itself, or a part of the registry's names
 /// (`https://host/v2/project`). The second value is that part, with a slash at its end.
 fn api(base: &Url) -> (&'static str, &str) {
@@ -300,9 +280,11 @@ impl Format for Docker {
             (429, _) => "TOOMANYREQUESTS",
             (400 | 404, Some(Err(Invalid(_, code, _)))) => code,
             (400, _) => "NAME_INVALID",
-            (404 | 410 | 451, Some(Ok((_, What::Tag(_) | What::Manifest(_))))) => "MANIFEST_UNKNOWN",
-            (404 | 410 | 451, Some(Ok((_, What::Blob(_))))) => "BLOB_UNKNOWN",
-            (404 | 410 | 451, _) => "NAME_UNKNOWN",
+            (status, parsed) if is_absent(status) => match parsed {
+                Some(Ok((_, What::Tag(_) | What::Manifest(_)))) => "MANIFEST_UNKNOWN",
+                Some(Ok((_, What::Blob(_)))) => "BLOB_UNKNOWN",
+                _ => "NAME_UNKNOWN",
+            },
             (500.., _) => "UNAVAILABLE",
             _ => "UNKNOWN",
         };

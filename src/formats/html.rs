@@ -5,8 +5,9 @@
 //! quoted values, each attribute once. Comments and the text of elements that hold text only keep no markup. What is
 //! plainly written passes as it stands.
 
+use memchr::memchr;
+
 use super::RewriteError;
-use super::json::find_either;
 
 /// The most that is held: one tag with its attributes.
 pub const MAX_TAG: usize = 1 << 20;
@@ -158,7 +159,7 @@ impl Tokenizer {
     fn token(&mut self, bytes: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> Option<usize> {
         match self.state {
             State::Text => {
-                let end = find_either::<b'<', b'<'>(bytes, 0);
+                let end = memchr(b'<', bytes).unwrap_or(bytes.len());
                 out.extend_from_slice(&bytes[..end]);
                 if end < bytes.len() {
                     self.state = State::Open;
@@ -172,7 +173,7 @@ impl Tokenizer {
                 Some(end)
             }
             State::Skipped => {
-                let end = find_either::<b'>', b'>'>(bytes, 0);
+                let end = memchr(b'>', bytes).unwrap_or(bytes.len());
                 if end == bytes.len() {
                     return Some(end);
                 }
@@ -207,7 +208,7 @@ impl Tokenizer {
                         Some(4)
                     }
                     (_, Some(true)) => {
-                        let end = find_either::<b'>', b'>'>(bytes, 0);
+                        let end = memchr(b'>', bytes).unwrap_or(bytes.len());
                         if end == bytes.len() && end <= MAX_NAME {
                             return None;
                         }
@@ -331,12 +332,8 @@ impl Tokenizer {
                     self.value(at, 0);
                     Part::Between
                 }
-                Part::Quoted(b'"') => {
-                    at = find_either::<b'"', b'"'>(bytes, at);
-                    self.quoted(bytes, &mut at, b'"')
-                }
                 Part::Quoted(quote) => {
-                    at = find_either::<b'\'', b'\''>(bytes, at);
+                    at = memchr(quote, &bytes[at..]).map_or(bytes.len(), |found| at + found);
                     self.quoted(bytes, &mut at, quote)
                 }
                 Part::Name | Part::Attribute | Part::Unquoted => {

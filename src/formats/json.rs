@@ -4,6 +4,8 @@
 //! Where no chosen place can be reached any more, only strings and brackets are looked at. That is enough to find the
 //! end of such a part, in a document that is JSON; in one that is not, the client's own parser has the last word.
 
+use memchr::memchr2;
+
 use super::links::LinkMap;
 use super::{RewriteError, Rewriter};
 
@@ -408,24 +410,10 @@ fn is_scalar(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }
 
-/// The first of two bytes from `at` on, or the end: eight bytes at a time.
-pub fn find_either<const ONE: u8, const OTHER: u8>(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGHS: u64 = 0x8080_8080_8080_8080;
-    // The lowest byte marked is a zero byte; higher ones may be marked by its borrow.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    while let Some(eight) = bytes.get(at..).and_then(|rest| rest.first_chunk::<8>()) {
-        let word = u64::from_le_bytes(*eight);
-        let found = zeros(word ^ (ONES * u64::from(ONE))) | zeros(word ^ (ONES * u64::from(OTHER)));
-        if found != 0 {
-            return at + (found.trailing_zeros() / 8) as usize;
-        }
-        at += 8;
-    }
-    while at < bytes.len() && bytes[at] != ONE && bytes[at] != OTHER {
-        at += 1;
-    }
-    at
+/// The first of two bytes from `at` on, or the end.
+pub fn find_either<const ONE: u8, const OTHER: u8>(bytes: &[u8], at: usize) -> usize {
+    let found = bytes.get(at..).and_then(|rest| memchr2(ONE, OTHER, rest));
+    found.map_or(bytes.len().max(at), |found| at + found)
 }
 
 /// The text of a string as written between its quotes; `None` for an escape that is none. Half a surrogate pair becomes

@@ -2,6 +2,9 @@
 //! metadata files with their checksums. Those that carry the checksum in their name never change; those with a fixed
 //! name (`primary.xml.gz`, `comps.xml`) change together with their `repomd.xml`. Nothing is rewritten: the set is signed.
 
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::{Reader, XmlVersion};
+
 use super::{Asked, Asset, Binding, Class, Format, Member, Reading};
 
 /// The format of `package: rpm`.
@@ -107,86 +110,112 @@ const MAX_FILES: usize = 1024;
 
 /// The metadata files that a `repomd.xml` names, in its order. What is not well-formed is skipped, never an error: the
 /// checksums decide later whether a file is the right one. Files elsewhere (`xml:base`, an absolute or climbing `href`)
-/// are left out, for they are no files of this repository.
+/// are left out, for they are no files of this repository. Nothing is fetched or expanded: only the entities that XML
+/// predefines are resolved.
 pub fn repomd_files(xml: &[u8]) -> Vec<RepoFile> {
+    let xml = String::from_utf8_lossy(xml);
+    let mut reader = Reader::from_str(&xml);
+    let config = reader.config_mut();
+    config.allow_dangling_amp = true;
+    config.allow_unmatched_ends = true;
+    config.check_end_names = false;
+    config.expand_empty_elements = true;
     let mut files = Vec::new();
     let mut depth = 0_usize;
-    // The depth of the `<data>` that is open, and what was read of it.
-    let mut data: Option<(usize, RepoFile, bool)> = None;
-    let mut text: Option<Text> = None;
-    for token in Tokens(xml) {
-        match token {
-            Token::Open {
-                name,
-                attributes,
-                empty,
-            } => {
+    let mut data: Option<Data> = None;
+    let mut text = String::new();
+    while files.len() < MAX_FILES
+        && let Ok(event) = reader.read_event()
+    {
+        match event {
+            Event::Start(tag) => {
                 depth += 1;
-                text = None;
-                match (&mut data, name) {
-                    (None, b"data") => {
-                        let file = RepoFile {
-                            kind: attribute(attributes, b"type").unwrap_or_default(),
-                            href: String::new(),
-                            checksum_type: String::new(),
-                            checksum: String::new(),
-                            size: None,
-                        };
-                        data = Some((depth, file, false));
-                    }
-                    (Some((at, file, elsewhere)), b"location") if depth == *at + 1 => {
-                        file.href = attribute(attributes, b"href").unwrap_or_default();
-                        *elsewhere = attribute(attributes, b"base").is_some();
-                    }
-                    (Some((at, file, _)), b"checksum") if depth == *at + 1 => {
-                        file.checksum_type = attribute(attributes, b"type").unwrap_or_default();
-                        text = Some(Text::Checksum);
-                    }
-                    (Some((at, ..)), b"size") if depth == *at + 1 => text = Some(Text::Size),
-                    _ => {}
-                }
-                if empty {
-                    close(&mut depth, &mut data, &mut files);
-                    text = None;
-                }
-            }
-            Token::Close => {
-                text = None;
-                close(&mut depth, &mut data, &mut files);
-            }
-            Token::Text(piece) => {
-                let piece = String::from_utf8_lossy(piece);
-                match (&mut data, text) {
-                    (Some((_, file, _)), Some(Text::Checksum)) => file.checksum = piece.trim().to_ascii_lowercase(),
-                    (Some((_, file, _)), Some(Text::Size)) => file.size = piece.trim().parse().ok(),
+                text.clear();
+                match &mut data {
+                    None if tag.local_name().as_ref() == "data" => data = Some(Data::new(depth, &tag)),
+                    Some(data) if depth == data.depth + 1 => data.start(&tag),
                     _ => {}
                 }
             }
-        }
-        if files.len() == MAX_FILES {
-            break;
+            Event::Text(piece) => text.push_str(&piece),
+            Event::CData(piece) => text.push_str(&piece),
+            Event::End(tag) => {
+                match &mut data {
+                    Some(data) if depth == data.depth + 1 => data.end(tag.local_name().as_ref(), text.trim()),
+                    Some(at) if depth == at.depth => {
+                        files.extend(data.take().and_then(Data::into_file));
+                    }
+                    _ => {}
+                }
+                depth = depth.saturating_sub(1);
+                text.clear();
+            }
+            Event::Eof => break,
+            _ => {}
         }
     }
     files
 }
 
-/// Which text of a `<data>` comes next.
-#[derive(Clone, Copy)]
-enum Text {
-    Checksum,
-    Size,
+/// The `<data>` element that is being read.
+struct Data {
+    /// How deep it stands.
+    depth: usize,
+    file: RepoFile,
+    is_elsewhere: bool,
 }
 
-/// Leaves an element; the end of a `<data>` gives a file.
-fn close(depth: &mut usize, data: &mut Option<(usize, RepoFile, bool)>, files: &mut Vec<RepoFile>) {
-    if data.as_ref().is_some_and(|(at, ..)| at == depth)
-        && let Some((_, file, elsewhere)) = data.take()
-        && !elsewhere
-        && is_below(&file.href)
-    {
-        files.push(file);
+impl Data {
+    fn new(depth: usize, tag: &BytesStart<'_>) -> Self {
+        let file = RepoFile {
+            kind: attribute(tag, "type").unwrap_or_default(),
+            href: String::new(),
+            checksum_type: String::new(),
+            checksum: String::new(),
+            size: None,
+        };
+        Data {
+            depth,
+            file,
+            is_elsewhere: false,
+        }
     }
-    *depth = depth.saturating_sub(1);
+
+    /// A child begins.
+    fn start(&mut self, tag: &BytesStart<'_>) {
+        match tag.local_name().as_ref() {
+            "location" => {
+                self.file.href = attribute(tag, "href").unwrap_or_default();
+                self.is_elsewhere = attribute(tag, "base").is_some();
+            }
+            "checksum" => self.file.checksum_type = attribute(tag, "type").unwrap_or_default(),
+            _ => {}
+        }
+    }
+
+    /// The child `name` ends, with this text.
+    fn end(&mut self, name: &str, text: &str) {
+        match name {
+            "checksum" => self.file.checksum = text.to_ascii_lowercase(),
+            "size" => self.file.size = text.parse().ok(),
+            _ => {}
+        }
+    }
+
+    /// `None`: not a file of this repository.
+    fn into_file(self) -> Option<RepoFile> {
+        (!self.is_elsewhere && is_below(&self.file.href)).then_some(self.file)
+    }
+}
+
+/// The value of the attribute with this local name, entities resolved; with one that is unknown, as written.
+fn attribute(tag: &BytesStart<'_>, name: &str) -> Option<String> {
+    let mut attributes = tag.attributes();
+    // Attributes that are written twice cost a comparison of all with all to find.
+    let mut attributes = attributes.with_checks(false).flatten();
+    let found = attributes.find(|attribute| attribute.key.local_name().as_ref() == name)?;
+    let resolved = found.normalized_value(XmlVersion::Implicit1_0);
+    Some(resolved.unwrap_or(found.value).into_owned())
 }
 
 /// Whether a reference names a file below the folder it is relative to.
@@ -197,153 +226,6 @@ fn is_below(href: &str) -> bool {
         && !first.contains(':')
         && !href.contains(['?', '#', '\\', '\0'])
         && href.split('/').all(|segment| segment != ".." && segment != ".")
-}
-
-/// What a `repomd.xml` is made of. No external entity, no DTD: nothing is ever fetched or expanded.
-enum Token<'a> {
-    /// Without namespace prefix.
-    Open {
-        name: &'a [u8],
-        attributes: &'a [u8],
-        empty: bool,
-    },
-    Close,
-    Text(&'a [u8]),
-}
-
-/// A scanner for the part of XML 1.0 that matters here: elements, attributes, text, CDATA; comments, processing
-/// instructions and declarations are skipped. It ends where the document stops making sense.
-struct Tokens<'a>(&'a [u8]);
-
-impl<'a> Iterator for Tokens<'a> {
-    type Item = Token<'a>;
-
-    fn next(&mut self) -> Option<Token<'a>> {
-        loop {
-            if self.0.is_empty() {
-                return None;
-            }
-            if self.0[0] != b'<' {
-                let end = self.0.iter().position(|&byte| byte == b'<').unwrap_or(self.0.len());
-                let (text, rest) = self.0.split_at(end);
-                self.0 = rest;
-                return Some(Token::Text(text));
-            }
-            if let Some(rest) = self.0.strip_prefix(b"<!--") {
-                self.0 = after(rest, b"-->")?.1;
-            } else if let Some(rest) = self.0.strip_prefix(b"<![CDATA[") {
-                let (text, rest) = after(rest, b"]]>")?;
-                self.0 = rest;
-                return Some(Token::Text(text));
-            } else if let Some(rest) = self.0.strip_prefix(b"<?") {
-                self.0 = after(rest, b"?>")?.1;
-            } else if let Some(rest) = self.0.strip_prefix(b"<!") {
-                self.0 = after(rest, b">")?.1;
-            } else if let Some(rest) = self.0.strip_prefix(b"</") {
-                self.0 = after(rest, b">")?.1;
-                return Some(Token::Close);
-            } else {
-                let end = tag_end(self.0)?;
-                let inside = &self.0[1..end];
-                self.0 = &self.0[end + 1..];
-                let (inside, empty) = inside
-                    .strip_suffix(b"/")
-                    .map_or((inside, false), |inside| (inside, true));
-                let length = inside.iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
-                let (name, attributes) = inside.split_at(length);
-                return Some(Token::Open {
-                    name: local(name),
-                    attributes,
-                    empty,
-                });
-            }
-        }
-    }
-}
-
-/// What stands before and after `mark`; `None` if it does not come.
-fn after<'a>(input: &'a [u8], mark: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
-    let at = input.windows(mark.len()).position(|window| window == mark)?;
-    Some((&input[..at], &input[at + mark.len()..]))
-}
-
-/// Where the tag at the start of `input` ends; a `>` inside a quoted value does not end it.
-fn tag_end(input: &[u8]) -> Option<usize> {
-    let mut quote = None;
-    for (at, &byte) in input.iter().enumerate() {
-        match (quote, byte) {
-            (None, b'>') => return Some(at),
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (Some(open), _) if open == byte => quote = None,
-            _ => {}
-        }
-    }
-    None
-}
-
-/// A name without its namespace prefix.
-fn local(name: &[u8]) -> &[u8] {
-    name.iter()
-        .rposition(|&byte| byte == b':')
-        .map_or(name, |colon| &name[colon + 1..])
-}
-
-/// The value of the attribute with this local name.
-fn attribute(mut attributes: &[u8], wanted: &[u8]) -> Option<String> {
-    loop {
-        attributes = attributes.trim_ascii_start();
-        let equals = attributes.iter().position(|&byte| byte == b'=')?;
-        let name = attributes[..equals].trim_ascii();
-        let rest = attributes[equals + 1..].trim_ascii_start();
-        let quote = *rest.first().filter(|byte| matches!(byte, b'"' | b'\''))?;
-        let (value, rest) = after(&rest[1..], &[quote])?;
-        if local(name) == wanted {
-            return Some(unescape(&String::from_utf8_lossy(value)));
-        }
-        attributes = rest;
-    }
-}
-
-/// Resolves the five predefined entities and character references; anything else stays as it is written.
-fn unescape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find('&') {
-        out.push_str(&rest[..at]);
-        rest = &rest[at..];
-        let end = rest.bytes().take(12).position(|byte| byte == b';');
-        let known = end.and_then(|end| {
-            let name = &rest[1..end];
-            let found = match name {
-                "amp" => '&',
-                "lt" => '<',
-                "gt" => '>',
-                "quot" => '"',
-                "apos" => '\'',
-                _ => {
-                    let number = name.strip_prefix('#')?;
-                    let code = match number.strip_prefix('x') {
-                        Some(digits) => u32::from_str_radix(digits, 16),
-                        None => number.parse(),
-                    };
-                    char::from_u32(code.ok()?)?
-                }
-            };
-            Some((found, end))
-        });
-        match known {
-            Some((found, end)) => {
-                out.push(found);
-                rest = &rest[end + 1..];
-            }
-            None => {
-                out.push('&');
-                rest = &rest[1..];
-            }
-        }
-    }
-    out.push_str(rest);
-    out
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use super::serve::{self, Dress};
 use super::{Client, Ctx, registry};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
+use crate::fields;
 use crate::fill::set::Standing;
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
@@ -666,13 +667,7 @@ pub(super) fn accepted<'a>(values: impl Iterator<Item = &'a str>, wanted: &str) 
         for item in value.split(',') {
             let mut parts = item.split(';');
             let coding = parts.next().unwrap_or("").trim();
-            let weight = parts.find_map(|parameter| {
-                let (name, weight) = parameter.split_once('=')?;
-                name.trim()
-                    .eq_ignore_ascii_case("q")
-                    .then(|| weight.trim().parse::<f32>().unwrap_or(0.0))
-            });
-            let allowed = weight.unwrap_or(1.0) > 0.0;
+            let allowed = fields::weight(parts) > 0.0;
             if plain(coding).eq_ignore_ascii_case(plain(wanted)) {
                 return allowed;
             }

@@ -137,7 +137,7 @@ fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
 /// The socket below a stream, for what the stream itself cannot do.
 fn socket_of(stream: &Tcp) -> BorrowedFd<'_> {
     // SAFETY: the stream owns the descriptor and is borrowed for as long as it is used.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "Pingora's stream lends its descriptor as a number only")]
     unsafe {
         BorrowedFd::borrow_raw(stream.as_raw_fd())
     }

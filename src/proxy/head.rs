@@ -9,6 +9,7 @@ use super::dress::{self, Shown};
 use super::{Client, range};
 use crate::fill::Answer;
 use crate::headers;
+use crate::status::may_refuse_head;
 
 impl Client {
     /// A 200 to a HEAD, from a header alone; `headers` may tell length and age besides what is kept of upstream's.
@@ -56,7 +57,7 @@ pub(super) fn head_is_enough(answer: &Answer) -> bool {
     answer.status == 200 && answer.headers.contains_key(header::CONTENT_LENGTH) && !is_coded
 }
 
-/// A signed URL is often good for GET only, and a 200 without a length tells too little: a fill's header answers.
+/// Whether a fill's header answers a HEAD: upstream refused the method, or its 200 is not [enough](head_is_enough).
 pub(super) fn head_must_be_get(answer: &Answer) -> bool {
-    answer.reason.is_none() && matches!(answer.status, 200 | 400 | 403 | 405 | 501)
+    answer.reason.is_none() && (answer.status == 200 || may_refuse_head(answer.status))
 }

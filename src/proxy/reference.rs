@@ -12,6 +12,7 @@ use crate::cache::{Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
 use crate::policy;
 use crate::session::reply::Problem;
+use crate::status::is_absent;
 
 impl Client {
     /// `origin` tells how it was come to know where the name leads. To a HEAD that is the whole answer.
@@ -69,8 +70,8 @@ impl Client {
                 self.deliver(session, ctx, &content, object, origin).await
             }
             (Outcome::Answer(answer), _) => {
-                let gone = matches!(answer.status, 404 | 410);
-                if gone && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await {
+                if is_absent(answer.status) && !origin.fresh_from_upstream && self.fills.note_doubt(&request.key).await
+                {
                     // The name may have moved on, and upstream has let go of what it stood for.
                     if let Some(mut wanted) = Wanted::of(Arc::clone(&request.asset), request.policy)
                         && let (Outcome::Object(moved, how), joined) = {

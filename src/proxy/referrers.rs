@@ -6,10 +6,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{HeaderName, Method, header};
-use percent_encoding::percent_decode_str;
 use pingora_error::Result;
 use pingora_proxy::Session;
-use serde_json::{Value, json};
 
 use super::artifact::{Origin, Request, accept};
 use super::resolve::{self, Resolution, Resolved, Target};
@@ -18,7 +16,8 @@ use crate::cache::{Object, Reader, now_ms};
 use crate::config::Remote;
 use crate::fill::reference::MAX_CONTENT;
 use crate::fill::{Answer, How, Outcome, Wanted};
-use crate::formats::{self, docker, path};
+use crate::formats::docker::{INDEX, referrers};
+use crate::formats::{self, path};
 use crate::policy;
 use crate::session::reply::{self, Problem};
 
@@ -61,7 +60,7 @@ impl Client {
             None => Brought::Offline,
         };
         match brought {
-            Brought::Object(object, origin) if is_index(&object) => {
+            Brought::Object(object, origin) if referrers::is_index(object.head.content_type()) => {
                 return self.deliver(session, ctx, &request, object, origin).await;
             }
             // Anything that is not this list means that there is none.
@@ -78,27 +77,29 @@ impl Client {
         let (body, source, status) = match fallback {
             Ok(Some((body, origin))) => (body, origin.source, origin.cache_status.into_owned()),
             Ok(None) => {
-                let empty = json!({"schemaVersion": 2, "mediaType": docker::INDEX, "manifests": []});
-                (
-                    empty.to_string().into(),
-                    "cache",
-                    "artifactapi; fwd=miss; detail=none".to_owned(),
-                )
+                let status = "artifactapi; fwd=miss; detail=none".to_owned();
+                (referrers::none(), "cache", status)
             }
             Err(unknown) => return self.unknown(session, &resolved, unknown).await,
         };
         ctx.source = Some(source);
         let mut headers = vec![
-            (header::CONTENT_TYPE, docker::INDEX.to_owned()),
+            (header::CONTENT_TYPE, INDEX.to_owned()),
             (header::CACHE_CONTROL, "no-cache".to_owned()),
             (HeaderName::from_static("x-artifact-source"), source.to_owned()),
             (HeaderName::from_static("cache-status"), status),
         ];
-        let body = match artifact_type(resolved.path.query.as_deref()) {
+        let body = match referrers::artifact_type(resolved.path.query.as_deref()) {
             None => body,
             Some(wanted) => {
                 headers.push((FILTERS.clone(), "artifactType".to_owned()));
-                filtered(&body, &wanted)
+                // A list may be long: others are waiting for this thread.
+                let filtered = tokio::task::spawn_blocking(move || referrers::filtered(&body, &wanted));
+                match filtered.await {
+                    Ok(filtered) => filtered,
+                    // Only when the process ends.
+                    Err(_) => return self.unknown(session, &resolved, Brought::Unstorable).await,
+                }
             }
         };
         reply::send(session, 200, headers, body).await?;
@@ -133,8 +134,8 @@ impl Client {
         remote: &Arc<Remote>,
         path: &str,
     ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
-        let tag = docker::referrers_tag(path).and_then(|tag| path::of_decoded(&tag).ok());
-        let tag = tag.and_then(|tag| formats::asset(remote, tag, Some(docker::INDEX)));
+        let tag = referrers::tag(path).and_then(|tag| path::of_decoded(&tag).ok());
+        let tag = tag.and_then(|tag| formats::asset(remote, tag, Some(INDEX)));
         let Some(tag) = tag.map(Arc::new) else { return Ok(None) };
         let wanted = policy::classify(&tag).and_then(|policy| Wanted::of(Arc::clone(&tag), policy));
         let Some(wanted) = wanted else { return Ok(None) };
@@ -148,7 +149,7 @@ impl Client {
         let content = content.and_then(|content| Wanted::of(Arc::new(content), policy::of_content(remote)));
         let Some(wanted) = content else { return Ok(None) };
         let object = match self.bring(ctx, wanted).await {
-            Brought::Object(object, _) if is_index(&object) => object,
+            Brought::Object(object, _) if referrers::is_index(object.head.content_type()) => object,
             Brought::Object(..) => return Ok(None),
             Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
             unknown => return Err(unknown),
@@ -188,46 +189,4 @@ impl Client {
 /// Whether upstream's own answer says no more than that it has nothing like this.
 fn has_no_api(answer: &Answer) -> bool {
     answer.reason.is_none() && !matches!(answer.status, 401 | 403 | 429 | 500..)
-}
-
-fn is_index(object: &Object) -> bool {
-    let media_type = object.head.content_type();
-    let media_type = media_type.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case(docker::INDEX)
-}
-
-/// `artifactType=` of a query.
-fn artifact_type(query: Option<&str>) -> Option<String> {
-    let value = query?.split('&').find_map(|pair| pair.strip_prefix("artifactType="))?;
-    Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
-}
-
-/// The index with those of its manifests that have this type.
-fn filtered(index: &[u8], artifact_type: &str) -> Bytes {
-    let Ok(mut index) = serde_json::from_slice::<Value>(index) else {
-        return Bytes::copy_from_slice(index);
-    };
-    if let Some(manifests) = index.get_mut("manifests").and_then(Value::as_array_mut) {
-        manifests.retain(|manifest| manifest.get("artifactType").and_then(Value::as_str) == Some(artifact_type));
-    }
-    index.to_string().into()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_index_is_filtered_by_type() {
-        let index = br#"{"schemaVersion":2,"manifests":[{"digest":"a","artifactType":"x/y+z"},{"digest":"b"}]}"#;
-        let kept: Value = serde_json::from_slice(&filtered(index, "x/y+z")).unwrap();
-        assert_eq!(kept["manifests"], json!([{"digest": "a", "artifactType": "x/y+z"}]));
-        assert_eq!(kept["schemaVersion"], 2);
-        assert_eq!(filtered(b"{", "x"), "{");
-        assert_eq!(
-            artifact_type(Some("n=1&artifactType=x%2Fy%2Bz")).as_deref(),
-            Some("x/y+z")
-        );
-        assert_eq!(artifact_type(Some("n=1")), None);
-    }
 }

@@ -1,6 +1,8 @@
 //! The program as its users meet it: every test starts the real binary, and talks to it over sockets. One module for each
 //! subject; `tests/README.md` says where a test goes.
 
+#![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+
 mod common;
 
 mod bucket;

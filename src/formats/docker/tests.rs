@@ -19,7 +19,7 @@ fn url_of(asset: Asset) -> String {
     }
 }
 
-const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+pub const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 fn code(path: &str) -> (u16, &'static str) {
     match parse(path) {
@@ -183,14 +183,20 @@ fn official_images_are_docker_hubs_only() {
         "alpine/manifests/3"
     );
     for name in HUB {
-        assert!(is_called(&remote("docker", &base), name), "{name}");
-        assert!(!is_called(&remote("docker", "https://r.example/"), name), "{name}");
+        assert!(names::is_called(&remote("docker", &base), name), "{name}");
+        assert!(
+            !names::is_called(&remote("docker", "https://r.example/"), name),
+            "{name}"
+        );
     }
-    assert!(is_called(
+    assert!(names::is_called(
         &remote("docker", "https://r.example:5000/"),
         "R.example:5000"
     ));
-    assert!(!is_called(&remote("docker", "https://r.example:5000/"), "r.example"));
+    assert!(!names::is_called(
+        &remote("docker", "https://r.example:5000/"),
+        "r.example"
+    ));
 }
 
 #[test]
@@ -229,18 +235,6 @@ fn errors_are_the_registrys() {
     assert_eq!(Docker.status_of(401), 403);
     assert_eq!(Docker.warning(403, "no \"x\"\n").unwrap(), r#"299 - "no \"x\"""#);
     assert_eq!(Docker.warning(404, "no"), None);
-}
-
-#[test]
-fn the_fallback_tag_of_referrers() {
-    let path = |digest: &str| referrers_tag(&format!("a/b/referrers/{digest}"));
-    assert_eq!(
-        path(DIGEST),
-        Some(format!("a/b/manifests/{}", DIGEST.replace(':', "-")))
-    );
-    let long = path(&format!("sha512:{}", "ab".repeat(64)));
-    assert_eq!(long, Some(format!("a/b/manifests/sha512-{}", "ab".repeat(32))));
-    assert_eq!(referrers_tag("a/tags/list"), None);
 }
 
 proptest! {
