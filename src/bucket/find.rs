@@ -39,7 +39,7 @@ pub struct Copy {
 }
 
 impl Copy {
-    /// As [`crate::cache::Object::identity`].
+    /// The identity of the content: [`crate::cache::Object::identity`].
     pub fn identity(&self) -> u64 {
         crate::cache::identity(&self.finished, self.head.stands_for.as_ref())
     }

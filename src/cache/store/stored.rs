@@ -20,7 +20,7 @@ pub struct Stored {
     pub class: Class,
     pub checked_at: Millis,
     pub fresh_until: Millis,
-    /// It is known to be in the bucket too.
+    /// The bucket is known to have the object too.
     pub backed_up: bool,
     pub file: fs::File,
     /// Where the body starts in the file.
@@ -28,7 +28,7 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// As [`Object::identity`].
+    /// The identity of the content: [`crate::cache::Object::identity`].
     pub fn identity(&self) -> u64 {
         identity(&self.finished, self.head.stands_for.as_ref())
     }

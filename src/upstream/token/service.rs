@@ -123,8 +123,8 @@ impl Tokens {
     }
 }
 
-/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token is for one repository, and
-/// for reading.
+/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token
+/// is for one repository, and for reading.
 fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
     let mut asked = form_urlencoded::Serializer::new(String::new());
     if let Some(service) = service {
