@@ -19,9 +19,9 @@ use super::connection::{PATIENT, said};
 use super::flushes::Flush;
 use super::names::{EPOCH, NEWS};
 use super::random::random;
-use super::record::{Fields, Record, parse_hash};
+use super::record::{Fields, Record};
 use crate::breaker::within;
-use crate::cache::{Hash, Millis, now_ms};
+use crate::cache::{Hash, Millis, now_ms, parse_hash};
 
 /// Begins each script that has news: `tell(kind, fields…)`. Its last two keys are [`NEWS`] and [`EPOCH`].
 pub const TELL: &str = "

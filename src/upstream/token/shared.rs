@@ -7,7 +7,6 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use url::{Position, Url};
 
-use crate::cache::hex;
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
 
@@ -35,5 +34,5 @@ pub fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&He
         print.update((part.len() as u64).to_be_bytes());
         print.update(part);
     }
-    hex(&print.finalize())
+    hex::encode(&print.finalize())
 }
