@@ -72,7 +72,7 @@ fn fields(object: &Described, head: &Head) -> Option<Vec<(String, String)>> {
         head: head.clone(),
         id: object.id,
         length: object.finished.length,
-        sha256: hex::encode(&object.finished.sha256),
+        sha256: hex::encode(object.finished.sha256),
         immutable: object.class == Class::Immutable,
         checked: object.checked_at,
         until: object.fresh_until,

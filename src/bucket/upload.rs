@@ -130,7 +130,7 @@ impl Bucket {
             Ok(()) | Err(Trouble::Superseded) => return None,
             Err(Trouble::Unsettled) => return Some(Again::Soon),
             Err(Trouble::Local(error)) => {
-                tracing::warn!(%error, hash = %hex::encode(&taken.hash), "an upload failed on this machine");
+                tracing::warn!(%error, hash = %hex::encode(taken.hash), "an upload failed on this machine");
                 self.counters.failed.fetch_add(1, Relaxed);
                 return Some(Again::Backoff);
             }
@@ -165,7 +165,7 @@ impl Bucket {
                     .await
                     .ok()
                     .flatten();
-                let key = stored.map_or_else(|| hex::encode(&hash), |stored| stored.key.shown());
+                let key = stored.map_or_else(|| hex::encode(hash), |stored| stored.key.shown());
                 tracing::warn!(
                     %key, %failure,
                     "S3 refuses this object alone: it stays here and is tried again every few minutes; see which policy \

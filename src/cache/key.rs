@@ -100,7 +100,7 @@ impl Key {
 
     /// The view of the original with this id, in this spelling of its links and this coding. No remote has this key.
     pub fn of_view(original: u64, links: &str, coding: &str) -> Self {
-        let path = format!("view/{}/{links}", hex::encode(&original.to_be_bytes()));
+        let path = format!("view/{}/{links}", hex::encode(original.to_be_bytes()));
         Key::new("", &path, None, coding)
     }
 

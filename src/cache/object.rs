@@ -47,6 +47,7 @@ pub enum Body {
 }
 
 /// A complete body that another keeps.
+#[deny(missing_docs)]
 #[async_trait]
 pub trait Elsewhere: std::fmt::Debug + Send + Sync {
     /// The bytes `start..end`.
@@ -306,7 +307,7 @@ impl Object {
             Some(etag) => Some(etag.to_owned()),
             None => self
                 .finished()
-                .map(|finished| format!("\"{}\"", hex::encode(&finished.sha256))),
+                .map(|finished| format!("\"{}\"", hex::encode(finished.sha256))),
         }
     }
 }

@@ -103,7 +103,7 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
         found.objects += 1;
         let (name, why) = match look(&file, &mut found.bytes) {
             (_, Ok(())) => return true,
-            (name, Err(why)) => (name.unwrap_or_else(|| hex::encode(&hash)), why),
+            (name, Err(why)) => (name.unwrap_or_else(|| hex::encode(hash)), why),
         };
         if !disk::is_damage(&why) {
             found.unread += 1;

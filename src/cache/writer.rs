@@ -274,7 +274,7 @@ impl Writer {
             let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
             let reason = format!(
                 "the body must have the digest {wanted}, and its SHA-256 is {}",
-                hex::encode(&sha256)
+                hex::encode(sha256)
             );
             return Err(Finish::Wrong(reason));
         }

@@ -24,6 +24,8 @@ const MAX_OBJECTS: usize = 65_536;
 const MAX_BYTES: usize = 32 * 1024 * 1024;
 /// Links that may wait to be written.
 const MAX_LINKS: usize = 131_072;
+/// Who waits for room for links looks so often whether the database has gone away.
+const LINK_LOOK: Duration = Duration::from_millis(100);
 /// Objects, and links, in one transaction: small enough for another process to get its turn.
 const BATCH: usize = 2_000;
 /// How long events gather before they are written, unless there are many or someone waits.
@@ -231,10 +233,13 @@ impl Shared {
             if links.peek().is_none() {
                 return Ok(());
             }
-            self.urgent.notify_one();
-            if tokio::time::timeout_at(deadline, room).await.is_err() {
+            // Who reads an index waits for a database that is slow, not for one that is away.
+            if self.trouble.lock().is_some() || Instant::now() >= deadline {
                 return Err(CatalogError::Busy("too many links wait to be written"));
             }
+            self.urgent.notify_one();
+            // Looked at again now and then: nobody says that the database went away.
+            let _ = tokio::time::timeout_at(deadline.min(Instant::now() + LINK_LOOK), room).await;
         }
     }
 
@@ -594,5 +599,17 @@ mod tests {
         assert!(waiter.await.expect("no panic").is_ok());
         assert!(shared.has_link("r", links[MAX_LINKS + 9]));
         assert!(!shared.has_link("s", links[MAX_LINKS + 9]));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_database_that_is_away() {
+        let shared = Shared::new(true);
+        let links: Vec<LinkHash> = (0..MAX_LINKS + 10).map(|n| LinkHash::new(&n.to_string())).collect();
+        *shared.trouble.lock() = Some("away".to_owned());
+        let added = shared.add_links("r", links.clone(), Duration::from_secs(3600));
+        let added = tokio::time::timeout(Duration::from_secs(10), added).await;
+        assert!(matches!(added, Ok(Err(CatalogError::Busy(_)))), "{added:?}");
+        // What there is room for is known all the same.
+        assert!(shared.has_link("r", links[MAX_LINKS - 1]));
     }
 }

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::shared::Covers;
+use super::ledger::Covers;
 use super::{Fills, PATIENCE, Views, record};
 use crate::bucket::PREFIX;
 use crate::cache::{Expected, Key, Millis, Parts, Sweep, Swept, Walked, now_ms, parse_hash};
@@ -163,7 +163,7 @@ impl Making {
         }
         let seen = Handle::current().block_on(fleet.look(key));
         let word = seen.ok().and_then(|seen| seen.record);
-        word.is_some_and(|word| !self.fills.shared.is_flushed_word(key, &word))
+        word.is_some_and(|word| !self.fills.shared.ledger.is_flushed_word(key, &word))
     }
 
     /// From what was listed to the last trace. `false`: it stays in force.
@@ -200,7 +200,7 @@ impl Making {
         if !self.end(Arc::clone(sweep), worked).await {
             return;
         }
-        fills.shared.note_flush(&self.flush, false).await;
+        fills.shared.ledger.note(&self.flush, false).await;
         let answer = *self.answer.lock();
         tracing::info!(matched = answer.matched, bytes = answer.bytes, "a flush was made");
     }
@@ -261,7 +261,7 @@ impl Fills {
                 if let Some(sweep) = sweep {
                     self.store.end_sweeps(&[sweep]);
                 }
-                self.shared.note_flush(&flush, false).await;
+                self.shared.ledger.note(&flush, false).await;
             }
             tracing::info!(
                 matched = answer.matched,
@@ -302,7 +302,7 @@ impl Fills {
 
     /// From now on nothing that is covered is served here, and the other nodes are told.
     async fn begin_flush(&self, config: &Arc<Config>, request: &FlushRequest, flush: &Flush) -> Arc<Sweep> {
-        self.shared.note_flush(flush, true).await;
+        self.shared.ledger.note(flush, true).await;
         let (config, filter) = (Arc::clone(config), request.filter.clone());
         let covers = move |key: &str| covered(&config, &filter, key);
         let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = Arc::new(covers);
@@ -317,7 +317,7 @@ impl Fills {
         self.store.begin_sweep(&sweep);
         match &self.shared.fleet {
             Some(fleet) => fleet.flush(flush.clone()).await,
-            None => self.shared.remember(flush.clone()),
+            None => self.shared.ledger.remember(flush.clone()),
         }
         for key in self.store.growing_keys() {
             match (covers(&key.text), request.mode) {
@@ -335,11 +335,11 @@ impl Fills {
 
     /// Makes, on `runtime`, what an earlier process of this node has begun. Nothing of it is served from now on.
     pub fn finish_flushes(self: &Arc<Self>, runtime: &Handle) {
-        for flush in self.shared.begun_flushes() {
+        for flush in self.shared.ledger.begun() {
             tracing::info!(request = %flush.request, "a flush that was under way when this node stopped is made");
             if self.shared.fleet.is_none() {
                 // Before anything is looked for: the bucket may still have what was flushed.
-                self.shared.remember(flush.clone());
+                self.shared.ledger.remember(flush.clone());
             }
             self.make_again(flush, runtime, true);
         }
@@ -379,7 +379,7 @@ impl Fills {
             let mut found = found.buffer_unordered(SWEEPERS);
             while let Some(found) = found.next().await {
                 let Ok(Some(copy)) = found else { continue };
-                if copy.head.stored_at < at && self.shared.is_flushed(&copy.key, copy.head.stored_at) {
+                if copy.head.stored_at < at && self.shared.ledger.is_flushed(&copy.key, copy.head.stored_at) {
                     bucket.remove_older(&copy.key, at);
                     removed += 1;
                 }
@@ -402,7 +402,7 @@ impl Fills {
     /// Makes a flush that another node, or an earlier process of this one, has begun: by what is listed if `by_list`.
     fn make_again(self: &Arc<Self>, flush: Flush, runtime: &Handle, by_list: bool) {
         let request = FlushRequest::parse(flush.request.to_string().as_bytes());
-        let (Some((covers, expire)), Ok(request)) = (self.shared.read_flush(&flush), request) else {
+        let (Some((covers, expire)), Ok(request)) = (self.shared.ledger.read(&flush), request) else {
             tracing::warn!(request = %flush.request, "another node made a flush that is not understood here; is it of a later version?");
             return;
         };
@@ -411,7 +411,7 @@ impl Fills {
             ..request.clone()
         };
         let any_class = Flush::new(any_class.to_json());
-        let Some((covers_any_class, _)) = self.shared.read_flush(&any_class) else {
+        let Some((covers_any_class, _)) = self.shared.ledger.read(&any_class) else {
             return;
         };
         let covers: Arc<dyn Fn(&str) -> bool + Send + Sync> = covers.into();
@@ -439,7 +439,7 @@ impl Fills {
         });
         runtime.spawn(async move {
             let (fills, flush) = (&making.fills, &making.flush);
-            fills.shared.note_flush(flush, true).await;
+            fills.shared.ledger.note(flush, true).await;
             let worked = if by_list { making.work().await } else { Ok(false) };
             let mut is_made = making.end(sweep, worked).await;
             // Only an earlier process of this node makes one that no fleet remembers.
@@ -449,7 +449,7 @@ impl Fills {
             if !is_made {
                 return;
             }
-            fills.shared.note_flush(flush, false).await;
+            fills.shared.ledger.note(flush, false).await;
             tracing::info!(request = %flush.request, "a flush of another node was made here");
         });
     }

@@ -6,15 +6,23 @@
 
 mod answer;
 mod coded;
+mod decision;
 pub mod flush;
 mod gunzip;
+mod in_bucket;
+pub mod ledger;
 pub mod neighbours;
 pub mod news;
 pub mod node;
+mod peer;
 pub mod record;
 pub mod reference;
+mod rest;
+mod said;
 pub mod set;
 pub mod shared;
+mod take;
+mod turn;
 pub mod unfinished;
 pub mod upstream;
 pub mod view;
@@ -31,7 +39,8 @@ use url::Url;
 
 pub use answer::{Answer, Negative};
 use set::Manifests;
-use shared::{Shared, Turn};
+use shared::Shared;
+use turn::Turn;
 use upstream::{FillProxy, Ticket, Word};
 pub use view::Views;
 
@@ -52,6 +61,10 @@ const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A fetch that others asked for by another name, and were refused, is joined at most so often.
 const MAX_JOINS: usize = 4;
+
+/// Flights at once; each holds a task and what it waits for.
+const MAX_FLIGHTS: usize = 65_536;
+const GIVEN_UP: &str = "the transfer was given up";
 
 /// What is wanted from upstream.
 #[derive(Debug, Clone)]
@@ -264,12 +277,7 @@ impl Fills {
                 _ => return (outcome, joined.is_some()),
             }
         }
-        let failure = Failure {
-            status: 503,
-            reason: "others are asking upstream for the same by other names; try again".to_owned(),
-            unreachable: false,
-        };
-        (Outcome::Answer(Arc::new(Answer::failure(&failure))), false)
+        (busy("others are asking upstream for the same by other names"), false)
     }
 
     /// The second value: the name by which it was asked for, if it was joined.
@@ -284,6 +292,7 @@ impl Fills {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
                 Some(flight) => (flight.outcome.subscribe(), Some(flight.asked)),
+                None if flights.len() >= MAX_FLIGHTS => return (busy("too many fetches are under way"), None),
                 None => {
                     let flight = Arc::new(Flight {
                         asked: wanted.asked.hash,
@@ -303,13 +312,7 @@ impl Fills {
             Ok(Ok(outcome)) => outcome.clone(),
             _ => None,
         };
-        let outcome = outcome.unwrap_or_else(|| {
-            Outcome::Answer(Arc::new(Answer::failure(&Failure {
-                status: 503,
-                reason: "the transfer was given up; try again".to_owned(),
-                unreachable: false,
-            })))
-        });
+        let outcome = outcome.unwrap_or_else(|| busy(GIVEN_UP));
         (outcome, joined)
     }
 
@@ -524,6 +527,7 @@ impl Fills {
         let class = wanted.policy.class;
         let until = match self
             .shared
+            .ledger
             .flushed(&wanted.key, object.head.stored_at, began.saturating_sub(1))
         {
             Some(_) => began,
@@ -604,6 +608,15 @@ impl Fills {
     }
 }
 
+/// Nothing is known of what is wanted, and another try may bring it.
+fn busy(why: &str) -> Outcome {
+    Outcome::Answer(Arc::new(Answer::failure(&Failure {
+        status: 503,
+        reason: format!("{why}; try again"),
+        unreachable: false,
+    })))
+}
+
 /// What is asked for is nowhere, and upstream is not to be asked.
 pub fn offline() -> Failure {
     Failure {
@@ -642,11 +655,7 @@ impl Drop for Landing<'_> {
         self.flight.outcome.send_if_modified(|outcome| {
             let missing = outcome.is_none();
             if missing {
-                *outcome = Some(Outcome::Answer(Arc::new(Answer::failure(&Failure {
-                    status: 503,
-                    reason: "the transfer was given up; try again".to_owned(),
-                    unreachable: false,
-                }))));
+                *outcome = Some(busy(GIVEN_UP));
             }
             missing
         });

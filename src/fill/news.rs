@@ -20,7 +20,7 @@ impl Listener for News {
     fn changed(&self, hash: Hash, key_text: &str, record: Record) {
         let Some(fills) = self.0.upgrade() else { return };
         fills.forget(|key| key == key_text);
-        if fills.shared.is_flushed_word(&Key::from_text(key_text), &record) {
+        if fills.shared.ledger.is_flushed_word(&Key::from_text(key_text), &record) {
             return;
         }
         if record.class == Class::Mutable {
@@ -89,7 +89,7 @@ impl Fence for Fenced {
         while self
             .1
             .upgrade()
-            .is_some_and(|fills| fills.shared.is_to_speak(&key.hash))
+            .is_some_and(|fills| fills.shared.said.is_to_come(&key.hash))
             && Instant::now() < until
         {
             tokio::time::sleep(WORD_PAUSE).await;

@@ -212,7 +212,7 @@ impl Fills {
             kept.insert(header::ETAG, headers::value(&format!("\"{}\"", referent.digest)));
         }
         // A flush that came while upstream was asked is later than what upstream said.
-        let is_flushed = is_flushed || self.shared.flushed(&wanted.key, began, began).is_some();
+        let is_flushed = is_flushed || self.shared.ledger.flushed(&wanted.key, began, began).is_some();
         let now = now_ms();
         let class = wanted.policy.class;
         let freshness = (class, now, freshness_until(class, now, wanted.policy.ttl));

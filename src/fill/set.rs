@@ -76,7 +76,7 @@ fn bound(manifest: &Object, encoded: &str, member: Option<&Member>) -> (Key, Opt
     let key = match (member, &expected) {
         (Some(member), Some(_)) => Key::bound(remote, encoded, Bound::To(&member.checksum)),
         _ => {
-            let digest = manifest.finished().map(|finished| hex::encode(&finished.sha256));
+            let digest = manifest.finished().map(|finished| hex::encode(finished.sha256));
             Key::bound(remote, encoded, Bound::With(&digest.unwrap_or_default()))
         }
     };

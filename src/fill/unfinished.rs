@@ -21,7 +21,7 @@ impl Unfinished {
 
     fn file(&self, flush: &Flush) -> PathBuf {
         // Another node may call it anything.
-        self.folder.join(hex::encode(&Key::from_text(&flush.id).hash))
+        self.folder.join(hex::encode(Key::from_text(&flush.id).hash))
     }
 
     /// Notes that it was begun. Blocks.

@@ -3,6 +3,7 @@
 //! A view is an object like any other. Its key holds the id of its original, so it never expires: another body has
 //! another id, and a re-fetch that brought the same bytes keeps the id and with it the views.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
@@ -14,7 +15,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::{HeaderValue, header};
 use quick_cache::sync::Cache;
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 pub use super::gunzip::GZIP;
@@ -101,8 +102,8 @@ pub struct Views {
     store: &'static Store,
     catalog: Catalog,
     metrics: Arc<Metrics>,
-    /// One at a time looks a view up and starts it, so that none is made twice.
-    starting: Vec<Mutex<()>>,
+    /// Originals of which a view is looked up and started: by one at a time, so that none is made twice. By id.
+    starting: parking_lot::Mutex<HashMap<u64, Arc<Mutex<()>>>>,
     /// Keys made lately, for the hot path: a key is long to write and to hash.
     keys: Cache<HotKey, Arc<Known>>,
     /// Not known outside, so that no `Host` can be made to look like another.
@@ -128,13 +129,33 @@ struct Base {
     used: AtomicU64,
 }
 
+/// Nobody else starts a view of this original.
+struct Turn<'a> {
+    views: &'a Views,
+    original: u64,
+    _lock: OwnedMutexGuard<()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let mut starting = self.views.starting.lock();
+        // This one and the map's own: nobody waits.
+        if starting
+            .get(&self.original)
+            .is_some_and(|lock| Arc::strong_count(lock) <= 2)
+        {
+            starting.remove(&self.original);
+        }
+    }
+}
+
 impl Views {
     pub fn new(store: &'static Store, catalog: Catalog, metrics: Arc<Metrics>) -> Self {
         Views {
             store,
             catalog,
             metrics,
-            starting: (0..64).map(|_| Mutex::new(())).collect(),
+            starting: parking_lot::Mutex::default(),
             keys: Cache::new(16_384),
             hasher: RandomState::new(),
             bases: Cache::new(4096),
@@ -202,6 +223,16 @@ impl Views {
         (original.id, kind, gzip, url)
     }
 
+    /// Waits until nobody else starts a view of this original.
+    async fn turn(&self, original: u64) -> Turn<'_> {
+        let lock = Arc::clone(self.starting.lock().entry(original).or_default());
+        Turn {
+            views: self,
+            original,
+            _lock: lock.lock_owned().await,
+        }
+    }
+
     /// The view of `original`, complete or growing.
     ///
     /// # Errors
@@ -217,7 +248,7 @@ impl Views {
             }
             None => (None, None),
         };
-        let _turn = self.starting[original.id as usize % self.starting.len()].lock().await;
+        let _turn = self.turn(original.id).await;
         let remote_url = absolute.map_or("", |rewriting| rewriting.remote_url.as_str());
         let known = Arc::new(Known { key: key.clone(), base });
         self.keys

@@ -13,12 +13,12 @@ pub const NODES: &str = "artifactapi:nodes";
 
 /// A hash: who fills `key` now.
 pub fn fill(key: &Key) -> String {
-    format!("artifactapi:fill:{}", hex::encode(&key.hash))
+    format!("artifactapi:fill:{}", hex::encode(key.hash))
 }
 
 /// A hash: the fleet's word on `key`.
 pub fn word(key: &Key) -> String {
-    format!("artifactapi:fresh:{}", hex::encode(&key.hash))
+    format!("artifactapi:fresh:{}", hex::encode(key.hash))
 }
 
 /// A text: one of upstream's tokens.

@@ -173,7 +173,7 @@ mod tests {
 
         #[test]
         fn hashes(hash in any::<Hash>(), text in any::<String>()) {
-            prop_assert_eq!(parse_hash(&hex::encode(&hash)), Some(hash));
+            prop_assert_eq!(parse_hash(&hex::encode(hash)), Some(hash));
             let _ = parse_hash(&text);
         }
     }

@@ -90,7 +90,7 @@ return {1, {}}
             .arg(record.checked_at)
             .arg(record.fresh_until);
         script.arg(record.kept().as_millis() as u64);
-        script.arg(&self.me.name).arg(hex::encode(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         for (name, value) in record.fields() {
             script.arg(name).arg(value);
         }
@@ -138,7 +138,7 @@ return 1
         script
             .arg(id)
             .arg(&self.me.name)
-            .arg(hex::encode(&key.hash))
+            .arg(hex::encode(key.hash))
             .arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
@@ -159,7 +159,7 @@ return 1
         let mut script = GONE.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex::encode(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 
@@ -181,7 +181,7 @@ return 1
         let mut script = EXPIRED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(at).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex::encode(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 
@@ -194,7 +194,7 @@ return 1
         script
             .arg(id)
             .arg(&self.me.name)
-            .arg(hex::encode(&key.hash))
+            .arg(hex::encode(key.hash))
             .arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Class, Head, Key, Millis, Object};
 use crate::fill::answer::Answer;
+use crate::fleet::Record;
 
 /// What one node asks another for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +126,15 @@ impl Life {
             immutable: object.fresh.class() == Class::Immutable,
             checked_at: object.fresh.checked_at(),
             fresh_until: object.fresh.fresh_until(),
+        }
+    }
+
+    /// By the fleet's word.
+    pub fn said_by(record: &Record) -> Life {
+        Life {
+            immutable: record.class == Class::Immutable,
+            checked_at: record.checked_at,
+            fresh_until: record.fresh_until,
         }
     }
 

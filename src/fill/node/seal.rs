@@ -72,7 +72,7 @@ impl Seal {
 
     fn close(&self, what: &str, value: &impl Serialize) -> Bytes {
         let json = serde_json::to_vec(value).unwrap_or_default();
-        let mut line = hex::encode(&self.mac(what, &json).finalize().into_bytes()).into_bytes();
+        let mut line = hex::encode(self.mac(what, &json).finalize().into_bytes()).into_bytes();
         line.push(b' ');
         line.extend_from_slice(&json);
         line.push(b'\n');
@@ -131,7 +131,7 @@ impl Question {
         let time = now_ms();
         let nonce = format!("{:016x}{:016x}", random(), random());
         let mac = hex::encode(
-            &signature(secret, (bare(to), time, &nonce), self)
+            signature(secret, (bare(to), time, &nonce), self)
                 .finalize()
                 .into_bytes(),
         );

@@ -1,0 +1,125 @@
+//! Flushes as this node knows them: what was stored before one, and is covered by it, is flushed, wherever it comes from.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use super::unfinished::Unfinished;
+use crate::cache::{Key, Millis, is_before};
+use crate::fleet::{Fence, Fleet, Flush, Record};
+
+/// Flushes that a node without Redis remembers.
+const MAX_OWN_FLUSHES: usize = 1000;
+
+/// Tells whether a flush covers the object of a key.
+pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
+/// Reads a flush's request.
+pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
+
+/// Flushes that were read.
+struct Known {
+    of: Arc<Vec<Flush>>,
+    /// When, what, and whether the bodies stay.
+    flushes: Vec<(Millis, Covers, bool)>,
+}
+
+/// The flushes that count here: the fleet's, or this node's own.
+pub struct Ledger {
+    fleet: Option<Arc<Fleet>>,
+    read: ReadFlush,
+    unfinished: Option<Arc<Unfinished>>,
+    /// Those of this node, where there is no Redis to remember them.
+    own: ArcSwap<Vec<Flush>>,
+    known: ArcSwap<Known>,
+}
+
+impl Ledger {
+    pub fn new(fleet: Option<Arc<Fleet>>, read: ReadFlush, unfinished: Option<Unfinished>) -> Self {
+        Ledger {
+            fleet,
+            read,
+            unfinished: unfinished.map(Arc::new),
+            own: ArcSwap::default(),
+            known: ArcSwap::from_pointee(Known {
+                of: Arc::default(),
+                flushes: Vec::new(),
+            }),
+        }
+    }
+
+    /// Notes on disk that a flush was begun here, or was made.
+    pub(super) async fn note(&self, flush: &Flush, begun: bool) {
+        let Some(unfinished) = self.unfinished.clone() else {
+            return;
+        };
+        let flush = flush.clone();
+        let noting = tokio::task::spawn_blocking(move || match begun {
+            true => unfinished.begin(&flush),
+            false => unfinished.end(&flush),
+        });
+        // It fails only when the process ends.
+        let _ = noting.await;
+    }
+
+    /// The flushes that an earlier process has begun and not made. Blocks, shortly.
+    pub(super) fn begun(&self) -> Vec<Flush> {
+        self.unfinished
+            .as_ref()
+            .map_or_else(Vec::new, |unfinished| unfinished.list())
+    }
+
+    /// Without Redis: what was flushed here is not brought back from the bucket.
+    pub fn remember(&self, flush: Flush) {
+        self.own.rcu(|flushes| {
+            let mut flushes = Vec::clone(flushes);
+            flushes.insert(0, flush.clone());
+            flushes.truncate(MAX_OWN_FLUSHES);
+            flushes
+        });
+    }
+
+    /// What a flush asks for, if it can be understood.
+    pub fn read(&self, flush: &Flush) -> Option<(Covers, bool)> {
+        (self.read)(flush)
+    }
+
+    /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
+    /// that. Both times are Redis's.
+    pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
+        let began = Fence(record.generation).millis();
+        self.flushed(key, began, began).is_some()
+    }
+
+    /// Whether what was stored at this time was flushed since, body and all.
+    pub fn is_flushed(&self, key: &Key, stored_at: Millis) -> bool {
+        self.flushed(key, stored_at, Millis::MAX) == Some(false)
+    }
+
+    /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
+    /// revalidated.
+    pub(super) fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
+        let of = match &self.fleet {
+            Some(fleet) => fleet.flushes(),
+            None => self.own.load_full(),
+        };
+        if of.is_empty() {
+            return None;
+        }
+        if !Arc::ptr_eq(&of, &self.known.load().of) {
+            let read = |flush: &Flush| (self.read)(flush).map(|(covers, expire)| (flush.at, covers, expire));
+            let flushes = of.iter().filter_map(read).collect();
+            self.known.store(Arc::new(Known { of, flushes }));
+        }
+        let mut only_expired = None;
+        for (at, covers, expire) in &self.known.load().flushes {
+            let moment = if *expire { checked_at } else { stored_at };
+            if is_before(moment, *at) && covers(&key.text) {
+                if !expire {
+                    return Some(false);
+                }
+                only_expired = Some(true);
+            }
+        }
+        only_expired
+    }
+}
