@@ -102,6 +102,7 @@ pub struct ViewContext<'a> {
 pub struct RewriteError(pub String);
 
 /// A body filter: bytes in, bytes out, an end. Works on the decoded (identity) document, holds a bounded amount of it.
+#[deny(missing_docs)]
 pub trait Rewriter: Send {
     /// Takes the next piece and appends to `out` what can be said already.
     fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError>;
@@ -115,6 +116,7 @@ pub trait Rewriter: Send {
 }
 
 /// What is particular to one ecosystem. All methods are pure.
+#[deny(missing_docs)]
 pub trait Format: Send + Sync {
     /// Reads what is asked for to all that is known of it.
     fn read(&self, asked: Asked<'_>) -> Reading {

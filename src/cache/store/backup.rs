@@ -5,6 +5,7 @@ use std::io;
 use crate::cache::key::Hash;
 
 /// Sees to it that what is stored here, and is not a view, comes to be in the bucket too. Everything may block shortly.
+#[deny(missing_docs)]
 pub trait Backup: Send + Sync {
     /// An object of `hash` is about to get its name. [`Backup::admitted`] follows, however that goes.
     ///
