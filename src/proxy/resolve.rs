@@ -37,7 +37,7 @@ pub struct Resolved {
     pub policy: Policy,
     pub key: Key,
     /// The manifest that this file of a fixed name goes with.
-    pub manifest: Option<Asset>,
+    pub manifest: Option<Box<Asset>>,
     pub bound_host: bool,
 }
 
@@ -143,7 +143,7 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
     let manifest = match &asset.binding {
         Binding::Member(manifests) if path.query.is_none() => manifests.first().and_then(|manifest| {
             let path = path::of_decoded(manifest).ok()?;
-            formats::asset(remote, path, None)
+            formats::asset(remote, path, None).map(Box::new)
         }),
         _ => None,
     };
