@@ -1,6 +1,6 @@
 //! A stored object as the catalogue lists it.
 
-use crate::cache::{Class, FOR_EVER, Finished, Head, Key, Millis, Parts, hex};
+use crate::cache::{Class, FOR_EVER, Finished, Head, Key, Millis, Parts};
 use crate::catalog::{Class as Listed, Record};
 
 /// The entry of an object that is first and last seen at `seen`, in Unix seconds, and was never used.
@@ -12,7 +12,7 @@ pub fn entry(key: &Key, head: &Head, finished: &Finished, class: Class, fresh_un
     // A name is listed with what it stands for, whose bytes are listed by themselves.
     let digest = match &head.stands_for {
         Some(referent) => referent.digest.clone(),
-        None => format!("sha256:{}", hex(&finished.sha256)),
+        None => format!("sha256:{}", hex::encode(finished.sha256)),
     };
     Record {
         remote: remote.to_owned(),
@@ -34,7 +34,7 @@ pub fn entry(key: &Key, head: &Head, finished: &Finished, class: Class, fresh_un
         last_seen: seen,
         hits: 0,
         fresh_until: seconds(fresh_until),
-        key: hex(&key.hash),
+        key: hex::encode(key.hash),
     }
 }
 

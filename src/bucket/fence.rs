@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use crate::cache::Key;
 
 /// What the fleet knows, so that a node that was paused overwrites nothing.
+#[deny(missing_docs)]
 #[async_trait]
 pub trait Fence: Send + Sync {
     /// Whether the fleet knows other content than that of `identity` ([`crate::cache::identity`]) as the current one of

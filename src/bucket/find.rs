@@ -1,6 +1,7 @@
 //! What the bucket holds: found by its key or its name, and read.
 
 use std::io;
+use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +12,10 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::sync::mpsc;
 
 use super::client::{self, Client, Failure, within};
-use super::metadata::{self, Described};
+use super::metadata;
 use super::{Bucket, FIND_LIMIT, LIST_LIMIT, name};
 use crate::breaker::Away;
-use crate::cache::{Class, Finished, Head, Key, Millis};
+use crate::cache::{Described, Key};
 
 /// A request waits no longer for the first bytes of a body.
 const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(2);
@@ -23,25 +24,20 @@ const NEXT_BYTES_LIMIT: Duration = Duration::from_secs(5);
 /// Pieces of a body that are read ahead of whoever takes them.
 const AHEAD: usize = 4;
 
-/// An object in the bucket: all that is known of it but its body.
+/// An object in the bucket.
 #[derive(Debug, Clone)]
 pub struct Copy {
-    pub key: Key,
-    pub head: Head,
-    pub finished: Finished,
-    pub id: u64,
-    pub class: Class,
-    pub checked_at: Millis,
-    pub fresh_until: Millis,
+    pub described: Described,
     /// That of S3, by which its body is asked for.
     etag: Option<HeaderValue>,
     object: String,
 }
 
-impl Copy {
-    /// As [`crate::cache::Object::identity`].
-    pub fn identity(&self) -> u64 {
-        crate::cache::identity(&self.finished, self.head.stands_for.as_ref())
+impl Deref for Copy {
+    type Target = Described;
+
+    fn deref(&self) -> &Described {
+        &self.described
     }
 }
 
@@ -164,24 +160,9 @@ pub(super) async fn describe(client: &Client, object: &str) -> Result<Option<Cop
         tracing::debug!(object, "an object in the bucket has no metadata of ours");
         return Ok(None);
     };
-    let Described {
-        key,
-        head,
-        finished,
-        id,
-        class,
-        checked_at,
-        fresh_until,
-    } = described;
     // An object that somebody copied to another name is not the one of that name.
-    Ok((name::of(&key) == object).then(|| Copy {
-        key,
-        head,
-        finished,
-        id,
-        class,
-        checked_at,
-        fresh_until,
+    Ok((name::of(&described.key) == object).then(|| Copy {
+        described,
         etag: headers.get(header::ETAG).cloned(),
         object: object.to_owned(),
     }))

@@ -5,10 +5,11 @@ use std::io::{Read, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hex::FromHex;
 use http::{HeaderMap, header};
 use serde::{Deserialize, Serialize};
 
-use crate::cache::{Class, Finished, Head, Key, Millis, hex};
+use crate::cache::{Class, Described, Finished, Head, Key, Millis};
 use crate::catalog::rfc3339;
 
 /// Names and values together. The limit of S3 is 2048; some servers count the names with their prefix, some without.
@@ -28,18 +29,6 @@ const NEEDED: [&str; 7] = [
     "docker-content-digest",
     "link",
 ];
-
-/// Everything about an object but its body.
-#[derive(Debug, Clone)]
-pub struct Described {
-    pub key: Key,
-    pub head: Head,
-    pub finished: Finished,
-    pub id: u64,
-    pub class: Class,
-    pub checked_at: Millis,
-    pub fresh_until: Millis,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Compact {
@@ -83,7 +72,7 @@ fn fields(object: &Described, head: &Head) -> Option<Vec<(String, String)>> {
         head: head.clone(),
         id: object.id,
         length: object.finished.length,
-        sha256: hex(&object.finished.sha256),
+        sha256: hex::encode(object.finished.sha256),
         immutable: object.class == Class::Immutable,
         checked: object.checked_at,
         until: object.fresh_until,
@@ -115,13 +104,7 @@ pub fn decode(headers: &HeaderMap) -> Option<Described> {
         .ok()?;
     let compact: Compact = serde_json::from_slice(&json).ok()?;
     let key = Key::read(&compact.key)?;
-    if compact.sha256.len() != 64 || !compact.sha256.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    let mut sha256 = [0; 32];
-    for (index, byte) in sha256.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&compact.sha256[index * 2..index * 2 + 2], 16).ok()?;
-    }
+    let sha256 = FromHex::from_hex(compact.sha256).ok()?;
     Some(Described {
         key,
         head: compact.head,
@@ -225,7 +208,7 @@ mod tests {
     fn what_only_informs_goes_first() {
         let mut noise = String::new();
         while noise.len() < 1500 {
-            noise.push_str(&hex(&pingora_cache::key::hash_key(&noise)));
+            noise.push_str(&hex::encode(pingora_cache::key::hash_key(&noise)));
         }
         let mut headers = HeaderMap::new();
         headers.insert("x-noise", HeaderValue::from_str(&noise).unwrap());

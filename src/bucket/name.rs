@@ -1,6 +1,6 @@
 //! How an object is called in the bucket: so that a person finds it, and no key is in another one's way.
 
-use crate::cache::{Hash, Key, Parts, hex};
+use crate::cache::{Hash, Key, Parts};
 
 /// Under this everything lies; what else is in the bucket belongs to others.
 pub const PREFIX: &str = "artifactapi/";
@@ -38,7 +38,7 @@ pub fn of(key: &Key) -> String {
     name.push('/');
     name.push_str(cut(&readable, MAX_PATH));
     name.push('!');
-    name.push_str(&hex(&key.hash[..8]));
+    name.push_str(&hex::encode(&key.hash[..8]));
     name
 }
 
@@ -100,10 +100,13 @@ mod tests {
         let key = Key::new("pypi", "simple/six/", None, "json");
         assert_eq!(
             of(&key),
-            format!("artifactapi/pypi/simple/six/!{}", hex(&key.hash[..8]))
+            format!("artifactapi/pypi/simple/six/!{}", hex::encode(&key.hash[..8]))
         );
         let key = Key::new("debian", "pool/a_1.0%2Bdfsg_amd64.deb", None, "");
-        let expected = format!("artifactapi/debian/pool/a_1.0%2Bdfsg_amd64.deb!{}", hex(&key.hash[..8]));
+        let expected = format!(
+            "artifactapi/debian/pool/a_1.0%2Bdfsg_amd64.deb!{}",
+            hex::encode(&key.hash[..8])
+        );
         assert_eq!(of(&key), expected);
         assert!(name("r", "get", Some("file=a/b")).starts_with("artifactapi/r/get?file=a%2Fb!"));
     }
@@ -129,7 +132,7 @@ mod tests {
             prop_assert!(name.len() <= 1024, "{} bytes", name.len());
             prop_assert!(name.starts_with(PREFIX));
             prop_assert_eq!(name.matches('!').count(), 1);
-            prop_assert_eq!(&name[name.len() - 16..], hex(&key.hash[..8]));
+            prop_assert_eq!(&name[name.len() - 16..], hex::encode(&key.hash[..8]));
             for segment in name.split('/') {
                 prop_assert!(!matches!(segment, "" | "." | ".."), "{name}");
                 prop_assert!(segment.len() <= 255, "{name}");

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::cache::{Hash, Millis, hex, in_folder, now_ms, parse_hash};
+use crate::cache::{Hash, Millis, in_folder, now_ms, parse_hash};
 
 /// Longer ones are uploaded in parts, and never take the last worker.
 pub const LARGE: u64 = 32 << 20;
@@ -133,11 +133,11 @@ impl Queue {
 
     /// The file of an upload that waits.
     pub fn marker(&self, hash: &Hash) -> PathBuf {
-        self.uploads.join(hex(hash))
+        self.uploads.join(hex::encode(hash))
     }
 
     fn removal(&self, hash: &Hash) -> PathBuf {
-        self.removals.join(hex(hash))
+        self.removals.join(hex::encode(hash))
     }
 
     /// Takes up what an earlier process left. `size` says what a stored object takes of the disk.

@@ -121,7 +121,7 @@ impl Bucket {
                 let is_old = |stored: &Stored| stored.head.stored_at.saturating_add(LATELY_MS) < now_ms();
                 let stored =
                     stored.filter(|stored| bucket.may_miss(&stored.key) && (stored.backed_up || is_old(stored)));
-                stored.is_none_or(|stored| missing.blocking_send(stored.key).is_ok())
+                stored.is_none_or(|stored| missing.blocking_send(stored.described.key).is_ok())
             });
         });
         let mut count = 0_u64;

@@ -16,7 +16,7 @@ use super::fence::Fence;
 use super::find::describe;
 use super::health::Blame;
 use super::marker::{Plan, Progress};
-use super::metadata::{self, Described};
+use super::metadata;
 use super::queue::{Again, LARGE, Taken};
 use super::{Bucket, name};
 use crate::cache::{Millis, Stored, is_before};
@@ -130,7 +130,7 @@ impl Bucket {
             Ok(()) | Err(Trouble::Superseded) => return None,
             Err(Trouble::Unsettled) => return Some(Again::Soon),
             Err(Trouble::Local(error)) => {
-                tracing::warn!(%error, hash = %crate::cache::hex(&taken.hash), "an upload failed on this machine");
+                tracing::warn!(%error, hash = %hex::encode(taken.hash), "an upload failed on this machine");
                 self.counters.failed.fetch_add(1, Relaxed);
                 return Some(Again::Backoff);
             }
@@ -165,7 +165,7 @@ impl Bucket {
                     .await
                     .ok()
                     .flatten();
-                let key = stored.map_or_else(|| crate::cache::hex(&hash), |stored| stored.key.shown());
+                let key = stored.map_or_else(|| hex::encode(hash), |stored| stored.key.shown());
                 tracing::warn!(
                     %key, %failure,
                     "S3 refuses this object alone: it stays here and is tried again every few minutes; see which policy \
@@ -206,16 +206,7 @@ impl Bucket {
             return self.give_up_parts(taken, None).await;
         };
         let stored = Arc::new(stored);
-        let described = Described {
-            key: stored.key.clone(),
-            head: stored.head.clone(),
-            finished: stored.finished,
-            id: stored.id,
-            class: stored.class,
-            checked_at: stored.checked_at,
-            fresh_until: stored.fresh_until,
-        };
-        let Some(mut about) = metadata::encode(&described) else {
+        let Some(mut about) = metadata::encode(&stored.described) else {
             tracing::warn!(key = %stored.key.shown(), "this object's name and headers are too long for S3: it stays on this node only");
             self.counters.unfit.fetch_add(1, Relaxed);
             return self.give_up_parts(taken, None).await;

@@ -20,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::freshness::Class;
 use super::head::{Finished, Head};
-use super::key::{Hash, hex};
+use super::key::Hash;
 use super::time::Millis;
 
 const MAGIC: &[u8; 8] = b"AAPIOBJ1";
@@ -222,7 +222,7 @@ impl Disk {
 
     /// Where the object of `hash` lies.
     pub fn path(&self, hash: &Hash) -> PathBuf {
-        let name = hex(hash);
+        let name = hex::encode(hash);
         self.objects.join(&name[0..2]).join(&name[2..4]).join(&name)
     }
 
@@ -337,7 +337,7 @@ impl Disk {
             Ok(file) => Some(file),
             Err(error) => {
                 if !is_missing(&error) {
-                    tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be opened");
+                    tracing::warn!(hash = %hex::encode(hash), %error, "a stored object cannot be opened");
                 }
                 None
             }

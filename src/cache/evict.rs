@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::Hash;
 use super::disk::Amount;
 use super::freshness::AHEAD;
+use super::key::parse_hash;
 
 /// Candidates that are looked at before the oldest of them go.
 const SAMPLE: usize = 64;
@@ -177,18 +178,6 @@ fn files(folder: &Path, spared: &impl Fn(&Hash) -> bool, seen: &mut Vec<Candidat
     }
 }
 
-/// The hash that [`super::hex`] wrote so.
-pub fn parse_hash(name: &str) -> Option<Hash> {
-    if name.len() != 32 || !name.is_ascii() {
-        return None;
-    }
-    let mut hash = [0; 16];
-    for (index, byte) in hash.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(name.get(index * 2..index * 2 + 2)?, 16).ok()?;
-    }
-    Some(hash)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -198,7 +187,7 @@ mod tests {
     fn make(root: &Path, n: u32) {
         for i in 0..n {
             let hash = pingora_cache::key::hash_key(format!("object {i}"));
-            let name = super::super::hex(&hash);
+            let name = hex::encode(hash);
             let folder = root.join(&name[0..2]).join(&name[2..4]);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join(&name), b"x").unwrap();

@@ -1,8 +1,7 @@
 //! Comparing a body with the digest that it must have.
 
+use hex::FromHex;
 use sha2::{Digest as _, Sha256, Sha512};
-
-use super::key::hex;
 
 /// What a body must turn out to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,21 +13,14 @@ pub enum Expected {
 impl Expected {
     /// Of an algorithm and a checksum in lower-case hexadecimal; `None` where it cannot be verified here.
     pub fn new(algorithm: &str, checksum: &str) -> Option<Expected> {
-        let digit = |byte: u8| match byte {
-            b'0'..=b'9' => Some(byte - b'0'),
-            b'a'..=b'f' => Some(byte - b'a' + 10),
-            _ => None,
-        };
-        let pairs = checksum.as_bytes().chunks(2);
-        let bytes: Option<Vec<u8>> = pairs
-            .map(|pair| match pair {
-                [high, low] => Some(digit(*high)? << 4 | digit(*low)?),
-                _ => None,
-            })
-            .collect();
+        // What is written in capitals is another text, and no digest of a registry's.
+        let checksum = checksum
+            .bytes()
+            .all(|byte| !byte.is_ascii_uppercase())
+            .then_some(checksum)?;
         match algorithm {
-            "sha256" => bytes?.try_into().ok().map(Expected::Sha256),
-            "sha512" => bytes?.try_into().ok().map(Expected::Sha512),
+            "sha256" => FromHex::from_hex(checksum).ok().map(Expected::Sha256),
+            "sha512" => FromHex::from_hex(checksum).ok().map(Expected::Sha512),
             _ => None,
         }
     }
@@ -87,8 +79,8 @@ impl Verifier {
 impl std::fmt::Display for Expected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Expected::Sha256(digest) => write!(f, "sha256:{}", hex(digest)),
-            Expected::Sha512(digest) => write!(f, "sha512:{}", hex(digest)),
+            Expected::Sha256(digest) => write!(f, "sha256:{}", hex::encode(digest)),
+            Expected::Sha512(digest) => write!(f, "sha512:{}", hex::encode(digest)),
         }
     }
 }

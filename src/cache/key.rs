@@ -3,6 +3,8 @@
 
 use std::sync::Arc;
 
+use hex::FromHex;
+
 /// Stands between the parts; no part has one.
 const SEPARATOR: char = '\0';
 /// Begins the form of what is fetched beside its place.
@@ -98,7 +100,7 @@ impl Key {
 
     /// The view of the original with this id, in this spelling of its links and this coding. No remote has this key.
     pub fn of_view(original: u64, links: &str, coding: &str) -> Self {
-        let path = format!("view/{}/{links}", hex(&original.to_be_bytes()));
+        let path = format!("view/{}/{links}", hex::encode(original.to_be_bytes()));
         Key::new("", &path, None, coding)
     }
 
@@ -144,15 +146,9 @@ impl Key {
     }
 }
 
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)] as char);
-        text.push(DIGITS[usize::from(byte & 15)] as char);
-    }
-    text
+/// The hash that a text is the hexadecimal form of.
+pub fn parse_hash(text: &str) -> Option<Hash> {
+    Hash::from_hex(text).ok()
 }
 
 #[cfg(test)]

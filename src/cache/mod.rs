@@ -5,6 +5,7 @@
 //! [`Writer`] makes one grow. [`storage`] offers the same to Pingora's cache state machine.
 
 mod clock;
+mod described;
 mod disk;
 mod evict;
 mod expected;
@@ -24,15 +25,15 @@ mod time;
 mod usage;
 mod writer;
 
+pub use described::Described;
 pub use disk::in_folder;
-pub use evict::parse_hash;
 pub use expected::{Expected, Verifier};
 pub use freshness::{
     Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, is_before,
     until as freshness_until,
 };
 pub use head::{Finished, Head, Referent, identity};
-pub use key::{Aside, Bound, Hash, Key, Parts, hex};
+pub use key::{Aside, Bound, Hash, Key, Parts, parse_hash};
 pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, State};
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::freshness::{Class, Freshness};
 use super::head::{Finished, Head, identity};
-use super::key::{Key, hex};
+use super::key::Key;
 use super::overflow::Overflow;
 use super::time::Millis;
 
@@ -47,6 +47,7 @@ pub enum Body {
 }
 
 /// A complete body that another keeps.
+#[deny(missing_docs)]
 #[async_trait]
 pub trait Elsewhere: std::fmt::Debug + Send + Sync {
     /// The bytes `start..end`.
@@ -266,7 +267,7 @@ impl Object {
         }
     }
 
-    /// It may be read to its end and is not kept: it was flushed.
+    /// The object was flushed: it may be read to its end, and is not kept.
     pub fn doom(&self) {
         self.doomed.store(true, SeqCst);
     }
@@ -304,7 +305,9 @@ impl Object {
     pub fn etag(&self) -> Option<String> {
         match self.head.etag() {
             Some(etag) => Some(etag.to_owned()),
-            None => self.finished().map(|finished| format!("\"{}\"", hex(&finished.sha256))),
+            None => self
+                .finished()
+                .map(|finished| format!("\"{}\"", hex::encode(finished.sha256))),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::disk::{self, Disk};
 use super::evict;
-use super::key::{Key, hex};
+use super::key::Key;
 use super::time::{Millis, now_ms};
 
 /// Outer folders.
@@ -103,7 +103,7 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
         found.objects += 1;
         let (name, why) = match look(&file, &mut found.bytes) {
             (_, Ok(())) => return true,
-            (name, Err(why)) => (name.unwrap_or_else(|| hex(&hash)), why),
+            (name, Err(why)) => (name.unwrap_or_else(|| hex::encode(hash)), why),
         };
         if !disk::is_damage(&why) {
             found.unread += 1;

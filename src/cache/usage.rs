@@ -187,7 +187,7 @@ mod tests {
     fn make(root: &Path, number: u64) -> u64 {
         for i in 0..number {
             let hash = pingora_cache::key::hash_key(format!("object {i}"));
-            let name = crate::cache::hex(&hash);
+            let name = hex::encode(hash);
             let folder = root.join(&name[0..2]).join(&name[2..4]);
             fs::create_dir_all(&folder).unwrap();
             fs::write(folder.join(&name), vec![0; 5000]).unwrap();

@@ -12,7 +12,6 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::disk;
 use super::expected::Expected;
 use super::head::{Finished, identity};
-use super::key::hex;
 use super::object::{Body, Object, Progress, State};
 use super::overflow::Overflow;
 use super::store::{Room, Space, Store};
@@ -275,7 +274,7 @@ impl Writer {
             let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
             let reason = format!(
                 "the body must have the digest {wanted}, and its SHA-256 is {}",
-                hex(&sha256)
+                hex::encode(sha256)
             );
             return Err(Finish::Wrong(reason));
         }

@@ -61,6 +61,7 @@ pub struct Totals {
 /// must not block.
 ///
 /// The schema's order of texts is that of their bytes (in PostgreSQL: `COLLATE "C"`): positions are compared so.
+#[deny(missing_docs)]
 #[async_trait]
 pub trait Backend: Send + Sync + 'static {
     /// Writes a batch, all or nothing. It may be given the same batch again after an error, also after one where the

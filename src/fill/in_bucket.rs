@@ -147,7 +147,7 @@ impl Fills {
             .flushed(&wanted.key, copy.head.stored_at, copy.checked_at)
         {
             None => {}
-            Some(true) => copy.fresh_until = copy.fresh_until.min(copy.checked_at),
+            Some(true) => copy.described.fresh_until = copy.fresh_until.min(copy.checked_at),
             Some(false) => {
                 bucket.remove(&wanted.key);
                 return None;
@@ -183,9 +183,9 @@ impl Fills {
             length => bucket.read(&copy, 0, length).await.ok()?,
         };
         let source = Source {
-            head: copy.head,
+            head: copy.described.head,
             life,
-            finished: Some(copy.finished),
+            finished: Some(copy.described.finished),
             origin: Origin::Bucket,
             node: None,
         };

@@ -15,7 +15,7 @@ use quick_cache::sync::Cache;
 
 use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
-use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, hex, now_ms};
+use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, now_ms};
 use crate::config::Remote;
 use crate::formats::asset::Members;
 use crate::formats::{self, ArtifactPath, Asset, Binding, Location, Member};
@@ -76,7 +76,7 @@ fn bound(manifest: &Object, encoded: &str, member: Option<&Member>) -> (Key, Opt
     let key = match (member, &expected) {
         (Some(member), Some(_)) => Key::bound(remote, encoded, Bound::To(&member.checksum)),
         _ => {
-            let digest = manifest.finished().map(|finished| hex(&finished.sha256));
+            let digest = manifest.finished().map(|finished| hex::encode(finished.sha256));
             Key::bound(remote, encoded, Bound::With(&digest.unwrap_or_default()))
         }
     };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::cache::{Key, hex};
+use crate::cache::Key;
 use crate::fleet::{Flush, replace};
 
 /// Their folder.
@@ -21,7 +21,7 @@ impl Unfinished {
 
     fn file(&self, flush: &Flush) -> PathBuf {
         // Another node may call it anything.
-        self.folder.join(hex(&Key::from_text(&flush.id).hash))
+        self.folder.join(hex::encode(Key::from_text(&flush.id).hash))
     }
 
     /// Notes that it was begun. Blocks.

@@ -19,9 +19,9 @@ use super::connection::{PATIENT, said};
 use super::flushes::Flush;
 use super::names::{EPOCH, NEWS};
 use super::random::random;
-use super::record::{Fields, Record, parse_hash};
+use super::record::{Fields, Record};
 use crate::breaker::within;
-use crate::cache::{Hash, Millis, now_ms};
+use crate::cache::{Hash, Millis, now_ms, parse_hash};
 
 /// Begins each script that has news: `tell(kind, fields…)`. Its last two keys are [`NEWS`] and [`EPOCH`].
 pub const TELL: &str = "
@@ -234,13 +234,17 @@ async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, Str
 }
 
 /// Is told what other nodes did, in the order in which Redis had it, from one task: it must not block for long.
+#[deny(missing_docs)]
 pub trait Listener: Send + Sync {
     /// Another node published a newer word.
     fn changed(&self, hash: Hash, key_text: &str, record: Record);
+    /// Another node found that upstream has no such object any more, and removed it.
     fn removed(&self, hash: Hash, key_text: &str);
+    /// What was checked before `at` is to be asked of upstream again.
     fn expired(&self, hash: Hash, key_text: &str, at: Millis);
     /// Comes once for each flush, or again after a crash.
     fn flushed(&self, flush: Flush);
+    /// An older body has overwritten the one of identity `id` in the bucket: who has that uploads it again.
     fn reupload(&self, hash: Hash, key_text: &str, id: u64);
     /// Messages were missed for good: nothing mutable that was checked before `at` may be trusted without asking Redis
     /// again.

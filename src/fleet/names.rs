@@ -1,6 +1,6 @@
 //! The names of all keys that the fleet has in Redis.
 
-use crate::cache::{Key, hex};
+use crate::cache::Key;
 
 /// A stream: what nodes did.
 pub const NEWS: &str = "artifactapi:news";
@@ -13,12 +13,12 @@ pub const NODES: &str = "artifactapi:nodes";
 
 /// A hash: who fills `key` now.
 pub fn fill(key: &Key) -> String {
-    format!("artifactapi:fill:{}", hex(&key.hash))
+    format!("artifactapi:fill:{}", hex::encode(key.hash))
 }
 
 /// A hash: the fleet's word on `key`.
 pub fn word(key: &Key) -> String {
-    format!("artifactapi:fresh:{}", hex(&key.hash))
+    format!("artifactapi:fresh:{}", hex::encode(key.hash))
 }
 
 /// A text: one of upstream's tokens.

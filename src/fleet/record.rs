@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::random::random;
-use crate::cache::{Class, Hash, Millis, class_code, class_of};
+use crate::cache::{Class, Millis, class_code, class_of};
 
 /// How long a record of something mutable is kept at least and at most.
 pub(super) const MIN_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -114,24 +114,12 @@ impl Record {
     }
 }
 
-/// The hash of a key, as it stands in names and messages.
-pub(super) fn parse_hash(text: &str) -> Option<Hash> {
-    let mut hash = Hash::default();
-    if text.len() != 2 * hash.len() || !text.is_ascii() {
-        return None;
-    }
-    for (byte, digits) in hash.iter_mut().zip(text.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
-    }
-    Some(hash)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cache::hex;
+    use crate::cache::{Hash, parse_hash};
 
     fn encoded(record: &Record) -> Fields {
         let mut fields: Fields = record
@@ -185,7 +173,7 @@ mod tests {
 
         #[test]
         fn hashes(hash in any::<Hash>(), text in any::<String>()) {
-            prop_assert_eq!(parse_hash(&hex(&hash)), Some(hash));
+            prop_assert_eq!(parse_hash(&hex::encode(hash)), Some(hash));
             let _ = parse_hash(&text);
         }
     }

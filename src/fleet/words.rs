@@ -14,7 +14,7 @@ use super::outbox::{Parcel, Word};
 use super::record::{Fields, MIN_KEPT};
 use super::{Fence, Fleet, Node, Published, Record, Seen};
 use crate::breaker::Away;
-use crate::cache::{Key, Millis, hex, now_ms};
+use crate::cache::{Key, Millis, now_ms};
 
 fn telling(script: &str) -> Script {
     Script::new(&format!("{TELL}{script}"))
@@ -90,7 +90,7 @@ return {1, {}}
             .arg(record.checked_at)
             .arg(record.fresh_until);
         script.arg(record.kept().as_millis() as u64);
-        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         for (name, value) in record.fields() {
             script.arg(name).arg(value);
         }
@@ -135,7 +135,11 @@ return 1
         });
         let mut script = UPLOADED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
-        script.arg(id).arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        script
+            .arg(id)
+            .arg(&self.me.name)
+            .arg(hex::encode(key.hash))
+            .arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 
@@ -155,7 +159,7 @@ return 1
         let mut script = GONE.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 
@@ -177,7 +181,7 @@ return 1
         let mut script = EXPIRED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(at).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 
@@ -187,7 +191,11 @@ return 1
         });
         let mut script = REUPLOAD.key(NEWS);
         script.key(EPOCH);
-        script.arg(id).arg(&self.me.name).arg(hex(&key.hash)).arg(&*key.text);
+        script
+            .arg(id)
+            .arg(&self.me.name)
+            .arg(hex::encode(key.hash))
+            .arg(&*key.text);
         self.redis.run(PATIENT, script).await
     }
 

@@ -172,7 +172,7 @@ fn api(base: &Url) -> (&'static str, &str) {
 ///
 /// # Panics
 /// Without a `base_url`, as [`links::under_base`].
-pub fn version_url(remote: &Remote) -> Url {
+fn version_url(remote: &Remote) -> Url {
     let mut url = links::under_base(remote, &ArtifactPath::default());
     let path = match api(&url) {
         ("", _) => "/v2/".to_owned(),
@@ -201,6 +201,15 @@ fn beside(path: &str, digest: &str) -> Option<String> {
 }
 
 impl Format for Docker {
+    /// distribution-spec, "Endpoints".
+    fn root(&self) -> Option<&'static str> {
+        Some("/v2/")
+    }
+
+    fn greeting_url(&self, remote: &Remote) -> Option<Url> {
+        Some(version_url(remote))
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let Asked {
             remote,

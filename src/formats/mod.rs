@@ -103,6 +103,7 @@ pub struct ViewContext<'a> {
 pub struct RewriteError(pub String);
 
 /// A body filter: bytes in, bytes out, an end. Works on the decoded (identity) document, holds a bounded amount of it.
+#[deny(missing_docs)]
 pub trait Rewriter: Send {
     /// Takes the next piece and appends to `out` what can be said already.
     fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError>;
@@ -116,10 +117,22 @@ pub trait Rewriter: Send {
 }
 
 /// What is particular to one ecosystem. All methods are pure.
+#[deny(missing_docs)]
 pub trait Format: Send + Sync {
     /// Reads what is asked for to all that is known of it.
     fn read(&self, asked: Asked<'_>) -> Reading {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
+    }
+
+    /// The path under which the ecosystem's clients ask, with slashes on both ends, where that is not ours to choose.
+    fn root(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Where upstream says whom it lets in, where an ecosystem has such a place. Only called for remotes with a `base_url`.
+    fn greeting_url(&self, remote: &Remote) -> Option<Url> {
+        let _ = remote;
+        None
     }
 
     /// The status to pass on where upstream answers an error.

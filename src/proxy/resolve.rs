@@ -8,7 +8,7 @@ use http::{Method, header};
 use quick_cache::sync::Cache;
 
 use crate::cache::Key;
-use crate::config::{Config, Package, Remote, RemoteType};
+use crate::config::{Config, Remote, RemoteType};
 use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
 use crate::policy::{self, Policy};
 use crate::session::reply::Problem;
@@ -62,14 +62,15 @@ pub enum Resolution {
 pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
     let format = formats::of_remote(remote);
-    if !target.registry && remote.kind == RemoteType::Remote && remote.package == Package::Docker {
+    if let Some(root) = format.root().filter(|_| !target.registry) {
+        let package = remote.package.name();
         let detail = if target.bound_host {
-            "this is a Docker registry: it is served under /v2/…".to_owned()
+            format!("this is a remote of package {package}: it is served under {root}…")
         } else {
             format!(
-                "remote {name} is a Docker registry: ask for /v2/{name}/{below}",
+                "remote {name} is of package {package}: ask for {root}{name}/{below}",
                 name = remote.name,
-                below = shown.strip_prefix("v2/").unwrap_or(&shown),
+                below = shown.strip_prefix(&root[1..]).unwrap_or(&shown),
             )
         };
         return Resolution::Refused(None, Problem::new(404, detail).at(&remote.name, &shown));

@@ -237,14 +237,23 @@ fn stored_and_read(kind: Kind) {
         node.try_admit(&tag, Bytes::new(), name_only).await.expect("stored");
         node.admit(&Key::new("files", "view", None, "~html"), "view").await;
         node.drained().await;
-        assert_eq!(node.found(&tag).await.head.stands_for.expect("a referent").size, 10);
+        assert_eq!(
+            node.found(&tag)
+                .await
+                .described
+                .head
+                .stands_for
+                .expect("a referent")
+                .size,
+            10
+        );
         assert_eq!(node.whole(&tag).await, b"");
         assert_eq!(
             node.bucket
                 .find(&self::key("other"))
                 .await
                 .expect("an answer")
-                .map(|copy| copy.key),
+                .map(|copy| copy.described.key),
             None
         );
         assert_eq!(s3::names(&client).await.len(), 2);

@@ -9,7 +9,7 @@ use super::Store;
 use super::patience::DISK_PAUSE;
 use super::stored::Stored;
 use crate::cache::disk;
-use crate::cache::key::{Hash, Key, hex};
+use crate::cache::key::{Hash, Key};
 use crate::cache::object::{Body, Keeper, Object};
 
 impl Keeper for Store {
@@ -95,7 +95,7 @@ impl Store {
 
     /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
     pub(super) fn discard(&self, hash: &Hash, file: &fs::File, key: Option<&str>, why: &str) {
-        let named = key.map_or_else(|| hex(hash), |key| Key::from_text(key).shown());
+        let named = key.map_or_else(|| hex::encode(hash), |key| Key::from_text(key).shown());
         if self.drop_file(hash, file, key) {
             self.say_damaged(&named, why);
         }
@@ -115,7 +115,7 @@ impl Store {
         self.memory.remove(hash);
         match removed {
             Ok(amount) => change.removed(amount),
-            Err(error) => tracing::error!(hash = %hex(hash), %error, "a damaged file could not be removed"),
+            Err(error) => tracing::error!(hash = %hex::encode(hash), %error, "a damaged file could not be removed"),
         }
         self.is_removed(hash);
         if let (Some(observer), Some(key)) = (self.observer.get(), key) {

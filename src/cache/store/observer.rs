@@ -4,6 +4,7 @@ use crate::cache::key::Key;
 use crate::cache::object::Object;
 
 /// Told what happens to stored objects, for the catalogue and the metrics. Never called on a request's path.
+#[deny(missing_docs)]
 pub trait Observer: Send + Sync {
     /// `key` was used `hits` times since the last call.
     fn used(&self, key: &Key, hits: u64);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::Store;
 use super::walk::Walked;
-use crate::cache::key::{Hash, hex};
+use crate::cache::key::Hash;
 
 impl Store {
     /// What grows under `hash` may be read to its end by those who do, and is not kept.
@@ -45,7 +45,7 @@ impl Store {
                 Ok(amount.bytes)
             }
             Err(error) => {
-                tracing::warn!(%error, hash = %hex(hash), "an object could not be removed");
+                tracing::warn!(%error, hash = %hex::encode(hash), "an object could not be removed");
                 Err(error)
             }
         }

@@ -1,36 +1,30 @@
 //! What is stored under a hash, without using it: for whoever copies, lists or judges it.
 
 use std::fs;
+use std::ops::Deref;
 
 use super::Store;
+use crate::cache::described::Described;
 use crate::cache::disk;
 use crate::cache::disk::Record;
-use crate::cache::freshness::Class;
-use crate::cache::head::{Finished, Head, identity};
-use crate::cache::key::{Hash, Key, hex};
-use crate::cache::time::Millis;
+use crate::cache::key::{Hash, Key};
 
 /// What is stored under a hash, for whoever copies it elsewhere.
 #[derive(Debug)]
 pub struct Stored {
-    pub key: Key,
-    pub id: u64,
-    pub head: Head,
-    pub finished: Finished,
-    pub class: Class,
-    pub checked_at: Millis,
-    pub fresh_until: Millis,
-    /// It is known to be in the bucket too.
+    pub described: Described,
+    /// The bucket is known to have the object too.
     pub backed_up: bool,
     pub file: fs::File,
     /// Where the body starts in the file.
     pub offset: u64,
 }
 
-impl Stored {
-    /// As [`Object::identity`].
-    pub fn identity(&self) -> u64 {
-        identity(&self.finished, self.head.stands_for.as_ref())
+impl Deref for Stored {
+    type Target = Described;
+
+    fn deref(&self) -> &Described {
+        &self.described
     }
 }
 
@@ -39,16 +33,18 @@ impl Store {
     pub fn open_stored(&self, hash: &Hash) -> Option<Stored> {
         let (file, record) = self.load(hash)?;
         Some(Stored {
-            key: Key {
-                text: record.key_text.into(),
-                hash: *hash,
+            described: Described {
+                key: Key {
+                    text: record.key_text.into(),
+                    hash: *hash,
+                },
+                id: record.id,
+                head: record.head,
+                finished: record.finished,
+                class: record.class,
+                checked_at: record.checked_at,
+                fresh_until: record.fresh_until,
             },
-            id: record.id,
-            head: record.head,
-            finished: record.finished,
-            class: record.class,
-            checked_at: record.checked_at,
-            fresh_until: record.fresh_until,
             backed_up: record.backed_up,
             file,
             offset: record.offset,
@@ -75,7 +71,7 @@ impl Store {
                 None
             }
             Err(error) => {
-                tracing::warn!(hash = %hex(hash), %error, "a stored object cannot be read now: it stays, and is tried again");
+                tracing::warn!(hash = %hex::encode(hash), %error, "a stored object cannot be read now: it stays, and is tried again");
                 None
             }
         }

@@ -13,7 +13,7 @@ use sha2::Sha256;
 
 use super::PATH;
 use super::message::{Question, Reply};
-use crate::cache::{Finished, Key, Millis, hex, now_ms};
+use crate::cache::{Finished, Key, Millis, now_ms};
 use crate::config::Secret;
 use crate::fleet::random;
 
@@ -56,15 +56,6 @@ pub(super) fn bare(url: &str) -> &str {
     url.trim_end_matches('/')
 }
 
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    (0..text.len() / 2)
-        .map(|at| {
-            text.get(at * 2..at * 2 + 2)
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-        })
-        .collect()
-}
-
 /// Closes the lines of the answer to one question: only a node of the fleet writes them, and they answer no other.
 #[derive(Debug, Clone)]
 pub struct Seal {
@@ -81,7 +72,7 @@ impl Seal {
 
     fn close(&self, what: &str, value: &impl Serialize) -> Bytes {
         let json = serde_json::to_vec(value).unwrap_or_default();
-        let mut line = hex(&self.mac(what, &json).finalize().into_bytes()).into_bytes();
+        let mut line = hex::encode(self.mac(what, &json).finalize().into_bytes()).into_bytes();
         line.push(b' ');
         line.extend_from_slice(&json);
         line.push(b'\n');
@@ -97,10 +88,10 @@ impl Seal {
             )
         };
         let space = line.iter().position(|byte| *byte == b' ').ok_or_else(wrong)?;
-        let given = std::str::from_utf8(&line[..space]).ok().and_then(unhex);
+        let given = hex::decode(&line[..space]).map_err(|_| wrong())?;
         let json = &line[space + 1..];
         let mac = self.mac(what, json);
-        mac.verify_slice(&given.ok_or_else(wrong)?).map_err(|_| wrong())?;
+        mac.verify_slice(&given).map_err(|_| wrong())?;
         Ok(serde_json::from_slice(json)?)
     }
 
@@ -139,9 +130,11 @@ impl Question {
     pub(super) fn headers(&self, secret: &Secret, to: &str) -> (HeaderMap, Seal) {
         let time = now_ms();
         let nonce = format!("{:016x}{:016x}", random(), random());
-        let mac = hex(&signature(secret, (bare(to), time, &nonce), self)
-            .finalize()
-            .into_bytes());
+        let mac = hex::encode(
+            signature(secret, (bare(to), time, &nonce), self)
+                .finalize()
+                .into_bytes(),
+        );
         let mut headers = HeaderMap::new();
         let mut put = |name, text: String| {
             if let Ok(value) = HeaderValue::try_from(text) {
@@ -180,7 +173,7 @@ impl Question {
             },
         };
         let signed = signature(secret, (to, time, nonce), &question);
-        signed.verify_slice(&unhex(mac)?).ok()?;
+        signed.verify_slice(&hex::decode(mac).ok()?).ok()?;
         (now_ms().abs_diff(time) <= SKEW_MS).then(|| Asked {
             question,
             seal: Seal {

@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue};
 use super::message::{Question, Reply};
 use super::peers::unframed;
 use super::seal::{FROM, KEY, SIGNATURE, SKEW_MS, Seal, TO, signature};
-use crate::cache::{Finished, Key, hex, now_ms};
+use crate::cache::{Finished, Key, now_ms};
 use crate::config::Secret;
 use crate::fill::answer::Answer;
 
@@ -48,7 +48,7 @@ fn only_who_has_the_secret_is_understood() {
         let mac = signature(&secret, (URL, time, "1"), &question).finalize().into_bytes();
         old.insert(
             SIGNATURE,
-            HeaderValue::try_from(format!("{time}:1:{}", hex(&mac))).unwrap(),
+            HeaderValue::try_from(format!("{time}:1:{}", hex::encode(mac))).unwrap(),
         );
         assert_eq!(understood(&old, &secret), None, "an old one");
     }

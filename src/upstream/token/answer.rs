@@ -4,8 +4,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderValue;
 use serde::Deserialize;
-
-use crate::fields;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// The lifetime of a token whose service names none.
 const LIFETIME: Duration = Duration::from_secs(60);
@@ -53,35 +53,7 @@ pub fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
 
 /// A time as in RFC 3339 section 5.6.
 fn rfc3339(text: &str) -> Option<SystemTime> {
-    let number = |range: std::ops::Range<usize>| fields::number::<u64>(text.get(range)?);
-    let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
-    let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19)?);
-    let rest = text
-        .get(19..)?
-        .trim_start_matches(|c: char| c == '.' || c.is_ascii_digit());
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
-        return None;
-    }
-    // Days since 1970, from the civil date (the year begins in March, so that the leap day is its last).
-    let shifted = if month > 2 { year } else { year - 1 };
-    let month_from_march = (month + 9) % 12;
-    let days = 365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + (153 * month_from_march + 2) / 5 + day - 1;
-    let seconds = (days.checked_sub(719_468)? * 86_400) + hour * 3600 + minute * 60 + second;
-    let offset = match rest {
-        "Z" | "z" => 0,
-        offset => {
-            let (hours, minutes) = offset.get(1..)?.split_once(':')?;
-            let offset_seconds =
-                i64::from(fields::number::<u32>(hours)?) * 3600 + i64::from(fields::number::<u32>(minutes)?) * 60;
-            match offset.as_bytes().first()? {
-                b'+' => offset_seconds,
-                b'-' => -offset_seconds,
-                _ => return None,
-            }
-        }
-    };
-    let seconds = i64::try_from(seconds).ok()?.checked_sub(offset)?;
-    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(u64::try_from(seconds).ok()?))
+    OffsetDateTime::parse(text, &Rfc3339).ok().map(SystemTime::from)
 }
 
 #[cfg(test)]

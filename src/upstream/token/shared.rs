@@ -7,11 +7,11 @@ use http::HeaderValue;
 use sha2::{Digest, Sha256};
 use url::{Position, Url};
 
-use crate::cache::hex;
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
 
 /// Where nodes find each other's tokens.
+#[deny(missing_docs)]
 #[async_trait]
 pub trait SharedTokens: Send + Sync {
     /// A token and how long it is still good. A short while at most; `None` also when there is nobody to ask.
@@ -35,5 +35,5 @@ pub fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&He
         print.update((part.len() as u64).to_be_bytes());
         print.update(part);
     }
-    hex(&print.finalize())
+    hex::encode(print.finalize())
 }
