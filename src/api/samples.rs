@@ -11,7 +11,7 @@ use crate::fleet::FleetStatus;
 use crate::metrics::{BucketSamples, Samples};
 
 impl Api {
-    /// As of now.
+    /// Samples of all that is counted elsewhere, now.
     pub(super) fn samples(&self, config: &Config) -> Samples {
         let store = self.fills.store.stats();
         let catalog = self.fills.catalog.status();

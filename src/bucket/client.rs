@@ -494,7 +494,7 @@ pub async fn piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
 /// Waits for an answer for `limit`.
 ///
 /// # Errors
-/// As `asked`; or there was none.
+/// Those of `asked`; or there was no answer.
 pub async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let answer = tokio::time::timeout(limit, asked).await;
     answer.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no answer within {limit:?}"))))

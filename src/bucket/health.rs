@@ -115,7 +115,7 @@ impl Bucket {
         }
     }
 
-    /// As of now.
+    /// How the bucket fares now.
     pub fn status(&self) -> BucketStatus {
         let waiting = self.queue.waiting();
         let standing = self.breaker.standing();

@@ -267,7 +267,7 @@ impl Object {
         }
     }
 
-    /// It may be read to its end and is not kept: it was flushed.
+    /// The object was flushed: it may be read to its end, and is not kept.
     pub fn doom(&self) {
         self.doomed.store(true, SeqCst);
     }

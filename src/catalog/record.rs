@@ -10,7 +10,7 @@ pub enum Class {
 }
 
 impl Class {
-    /// As it is written in queries and answers.
+    /// The class in words, for queries and answers.
     pub fn name(self) -> &'static str {
         match self {
             Class::Immutable => "immutable",
@@ -59,7 +59,7 @@ pub struct Record {
 pub enum Event {
     /// A fill was admitted. If the object was known, its `first_seen` and hits are kept; `object.hits` is added.
     Stored { object: Box<Record> },
-    /// It was served. [`super::Catalog::hits`] says the same without owned texts.
+    /// The object was served. [`super::Catalog::hits`] says the same without owned texts.
     Hit {
         remote: String,
         path: String,
@@ -74,7 +74,7 @@ pub enum Event {
         fresh_until: Option<i64>,
         at: i64,
     },
-    /// It is no longer stored: evicted, flushed, or gone upstream.
+    /// The object is no longer stored: evicted, flushed, or gone upstream.
     Removed { remote: String, path: String, form: String },
 }
 

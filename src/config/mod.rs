@@ -7,8 +7,10 @@
 
 mod address;
 mod context;
+mod credentials;
 mod environment;
 mod flags;
+mod headers;
 mod model;
 mod pattern;
 mod problem;

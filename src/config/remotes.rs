@@ -2,26 +2,22 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, header};
 use indexmap::IndexMap;
 use url::Url;
 
 use super::address;
 use super::context::Context;
+use super::credentials::credentials;
 use super::environment::Environment;
-use super::model::{
-    Credentials, CredentialsWithin, FileHost, OwnHost, Package, Password, PasswordCommand, Remote, RemoteType, Secret,
-    TarballUrls, Timeouts, Ttls,
-};
+use super::headers::{headers, headers_keep};
+use super::model::{CredentialsWithin, FileHost, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 use super::pattern::Pattern;
 use super::problem::{Fault, Pos, Report};
-use super::section::{Elsewhere, Section, Text};
+use super::section::{Elsewhere, Section};
 use super::settings;
 use super::values::nearest;
 use super::yaml::{self, Document, Entry};
@@ -31,9 +27,6 @@ const PYPI_INDEX_HOST: &str = "pypi.org";
 /// Where that index keeps its files: a `base_url` on this host has no index of its own.
 const PYPI_FILES_HOST: &str = "files.pythonhosted.org";
 
-/// A password that a program wrote is asked for again after this: Google's tokens live for an hour, Amazon's for twelve.
-const PASSWORD_TTL: Duration = Duration::from_secs(600);
-const MAX_PASSWORD_FILE: u64 = 64 * 1024;
 const MAX_QUARANTINE_DAYS: u32 = 36_500;
 
 const KEYS: &[&str] = &[
@@ -373,198 +366,6 @@ fn choice<T: Copy>(text: &str, options: &[(&'static str, T)]) -> Result<T, Fault
         Some(near) => fault.hint(format!("did you mean {near}?")),
         None => fault,
     })
-}
-
-fn credentials(section: &Section<'_>) -> Option<Credentials> {
-    let cx = section.cx;
-    let check = |key: &str, text: Text| {
-        if text.value.is_empty() || text.value.contains(|c: char| c.is_control()) {
-            cx.error(
-                text.at,
-                Fault::new(format!("`{key}` is empty or holds a control character")),
-            );
-        }
-        text
-    };
-    let username = section.text("username").map(|text| check("username", text));
-    if let Some(text) = username.as_ref().filter(|text| text.value.contains(':')) {
-        let fault = Fault::new("`username` holds a colon, which Basic authentication cannot carry");
-        cx.error(
-            text.at,
-            fault.hint("write the name and the password under their own keys"),
-        );
-    }
-    let keys = ["password", "password_file", "password_command"];
-    let mut given = keys.into_iter().filter_map(|key| section.entry(key));
-    let password_key = given.next();
-    for second in given {
-        let first = password_key.map_or("", |entry| entry.key.as_str());
-        let fault = Fault::new(format!("both `{first}` and `{}` are given", second.key));
-        cx.error(second.at, fault.hint("remove one of them"));
-    }
-    let password = section.text("password").map(|text| check("password", text).value);
-    let from_file = section
-        .text("password_file")
-        .and_then(|text| match password_file(cx, &text.value) {
-            Ok(password) => Some(password),
-            Err(fault) => {
-                cx.error(text.at, fault.about(format_args!("`password_file` {:?}", text.source)));
-                None
-            }
-        });
-    let command = password_command(section);
-    match (section.entry("username"), password_key) {
-        (Some(username), None) => {
-            let fault = Fault::new("`username` without `password`");
-            cx.error(
-                username.at,
-                fault.hint("add `password: ${NAME}`, `password_file: PATH` or `password_command: [program, argument]`"),
-            );
-        }
-        (None, Some(password)) => {
-            let fault = Fault::new(format!("`{}` without `username`", password.key));
-            cx.error(
-                password.at,
-                fault.hint("add `username`; a bearer token goes into `headers`"),
-            );
-        }
-        _ => {}
-    }
-    let fixed = password.or(from_file).map(|text| Password::Fixed(Secret::new(text)));
-    Some(Credentials {
-        username: username?.value,
-        password: fixed.or(command.map(Password::Command))?,
-    })
-}
-
-/// A program that writes the password, for those that expire.
-fn password_command(section: &Section<'_>) -> Option<PasswordCommand> {
-    let ttl = section.timeout("password_command_ttl");
-    let Some(entry) = section.entry("password_command") else {
-        if let Some(entry) = section.entry("password_command_ttl") {
-            let fault = Fault::new("`password_command_ttl` without `password_command`");
-            section.cx.error(entry.at, fault.hint("remove it"));
-        }
-        return None;
-    };
-    let words = section.list("password_command", |word| match word.contains('\0') {
-        true => Err(Fault::new("holds a NUL byte")),
-        false => Ok(word.to_owned()),
-    })?;
-    let argv: Vec<String> = words.into_iter().map(|(_, word)| word).collect();
-    if argv.first().is_none_or(String::is_empty) {
-        let fault = Fault::new("`password_command` names no program");
-        section
-            .cx
-            .error(entry.value.at, fault.hint("write a list: [program, argument, …]"));
-        return None;
-    }
-    Some(PasswordCommand {
-        argv,
-        ttl: ttl.unwrap_or(PASSWORD_TTL),
-    })
-}
-
-fn password_file(cx: Context<'_>, path: &str) -> Result<String, Fault> {
-    let mut bytes = Vec::new();
-    let file = File::open(cx.resolve(path)).and_then(|file| file.take(MAX_PASSWORD_FILE + 1).read_to_end(&mut bytes));
-    file.map_err(|error| Fault::new(format!("cannot be read: {error}")).hint("the path is relative to this file"))?;
-    if bytes.len() as u64 > MAX_PASSWORD_FILE {
-        return Err(Fault::new("too large for a password"));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| Fault::new("does not hold UTF-8"))?;
-    let text = text.trim_end_matches(['\r', '\n']);
-    if text.is_empty() || text.contains(|c: char| c.is_control()) {
-        return Err(Fault::new("is empty, or holds more than one line"));
-    }
-    Ok(text.to_owned())
-}
-
-/// Headers that the proxy itself must decide, or every cached answer would be wrong.
-fn is_reserved(name: &HeaderName) -> bool {
-    const RESERVED: [&str; 16] = [
-        "accept",
-        "accept-encoding",
-        "connection",
-        "content-length",
-        "expect",
-        "host",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "proxy-connection",
-        "range",
-        "te",
-        "trailer",
-        "via",
-        "transfer-encoding",
-        "upgrade",
-    ];
-    RESERVED.contains(&name.as_str()) || name.as_str().starts_with("if-")
-}
-
-fn headers(section: &Section<'_>, has_credentials: bool) -> Vec<(HeaderName, HeaderValue)> {
-    let cx = section.cx;
-    let mut headers: Vec<(HeaderName, HeaderValue)> = Vec::new();
-    for entry in section.free("headers").unwrap_or_default() {
-        let Ok(name) = HeaderName::from_bytes(entry.key.as_bytes()) else {
-            cx.error(
-                entry.at,
-                Fault::new(format!("`headers`: {:?} is no name of a header", entry.key)),
-            );
-            continue;
-        };
-        if is_reserved(&name) {
-            let fault = Fault::new(format!("`headers`: {} is set by the proxy itself", entry.key));
-            cx.error(entry.at, fault.hint("remove it"));
-        }
-        if headers.iter().any(|(other, _)| *other == name) || entry.duplicate_of.is_some() {
-            cx.error(
-                entry.at,
-                Fault::new(format!("`headers`: {} stands here twice", entry.key)).hint("remove one"),
-            );
-        }
-        if name == header::AUTHORIZATION && has_credentials {
-            let fault = Fault::new("`headers`: Authorization and `username` are two answers to one question");
-            cx.error(entry.at, fault.hint("remove one of them"));
-        }
-        let Some(text) = section.free_text("headers", entry) else {
-            continue;
-        };
-        // The value may be a secret: it is not repeated.
-        match HeaderValue::from_str(&text.value) {
-            Ok(value) if text.value.trim() == text.value => headers.push((name, value)),
-            _ => {
-                let fault = Fault::new(format!(
-                    "`headers`: the value of {} is not one that HTTP can carry",
-                    entry.key
-                ));
-                cx.error(
-                    text.at,
-                    fault.hint("use visible ASCII characters, and no spaces around them"),
-                );
-            }
-        }
-    }
-    for (_, value) in &mut headers {
-        value.set_sensitive(true);
-    }
-    headers
-}
-
-/// Names of upstream's header fields that clients get besides those that describe content.
-fn headers_keep(section: &Section<'_>) -> Vec<HeaderName> {
-    let names = section.list("headers_keep", |text| {
-        let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| Fault::new("is no name of a header"))?;
-        match crate::headers::may_be_kept(&name) {
-            true => Ok(name),
-            false => Err(
-                Fault::new("is never passed on: it is the connection's, a cache's or this proxy's own")
-                    .hint("remove it"),
-            ),
-        }
-    });
-    names.unwrap_or_default().into_iter().map(|(_, name)| name).collect()
 }
 
 /// What stands before `/simple/…`. The public files host has no index of its own: it belongs to the public index,

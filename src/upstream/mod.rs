@@ -10,6 +10,7 @@ mod negotiation;
 mod own;
 mod password;
 mod places;
+mod question;
 mod range;
 mod resolver;
 mod token;

@@ -4,8 +4,8 @@
 //! A token belongs to a remote and a scope, and is asked for once however many fetches wait for it.
 
 mod answer;
+mod asker;
 mod greeting;
-mod question;
 mod service;
 mod shared;
 
@@ -19,13 +19,12 @@ use quick_cache::sync::Cache;
 use tokio::sync::Mutex;
 use url::Url;
 
-use super::Upstream;
 use super::challenge::Challenge;
 use super::failure::Failure;
 use super::password::Basic;
 use crate::config::Remote;
 use answer::Life;
-use greeting::Greeting;
+pub use asker::{Answer, Asker};
 pub use shared::SharedTokens;
 
 /// Scopes whose tokens are kept.
@@ -78,6 +77,9 @@ struct Made {
     /// See [`Grant::fresh`].
     fresh: bool,
 }
+
+/// What a registry wants of everybody, by its answer to the question for its version, and when that was asked.
+type Greeting = Option<(Instant, Result<Option<Challenge>, Failure>)>;
 
 /// All tokens.
 pub struct Tokens {
@@ -135,7 +137,7 @@ impl Tokens {
     /// The token service failed, or refuses.
     pub async fn known(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &dyn Asker,
         remote: &Arc<Remote>,
         scope: &str,
     ) -> Result<Option<Grant>, Failure> {
@@ -153,12 +155,7 @@ impl Tokens {
     }
 
     /// What is known of `scope` itself.
-    async fn kept(
-        &self,
-        upstream: &Arc<Upstream>,
-        remote: &Arc<Remote>,
-        scope: &str,
-    ) -> Result<Option<Grant>, Failure> {
+    async fn kept(&self, upstream: &dyn Asker, remote: &Arc<Remote>, scope: &str) -> Result<Option<Grant>, Failure> {
         let Some(slot) = self.known.get(&self.key(remote, scope)) else {
             return Ok(None);
         };
@@ -183,7 +180,7 @@ impl Tokens {
     /// The token service failed, or refuses; or upstream wants credentials that the remote does not have.
     pub async fn grant(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &dyn Asker,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
@@ -236,7 +233,7 @@ impl Tokens {
     /// `refused`: upstream has refused what the remote's password gave.
     async fn renew(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &dyn Asker,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
@@ -249,7 +246,7 @@ impl Tokens {
                     let stale = known.refused.as_ref();
                     self.token(upstream, remote, scope, challenge, refused, stale).await
                 }
-                _ => match upstream.passwords.basic(remote, refused).await? {
+                _ => match upstream.passwords().basic(remote, refused).await? {
                     Some(Basic { header, until }) => Ok(Made {
                         header,
                         life: until.map(|end| Life { renew: end, end }),
@@ -338,6 +335,7 @@ mod tests {
 
     use super::*;
     use crate::formats::testing::remote;
+    use crate::upstream::Upstream;
     use crate::upstream::challenge::{best, challenges};
 
     /// What nodes share, in memory.

@@ -40,7 +40,7 @@ impl Store {
     /// [`Store::create`], for what the bucket or another node has.
     ///
     /// # Errors
-    /// As [`Store::create`].
+    /// Those of [`Store::create`].
     pub async fn restore(
         &'static self,
         key: Key,
@@ -56,7 +56,7 @@ impl Store {
     /// [`Store::restore`], of what clients are not to get before it is complete.
     ///
     /// # Errors
-    /// As [`Store::create`].
+    /// Those of [`Store::create`].
     pub async fn restore_hidden(
         &'static self,
         key: Key,
@@ -137,7 +137,7 @@ impl Store {
             .await;
         let opened = opened.unwrap_or_else(|| Err(NoSpace::Io(io::ErrorKind::TimedOut.into())));
         let (unnamed, reading, space, reserved) = opened?;
-        // By the writer.
+        // By the writer, which gives back what it does not need.
         reserved.taken_over();
         Ok((unnamed, reading, space))
     }

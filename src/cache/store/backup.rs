@@ -10,7 +10,7 @@ pub trait Backup: Send + Sync {
     /// An object of `hash` is about to get its name. [`Backup::admitted`] follows, however that goes.
     ///
     /// # Errors
-    /// It cannot be seen to that the object will be in the bucket: it is not stored.
+    /// That the object will be in the bucket cannot be seen to: it is not stored.
     fn admitting(&self, hash: &Hash) -> io::Result<()>;
     /// What is stored under `hash` now, and takes `bytes` of the disk, is to be in the bucket.
     fn admitted(&self, hash: &Hash, bytes: u64);

@@ -29,7 +29,7 @@ pub struct StoreStats {
 }
 
 impl Store {
-    /// As of now.
+    /// How the store fares now.
     pub fn stats(&self) -> StoreStats {
         let damage = self.damage.lock().clone();
         StoreStats {

@@ -13,7 +13,7 @@ use crate::cache::key::{Hash, Key};
 #[derive(Debug)]
 pub struct Stored {
     pub described: Described,
-    /// It is known to be in the bucket too.
+    /// The bucket is known to have the object too.
     pub backed_up: bool,
     pub file: fs::File,
     /// Where the body starts in the file.

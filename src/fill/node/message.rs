@@ -39,7 +39,7 @@ pub enum Reply {
         life: Life,
         /// Length and SHA-256 of the whole body, where it is complete.
         finished: Option<(u64, [u8; 32])>,
-        /// It was, or is being, fetched from upstream for this.
+        /// The object was, or is being, fetched from upstream for this.
         fetched: bool,
     },
     /// What was said to be there already is current.
@@ -55,7 +55,7 @@ pub enum Reply {
     Unreachable,
     /// What is, or was, got here cannot be passed on: ask upstream.
     Yours,
-    /// It is not here (any more).
+    /// The object is not here (any more).
     Nothing,
     /// Who is asked, to a question for nothing, or to one that was meant for the node of another URL.
     Node { name: String, url: Option<String> },
@@ -138,7 +138,7 @@ impl Life {
         }
     }
 
-    /// As the store takes it.
+    /// Class and times, for the store.
     pub fn parts(self) -> (Class, Millis, Millis) {
         let class = if self.immutable {
             Class::Immutable

@@ -10,7 +10,7 @@ use crate::upstream::tunnel;
 
 impl Exchange {
     /// For `upstream_request_filter`: replaces whatever request Pingora prepared by the one to be sent. Nothing of a
-    /// client's request survives but what [`Ask`] names.
+    /// client's request survives but what [`super::Ask`] names.
     ///
     /// # Errors
     /// A header that cannot be built.

@@ -4,26 +4,22 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Tokens;
-use super::question::{Answer, ask};
+use super::asker::{Answer, Asker};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
 use crate::formats::docker;
-use crate::upstream::Upstream;
 use crate::upstream::challenge::{Challenge, best};
 use crate::upstream::failure::Failure;
 
 /// How long a registry wants of everybody what it wanted when it was asked.
 const GREETED: Duration = Duration::from_secs(60);
 
-/// What a registry wants of everybody, by its answer to the question for its version, and when that was asked.
-pub type Greeting = Option<(Instant, Result<Option<Challenge>, Failure>)>;
-
 impl Tokens {
     /// What a registry wants to see of whoever comes (distribution-spec, "Determining Support"), for a remote that has
     /// credentials.
     pub(super) async fn wanted_of_everybody(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &dyn Asker,
         remote: &Arc<Remote>,
     ) -> Result<Option<Challenge>, Failure> {
         if remote.credentials.is_none() || remote.base_url.is_none() {
@@ -43,12 +39,12 @@ impl Tokens {
         wanted
     }
 
-    async fn greet(&self, upstream: &Arc<Upstream>, remote: &Arc<Remote>) -> Result<Option<Challenge>, Failure> {
+    async fn greet(&self, upstream: &dyn Asker, remote: &Arc<Remote>) -> Result<Option<Challenge>, Failure> {
         let question = ExactUrl {
             url: docker::version_url(remote),
             query: None,
         };
-        let Answer { status, offered, .. } = ask(upstream, remote, &question, None).await?;
+        let Answer { status, offered, .. } = upstream.ask(remote, &question, None).await?;
         match status {
             401 => Ok(best(offered)),
             // Without what it wants, a question might be answered as if there were nothing.

@@ -7,12 +7,11 @@ use http::HeaderValue;
 use url::{Url, form_urlencoded};
 
 use super::answer::{BEARER, bearer, read};
-use super::question::{Answer, ask};
+use super::asker::{Answer, Asker};
 use super::shared::shared_name;
 use super::{Made, Tokens};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
-use crate::upstream::Upstream;
 use crate::upstream::challenge::Challenge;
 use crate::upstream::failure::Failure;
 use crate::upstream::password::Basic;
@@ -23,7 +22,7 @@ impl Tokens {
     /// this very one was `stale`; else one that it is asked for.
     pub(super) async fn token(
         &self,
-        upstream: &Arc<Upstream>,
+        upstream: &dyn Asker,
         remote: &Arc<Remote>,
         scope: &str,
         challenge: &Challenge,
@@ -45,7 +44,7 @@ impl Tokens {
         }
         let header = |basic: Option<Basic>| basic.map(|basic| basic.header);
         let mut credentials = match trusted {
-            true => header(upstream.passwords.basic(remote, false).await?),
+            true => header(upstream.passwords().basic(remote, false).await?),
             false => None,
         };
         if let Some(shared) = self.shared.get().filter(|_| !refused)
@@ -62,7 +61,7 @@ impl Tokens {
         }
         let mut refused = false;
         loop {
-            let asked = ask(upstream, remote, &question, credentials.clone());
+            let asked = upstream.ask(remote, &question, credentials.clone());
             let Answer { status, body, .. } = asked.await?;
             let host = url.host_str().unwrap_or_default();
             match status {
@@ -85,7 +84,7 @@ impl Tokens {
                     if trusted && !refused {
                         refused = true;
                         // A program may have another password by now.
-                        let renewed = header(upstream.passwords.basic(remote, true).await?);
+                        let renewed = header(upstream.passwords().basic(remote, true).await?);
                         if renewed != credentials {
                             credentials = renewed;
                             continue;
@@ -124,8 +123,8 @@ impl Tokens {
     }
 }
 
-/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token is for one repository, and
-/// for reading.
+/// What a token service is asked. What a challenge says of the scope is not taken over, in its realm's query neither: a token
+/// is for one repository, and for reading.
 fn question(realm: ExactUrl, service: Option<&str>, scope: &str) -> ExactUrl {
     let mut asked = form_urlencoded::Serializer::new(String::new());
     if let Some(service) = service {

@@ -1,48 +1,46 @@
-//! One question to a token service, or to a registry about itself, and its whole answer.
+//! A short question and its whole answer: to a token service, or to a registry about itself.
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderValue, Method};
 
+use super::Upstream;
+use super::challenge::challenges;
+use super::exchange::{Ask, Exchange};
+use super::failure::Failure;
+use super::password::Passwords;
+use super::token::{Answer, Asker};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
-use crate::upstream::Upstream;
-use crate::upstream::challenge::{Challenge, challenges};
-use crate::upstream::exchange::{Ask, Exchange};
-use crate::upstream::failure::Failure;
 
 /// No service's answer is longer.
 const MAX_ANSWER: usize = 1 << 20;
 
-/// What was answered.
-pub struct Answer {
-    pub status: u16,
-    /// What the remote wants to see; of another host nothing.
-    pub offered: Vec<Challenge>,
-    pub body: Vec<u8>,
-}
+#[async_trait]
+impl Asker for Arc<Upstream> {
+    async fn ask(
+        &self,
+        remote: &Arc<Remote>,
+        question: &ExactUrl,
+        credentials: Option<HeaderValue>,
+    ) -> Result<Answer, Failure> {
+        // The answer is small: its first byte and its last come together.
+        let limit = remote.timeouts.connect + remote.timeouts.first_byte;
+        match tokio::time::timeout(limit, ask(self, remote, question, credentials)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::timed_out(remote, &question.url)),
+        }
+    }
 
-/// Asks a token service, or a registry about itself.
-///
-/// # Errors
-/// There is no answer in time, or none that can be read.
-pub async fn ask(
-    upstream: &Arc<Upstream>,
-    remote: &Arc<Remote>,
-    question: &ExactUrl,
-    credentials: Option<HeaderValue>,
-) -> Result<Answer, Failure> {
-    // The answer is small: its first byte and its last come together.
-    let limit = remote.timeouts.connect + remote.timeouts.first_byte;
-    match tokio::time::timeout(limit, ask_with_patience(upstream, remote, question, credentials)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(Failure::timed_out(remote, &question.url)),
+    fn passwords(&self) -> &Passwords {
+        &self.passwords
     }
 }
 
 /// Goes the way of any other question, redirects and addresses included.
-async fn ask_with_patience(
+async fn ask(
     upstream: &Arc<Upstream>,
     remote: &Arc<Remote>,
     question: &ExactUrl,
