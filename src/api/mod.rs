@@ -292,10 +292,8 @@ fn root(config: &Config) -> serde_json::Value {
                 RemoteType::Remote => "remote",
                 RemoteType::Local => "local",
             };
-            let url = match remote.package {
-                crate::config::Package::Docker => format!("/v2/{}/", remote.name),
-                _ => format!("/api/v1/remote/{}/", remote.name),
-            };
+            let root = formats::of_remote(remote).root().unwrap_or("/api/v1/remote/");
+            let url = format!("{root}{}/", remote.name);
             let about = json!({
                 "type": kind,
                 "package": remote.package.name(),

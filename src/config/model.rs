@@ -285,10 +285,11 @@ pub enum Package {
     Pypi,
     Npm,
     Helm,
+    Cargo,
 }
 
 impl Package {
-    pub const ALL: [Package; 7] = [
+    pub const ALL: [Package; 8] = [
         Package::Generic,
         Package::Alpine,
         Package::Rpm,
@@ -296,6 +297,7 @@ impl Package {
         Package::Pypi,
         Package::Npm,
         Package::Helm,
+        Package::Cargo,
     ];
 
     /// As written in `remotes.yaml`.
@@ -308,6 +310,7 @@ impl Package {
             Package::Pypi => "pypi",
             Package::Npm => "npm",
             Package::Helm => "helm",
+            Package::Cargo => "cargo",
         }
     }
 }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, Method, header};
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use url::Url;
@@ -178,15 +178,16 @@ impl Wanted {
         // What is fetched as it comes is not known to be that content.
         if let (Some(digest), Some(_)) = (&self.asset.digest, &self.expected) {
             let text = digest.to_string();
-            says.insert(CONTENT_DIGEST, headers::value(&text));
+            if let Some(field) = &self.asset.digest_field {
+                says.insert(field.clone(), headers::value(&text));
+            }
             says.insert(header::ETAG, headers::value(&format!("\"{text}\"")));
         }
         says
     }
 }
 
-/// distribution-spec, "Pulling manifests": what a registry says of the body that it sends.
-pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+pub use crate::formats::docker::CONTENT_DIGEST;
 
 /// How an object came to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
 use url::Url;
 
 use super::links::{self, Style};
@@ -19,6 +20,9 @@ pub struct Asset {
     pub governing: String,
     /// The class by nature of the ecosystem; `None` leaves it to the patterns.
     pub nature: Option<Class>,
+    /// By nature of the ecosystem, upstream is asked conditionally when a mutable document expires, whatever the configuration
+    /// says.
+    pub revalidated: bool,
     pub location: Location,
     /// Which of the documents under this path fits the client's `Accept` best.
     pub form: Form,
@@ -30,6 +34,8 @@ pub struct Asset {
     pub view: Option<View>,
     /// The digest that the path names its content by: such content never changes, and is verified.
     pub digest: Option<Expected>,
+    /// The header field in which answers name that digest.
+    pub digest_field: Option<HeaderName>,
     /// The path under which content with a digest is stored, the same for all paths of the remote that name it.
     pub shared_path: Option<String>,
     pub binding: Binding,
@@ -61,8 +67,24 @@ pub struct Foreign {
     pub urls: [Url; 2],
     /// The names by which an index names the file that governs this one, in the same order.
     pub named: [String; 2],
+    /// An index names what such files are below ([`links::LinkMap::map_template`]), none by a link of its own.
+    pub is_below_prefix: bool,
     /// The index that would name it: a path below the remote.
     pub index: Option<String>,
+}
+
+impl Foreign {
+    /// Each name by which an index may have named it, with the URL that it stands for then.
+    pub fn names(&self) -> impl Iterator<Item = (String, &Url)> {
+        let each = self.named.iter().zip(&self.urls);
+        each.flat_map(|(name, url)| {
+            let names = match self.is_below_prefix {
+                true => links::prefixes(name),
+                false => vec![name.clone()],
+            };
+            names.into_iter().map(move |name| (name, url))
+        })
+    }
 }
 
 /// A document that is rewritten.
@@ -132,12 +154,14 @@ impl Asset {
             remote: Arc::clone(remote),
             governing,
             nature: None,
+            revalidated: false,
             location,
             form: Form::ONLY,
             varies: false,
             presented_as: None,
             view: None,
             digest: None,
+            digest_field: None,
             shared_path: None,
             binding: Binding::Alone,
             pages: false,
@@ -159,6 +183,15 @@ impl Asset {
         self
     }
 
+    /// The index names a file on another host by what it is below, not by a link of its own.
+    #[must_use]
+    pub fn below_prefix(mut self) -> Self {
+        if let Location::Foreign(file) = &mut self.location {
+            file.is_below_prefix = true;
+        }
+        self
+    }
+
     /// What it is stored under.
     pub fn key(&self) -> Key {
         match &self.shared_path {
@@ -175,7 +208,8 @@ impl Asset {
     /// The key of the name it is asked for by, where several names share what is stored: what upstream refuses, it refuses
     /// by this one.
     pub fn name_key(&self) -> Option<Key> {
-        let name = || Key::new(&self.remote.name, &self.path.encoded, None, "");
+        let query = self.path.query.as_deref();
+        let name = || Key::new(&self.remote.name, &self.path.encoded, query, "");
         self.shared_path.is_some().then(name)
     }
 
@@ -209,6 +243,7 @@ fn foreign(path: &ArtifactPath, cut: usize) -> Location {
         (Some(urls), Some(named)) => Location::Foreign(Box::new(Foreign {
             urls,
             named: named.map(|url| links::named(&url)),
+            is_below_prefix: false,
             index: None,
         })),
         _ => Location::Nowhere,

@@ -11,7 +11,7 @@ pub mod referrers;
 
 use std::sync::LazyLock;
 
-use http::Method;
+use http::{HeaderName, Method};
 use serde_json::json;
 use url::Url;
 
@@ -34,6 +34,8 @@ pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+/// distribution-spec, "Pulling manifests": what a registry says of the body that it sends.
+pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The types of manifests that decide what a tag resolves to.
 const TYPES: [&str; 4] = [INDEX, DOCKER_LIST, MANIFEST, DOCKER_MANIFEST];
 /// All of them: a client that names these, or takes anything.
@@ -170,7 +172,7 @@ fn api(base: &Url) -> (&'static str, &str) {
 ///
 /// # Panics
 /// Without a `base_url`, as [`links::under_base`].
-pub fn version_url(remote: &Remote) -> Url {
+fn version_url(remote: &Remote) -> Url {
     let mut url = links::under_base(remote, &ArtifactPath::default());
     let path = match api(&url) {
         ("", _) => "/v2/".to_owned(),
@@ -199,6 +201,15 @@ fn beside(path: &str, digest: &str) -> Option<String> {
 }
 
 impl Format for Docker {
+    /// distribution-spec, "Endpoints".
+    fn root(&self) -> Option<&'static str> {
+        Some("/v2/")
+    }
+
+    fn greeting_url(&self, remote: &Remote) -> Option<Url> {
+        Some(version_url(remote))
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let Asked {
             remote,
@@ -235,6 +246,7 @@ impl Format for Docker {
         asset.token_scope = Some(format!("repository:{part}{prefix}{name}:pull"));
         let is_content = matches!(what, What::Manifest(_) | What::Blob(_));
         asset.nature = (!is_content).then_some(Class::Mutable);
+        asset.digest_field = is_content.then_some(CONTENT_DIGEST);
         asset.varies = matches!(what, What::Tag(_) | What::Manifest(_));
         asset.pages = queried;
         let listed = |accept| Form {

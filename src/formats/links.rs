@@ -95,6 +95,34 @@ pub fn named(url: &Url) -> String {
     name
 }
 
+/// Stands for whatever follows a prefix (RFC 6570 section 3.2.3). No name of a URL has braces.
+const REST: &str = "{+rest}";
+/// So many folders of a path are looked at for a prefix.
+const MAX_PREFIXES: usize = 16;
+
+/// The name of everything below the folder, or behind the `?`, that stands before the first variable of a template, whose URL
+/// this is.
+fn named_prefix(template: &Url) -> String {
+    let name = named(template);
+    let fixed = &name[..name.find("%7B").unwrap_or(name.len())];
+    let end = fixed.rfind(['/', '?']).map_or(fixed.len(), |at| at + 1);
+    format!("{}{REST}", &fixed[..end])
+}
+
+/// The names of the prefixes that a URL, of which this is the name, may be named by: the widest first.
+pub fn prefixes(name: &str) -> Vec<String> {
+    let root = name.find("://").map_or(0, |at| at + 3);
+    let (path, query) = name
+        .split_once('?')
+        .map_or((name, None), |(path, query)| (path, Some(query)));
+    let folders = path
+        .match_indices('/')
+        .map(|(at, _)| at + 1)
+        .filter(move |end| *end > root);
+    let ends = folders.take(MAX_PREFIXES).chain(query.map(|_| path.len() + 1));
+    ends.map(|end| format!("{}{REST}", &name[..end])).collect()
+}
+
 /// Host and, unless it is the scheme's own, port.
 fn authority(url: &Url) -> String {
     match (url.host_str(), url.port()) {
@@ -317,6 +345,21 @@ impl LinkMap {
     /// What `link` becomes; `None` leaves it as it is: it has another scheme. What is no URL, and may be one to others,
     /// leads nowhere, and is counted.
     pub fn map(&mut self, link: &str) -> Option<String> {
+        self.map_named(link, named)
+    }
+
+    /// What a template of links becomes, in which the client puts something in place of each of `variables`, braces included.
+    /// On another host, whatever is below the part before the first of them counts as named. `None` as for [`LinkMap::map`].
+    pub fn map_template(&mut self, template: &str, variables: &[&str]) -> Option<String> {
+        let mut mapped = self.map_named(template, named_prefix)?;
+        for variable in variables {
+            mapped = mapped.replace(&normal(variable, PATH), variable);
+        }
+        Some(mapped)
+    }
+
+    /// `name`: what is remembered of a URL on another host.
+    fn map_named(&mut self, link: &str, name: fn(&Url) -> String) -> Option<String> {
         let ExactUrl { url, query } = match ExactUrl::join(&self.document, link) {
             Ok(found) => found,
             Err(_) if has_other_scheme(link) => return None,
@@ -343,7 +386,7 @@ impl LinkMap {
             out.push_str(&plain);
         } else {
             push_foreign(&mut out, &authority, &collapse(&path));
-            self.remember(&url);
+            self.remember(name(&url));
         }
         if let Some(query) = query {
             out.push('?');
@@ -369,8 +412,7 @@ impl LinkMap {
         })
     }
 
-    fn remember(&mut self, url: &Url) {
-        let name = named(url);
+    fn remember(&mut self, name: String) {
         let hash = self.hash.hash_one(&name);
         if self.seen.contains(&hash) {
             return;

@@ -7,6 +7,7 @@
 pub mod accept;
 mod alpine;
 pub mod asset;
+mod cargo;
 pub mod docker;
 mod generic;
 mod helm;
@@ -109,7 +110,7 @@ pub trait Rewriter: Send {
     /// The document is complete: appends the rest.
     fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError>;
     /// Links to other hosts or outside `base_url` that were rewritten to `-/host/…` since the last call, as absolute
-    /// URLs without fragment: what such a path may be asked for later.
+    /// URLs without fragment, or as prefixes of URLs: what such a path may be asked for later.
     fn take_foreign(&mut self) -> Vec<String>;
     /// Links that should have been rewritten and could not be (unparsable): counted in production.
     fn escaped(&self) -> u64;
@@ -121,6 +122,17 @@ pub trait Format: Send + Sync {
     /// Reads what is asked for to all that is known of it.
     fn read(&self, asked: Asked<'_>) -> Reading {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
+    }
+
+    /// The path under which the ecosystem's clients ask, with slashes on both ends, where that is not ours to choose.
+    fn root(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// Where upstream says whom it lets in, where an ecosystem has such a place. Only called for remotes with a `base_url`.
+    fn greeting_url(&self, remote: &Remote) -> Option<Url> {
+        let _ = remote;
+        None
     }
 
     /// The status to pass on where upstream answers an error.
@@ -151,6 +163,7 @@ pub fn of(package: Package) -> &'static dyn Format {
         Package::Pypi => &pypi::Pypi,
         Package::Npm => &npm::Npm,
         Package::Helm => &helm::Helm,
+        Package::Cargo => &cargo::Cargo,
     }
 }
 

@@ -63,7 +63,7 @@ pub fn classify(asset: &Asset) -> Option<Policy> {
         class,
         basis,
         ttl,
-        conditional: class == Class::Mutable && own_mutable && remote.check_mutable_updates,
+        conditional: class == Class::Mutable && (asset.revalidated || own_mutable && remote.check_mutable_updates),
     })
 }
 

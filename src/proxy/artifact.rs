@@ -346,7 +346,7 @@ impl Client {
             relay::answer(session, &request, &answer, source).await?;
             return Ok(true);
         }
-        let url = match self.upstream_url(&request).await {
+        let url = match self.upstream_url(&request.asset, &request.remote_url).await {
             Ok(url) => url,
             Err(problem) => {
                 let problem = problem.at(&request.remote.name, &request.path.encoded);

@@ -7,28 +7,28 @@ use http::{Method, header};
 use url::Url;
 
 use super::Client;
-use super::artifact::Request;
 use crate::cache::now_ms;
 use crate::catalog::CatalogError;
 use crate::config::Remote;
 use crate::fill::view::{Rewriting, Spec};
 use crate::fill::{Outcome, Wanted};
-use crate::formats::{self, Foreign, Location, path};
+use crate::formats::{self, Asset, Foreign, Location, path};
 use crate::policy;
 use crate::session::reply::Problem;
 use crate::upstream::listed;
 
 impl Client {
-    /// Where upstream has it; for a path on another host, whether it may be asked there at all.
-    pub(super) async fn upstream_url(&self, request: &Request) -> std::result::Result<Url, Problem> {
-        let file = match &request.location {
+    /// Where upstream has `asset`; for a path on another host, whether it may be asked there at all. `remote_url`: the remote's
+    /// root as the client knows it, where that is known.
+    pub(super) async fn upstream_url(&self, asset: &Asset, remote_url: &str) -> std::result::Result<Url, Problem> {
+        let file = match &asset.location {
             Location::Upstream(url) => return Ok(url.clone()),
             Location::Foreign(file) => file,
             Location::Local | Location::Nowhere => {
                 return Err(Problem::new(404, "`-/host/` is followed by a host and a path"));
             }
         };
-        let remote = &request.remote;
+        let remote = &asset.remote;
         if let Some(url) = file.urls.iter().find(|url| listed(&remote.file_hosts, url)) {
             return Ok(url.clone());
         }
@@ -37,7 +37,7 @@ impl Client {
         if !matches!(known, Ok(Some(_)))
             && let Some(index) = &file.index
         {
-            self.read_index(request, index, known.is_err()).await;
+            self.read_index(remote, (index, remote_url), known.is_err()).await;
             known = self.named_by_an_index(remote, file).await;
         }
         match known {
@@ -62,8 +62,8 @@ impl Client {
         file: &Foreign,
     ) -> std::result::Result<Option<Url>, CatalogError> {
         let mut known = Ok(None);
-        for (named, url) in file.named.iter().zip(&file.urls) {
-            match self.fills.catalog.has_link(&remote.name, named).await {
+        for (name, url) in file.names() {
+            match self.fills.catalog.has_link(&remote.name, &name).await {
                 Ok(true) => return Ok(Some(url.clone())),
                 Ok(false) => {}
                 Err(error) => known = Err(error),
@@ -74,9 +74,9 @@ impl Client {
 
     /// Fetches an index, unless it is fresh, and reads it to its end, so that the links it names are known. `anew`: also if
     /// it was read before, for a catalogue that has written them down and is away.
-    async fn read_index(&self, request: &Request, index: &str, anew: bool) {
+    async fn read_index(&self, remote: &Arc<Remote>, (index, remote_url): (&str, &str), anew: bool) {
         let path = path::parse(index.as_bytes(), None).ok();
-        let asset = path.and_then(|path| formats::asset(&request.remote, path, None));
+        let asset = path.and_then(|path| formats::asset(remote, path, None));
         let Some(asset) = asset.map(Arc::new) else { return };
         let (Some(policy), Some(view)) = (policy::classify(&asset), asset.view) else {
             return;
@@ -102,7 +102,7 @@ impl Client {
             rewriting: Some(Rewriting {
                 asset,
                 view,
-                remote_url: request.remote_url.clone(),
+                remote_url: remote_url.to_owned(),
             }),
             gzip: false,
         };

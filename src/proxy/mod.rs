@@ -35,7 +35,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::cache::Object;
-use crate::config::{Config, Package};
+use crate::config::Config;
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
@@ -109,7 +109,7 @@ impl ProxyHttp for Hooks {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
-            if resolved.remote.package == Package::Docker {
+            if resolved.format.root().is_some() {
                 registry::speak(session);
             }
             let plain =

@@ -1,4 +1,4 @@
-//! What goes to upstream by itself: what cannot be stored, a range far ahead of its fill, npm's services.
+//! What goes to upstream by itself: what cannot be stored, a range far ahead of its fill, the services of a registry.
 
 use std::sync::Arc;
 
@@ -102,7 +102,7 @@ impl Client {
         growing: &Object,
     ) -> Result<bool> {
         // The fill may have been redirected to a signed URL, good for once: the question starts where the fill did.
-        let url = match self.upstream_url(request).await {
+        let url = match self.upstream_url(&request.asset, &request.remote_url).await {
             Ok(url) => url,
             Err(problem) => return self.refuse(session, Some(request.format), problem).await,
         };
@@ -269,7 +269,7 @@ impl Client {
             .with_scope(wanted.asset.token_scope.clone())
     }
 
-    /// npm's audit and search and their like: there and back, never stored.
+    /// What a registry offers besides its files (npm's audit, searches): there and back, never stored.
     pub(super) async fn pass_through(
         &self,
         session: &mut Session,
@@ -281,9 +281,9 @@ impl Client {
             let problem = Problem::new(504, "this remote is offline").at(&remote.name, path);
             return self.refuse(session, Some(format), problem).await;
         }
-        let Some(wanted) = Wanted::of(Arc::clone(&asset), policy::of_service()) else {
-            let problem = Problem::new(404, "this is a service of the remote's own host").at(&remote.name, path);
-            return self.refuse(session, Some(format), problem).await;
+        let wanted = match self.upstream_url(&asset, "").await {
+            Ok(url) => Wanted::new(Arc::clone(&asset), url, policy::of_service()),
+            Err(problem) => return self.refuse(session, Some(format), problem.at(&remote.name, path)).await,
         };
         ctx.cache = "pass";
         let request = session.req_header();

@@ -58,7 +58,7 @@ impl Client {
         };
         // distribution-spec, "Determining Support"; of one remote too, for clients that think it a registry of its own.
         let remote = config.remotes.get(path.encoded.trim_end_matches('/'));
-        if path.encoded.is_empty() || remote.is_some_and(|remote| remote.package == Package::Docker) {
+        if path.encoded.is_empty() || remote.is_some_and(|remote| formats::of_remote(remote).root().is_some()) {
             reply::json(session, 200, &serde_json::json!({})).await?;
             return Ok(true);
         }
@@ -91,7 +91,7 @@ impl Client {
 
 /// What [`Voice`] would add to a hit, in lines of HTTP/1.1; `None` where that depends on the request or the list stored.
 pub(super) fn lines_of_hits(resolved: &Resolved, target: &[u8]) -> Option<&'static [u8]> {
-    if resolved.remote.package != Package::Docker {
+    if resolved.format.root().is_none() {
         return Some(b"");
     }
     (resolved.digest.is_some() && !target.contains(&b'?'))

@@ -8,7 +8,7 @@ use http::{Method, header};
 use quick_cache::sync::Cache;
 
 use crate::cache::Key;
-use crate::config::{Config, Package, Remote, RemoteType};
+use crate::config::{Config, Remote, RemoteType};
 use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
 use crate::policy::{self, Policy};
 use crate::session::reply::Problem;
@@ -37,7 +37,7 @@ pub struct Resolved {
     pub policy: Policy,
     pub key: Key,
     /// The manifest that this file of a fixed name goes with.
-    pub manifest: Option<Asset>,
+    pub manifest: Option<Box<Asset>>,
     pub bound_host: bool,
 }
 
@@ -62,14 +62,15 @@ pub(super) enum Resolution {
 pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
     let format = formats::of_remote(remote);
-    if !target.registry && remote.kind == RemoteType::Remote && remote.package == Package::Docker {
+    if let Some(root) = format.root().filter(|_| !target.registry) {
+        let package = remote.package.name();
         let detail = if target.bound_host {
-            "this is a Docker registry: it is served under /v2/…".to_owned()
+            format!("this is a remote of package {package}: it is served under {root}…")
         } else {
             format!(
-                "remote {name} is a Docker registry: ask for /v2/{name}/{below}",
+                "remote {name} is of package {package}: ask for {root}{name}/{below}",
                 name = remote.name,
-                below = shown.strip_prefix("v2/").unwrap_or(&shown),
+                below = shown.strip_prefix(&root[1..]).unwrap_or(&shown),
             )
         };
         return Resolution::Refused(None, Problem::new(404, detail).at(&remote.name, &shown));
@@ -142,7 +143,7 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
     let manifest = match &asset.binding {
         Binding::Member(manifests) if path.query.is_none() => manifests.first().and_then(|manifest| {
             let path = path::of_decoded(manifest).ok()?;
-            formats::asset(remote, path, None)
+            formats::asset(remote, path, None).map(Box::new)
         }),
         _ => None,
     };

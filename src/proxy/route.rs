@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::api::Endpoint;
 use crate::config::{Config, Package, Remote};
+use crate::formats;
 
 const REMOTE_PREFIX: &str = "/api/v1/remote/";
 
@@ -17,7 +18,7 @@ pub(super) enum Route {
         query: Option<String>,
         bound_host: bool,
     },
-    /// The registry API: the raw path below `/v2/`, as received.
+    /// The registry API: the raw path below its format's root, as received.
     Registry {
         raw: Vec<u8>,
         query: Option<String>,
@@ -42,9 +43,15 @@ pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         None => (target, None),
     };
     let bound = config.hosts.get(host);
-    if let Some(raw) = path.strip_prefix(b"/v2").filter(|rest| matches!(rest, [] | [b'/', ..])) {
+    let roots = Package::ALL
+        .into_iter()
+        .filter_map(|package| formats::of(package).root());
+    for root in roots {
+        let raw = path.strip_prefix(root.trim_end_matches('/').as_bytes());
+        let raw = raw.filter(|rest| matches!(rest, [] | [b'/', ..]));
         // On the host of another package this is a path like any other.
-        if bound.is_none_or(|remote| remote.package == Package::Docker) {
+        let is_meant = bound.is_none_or(|remote| formats::of_remote(remote).root() == Some(root));
+        if let Some(raw) = raw.filter(|_| is_meant) {
             return Route::Registry {
                 raw: raw.strip_prefix(b"/").unwrap_or(raw).to_vec(),
                 query,

@@ -8,6 +8,7 @@ mod common;
 
 mod bucket;
 mod caching;
+mod cargo;
 mod connections;
 mod credentials;
 mod disk;
@@ -39,6 +40,7 @@ mod paths;
 mod postgres;
 mod pypi;
 mod real_apk;
+mod real_cargo;
 mod real_containerd;
 mod real_curl;
 mod real_docker;

@@ -10,7 +10,7 @@ fn the_shipped_files_load_without_a_word() {
     assert_eq!(case.problems(), Vec::<String>::new());
     let config = case.config();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
-    let expected = "github github-archive alpine almalinux dockerhub ghcr pypi npm hashicorp-helm local-generic";
+    let expected = "github github-archive alpine almalinux dockerhub ghcr pypi npm hashicorp-helm crates local-generic";
     assert_eq!(names, expected.split(' ').collect::<Vec<_>>());
     assert_eq!(config.remotes["dockerhub"].serve_stale_on, [429]);
     assert_eq!(config.remotes["alpine"].ttl.mutable, Duration::from_secs(7200));

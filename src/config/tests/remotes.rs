@@ -24,7 +24,7 @@ fn every_problem_of_every_remote_is_told_with_its_place() {
             "remotes.yaml:10:26: error: remote \"b\": `cache.mutable_ttl` \"-1\": must not be negative",
             "remotes.yaml:11:3: error: remote \"a\": a second remote of this name\n    hint: the first stands in line 2",
             "remotes.yaml:13:14: error: remote \"a\": `package` \"nmp\": must be one of generic, alpine, rpm, docker, \
-             pypi, npm, helm\n    hint: did you mean npm?",
+             pypi, npm, helm, cargo\n    hint: did you mean npm?",
             "remotes.yaml:14:3: error: remote \"ü/\": the name cannot stand in a URL",
             "remotes.yaml:14:23: error: remote \"ü/\": `base_url` on a local remote",
         ],

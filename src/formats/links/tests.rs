@@ -274,6 +274,57 @@ fn link() -> impl Strategy<Value = String> {
     (start, proptest::collection::vec(piece, 0..8)).prop_map(|(start, pieces)| format!("{start}{}", pieces.concat()))
 }
 
+#[test]
+fn a_template_names_what_is_below_its_fixed_part() {
+    for (template, mapped, name) in [
+        (
+            "https://f.example/a/{x}/b",
+            "-/host/f.example/a/{x}/b",
+            "https://f.example/a/{+rest}",
+        ),
+        (
+            "https://f.example/a-{x}",
+            "-/host/f.example/a-{x}",
+            "https://f.example/{+rest}",
+        ),
+        (
+            "https://f.example/a?y={x}",
+            "-/host/f.example/a?y={x}",
+            "https://f.example/a?{+rest}",
+        ),
+        ("https://f.example", "-/host/f.example/", "https://f.example/{+rest}"),
+        ("{x}/b", "base/{x}/b", ""),
+    ] {
+        let remote = remote("generic", "https://h.example/");
+        let path = request("base/index").unwrap();
+        let context = context(&remote, &path, Style::Relative, ("https://h.example/base/index", ""));
+        let mut map = LinkMap::new(&context);
+        assert_eq!(map.map_template(template, &["{x}"]), Some(format!("../{mapped}")));
+        assert_eq!(map.take_foreign().concat(), name, "{template}");
+    }
+}
+
+#[test]
+fn prefixes_are_folders_and_few() {
+    let of = |name: &str| super::prefixes(name);
+    assert_eq!(
+        of("https://f.example/a/b?c/d"),
+        [
+            "https://f.example/{+rest}",
+            "https://f.example/a/{+rest}",
+            "https://f.example/a/b?{+rest}"
+        ]
+    );
+    assert_eq!(of("https://f.example/"), ["https://f.example/{+rest}"]);
+    assert_eq!(
+        of(&format!("https://f.example/{}", "a/".repeat(1000))).len(),
+        MAX_PREFIXES
+    );
+    // No link has such a name.
+    let link = Url::parse("https://f.example/{+rest}").unwrap();
+    assert_eq!(named(&link), "https://f.example/%7B+rest%7D");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 

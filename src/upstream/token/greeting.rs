@@ -7,7 +7,7 @@ use super::Tokens;
 use super::asker::{Answer, Asker};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
-use crate::formats::docker;
+use crate::formats;
 use crate::upstream::challenge::{Challenge, best};
 use crate::upstream::failure::Failure;
 
@@ -40,17 +40,17 @@ impl Tokens {
     }
 
     async fn greet(&self, upstream: &dyn Asker, remote: &Arc<Remote>) -> Result<Option<Challenge>, Failure> {
-        let question = ExactUrl {
-            url: docker::version_url(remote),
-            query: None,
+        let Some(url) = formats::of_remote(remote).greeting_url(remote) else {
+            return Ok(None);
         };
+        let question = ExactUrl { url, query: None };
         let Answer { status, offered, .. } = upstream.ask(remote, &question, None).await?;
         match status {
             401 => Ok(best(offered)),
             // Without what it wants, a question might be answered as if there were nothing.
             429 | 500.. => Err(Failure {
                 status: if status == 429 { 503 } else { 502 },
-                reason: format!("upstream answered {status} to the question for its version (/v2/)"),
+                reason: format!("upstream answered {status} to the question whom it lets in"),
                 unreachable: true,
             }),
             _ => Ok(None),

@@ -445,3 +445,100 @@ pub fn helm_index(entries: &[String]) -> String {
         entries.concat()
     )
 }
+
+/// One crate, as a registry has it.
+#[derive(Clone)]
+pub struct Crate {
+    pub name: String,
+    pub version: String,
+    pub bytes: Bytes,
+    dependencies: Vec<(String, String)>,
+}
+
+impl Crate {
+    /// A library whose `say()` gives its name, version and what its dependencies (name, requirement) say.
+    pub fn new(name: &str, version: &str, dependencies: &[(&str, &str)]) -> Self {
+        let mut manifest =
+            format!("[package]\nname = \"{name}\"\nversion = \"{version}\"\nedition = \"2021\"\n[dependencies]\n");
+        let mut said = format!("String::from(\"{name} {version}\")");
+        for (dependency, requirement) in dependencies {
+            manifest.push_str(&format!("{dependency} = \"{requirement}\"\n"));
+            said.push_str(&format!(" + \", \" + &{}::say()", dependency.replace('-', "_")));
+        }
+        let library = format!("pub fn say() -> String {{ {said} }}\n");
+        let folder = format!("{name}-{version}");
+        let bytes = tgz(&[
+            (&format!("{folder}/Cargo.toml"), manifest.as_bytes()),
+            (&format!("{folder}/src/lib.rs"), library.as_bytes()),
+        ]);
+        Self {
+            name: name.into(),
+            version: version.into(),
+            bytes: bytes.into(),
+            dependencies: dependencies
+                .iter()
+                .map(|(name, requirement)| ((*name).into(), (*requirement).into()))
+                .collect(),
+        }
+    }
+
+    /// Hexadecimal.
+    pub fn checksum(&self) -> String {
+        super::sha256(&self.bytes)
+    }
+
+    /// The path of its file in an index, of all versions.
+    pub fn index(&self) -> String {
+        let name = self.name.to_lowercase();
+        match name.len() {
+            1 | 2 => format!("{}/{name}", name.len()),
+            3 => format!("3/{}/{name}", &name[..1]),
+            _ => format!("{}/{}/{name}", &name[..2], &name[2..4]),
+        }
+    }
+
+    /// Its line in that file.
+    pub fn line(&self) -> String {
+        let dependency = |(name, requirement): &(String, String)| {
+            json!({
+                "name": name, "req": requirement, "features": [], "optional": false, "default_features": true,
+                "target": null, "kind": "normal",
+            })
+        };
+        let dependencies: Vec<Value> = self.dependencies.iter().map(dependency).collect();
+        let line = json!({
+            "name": self.name, "vers": self.version, "deps": dependencies, "cksum": self.checksum(), "features": {},
+            "yanked": false,
+        });
+        format!("{line}\n")
+    }
+
+    /// Where a registry has it below its folder of crates.
+    pub fn download(&self) -> String {
+        format!("{}/{}/download", self.name, self.version)
+    }
+}
+
+/// Answers for a registry with this index, below `/index`, and crates in `/crates` of `files`, which has the web API too.
+pub fn serve_crates(index: &Upstream, files: &Upstream, crates: &[Crate]) {
+    let config = json!({"dl": files.url("/crates"), "api": files.base()});
+    index.file(
+        "/index/config.json",
+        File::new(config.to_string())
+            .etag("\"config\"")
+            .content_type("application/json"),
+    );
+    for one in crates {
+        let same = crates.iter().filter(|other| other.name == one.name);
+        let lines: String = same.map(Crate::line).collect();
+        let etag = format!("\"{}\"", &super::sha256(lines.as_bytes())[..12]);
+        index.file(
+            &format!("/index/{}", one.index()),
+            File::new(lines).etag(&etag).content_type("text/plain"),
+        );
+        files.file(
+            &format!("/crates/{}", one.download()),
+            File::new(one.bytes.clone()).content_type("application/gzip"),
+        );
+    }
+}

@@ -1,0 +1,268 @@
+//! Cargo registries with a sparse index (<https://doc.rust-lang.org/cargo/reference/registry-index.html>): `config.json` says
+//! where crates and the web API are, and one file for each crate lists its versions with their checksums.
+//!
+//! The `config.json` that clients get leads them back here. Where it names crates it puts their checksum behind the path
+//! ([`DIGEST`]), so that a crate is verified before it is kept, and one that upstream replaces is another file here.
+
+use http::Method;
+use serde_json::{Map, Value, json};
+
+use super::links::{self, LinkMap, Style};
+use super::{ArtifactPath, Asked, Asset, Class, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
+use crate::cache::Expected;
+
+/// The format of `package: cargo`.
+pub struct Cargo;
+
+/// What every client asks for first.
+const CONFIG: &str = "config.json";
+/// The longest `config.json` that is read.
+const MAX_CONFIG: usize = 64 * 1024;
+/// What clients put a crate's name, version and the like in place of; `dl` without any is a folder of crates.
+const VARIABLES: [&str; 5] = ["{crate}", "{version}", "{prefix}", "{lowerprefix}", CHECKSUM];
+const CHECKSUM: &str = "{sha256-checksum}";
+const FOLDER_OF_CRATES: &str = "/{crate}/{version}/download";
+/// Stands between the path of a crate and its checksum.
+const DIGEST: &str = "/-/sha256/";
+/// Stands between `api` and what it offers (<https://doc.rust-lang.org/cargo/reference/registry-web-api.html>).
+const API: &str = "api/v1/";
+
+impl Format for Cargo {
+    fn read(&self, asked: Asked<'_>) -> Reading {
+        let Asked {
+            remote, method, path, ..
+        } = asked;
+        let whole = |path| {
+            let asset = Asset::new(remote, path, |path| path);
+            asset.named_by(|_| Some(CONFIG.to_owned())).below_prefix()
+        };
+        if let Some((path, checksum)) = with_checksum(&path) {
+            let mut asset = whole(path);
+            asset.media_type = "application/gzip";
+            // Programs that do not know this variable leave it as it is.
+            if let Some(digest) = Expected::new("sha256", &checksum) {
+                asset.shared_path = Some(format!("{}{DIGEST}{checksum}", asset.path.encoded));
+                asset.digest = Some(digest);
+            }
+            return Reading::Artifact(Box::new(asset));
+        }
+        let mut asset = whole(in_lower_case(path));
+        let served = match service(&asset.governing) {
+            Some(served) => served,
+            None => {
+                let is_own = matches!(asset.location, Location::Upstream(_));
+                let is_config = is_own && asset.path.decoded == CONFIG;
+                if is_config {
+                    asset.view = Some(View {
+                        style: Style::Absolute,
+                        rewriter,
+                    });
+                }
+                if is_config || is_own && is_index(&asset.path.decoded) {
+                    asset.nature = Some(Class::Mutable);
+                    asset.revalidated = true;
+                    asset.media_type = if is_config {
+                        "application/json"
+                    } else {
+                        "text/plain; charset=utf-8"
+                    };
+                }
+                Served::File
+            }
+        };
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        let refused = |status, what: &str| Reading::Refused {
+            status,
+            detail: format!("{what} is not possible through this proxy: use the registry itself"),
+        };
+        match served {
+            Served::File => Reading::Artifact(Box::new(asset)),
+            Served::Service if reads => {
+                asset.media_type = "application/json";
+                Reading::PassThrough(Box::new(asset))
+            }
+            Served::Nowhere if reads => refused(404, "this service of the registry"),
+            Served::Service | Served::Nowhere => refused(405, "publishing, yanking and whatever changes the registry"),
+        }
+    }
+
+    /// Clients take a 401 for their own, and ask for a token of this proxy's.
+    fn status_of(&self, upstream: u16) -> u16 {
+        if upstream == 401 { 403 } else { upstream }
+    }
+
+    fn error_body(&self, _status: u16, detail: &str, _path: Option<&str>) -> Option<(&'static str, String)> {
+        let body = json!({"errors": [{"detail": detail}]});
+        Some(("application/json", body.to_string()))
+    }
+}
+
+/// What is below `api`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// A crate.
+    File,
+    /// A search, or what is told of a crate: there and back.
+    Service,
+    Nowhere,
+}
+
+/// What a decoded path asks of the web API; `None`: nothing.
+fn service(path: &str) -> Option<Served> {
+    let below = match path.strip_prefix(API) {
+        Some(below) => below,
+        None => path.split_once(&format!("/{API}"))?.1,
+    };
+    let parts: Vec<&str> = below.split('/').collect();
+    Some(match parts[..] {
+        ["crates"] => Served::Service,
+        ["crates", name] if is_name(name) => Served::Service,
+        ["crates", name, version] if is_name(name) && is_version(version) => Served::Service,
+        ["crates", name, version, "download"] if is_name(name) && is_version(version) => Served::File,
+        _ => Served::Nowhere,
+    })
+}
+
+/// The letters of names in public registries.
+fn is_name(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}
+
+fn is_version(version: &str) -> bool {
+    version.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// The folders of a name in the index, with a slash at their end.
+fn folders(name: &str) -> Option<String> {
+    Some(match name.len() {
+        0 => return None,
+        1 => "1/".to_owned(),
+        2 => "2/".to_owned(),
+        3 => format!("3/{}/", name.get(..1)?),
+        _ => format!("{}/{}/", name.get(..2)?, name.get(2..4)?),
+    })
+}
+
+/// Whether a decoded path is that of a crate's file in the index, whatever the case of its letters.
+fn is_index(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let folders = folders(name).filter(|_| is_name(name));
+    folders.is_some_and(|folders| {
+        path.len() == folders.len() + name.len() && path[..folders.len()].eq_ignore_ascii_case(&folders)
+    })
+}
+
+/// The one spelling of a path in the index.
+fn in_lower_case(path: ArtifactPath) -> ArtifactPath {
+    // What an index is made of needs no encoding.
+    match is_index(&path.decoded) {
+        true => ArtifactPath {
+            decoded: path.decoded.to_ascii_lowercase(),
+            encoded: path.encoded.to_ascii_lowercase(),
+            query: path.query,
+        },
+        false => path,
+    }
+}
+
+/// Takes a path of our `dl` apart, into that of the crate and its checksum.
+fn with_checksum(path: &ArtifactPath) -> Option<(ArtifactPath, String)> {
+    let (encoded, checksum) = path.encoded.rsplit_once(DIGEST)?;
+    let checksum = links::decode_once(checksum);
+    let is_ours = !checksum.contains('/') && (checksum == CHECKSUM || Expected::new("sha256", &checksum).is_some());
+    is_ours.then(|| {
+        let path = ArtifactPath {
+            decoded: links::decode_once(encoded),
+            encoded: encoded.to_owned(),
+            query: path.query.clone(),
+        };
+        (path, checksum)
+    })
+}
+
+fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+    Box::new(Config {
+        text: Vec::new(),
+        links: LinkMap::new(context),
+    })
+}
+
+/// `config.json`, held until it is complete: a few lines.
+struct Config {
+    text: Vec<u8>,
+    links: LinkMap,
+}
+
+impl Config {
+    fn rewritten(&mut self, mut config: Map<String, Value>) -> Result<Map<String, Value>, RewriteError> {
+        let dl = config.get("dl").and_then(Value::as_str);
+        let dl = dl.ok_or_else(|| RewriteError(format!("upstream's {CONFIG} has no `dl`")))?;
+        let dl = self.downloads(dl).ok_or_else(|| {
+            RewriteError(format!(
+                "`dl` of upstream's {CONFIG} is neither an http nor an https URL: {dl}"
+            ))
+        })?;
+        config.insert("dl".to_owned(), dl.into());
+        if let Some(api) = config.get("api").and_then(Value::as_str)
+            && let Some(api) = self.api(api)
+        {
+            config.insert("api".to_owned(), api.into());
+        }
+        // Upstream wants it of this proxy, which has credentials of its own.
+        config.remove("auth-required");
+        Ok(config)
+    }
+
+    fn downloads(&mut self, dl: &str) -> Option<String> {
+        let template = match VARIABLES.iter().any(|variable| dl.contains(variable)) {
+            true => dl.to_owned(),
+            false => format!("{}{FOLDER_OF_CRATES}", dl.trim_end_matches('/')),
+        };
+        let mut mapped = self.links.map_template(&template, &VARIABLES)?;
+        mapped.truncate(mapped.find('#').unwrap_or(mapped.len()));
+        let end = mapped.find('?').unwrap_or(mapped.len());
+        mapped.insert_str(end, &format!("{DIGEST}{CHECKSUM}"));
+        Some(mapped)
+    }
+
+    fn api(&mut self, api: &str) -> Option<String> {
+        const SERVICE: &str = "{service}";
+        let template = format!("{}/{API}{SERVICE}", api.trim_end_matches('/'));
+        let mapped = self.links.map_template(&template, &[SERVICE])?;
+        Some(mapped.strip_suffix(&format!("/{API}{SERVICE}"))?.to_owned())
+    }
+}
+
+impl Rewriter for Config {
+    fn write(&mut self, chunk: &[u8], _out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        if self.text.len() + chunk.len() > MAX_CONFIG {
+            return Err(RewriteError(format!(
+                "upstream's {CONFIG} is longer than {MAX_CONFIG} bytes"
+            )));
+        }
+        self.text.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+        let config = serde_json::from_slice(&self.text)
+            .map_err(|error| RewriteError(format!("upstream's {CONFIG} is no JSON object: {error}")))?;
+        let config = self.rewritten(config)?;
+        out.extend_from_slice(Value::Object(config).to_string().as_bytes());
+        Ok(())
+    }
+
+    fn take_foreign(&mut self) -> Vec<String> {
+        self.links.take_foreign()
+    }
+
+    fn escaped(&self) -> u64 {
+        self.links.escaped()
+    }
+}
+
+#[cfg(test)]
+mod tests;
