@@ -27,7 +27,7 @@ const PASSED_ON: [&str; 12] = [
 ];
 
 /// Whether the request may change what is stored here.
-pub fn may_write(session: &Session, settings: &Settings) -> bool {
+pub(crate) fn may_write(session: &Session, settings: &Settings) -> bool {
     let headers = &session.req_header().headers;
     match &settings.admin_token {
         Some(token) => headers
@@ -43,7 +43,7 @@ pub fn may_write(session: &Session, settings: &Settings) -> bool {
 }
 
 /// What those are told who may not.
-pub fn refusal() -> Problem {
+pub(crate) fn refusal() -> Problem {
     let detail = "this is allowed only to programs of this machine that ask for it by a name of its own, such as \
                   localhost, and not through a proxy or a website; set ARTIFACTAPI_ADMIN_TOKEN to allow it with a token";
     Problem::new(401, detail).header(header::WWW_AUTHENTICATE, "Bearer realm=\"artifactapi\"")

@@ -474,7 +474,7 @@ fn http(endpoint: &Url) -> io::Result<reqwest::Client> {
 }
 
 /// Whether a GET was answered with just the bytes from `start` on.
-pub fn starts_at(response: &Response, start: u64) -> bool {
+pub(super) fn starts_at(response: &Response, start: u64) -> bool {
     if response.status() != StatusCode::PARTIAL_CONTENT {
         return start == 0;
     }
@@ -484,7 +484,7 @@ pub fn starts_at(response: &Response, start: u64) -> bool {
 }
 
 /// A piece of a body, or `None` at its end.
-pub async fn piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
+pub(super) async fn piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
     response
         .chunk()
         .await
@@ -495,7 +495,7 @@ pub async fn piece(response: &mut Response) -> Result<Option<Bytes>, Failure> {
 ///
 /// # Errors
 /// Those of `asked`; or there was no answer.
-pub async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let answer = tokio::time::timeout(limit, asked).await;
     answer.unwrap_or_else(|_| Err(Failure::Unreachable(format!("no answer within {limit:?}"))))
 }

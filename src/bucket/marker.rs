@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 /// Which body is being uploaded, as what, in parts of which length.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
+pub(super) struct Plan {
     pub id: u64,
     pub object: String,
     pub part: u64,
@@ -20,7 +20,7 @@ pub struct Plan {
 
 /// How far it has come.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
+pub(super) struct Progress {
     pub plan: Plan,
     /// `None`: the service was asked to begin, and it is not known whether it did.
     pub upload: Option<String>,
@@ -30,7 +30,7 @@ pub struct Progress {
 
 impl Progress {
     /// The first line of a marker.
-    pub fn begin(plan: &Plan) -> io::Result<String> {
+    pub(super) fn begin(plan: &Plan) -> io::Result<String> {
         Ok(serde_json::to_string(plan)? + "\n")
     }
 
@@ -38,7 +38,7 @@ impl Progress {
     ///
     /// # Errors
     /// It cannot be read.
-    pub fn read(path: &Path) -> io::Result<Option<Progress>> {
+    pub(super) fn read(path: &Path) -> io::Result<Option<Progress>> {
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(Progress::parse(&text)),
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidData) => Ok(None),
@@ -74,7 +74,7 @@ impl Progress {
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn append(path: &Path, what: &str, value: &str) -> io::Result<()> {
+    pub(super) fn append(path: &Path, what: &str, value: &str) -> io::Result<()> {
         // Only what is there: a marker that was removed meanwhile does not come back.
         let mut file = OpenOptions::new().append(true).open(path)?;
         file.write_all(format!("{what} {value}\n").as_bytes())

@@ -43,7 +43,7 @@ struct Compact {
 }
 
 /// The metadata of an object, header by header. `None`: its key and most needed headers do not fit.
-pub fn encode(object: &Described) -> Option<Vec<(String, String)>> {
+pub(super) fn encode(object: &Described) -> Option<Vec<(String, String)>> {
     let mut head = object.head.clone();
     head.url = without_secrets(&head.url);
     let whole = fields(object, &head);
@@ -95,7 +95,7 @@ fn fields(object: &Described, head: &Head) -> Option<Vec<(String, String)>> {
 }
 
 /// The object that has this metadata. `None`: it is not one of ours, or cannot be understood.
-pub fn decode(headers: &HeaderMap) -> Option<Described> {
+pub(super) fn decode(headers: &HeaderMap) -> Option<Described> {
     let record = URL_SAFE_NO_PAD.decode(headers.get(RECORD)?.as_bytes()).ok()?;
     let mut json = Vec::new();
     flate2::read::DeflateDecoder::new(record.as_slice())

@@ -14,7 +14,7 @@ const MAX_REMOTE: usize = 80;
 /// `artifactapi/{remote}/{path}!{16 hex}`: the path as in the key, and the first half of the key's hash. The hash makes it
 /// the key's own, so the rest may be cut and spelled as file systems can bear it: no empty, `.` or `..` segment, which
 /// would lead elsewhere, and no `!` but the one before the hash, so that no name is the folder of another.
-pub fn of(key: &Key) -> String {
+pub(super) fn of(key: &Key) -> String {
     let Parts { remote, path, .. } = key.parts();
     let mut name = String::with_capacity(PREFIX.len() + remote.len() + path.len() + 20);
     name.push_str(PREFIX);
@@ -43,17 +43,17 @@ pub fn of(key: &Key) -> String {
 }
 
 /// Where it is tried whether the bucket takes anything at all: no key has this name.
-pub const PROBE: &str = "artifactapi/write-probe";
+pub(super) const PROBE: &str = "artifactapi/write-probe";
 
 /// The first half of a key's hash, as a name ends with it.
-pub fn half(hash: &Hash) -> u64 {
+pub(super) fn half(hash: &Hash) -> u64 {
     let mut half = [0; 8];
     half.copy_from_slice(&hash[..8]);
     u64::from_be_bytes(half)
 }
 
 /// The half of a hash that the name of an object ends with; `None` where the name is no key's.
-pub fn half_in(object: &str) -> Option<u64> {
+pub(super) fn half_in(object: &str) -> Option<u64> {
     let (_, hash) = object.rsplit_once('!')?;
     u64::from_str_radix(hash, 16).ok().filter(|_| hash.len() == 16)
 }

@@ -19,13 +19,13 @@ use tokio::sync::Notify;
 use crate::cache::{Hash, Millis, in_folder, now_ms, parse_hash};
 
 /// Longer ones are uploaded in parts, and never take the last worker.
-pub const LARGE: u64 = 32 << 20;
+pub(super) const LARGE: u64 = 32 << 20;
 
 /// What the fleet calls outdated is so once it has said so for this long.
 const SETTLED: Duration = Duration::from_secs(5);
 
 /// The folders and what is known of them.
-pub struct Queue {
+pub(super) struct Queue {
     uploads: PathBuf,
     removals: PathBuf,
     /// Whether markers are to outlast a loss of power.
@@ -84,7 +84,7 @@ impl Job {
 
 /// One job, taken by a worker.
 #[derive(Debug, Clone, Copy)]
-pub struct Taken {
+pub(super) struct Taken {
     pub hash: Hash,
     pub upload: bool,
     pub remove: bool,
@@ -94,7 +94,7 @@ pub struct Taken {
 
 /// When a job that failed comes again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
+pub(super) enum Again {
     /// The service is away: as soon as it is back.
     Soon,
     /// Doubling, from a second to five minutes.
@@ -104,13 +104,13 @@ pub enum Again {
 }
 
 /// The removal of what is called `name`, and was fetched earlier than `before`. No name has a line break.
-pub fn order(name: &str, before: Millis) -> String {
+pub(super) fn order(name: &str, before: Millis) -> String {
     format!("{name}\n{before}")
 }
 
 /// How much waits.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Waiting {
+pub(super) struct Waiting {
     pub uploads: u64,
     pub bytes: u64,
     pub oldest: Option<Duration>,
@@ -119,7 +119,7 @@ pub struct Waiting {
 
 impl Queue {
     /// Touches nothing. The folders are made when they are needed.
-    pub fn open(data_dir: &Path, sync: bool) -> Queue {
+    pub(super) fn open(data_dir: &Path, sync: bool) -> Queue {
         Queue {
             uploads: data_dir.join("uploads"),
             removals: data_dir.join("removals"),
@@ -132,7 +132,7 @@ impl Queue {
     }
 
     /// The file of an upload that waits.
-    pub fn marker(&self, hash: &Hash) -> PathBuf {
+    pub(super) fn marker(&self, hash: &Hash) -> PathBuf {
         self.uploads.join(hex::encode(hash))
     }
 
@@ -142,7 +142,7 @@ impl Queue {
 
     /// Takes up what an earlier process left. `size` says what a stored object takes of the disk.
     /// Blocks.
-    pub fn scan(&self, size: impl Fn(&Hash) -> u64) {
+    pub(super) fn scan(&self, size: impl Fn(&Hash) -> u64) {
         for (hash, since) in markers(&self.removals) {
             let mut state = self.state.lock();
             let job = state.job(hash, since);
@@ -174,7 +174,7 @@ impl Queue {
     ///
     /// # Errors
     /// The marker cannot be made.
-    pub fn admitting(&self, hash: &Hash) -> io::Result<()> {
+    pub(super) fn admitting(&self, hash: &Hash) -> io::Result<()> {
         {
             let mut state = self.state.lock();
             let job = state.job(*hash, now_ms());
@@ -196,7 +196,7 @@ impl Queue {
 
     /// It has got its name, or not: what there is now, which takes `bytes` of the disk, is
     /// to be uploaded.
-    pub fn admitted(&self, hash: &Hash, bytes: u64) {
+    pub(super) fn admitted(&self, hash: &Hash, bytes: u64) {
         {
             let mut state = self.state.lock();
             let job = state.job(*hash, now_ms());
@@ -212,7 +212,7 @@ impl Queue {
     }
 
     /// What is stored under `hash` is gone: it need not be uploaded.
-    pub fn cancel(&self, hash: &Hash) {
+    pub(super) fn cancel(&self, hash: &Hash) {
         {
             let mut state = self.state.lock();
             if !state.jobs.get(hash).is_some_and(|job| job.upload) {
@@ -230,7 +230,7 @@ impl Queue {
     ///
     /// # Errors
     /// The marker cannot be made: the removal is lost if the process ends before it is done.
-    pub fn remove(&self, hash: &Hash, name: &str) -> io::Result<()> {
+    pub(super) fn remove(&self, hash: &Hash, name: &str) -> io::Result<()> {
         let written = self.write_whole(&self.removal(hash), name);
         {
             let mut state = self.state.lock();
@@ -250,13 +250,13 @@ impl Queue {
     }
 
     /// Whether what is stored under `hash` waits to be uploaded.
-    pub fn is_waiting(&self, hash: &Hash) -> bool {
+    pub(super) fn is_waiting(&self, hash: &Hash) -> bool {
         let waits = self.state.lock().jobs.get(hash).is_some_and(Job::waits);
         waits || (!self.scanned.load(SeqCst) && self.marker(hash).exists())
     }
 
     /// Does `act` unless what is stored under `hash` waits; none begins to wait meanwhile.
-    pub fn unless_waiting(&self, hash: &Hash, act: &mut dyn FnMut()) {
+    pub(super) fn unless_waiting(&self, hash: &Hash, act: &mut dyn FnMut()) {
         let state = self.state.lock();
         let waits = state.jobs.get(hash).is_some_and(Job::waits);
         if !waits && (self.scanned.load(SeqCst) || !self.marker(hash).exists()) {
@@ -265,16 +265,16 @@ impl Queue {
     }
 
     /// Whether the object of `hash` is to be removed from the bucket, so that what the bucket holds does not count.
-    pub fn is_removing(&self, hash: &Hash) -> bool {
+    pub(super) fn is_removing(&self, hash: &Hash) -> bool {
         let removes = self.state.lock().jobs.get(hash).is_some_and(|job| job.remove);
         removes || (!self.scanned.load(SeqCst) && self.removal(hash).exists())
     }
 
-    pub fn waiting_bytes(&self) -> u64 {
+    pub(super) fn waiting_bytes(&self) -> u64 {
         self.state.lock().bytes
     }
 
-    pub fn waiting(&self) -> Waiting {
+    pub(super) fn waiting(&self) -> Waiting {
         let state = self.state.lock();
         let oldest = state.jobs.values().filter(|job| job.waits()).map(|job| job.since).min();
         Waiting {
@@ -286,7 +286,7 @@ impl Queue {
     }
 
     /// Waits until nothing waits.
-    pub async fn drained(&self) {
+    pub(super) async fn drained(&self) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
@@ -299,7 +299,7 @@ impl Queue {
     }
 
     /// The next job; of those that are large only where `large` allows it. Waits for one.
-    pub async fn take(&self, large: bool) -> Taken {
+    pub(super) async fn take(&self, large: bool) -> Taken {
         loop {
             let more = self.more.notified();
             tokio::pin!(more);
@@ -323,7 +323,7 @@ impl Queue {
     }
 
     /// Whether nothing else was asked since `taken` was taken.
-    pub fn is_current(&self, taken: &Taken) -> bool {
+    pub(super) fn is_current(&self, taken: &Taken) -> bool {
         self.state
             .lock()
             .jobs
@@ -332,7 +332,7 @@ impl Queue {
     }
 
     /// The fleet calls it outdated, or not; whether that is its last word.
-    pub fn is_outdated(&self, taken: &Taken, said: bool) -> bool {
+    pub(super) fn is_outdated(&self, taken: &Taken, said: bool) -> bool {
         let mut state = self.state.lock();
         let Some(job) = state.jobs.get_mut(&taken.hash) else {
             return said;
@@ -345,7 +345,7 @@ impl Queue {
     }
 
     /// What the removal of `hash` is called in the bucket, and before which time it must have been fetched.
-    pub fn to_remove(&self, hash: &Hash) -> io::Result<(String, Option<Millis>)> {
+    pub(super) fn to_remove(&self, hash: &Hash) -> io::Result<(String, Option<Millis>)> {
         let order = fs::read_to_string(self.removal(hash))?;
         let Some((name, before)) = order.split_once('\n') else {
             return Ok((order, None));
@@ -355,7 +355,7 @@ impl Queue {
     }
 
     /// It is removed from the bucket. Blocks, shortly.
-    pub fn removed(&self, taken: &Taken) {
+    pub(super) fn removed(&self, taken: &Taken) {
         let mut state = self.state.lock();
         let Some(job) = state.jobs.get_mut(&taken.hash) else {
             return;
@@ -369,7 +369,7 @@ impl Queue {
     }
 
     /// The bucket has it, or need not have it. Blocks, shortly.
-    pub fn uploaded(&self, taken: &Taken) {
+    pub(super) fn uploaded(&self, taken: &Taken) {
         let mut state = self.state.lock();
         let current = state
             .jobs
@@ -382,7 +382,7 @@ impl Queue {
     }
 
     /// The worker is done with it; what is left of it is taken again.
-    pub fn give_back(&self, taken: &Taken, again: Option<Again>) {
+    pub(super) fn give_back(&self, taken: &Taken, again: Option<Again>) {
         {
             let mut state = self.state.lock();
             let Some(job) = state.jobs.get_mut(&taken.hash) else {
@@ -418,7 +418,7 @@ impl Queue {
     }
 
     /// What has failed is tried again at once: what kept it from succeeding is gone.
-    pub fn hurry(&self) {
+    pub(super) fn hurry(&self) {
         {
             let mut state = self.state.lock();
             for Reverse((at, hash)) in std::mem::take(&mut state.later) {
@@ -431,7 +431,7 @@ impl Queue {
     }
 
     /// Replaces what stands in a marker. Blocks.
-    pub fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
+    pub(super) fn write_whole(&self, path: &Path, text: &str) -> io::Result<()> {
         let new = path.with_extension("new");
         let folder = path.parent().unwrap_or(Path::new("."));
         in_folder(folder, || fs::write(&new, text))?;

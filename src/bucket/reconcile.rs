@@ -32,7 +32,7 @@ const WAITING_PAUSE: Duration = Duration::from_millis(100);
 const LATELY_MS: u64 = 3_600_000;
 
 /// Looks for ever.
-pub async fn keep(bucket: Arc<Bucket>) {
+pub(super) async fn keep(bucket: Arc<Bucket>) {
     // Not on all nodes at once.
     let spread = RandomState::new().hash_one(0) % 3600;
     let mut due = Instant::now() + Duration::from_secs(3600 + spread);

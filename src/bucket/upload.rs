@@ -64,7 +64,7 @@ impl From<io::Error> for Trouble {
 }
 
 /// Works for ever. `large`: takes what is uploaded in parts, too.
-pub async fn work(bucket: Arc<Bucket>, fence: Arc<dyn Fence>, large: bool) {
+pub(super) async fn work(bucket: Arc<Bucket>, fence: Arc<dyn Fence>, large: bool) {
     loop {
         while !bucket.breaker.is_closed() {
             tokio::time::sleep(AWAY_PAUSE).await;

@@ -10,7 +10,7 @@ use super::time::{Millis, millis, now_ms};
 
 /// Watches the time of day of one process.
 #[derive(Debug)]
-pub struct Clock {
+pub(super) struct Clock {
     /// Holds the moment before which nothing mutable that was verified is trusted.
     file: PathBuf,
     last: (Instant, Millis),
@@ -19,7 +19,7 @@ pub struct Clock {
 impl Clock {
     /// Takes up what earlier processes noticed below `data_dir`. `kept` is a file there that a running store writes all
     /// the time: one that is dated ahead shows that the clock was ahead when it last ran.
-    pub fn open(data_dir: &Path, kept: &Path) -> Self {
+    pub(super) fn open(data_dir: &Path, kept: &Path) -> Self {
         let clock = Clock {
             file: data_dir.join("distrusted"),
             last: (Instant::now(), now_ms()),
@@ -36,7 +36,7 @@ impl Clock {
     }
 
     /// Looks whether the clock went back since it was looked at last: then it was ahead before.
-    pub fn watch(&mut self) {
+    pub(super) fn watch(&mut self) {
         let (before, wall) = self.last;
         let (now, wall_now) = (Instant::now(), now_ms());
         let expected = wall.saturating_add((now - before).as_millis() as u64);

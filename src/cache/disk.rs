@@ -33,7 +33,7 @@ const OFFSET_CHECK: usize = 120;
 /// The freshness itself; its checksum fills the rest of its 24 bytes.
 const FRESHNESS: usize = 17;
 /// A file system has no smaller file or folder.
-pub const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = 4096;
 /// Tries to do what another thread may undo in the same moment: the folder of a file that is to be named is removed, a
 /// freshness that is read is overwritten.
 const TRIES: usize = 100;
@@ -68,7 +68,7 @@ struct StoredHead<H> {
 
 /// The folder that holds the disk tier.
 #[derive(Debug)]
-pub struct Disk {
+pub(super) struct Disk {
     objects: PathBuf,
     temporary: PathBuf,
     sequence: AtomicU64,
@@ -80,7 +80,7 @@ pub struct Disk {
 
 /// What is taken of the file system, or given back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Amount {
+pub(super) struct Amount {
     pub bytes: u64,
     /// Files and folders: a file system may be out of these while it has bytes.
     pub files: u64,
@@ -88,14 +88,14 @@ pub struct Amount {
 
 impl Amount {
     /// A file of `length` bytes.
-    pub fn of_file(length: u64) -> Self {
+    pub(super) fn of_file(length: u64) -> Self {
         Amount {
             bytes: occupied(length),
             files: 1,
         }
     }
 
-    pub fn of_folders(count: u64) -> Self {
+    pub(super) fn of_folders(count: u64) -> Self {
         Amount {
             bytes: count * BLOCK,
             files: count,
@@ -122,7 +122,7 @@ impl std::iter::Sum for Amount {
 
 /// How much a file system has: free, and as a whole.
 #[derive(Debug, Clone, Copy)]
-pub struct Space {
+pub(super) struct Space {
     pub free: Amount,
     /// Its number of files is 0 where it has no fixed one.
     pub whole: Amount,
@@ -130,7 +130,7 @@ pub struct Space {
 
 /// A file that has no name yet.
 #[derive(Debug)]
-pub struct Unnamed {
+pub(super) struct Unnamed {
     pub file: File,
     /// Where the file system lacks `O_TMPFILE`: a locked name in the temporary folder.
     path: Option<PathBuf>,
@@ -138,7 +138,7 @@ pub struct Unnamed {
 
 impl Unnamed {
     /// Hands the file over, so that it can be published on another thread; what stays is an empty shell.
-    pub fn take(&mut self) -> io::Result<Unnamed> {
+    pub(super) fn take(&mut self) -> io::Result<Unnamed> {
         Ok(Unnamed {
             file: self.file.try_clone()?,
             path: self.path.take(),
@@ -160,7 +160,7 @@ impl Disk {
     ///
     /// # Errors
     /// There is no such folder, and it cannot be made.
-    pub fn open(data_dir: &Path) -> io::Result<Self> {
+    pub(super) fn open(data_dir: &Path) -> io::Result<Self> {
         if !data_dir.is_dir() {
             fs::create_dir_all(data_dir)?;
         }
@@ -179,7 +179,7 @@ impl Disk {
 
     /// Removes what a crash left between a file's temporary name and its own. Two processes may share the folder during an
     /// upgrade: what another one still holds is locked or very young.
-    pub fn sweep_temporary(&self) {
+    pub(super) fn sweep_temporary(&self) {
         let Ok(entries) = fs::read_dir(&self.temporary) else {
             return;
         };
@@ -205,7 +205,7 @@ impl Disk {
     ///
     /// # Errors
     /// Nothing can be stored there.
-    pub fn probe(&self, hash: &Hash) -> io::Result<()> {
+    pub(super) fn probe(&self, hash: &Hash) -> io::Result<()> {
         let mut unnamed = self.create(BLOCK)?;
         self.begin(&unnamed.file, MAGIC)?;
         let folder = self.path(hash);
@@ -216,12 +216,12 @@ impl Disk {
         made.and(removed)
     }
 
-    pub fn root(&self) -> &Path {
+    pub(super) fn root(&self) -> &Path {
         &self.objects
     }
 
     /// Where the object of `hash` lies.
-    pub fn path(&self, hash: &Hash) -> PathBuf {
+    pub(super) fn path(&self, hash: &Hash) -> PathBuf {
         let name = hex::encode(hash);
         self.objects.join(&name[0..2]).join(&name[2..4]).join(&name)
     }
@@ -230,7 +230,7 @@ impl Disk {
     ///
     /// # Errors
     /// No space, or any other failure of the file system.
-    pub fn create(&self, reserve: u64) -> io::Result<Unnamed> {
+    pub(super) fn create(&self, reserve: u64) -> io::Result<Unnamed> {
         let unnamed = match self.unnamed.load(Relaxed) {
             true => self.create_unnamed()?,
             false => None,
@@ -272,7 +272,7 @@ impl Disk {
     ///
     /// # Errors
     /// Any failure of the file system.
-    pub fn begin(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+    pub(super) fn begin(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
         file.write_all_at(bytes, 0)?;
         let mut read = [0; MAGIC.len()];
         super::read::read_at(file, &mut read, 0)?;
@@ -291,7 +291,7 @@ impl Disk {
     ///
     /// # Errors
     /// Any failure of the file system; the file then has no name and what was there stays.
-    pub fn publish(&self, unnamed: &mut Unnamed, hash: &Hash, sync: bool) -> io::Result<Amount> {
+    pub(super) fn publish(&self, unnamed: &mut Unnamed, hash: &Hash, sync: bool) -> io::Result<Amount> {
         self.publish_as(unnamed, &self.path(hash), sync)
     }
 
@@ -332,7 +332,7 @@ impl Disk {
     }
 
     /// Opens the object of `hash`. `None`: not stored, or not to be opened now.
-    pub fn open_file(&self, hash: &Hash) -> Option<File> {
+    pub(super) fn open_file(&self, hash: &Hash) -> Option<File> {
         match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
             Ok(file) => Some(file),
             Err(error) => {
@@ -345,7 +345,7 @@ impl Disk {
     }
 
     /// Overwrites the freshness of the object of `hash`, if it still is the one with `id`.
-    pub fn refresh(
+    pub(super) fn refresh(
         &self,
         hash: &Hash,
         id: u64,
@@ -371,7 +371,7 @@ impl Disk {
     }
 
     /// Notes whether the object of `hash` is in the bucket too, if it still is the one with `id`.
-    pub fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
+    pub(super) fn mark_backed_up(&self, hash: &Hash, id: u64, backed_up: bool) -> io::Result<()> {
         let file = open_regular(&self.path(hash), OpenOptions::new().read(true).write(true))?;
         let mut preamble = [0; PREAMBLE];
         file.read_exact_at(&mut preamble, 0)?;
@@ -383,7 +383,7 @@ impl Disk {
 
     /// Removes the object of `hash`, of several that had this name the one of `file` only; what this freed, nothing if it
     /// was not there.
-    pub fn remove(&self, hash: &Hash, file: Option<&File>) -> io::Result<Amount> {
+    pub(super) fn remove(&self, hash: &Hash, file: Option<&File>) -> io::Result<Amount> {
         let path = self.path(hash);
         let there = match fs::metadata(&path) {
             Ok(there) => there,
@@ -404,7 +404,7 @@ impl Disk {
     }
 
     /// Removes the folders of `hash` that are empty; what this freed.
-    pub fn prune(&self, hash: &Hash) -> Amount {
+    pub(super) fn prune(&self, hash: &Hash) -> Amount {
         let path = self.path(hash);
         let _no_folder_made = self.pruning.lock();
         let folders = path.ancestors().skip(1).take(2);
@@ -414,17 +414,17 @@ impl Disk {
     }
 
     /// What the object of `hash` takes, nothing if it is not there.
-    pub fn size(&self, hash: &Hash) -> Amount {
+    pub(super) fn size(&self, hash: &Hash) -> Amount {
         fs::metadata(self.path(hash)).map_or(Amount::default(), |meta| Amount::of_file(meta.len()))
     }
 
     /// Whether nothing is stored under `hash`: a file system that fails does not tell.
-    pub fn is_missing(&self, hash: &Hash) -> bool {
+    pub(super) fn is_missing(&self, hash: &Hash) -> bool {
         fs::metadata(self.path(hash)).is_err_and(|error| is_missing(&error))
     }
 
     /// What the file system has.
-    pub fn space(&self) -> io::Result<Space> {
+    pub(super) fn space(&self) -> io::Result<Space> {
         let stat = rustix::fs::statvfs(&self.objects)?;
         let of = |blocks: u64, files: u64| Amount {
             bytes: blocks.saturating_mul(stat.f_frsize),
@@ -442,7 +442,7 @@ fn is_missing(error: &io::Error) -> bool {
 }
 
 /// Whether a file that was read with `error` is damaged, or cannot be read ever after: anything else may pass.
-pub fn is_damage(error: &io::Error) -> bool {
+pub(super) fn is_damage(error: &io::Error) -> bool {
     let of_medium = |errno| matches!(errno, Errno::IO | Errno::BADMSG | Errno::UCLEAN);
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
         || Errno::from_io_error(error).is_some_and(of_medium)
@@ -492,12 +492,12 @@ fn open_regular(path: &Path, options: &mut OpenOptions) -> io::Result<File> {
 }
 
 /// What a file of `length` bytes takes on disk.
-pub fn occupied(length: u64) -> u64 {
+pub(super) fn occupied(length: u64) -> u64 {
     length.div_ceil(BLOCK).saturating_mul(BLOCK)
 }
 
 /// Reserves `length` bytes at `offset` without changing the file's length.
-pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
+pub(super) fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
     if length == 0 {
         return Ok(());
     }
@@ -509,7 +509,7 @@ pub fn allocate(file: &File, offset: u64, length: u64) -> io::Result<()> {
 
 /// Preamble and head as they are stored; the body follows. `finished` is zero while the object grows, `backed_up` says
 /// that it is in the bucket too.
-pub fn encode(
+pub(super) fn encode(
     key_text: &str,
     id: u64,
     head: &Head,
@@ -581,7 +581,7 @@ fn damaged(what: &str) -> io::Error {
 }
 
 /// The id that the file of an object begins with, whatever else is wrong with it.
-pub fn id_of(file: &File) -> Option<u64> {
+pub(super) fn id_of(file: &File) -> Option<u64> {
     let mut first = [0; 32];
     let got = read_some(file, &mut first, 0).ok()?;
     (got == first.len() && &first[0..8] == MAGIC).then(|| number(&first, 24))
@@ -591,7 +591,7 @@ pub fn id_of(file: &File) -> Option<u64> {
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidData`]: the file is damaged. Anything else: it cannot be read.
-pub fn read_record(file: &File) -> io::Result<Record> {
+pub(super) fn read_record(file: &File) -> io::Result<Record> {
     let mut first = [0; FIRST_READ];
     let got = read_some(file, &mut first, 0)?;
     if got < PREAMBLE || &first[0..8] != MAGIC {
@@ -663,7 +663,7 @@ fn is_right_freshness(preamble: &[u8], freshness: &[u8; 24]) -> bool {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn is_intact(file: &File, offset: u64, finished: &Finished, mut read: impl FnMut(u64)) -> io::Result<bool> {
+pub(super) fn is_intact(file: &File, offset: u64, finished: &Finished, mut read: impl FnMut(u64)) -> io::Result<bool> {
     let mut digest = Sha256::new();
     let mut buffer = vec![0; finished.length.min(128 << 10) as usize];
     let mut at = 0;
@@ -695,7 +695,7 @@ fn read_some(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
 }
 
 /// Sets the time of last use, which eviction goes by.
-pub fn touch(path: &Path, used: std::time::SystemTime) -> io::Result<()> {
+pub(super) fn touch(path: &Path, used: std::time::SystemTime) -> io::Result<()> {
     let seconds = used.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let time = rustix::fs::Timespec {
         tv_sec: i64::try_from(seconds.as_secs()).unwrap_or(i64::MAX),

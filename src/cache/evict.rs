@@ -17,7 +17,7 @@ const SAMPLE: usize = 64;
 const BATCH: usize = 8;
 
 #[derive(Debug)]
-pub struct Candidate {
+pub(super) struct Candidate {
     pub path: PathBuf,
     pub hash: Hash,
     pub used: SystemTime,
@@ -27,7 +27,7 @@ pub struct Candidate {
 /// The objects that should go first, oldest first: from a random folder on until [`SAMPLE`] were seen, the whole of a
 /// store that has fewer. Objects are spread over the folders by hash, so a run of folders is a random sample. What is
 /// `spared` does not count.
-pub fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<Candidate> {
+pub(super) fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<Candidate> {
     let mut seen = Vec::new();
     let [first, second] = random.to_be_bytes();
     // What cannot be listed has no candidates; that it cannot is said by who counts.
@@ -70,7 +70,7 @@ pub fn victims(root: &Path, random: u16, spared: impl Fn(&Hash) -> bool) -> Vec<
 ///
 /// # Errors
 /// A folder in it cannot be listed: it is not known what that takes.
-pub fn taken_by(outer: &Path) -> io::Result<Amount> {
+pub(super) fn taken_by(outer: &Path) -> io::Result<Amount> {
     let mut taken = Amount::default();
     for inner in folders_in(outer)? {
         let inner = outer.join(inner);
@@ -94,7 +94,7 @@ pub fn taken_by(outer: &Path) -> io::Result<Amount> {
 ///
 /// # Errors
 /// A folder cannot be listed. The others were visited.
-pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<()> {
+pub(super) fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<()> {
     let mut failed = None;
     for outer in folders_in(root)? {
         match each_hash_below(&root.join(outer), &mut visit) {
@@ -110,7 +110,7 @@ pub fn each_hash_while(root: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::
 ///
 /// # Errors
 /// A folder cannot be listed. The others were visited.
-pub fn each_hash_below(outer: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<bool> {
+pub(super) fn each_hash_below(outer: &Path, mut visit: impl FnMut(Hash) -> bool) -> io::Result<bool> {
     let mut failed = None;
     for inner in folders_in(outer)? {
         match names(&outer.join(inner)) {

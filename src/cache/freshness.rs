@@ -16,10 +16,10 @@ pub enum Class {
 pub const FOR_EVER: Millis = u64::MAX;
 
 /// How far a stored time may lie ahead: the clocks of several nodes differ a little, and one that is put right jumps.
-pub const AHEAD: Millis = 5_000;
+pub(super) const AHEAD: Millis = 5_000;
 
 /// Whether a stored time lies ahead of `now`, so that the clock that it was taken from was wrong, or is.
-pub fn is_ahead(at: Millis, now: Millis) -> bool {
+pub(super) fn is_ahead(at: Millis, now: Millis) -> bool {
     at > now.saturating_add(AHEAD)
 }
 

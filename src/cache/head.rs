@@ -62,7 +62,7 @@ mod headers_as_pairs {
     use super::*;
     use serde::{Deserializer, Serializer, de::Error};
 
-    pub fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(headers: &HeaderMap, serializer: S) -> Result<S::Ok, S::Error> {
         // Latin-1: header values are octets (RFC 9110 section 5.5), not always UTF-8.
         serializer.collect_seq(headers.iter().map(|(name, value)| {
             (
@@ -72,7 +72,7 @@ mod headers_as_pairs {
         }))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderMap, D::Error> {
         let pairs = Vec::<(String, String)>::deserialize(deserializer)?;
         let mut headers = HeaderMap::with_capacity(pairs.len());
         for (name, value) in pairs {

@@ -24,7 +24,7 @@ const WORTH_A_FILE: RangeInclusive<usize> = 32 << 10..=256 << 10;
 
 /// `bytes` as they are best held: those of middle length in a file in memory, whose pages `sendfile` hands to a socket without
 /// copying them. Mapped, they are ordinary bytes for everybody else.
-pub fn body(bytes: Vec<u8>) -> Body {
+pub(super) fn body(bytes: Vec<u8>) -> Body {
     if WORTH_A_FILE.contains(&bytes.len()) {
         match in_a_file(&bytes) {
             Ok((mapped, file)) => return Body::Memory(mapped, Some(file)),
@@ -68,14 +68,14 @@ impl Weighter<Hash, Arc<Object>> for ByBytes {
 
 /// A bounded map of what was used lately (S3-FIFO with sharded locks).
 #[derive(Debug)]
-pub struct Memory {
+pub(super) struct Memory {
     cache: Cache<Hash, Arc<Object>, ByBytes>,
     /// Bodies up to this are held whole.
     pub largest: u64,
 }
 
 impl Memory {
-    pub fn new(bytes: u64) -> Self {
+    pub(super) fn new(bytes: u64) -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile)
             .current
             .unwrap_or(65_536);
@@ -90,27 +90,27 @@ impl Memory {
             largest: (bytes / 64).min(1 << 20),
         }
     }
-    pub fn get(&self, hash: &Hash) -> Option<Arc<Object>> {
+    pub(super) fn get(&self, hash: &Hash) -> Option<Arc<Object>> {
         self.cache.get(hash)
     }
-    pub fn insert(&self, object: Arc<Object>) {
+    pub(super) fn insert(&self, object: Arc<Object>) {
         self.cache.insert(object.key.hash, object);
     }
-    pub fn remove(&self, hash: &Hash) {
+    pub(super) fn remove(&self, hash: &Hash) {
         self.cache.remove(hash);
     }
     /// Removes the object with `id`, and no other that has taken its place.
-    pub fn forget(&self, hash: &Hash, id: u64) {
+    pub(super) fn forget(&self, hash: &Hash, id: u64) {
         self.cache.remove_if(hash, |object| object.id == id);
     }
     /// Drops what is not to be kept.
-    pub fn retain(&self, keep: impl Fn(&Object) -> bool) {
+    pub(super) fn retain(&self, keep: impl Fn(&Object) -> bool) {
         self.cache.retain(|_, object| keep(object));
     }
-    pub fn weight(&self) -> u64 {
+    pub(super) fn weight(&self) -> u64 {
         self.cache.weight()
     }
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.cache.len()
     }
 }

@@ -38,14 +38,14 @@ pub fn bound(memory_bytes: u64) {
 }
 
 /// Whether a body of `length` bytes can be held now.
-pub fn has_room_for(length: u64) -> bool {
+pub(super) fn has_room_for(length: u64) -> bool {
     let limit = LIMIT.load(Relaxed);
     length <= MAX_OBJECT.min(limit) && HELD.load(Relaxed) + length <= limit
 }
 
 /// Where the bytes at some offset are.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Place {
+pub(super) enum Place {
     Held(Bytes),
     /// In the object's body, up to this offset.
     Body(u64),
@@ -55,7 +55,7 @@ pub enum Place {
 
 /// Nothing more of a body can be held.
 #[derive(Debug, thiserror::Error)]
-pub enum Full {
+pub(super) enum Full {
     #[error("it can neither be stored nor held in memory, and nobody reads it")]
     Unread,
     #[error("it can neither be stored nor held in memory, and whoever reads it has stopped")]
@@ -64,11 +64,11 @@ pub enum Full {
 
 /// How far a reader of a growing body has come.
 #[derive(Debug)]
-pub struct Position(AtomicU64);
+pub(super) struct Position(AtomicU64);
 
 /// The part of a body from some offset on, in memory for as long as it is read or until the disk takes it after all.
 #[derive(Debug)]
-pub struct Overflow {
+pub(super) struct Overflow {
     /// Where that part begins.
     at: AtomicU64,
     pieces: RwLock<Pieces>,
@@ -131,23 +131,23 @@ impl Default for Overflow {
 
 impl Overflow {
     /// From `at` on everything is held here. Only the first call counts.
-    pub fn begin(&self, at: u64) {
+    pub(super) fn begin(&self, at: u64) {
         if self.at.compare_exchange(NOTHING, at, SeqCst, SeqCst).is_ok() {
             self.pieces.write().end = at;
         }
     }
 
-    pub fn has_begun(&self) -> bool {
+    pub(super) fn has_begun(&self) -> bool {
         self.at.load(SeqCst) != NOTHING
     }
 
     /// Whether the body passes through, so that nobody can begin to read it any more.
-    pub fn is_passing(&self) -> bool {
+    pub(super) fn is_passing(&self) -> bool {
         self.pieces.read().passing
     }
 
     /// A new reader, at the beginning.
-    pub fn reader(&self) -> Arc<Position> {
+    pub(super) fn reader(&self) -> Arc<Position> {
         let position = Arc::new(Position(AtomicU64::new(0)));
         let mut readers = self.readers.lock();
         if readers.len() == readers.capacity() {
@@ -158,7 +158,7 @@ impl Overflow {
     }
 
     /// That reader needs nothing before `position` any more; `u64::MAX` once it is done.
-    pub fn move_to(&self, reader: &Position, position: u64) {
+    pub(super) fn move_to(&self, reader: &Position, position: u64) {
         reader.0.store(position, SeqCst);
         if self.has_begun() {
             self.moved.notify_one();
@@ -184,7 +184,7 @@ impl Overflow {
     ///
     /// # Errors
     /// Nobody reads any more, what is held is all that may be, and the body could not be stored.
-    pub async fn push(&self, data: Bytes, could_fit: bool, mut passes: impl FnMut()) -> Result<(), Full> {
+    pub(super) async fn push(&self, data: Bytes, could_fit: bool, mut passes: impl FnMut()) -> Result<(), Full> {
         let mut waiting: Option<(Option<u64>, Instant)> = None;
         loop {
             let was_passing = self.is_passing();
@@ -253,7 +253,7 @@ impl Overflow {
     }
 
     /// Where the bytes from `position` up to `limit` are.
-    pub fn find(&self, position: u64, limit: u64) -> Place {
+    pub(super) fn find(&self, position: u64, limit: u64) -> Place {
         let at = self.at.load(SeqCst);
         if position < at {
             return Place::Body(limit.min(at));
@@ -277,12 +277,12 @@ impl Overflow {
     }
 
     /// All that is held, each piece with its offset in the body.
-    pub fn pieces(&self) -> Vec<(u64, Bytes)> {
+    pub(super) fn pieces(&self) -> Vec<(u64, Bytes)> {
         self.pieces.read().list.iter().cloned().collect()
     }
 
     /// The disk has taken it: nothing is held any more, and readers find it in the body.
-    pub fn is_stored(&self) {
+    pub(super) fn is_stored(&self) {
         let mut pieces = self.pieces.write();
         self.at.store(NOTHING, SeqCst);
         pieces.let_go(u64::MAX);

@@ -10,7 +10,7 @@ use rustix::io::{Errno, ReadWriteFlags, preadv2};
 ///
 /// # Errors
 /// Those of `preadv2`; `OPNOTSUPP` and its like where the file system or the kernel cannot tell.
-pub fn read_now(file: &File, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
+pub(super) fn read_now(file: &File, buffer: &mut [u8], at: u64) -> Result<usize, Errno> {
     preadv2(file, &mut [IoSliceMut::new(buffer)], at, ReadWriteFlags::NOWAIT)
 }
 
@@ -18,7 +18,7 @@ pub fn read_now(file: &File, buffer: &mut [u8], at: u64) -> Result<usize, Errno>
 ///
 /// # Errors
 /// The disk refuses, or the file ends before.
-pub fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+pub(super) fn read_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
     match read_now(file, buffer, at) {
         Ok(got) if got == buffer.len() => Ok(()),
         Ok(_) | Err(Errno::AGAIN | Errno::INTR | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {

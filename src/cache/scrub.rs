@@ -13,11 +13,11 @@ use super::key::Key;
 use super::time::{Millis, now_ms};
 
 /// Outer folders.
-pub const FOLDERS: u64 = 256;
+pub(super) const FOLDERS: u64 = 256;
 
 /// The scrubber's counters, and its position.
 #[derive(Debug)]
-pub struct Scrub {
+pub(super) struct Scrub {
     /// Keeps the position over a restart.
     file: PathBuf,
     pub objects: AtomicU64,
@@ -37,7 +37,7 @@ pub struct Scrubbed {
 }
 
 impl Scrub {
-    pub fn new(file: PathBuf) -> Self {
+    pub(super) fn new(file: PathBuf) -> Self {
         Scrub {
             file,
             objects: AtomicU64::new(0),
@@ -47,7 +47,7 @@ impl Scrub {
         }
     }
 
-    pub fn progress(&self) -> Scrubbed {
+    pub(super) fn progress(&self) -> Scrubbed {
         Scrubbed {
             objects: self.objects.load(Relaxed),
             bytes: self.bytes.load(Relaxed),
@@ -57,7 +57,7 @@ impl Scrub {
     }
 
     /// The folder to go on with, and when its round began.
-    pub fn load(&self) -> Option<(u64, Millis)> {
+    pub(super) fn load(&self) -> Option<(u64, Millis)> {
         let text = fs::read_to_string(&self.file).ok()?;
         let (folder, began) = text.trim().split_once(' ')?;
         // What a clock that was ahead has written would put off the next round for as long.
@@ -65,7 +65,7 @@ impl Scrub {
     }
 
     /// Keeps the folder to go on with, and when its round began.
-    pub fn save(&self, folder: u64, began: Millis) {
+    pub(super) fn save(&self, folder: u64, began: Millis) {
         self.folders.store(folder, Relaxed);
         let new = self.file.with_extension("new");
         // Worth no more than a try: a round that begins anew is only work.

@@ -20,7 +20,7 @@ pub fn set_clock(ahead: i64) {
 }
 
 /// A time of day of this machine, as it is stored.
-pub fn millis(time: SystemTime) -> Millis {
+pub(super) fn millis(time: SystemTime) -> Millis {
     time.duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_millis() as u64)
 }

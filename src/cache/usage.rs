@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(2);
 
 /// The count, as a whole and for each of the 256 outer folders.
 #[derive(Debug)]
-pub struct Usage {
+pub(super) struct Usage {
     /// Stored and reserved bytes.
     total: AtomicU64,
     folders: [Folder; 256],
@@ -37,21 +37,21 @@ struct Folder {
 /// A change of what is stored, while it is made: until then the file system and the count may differ.
 #[derive(Debug)]
 #[must_use]
-pub struct Change<'a> {
+pub(super) struct Change<'a> {
     folder: &'a Folder,
     total: &'a AtomicU64,
 }
 
 impl Change<'_> {
     /// An object that takes `amount` was given its name.
-    pub fn stored(&self, amount: Amount) {
+    pub(super) fn stored(&self, amount: Amount) {
         self.folder.bytes.fetch_add(amount.bytes, Relaxed);
         self.folder.files.fetch_add(amount.files, Relaxed);
         self.total.fetch_add(amount.bytes, Relaxed);
     }
 
     /// What took `amount` is gone.
-    pub fn removed(&self, amount: Amount) {
+    pub(super) fn removed(&self, amount: Amount) {
         subtract(&self.folder.bytes, amount.bytes);
         subtract(&self.folder.files, amount.files);
         subtract(self.total, amount.bytes);
@@ -67,7 +67,7 @@ impl Drop for Change<'_> {
 
 impl Usage {
     /// As it was saved in `file`; what is not there counts as nothing until the walk has been.
-    pub fn load(file: PathBuf) -> Self {
+    pub(super) fn load(file: PathBuf) -> Self {
         let saved = fs::read_to_string(&file).unwrap_or_default();
         let mut lines = saved.lines().map(|line| {
             line.split_ascii_whitespace()
@@ -87,7 +87,7 @@ impl Usage {
         }
     }
 
-    pub fn save(&self) {
+    pub(super) fn save(&self) {
         let line = |number: fn(&Folder) -> &AtomicU64| {
             let numbers = self
                 .folders
@@ -101,12 +101,12 @@ impl Usage {
         let _ = fs::write(&new, text).and_then(|()| fs::rename(&new, &self.file));
     }
 
-    pub fn total(&self) -> u64 {
+    pub(super) fn total(&self) -> u64 {
         self.total.load(Relaxed)
     }
 
     /// What eviction could free: all that is stored.
-    pub fn evictable(&self) -> Amount {
+    pub(super) fn evictable(&self) -> Amount {
         let folders = self.folders.iter().map(|folder| Amount {
             bytes: folder.bytes.load(Relaxed),
             files: folder.files.load(Relaxed),
@@ -115,17 +115,17 @@ impl Usage {
     }
 
     /// Counts bytes that a growing object has reserved.
-    pub fn reserve(&self, bytes: u64) {
+    pub(super) fn reserve(&self, bytes: u64) {
         self.total.fetch_add(bytes, Relaxed);
     }
 
     /// Gives back what was reserved.
-    pub fn release(&self, bytes: u64) {
+    pub(super) fn release(&self, bytes: u64) {
         subtract(&self.total, bytes);
     }
 
     /// Something that is stored under `hash` is about to be given its name or removed. Held until it is done.
-    pub fn change(&self, hash: &Hash) -> Change<'_> {
+    pub(super) fn change(&self, hash: &Hash) -> Change<'_> {
         let folder = &self.folders[usize::from(hash[0])];
         folder.changing.fetch_add(1, SeqCst);
         Change {
@@ -138,7 +138,7 @@ impl Usage {
     ///
     /// # Errors
     /// What one of them takes could not be found out: its count stays as it was.
-    pub fn recount(&self, root: &Path) -> io::Result<()> {
+    pub(super) fn recount(&self, root: &Path) -> io::Result<()> {
         let mut failed = None;
         for (index, folder) in self.folders.iter().enumerate() {
             let path = root.join(format!("{index:02x}"));

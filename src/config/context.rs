@@ -15,11 +15,11 @@ pub(super) struct Context<'a> {
 }
 
 impl Context<'_> {
-    pub fn error(&self, at: Pos, fault: Fault) {
+    pub(super) fn error(&self, at: Pos, fault: Fault) {
         self.push(Severity::Error, at, fault);
     }
 
-    pub fn warn(&self, at: Pos, fault: Fault) {
+    pub(super) fn warn(&self, at: Pos, fault: Fault) {
         self.push(Severity::Warning, at, fault);
     }
 
@@ -36,7 +36,7 @@ impl Context<'_> {
     }
 
     /// A path that a file names is meant relative to that file, wherever the process was started.
-    pub fn resolve(&self, path: &str) -> PathBuf {
+    pub(super) fn resolve(&self, path: &str) -> PathBuf {
         match self.file.parent() {
             Some(folder) => folder.join(path),
             None => PathBuf::from(path),

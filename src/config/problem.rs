@@ -77,20 +77,20 @@ pub(super) struct Fault {
 }
 
 impl Fault {
-    pub fn new(message: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>) -> Self {
         Fault {
             message: message.into(),
             hint: None,
         }
     }
 
-    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+    pub(super) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
     /// Says before the message what it is about.
-    pub fn about(mut self, subject: impl fmt::Display) -> Self {
+    pub(super) fn about(mut self, subject: impl fmt::Display) -> Self {
         self.message = format!("{subject}: {}", self.message);
         self
     }
@@ -105,7 +105,7 @@ pub(super) struct Report {
 
 impl Report {
     /// A finding that has no place in a file.
-    pub fn error(&self, fault: Fault) {
+    pub(super) fn error(&self, fault: Fault) {
         self.push(Problem {
             severity: Severity::Error,
             file: None,
@@ -118,7 +118,7 @@ impl Report {
     }
 
     /// A file as a whole is wrong.
-    pub fn file_error(&self, file: &Path, fault: Fault) {
+    pub(super) fn file_error(&self, file: &Path, fault: Fault) {
         self.push(Problem {
             severity: Severity::Error,
             file: Some(file.to_owned()),
@@ -130,12 +130,12 @@ impl Report {
         });
     }
 
-    pub fn push(&self, problem: Problem) {
+    pub(super) fn push(&self, problem: Problem) {
         self.problems.borrow_mut().push(problem);
     }
 
     /// Remembers how a value was written that took something from the environment, so that it is shown like that.
-    pub fn interpolated(&self, remote: &str, key: &str, source: &str) {
+    pub(super) fn interpolated(&self, remote: &str, key: &str, source: &str) {
         self.interpolated
             .borrow_mut()
             .insert((remote.to_owned(), key.to_owned()), source.to_owned());
@@ -143,7 +143,7 @@ impl Report {
 
     /// The findings, those of each file in the file's order, files in the order in which they were first complained
     /// about, findings without a file first; and the sources of interpolated values.
-    pub fn finish(self) -> (Vec<Problem>, HashMap<(String, String), String>) {
+    pub(super) fn finish(self) -> (Vec<Problem>, HashMap<(String, String), String>) {
         let mut problems = self.problems.into_inner();
         let mut files: Vec<Option<PathBuf>> = vec![None];
         for problem in &problems {
@@ -156,7 +156,7 @@ impl Report {
     }
 
     /// Names the remote in findings about `file` that were made before it was known which remote stands where.
-    pub fn attribute(&self, file: &Path, remote_at: impl Fn(Pos) -> Option<String>) {
+    pub(super) fn attribute(&self, file: &Path, remote_at: impl Fn(Pos) -> Option<String>) {
         for problem in self.problems.borrow_mut().iter_mut() {
             if problem.remote.is_none()
                 && problem.file.as_deref() == Some(file)

@@ -30,7 +30,7 @@ pub(super) type Elsewhere = &'static [(&'static str, &'static str)];
 
 impl<'a> Section<'a> {
     /// Takes `node` for a mapping with the keys `known`. Complains of all others, and of repeated ones.
-    pub fn open(
+    pub(super) fn open(
         cx: Context<'a>,
         node: &'a Node,
         prefix: &'static str,
@@ -76,19 +76,19 @@ impl<'a> Section<'a> {
     }
 
     /// The entry of `key`; `null` counts as absent.
-    pub fn entry(&self, key: &str) -> Option<&'a Entry> {
+    pub(super) fn entry(&self, key: &str) -> Option<&'a Entry> {
         self.entries
             .iter()
             .find(|entry| entry.key == key && entry.duplicate_of.is_none() && !entry.value.is_null())
     }
 
     /// Whether `key` stands here, be it with `null`.
-    pub fn names(&self, key: &str) -> bool {
+    pub(super) fn names(&self, key: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == key)
     }
 
     /// Whether `key` holds exactly this text.
-    pub fn says(&self, key: &str, text: &str) -> bool {
+    pub(super) fn says(&self, key: &str, text: &str) -> bool {
         self.entry(key)
             .is_some_and(|entry| matches!(&entry.value.content, Content::Scalar(s) if s.text == text))
     }
@@ -135,13 +135,13 @@ impl<'a> Section<'a> {
     }
 
     /// The text of `key`.
-    pub fn text(&self, key: &str) -> Option<Text> {
+    pub(super) fn text(&self, key: &str) -> Option<Text> {
         let (node, scalar) = self.scalar(key)?;
         self.fill_in(key, node.at, scalar)
     }
 
     /// The text of `key`, made into something by `parse`, whose complaint gets key, value and place.
-    pub fn parse<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
+    pub(super) fn parse<T>(&self, key: &str, parse: impl FnOnce(&str) -> Result<T, Fault>) -> Option<T> {
         self.convert(key, self.text(key)?, parse)
     }
 
@@ -158,7 +158,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub fn boolean(&self, key: &str) -> Option<bool> {
+    pub(super) fn boolean(&self, key: &str) -> Option<bool> {
         let text = self.text(key)?;
         let found = match text.value.as_str() {
             "true" | "True" | "TRUE" => Some(true),
@@ -180,7 +180,7 @@ impl<'a> Section<'a> {
         None
     }
 
-    pub fn integer(&self, key: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
+    pub(super) fn integer(&self, key: &str, range: std::ops::RangeInclusive<u32>) -> Option<u32> {
         let text = self.text(key)?;
         self.integer_of(key, text, range)
     }
@@ -205,12 +205,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    pub fn duration(&self, key: &str) -> Option<Duration> {
+    pub(super) fn duration(&self, key: &str) -> Option<Duration> {
         self.parse(key, values::duration)
     }
 
     /// A duration that something must happen within.
-    pub fn timeout(&self, key: &str) -> Option<Duration> {
+    pub(super) fn timeout(&self, key: &str) -> Option<Duration> {
         self.parse(key, |text| match values::duration(text)? {
             Duration::ZERO => Err(Fault::new("must be longer than nothing")),
             duration => Ok(duration),
@@ -218,7 +218,7 @@ impl<'a> Section<'a> {
     }
 
     /// The items of the list `key`.
-    pub fn items(&self, key: &str) -> Option<&'a [Rc<Node>]> {
+    pub(super) fn items(&self, key: &str) -> Option<&'a [Rc<Node>]> {
         let entry = self.entry(key)?;
         match &entry.value.content {
             Content::List(items) => Some(items),
@@ -232,7 +232,7 @@ impl<'a> Section<'a> {
     }
 
     /// The scalars of the list `key`, as they stand in the file.
-    pub fn scalars(&self, key: &'a str) -> Option<impl Iterator<Item = (Pos, &'a Scalar)>> {
+    pub(super) fn scalars(&self, key: &'a str) -> Option<impl Iterator<Item = (Pos, &'a Scalar)>> {
         let items = self.items(key)?;
         Some(items.iter().filter_map(|item| match &item.content {
             Content::Scalar(scalar) if !item.is_null() => Some((item.at, scalar)),
@@ -249,7 +249,7 @@ impl<'a> Section<'a> {
     }
 
     /// The list `key`, each item made into something by `parse`, with its place.
-    pub fn list<T>(&self, key: &'a str, parse: impl Fn(&str) -> Result<T, Fault>) -> Option<Vec<(Pos, T)>> {
+    pub(super) fn list<T>(&self, key: &'a str, parse: impl Fn(&str) -> Result<T, Fault>) -> Option<Vec<(Pos, T)>> {
         let scalars = self.scalars(key)?;
         let texts = scalars.filter_map(|(at, scalar)| self.fill_in(key, at, scalar));
         Some(
@@ -260,7 +260,7 @@ impl<'a> Section<'a> {
     }
 
     /// The list `key` of numbers.
-    pub fn integers(&self, key: &'a str, range: std::ops::RangeInclusive<u32>) -> Option<Vec<u32>> {
+    pub(super) fn integers(&self, key: &'a str, range: std::ops::RangeInclusive<u32>) -> Option<Vec<u32>> {
         let scalars = self.scalars(key)?;
         let texts = scalars.filter_map(|(at, scalar)| self.fill_in(key, at, scalar));
         Some(
@@ -271,13 +271,13 @@ impl<'a> Section<'a> {
     }
 
     /// The mapping `key`, its keys checked. `prefix` is `key` with a dot.
-    pub fn section(&self, key: &str, prefix: &'static str, known: &[&'static str]) -> Option<Section<'a>> {
+    pub(super) fn section(&self, key: &str, prefix: &'static str, known: &[&'static str]) -> Option<Section<'a>> {
         let entry = self.entry(key)?;
         Some(Section::open(self.cx, &entry.value, prefix, known, &[]))
     }
 
     /// The entries of the mapping `key`, whose keys are the user's own.
-    pub fn free(&self, key: &str) -> Option<&'a [Entry]> {
+    pub(super) fn free(&self, key: &str) -> Option<&'a [Entry]> {
         let entry = self.entry(key)?;
         match &entry.value.content {
             Content::Map(entries) => Some(entries),
@@ -293,7 +293,7 @@ impl<'a> Section<'a> {
     }
 
     /// The text of an entry of [`Self::free`].
-    pub fn free_text(&self, key: &str, entry: &'a Entry) -> Option<Text> {
+    pub(super) fn free_text(&self, key: &str, entry: &'a Entry) -> Option<Text> {
         match &entry.value.content {
             Content::Scalar(scalar) if !entry.value.is_null() => self.fill_in(key, entry.value.at, scalar),
             _ => {

@@ -53,7 +53,7 @@ pub(super) struct Spelling {
 }
 
 impl Spelling {
-    pub fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         Spelling {
             single: format!("'{}'", text.replace('\'', "''")),
             double: format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
@@ -98,17 +98,17 @@ pub(super) struct Entry {
 }
 
 impl Node {
-    pub fn is_null(&self) -> bool {
+    pub(super) fn is_null(&self) -> bool {
         matches!(&self.content, Content::Scalar(s)
             if !s.quoted && matches!(s.text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
-    pub fn is_map(&self) -> bool {
+    pub(super) fn is_map(&self) -> bool {
         matches!(self.content, Content::Map(_))
     }
 
     /// For "… is a list".
-    pub fn kind(&self) -> &'static str {
+    pub(super) fn kind(&self) -> &'static str {
         match &self.content {
             Content::Scalar(_) if self.is_null() => "empty",
             Content::Scalar(_) => "a single value",

@@ -12,7 +12,7 @@ use crate::cache::{Hash, Key};
 use crate::upstream::Failure;
 
 /// Bodies of error answers are kept up to this; what is longer is passed by.
-pub const MAX_BODY: usize = 64 << 10;
+pub(super) const MAX_BODY: usize = 64 << 10;
 /// Memory for remembered refusals.
 const MEMORY: u64 = 16 << 20;
 

@@ -16,13 +16,13 @@ enum State {
 }
 
 /// The decoder.
-pub struct Gunzip {
+pub(super) struct Gunzip {
     state: State,
     out: Vec<u8>,
 }
 
 impl Gunzip {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Gunzip {
             state: State::Member(Box::new(GzDecoder::new(Vec::new()))),
             out: Vec::new(),
@@ -33,7 +33,7 @@ impl Gunzip {
     ///
     /// # Errors
     /// What was written is no gzip, or damaged.
-    pub fn write(&mut self, mut input: &[u8]) -> Result<()> {
+    pub(super) fn write(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(&first) = input.first() {
             match &mut self.state {
                 State::Member(decoder) => {
@@ -67,7 +67,7 @@ impl Gunzip {
     ///
     /// # Errors
     /// The gzip ends in the middle.
-    pub fn end(&mut self) -> Result<()> {
+    pub(super) fn end(&mut self) -> Result<()> {
         if let State::Member(decoder) = &mut self.state {
             decoder.try_finish()?;
             self.out.append(decoder.get_mut());
@@ -76,18 +76,18 @@ impl Gunzip {
     }
 
     /// How much waits to be taken.
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.out.len()
     }
 
     /// What has been decoded since the last call.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub(super) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 }
 
 /// Decodes the whole, if it is right and comes to no more than `most` bytes.
-pub fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+pub(super) fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     let mut decoder = Gunzip::new();
     // In small steps: a bomb's next kilobytes can be megabytes.
     for step in bytes.chunks(1 << 10) {

@@ -24,7 +24,7 @@ use crate::breaker::within;
 use crate::cache::{Hash, Millis, now_ms, parse_hash};
 
 /// Begins each script that has news: `tell(kind, fields…)`. Its last two keys are [`NEWS`] and [`EPOCH`].
-pub const TELL: &str = "
+pub(super) const TELL: &str = "
 local function tell(...)
   local n = redis.call('HINCRBY', KEYS[#KEYS], 'news', 1)
   redis.call('XADD', KEYS[#KEYS - 1], 'MAXLEN', '~', '100000', '*', 'n', n, 'kind', ...)
@@ -50,7 +50,7 @@ struct Position {
 
 /// One node's ear.
 #[derive(Debug)]
-pub struct Bus {
+pub(super) struct Bus {
     me: String,
     file: PathBuf,
     position: Mutex<Option<Position>>,
@@ -60,7 +60,7 @@ pub struct Bus {
 
 /// What was found when the bus was joined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Joined {
+pub(super) enum Joined {
     /// Everything that was missed will be heard.
     Continued,
     /// Something was missed for good.
@@ -69,7 +69,7 @@ pub enum Joined {
 
 /// What one question for news brought.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Read {
+pub(super) struct Read {
     /// There is more, most likely.
     pub more: bool,
     /// Messages were missed for good.
@@ -78,7 +78,7 @@ pub struct Read {
 
 impl Bus {
     /// Goes on from where the position in `folder` says.
-    pub fn new(me: &str, folder: &Path) -> Self {
+    pub(super) fn new(me: &str, folder: &Path) -> Self {
         let file = folder.join("position");
         // One that cannot be read is none: everything that was kept is asked about again.
         let position = std::fs::read(&file).ok();
@@ -93,7 +93,7 @@ impl Bus {
     }
 
     /// Number and id of the last message heard.
-    pub fn position(&self) -> (u64, String) {
+    pub(super) fn position(&self) -> (u64, String) {
         let position = self.position.lock();
         position
             .as_ref()
@@ -101,7 +101,7 @@ impl Bus {
     }
 
     /// Whether it is that of this epoch.
-    pub fn is_of(&self, epoch: &str) -> bool {
+    pub(super) fn is_of(&self, epoch: &str) -> bool {
         self.position
             .lock()
             .as_ref()
@@ -112,7 +112,7 @@ impl Bus {
     ///
     /// # Errors
     /// Why Redis could not tell.
-    pub async fn join(&self, connection: &mut MultiplexedConnection) -> Result<Joined, String> {
+    pub(super) async fn join(&self, connection: &mut MultiplexedConnection) -> Result<Joined, String> {
         static JOIN: LazyLock<Script> = LazyLock::new(|| {
             Script::new(
                 "
@@ -152,7 +152,7 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
     ///
     /// # Errors
     /// Why Redis could not tell.
-    pub async fn read(
+    pub(super) async fn read(
         &self,
         connection: &mut MultiplexedConnection,
         wait: bool,
@@ -205,7 +205,7 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
     }
 
     /// Saves the position if it changed, `always` or when it was not saved for a while.
-    pub async fn save(&self, always: bool) {
+    pub(super) async fn save(&self, always: bool) {
         let position = self.position.lock().clone();
         {
             let mut saved = self.saved.lock();
@@ -253,7 +253,7 @@ pub trait Listener: Send + Sync {
 
 /// What the bus brings.
 #[derive(Debug, Clone, PartialEq)]
-pub enum News {
+pub(super) enum News {
     Changed(Hash, String, Record),
     Removed(Hash, String),
     Expired(Hash, String, Millis),
@@ -290,7 +290,7 @@ impl News {
         })
     }
 
-    pub fn tell(self, listener: &dyn Listener) {
+    pub(super) fn tell(self, listener: &dyn Listener) {
         match self {
             News::Changed(hash, text, record) => listener.changed(hash, &text, record),
             News::Removed(hash, text) => listener.removed(hash, &text),

@@ -20,9 +20,9 @@ use crate::cache::set_clock;
 use crate::config::Secret;
 
 /// What a request waits for an answer.
-pub const LIMIT: Duration = Duration::from_millis(50);
+pub(super) const LIMIT: Duration = Duration::from_millis(50);
 /// What a task waits that nobody waits for.
-pub const PATIENT: Duration = Duration::from_millis(500);
+pub(super) const PATIENT: Duration = Duration::from_millis(500);
 /// Connecting, TLS and logging in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 /// In microseconds: what clocks that are the same seem to differ by.
@@ -59,7 +59,7 @@ impl From<Failure> for Away {
 
 /// One Redis, connected or not.
 #[derive(Debug)]
-pub struct Redis {
+pub(super) struct Redis {
     client: Client,
     pub breaker: Arc<Breaker>,
     /// Where the connections are driven.
@@ -72,7 +72,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub fn new(url: &Secret, breaker: Arc<Breaker>, runtime: Handle) -> Result<Self, FleetError> {
+    pub(super) fn new(url: &Secret, breaker: Arc<Breaker>, runtime: Handle) -> Result<Self, FleetError> {
         // Without this a small command waits for the acknowledgement of the one before.
         let tcp = TcpSettings::default().set_nodelay(true);
         let info = url.reveal().into_connection_info();
@@ -91,7 +91,7 @@ impl Redis {
     ///
     /// # Errors
     /// Why there is none, in words.
-    pub async fn connect(&self) -> Result<MultiplexedConnection, String> {
+    pub(super) async fn connect(&self) -> Result<MultiplexedConnection, String> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(None)
             .set_response_timeout(None)
@@ -104,12 +104,12 @@ impl Redis {
     }
 
     /// Sets or takes away what [`Redis::ask`] uses.
-    pub fn use_connection(&self, connection: Option<MultiplexedConnection>) {
+    pub(super) fn use_connection(&self, connection: Option<MultiplexedConnection>) {
         self.connection.send_replace(connection);
     }
 
     /// Waits until it may be asked.
-    pub async fn answers(&self) {
+    pub(super) async fn answers(&self) {
         loop {
             let mut connection = self.connection.subscribe();
             // The sender lives as long as `self`.
@@ -127,7 +127,7 @@ impl Redis {
     /// # Errors
     /// Redis is away, or did not answer within `limit`: then it is not asked any more until it is found to answer. Or it
     /// refuses.
-    pub async fn ask<T, F>(
+    pub(super) async fn ask<T, F>(
         &self,
         limit: Duration,
         call: impl FnOnce(MultiplexedConnection) -> F + Send + 'static,
@@ -177,7 +177,7 @@ impl Redis {
     ///
     /// # Errors
     /// The same.
-    pub async fn run<T: FromRedisValue + Send + 'static>(
+    pub(super) async fn run<T: FromRedisValue + Send + 'static>(
         &self,
         limit: Duration,
         script: ScriptInvocation<'static>,
@@ -188,7 +188,7 @@ impl Redis {
 
     /// Notes that Redis's clock showed `seconds` and `micros` at some moment since `asked`. All times that nodes compare are
     /// by that clock; what cannot be told from the time that the answer took changes nothing.
-    pub fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
+    pub(super) fn clock_was(&self, seconds: i64, micros: i64, asked: Instant) {
         let taken = i64::try_from(asked.elapsed().as_micros()).unwrap_or_default();
         let theirs = seconds.saturating_mul(1_000_000).saturating_add(micros);
         let ahead = self.breaker.clock_was(theirs, asked);
@@ -199,7 +199,7 @@ impl Redis {
     }
 
     /// What Redis's clock shows now, as near as is known.
-    pub fn now(&self) -> Fence {
+    pub(super) fn now(&self) -> Fence {
         Fence(u64::try_from(own_micros().saturating_add(self.ahead.load(Relaxed))).unwrap_or_default())
     }
 }
@@ -213,7 +213,7 @@ fn is_refusal(error: &RedisError) -> bool {
 }
 
 /// An error in words for people, without any secret: those of the client library name none.
-pub fn said(error: &RedisError) -> String {
+pub(super) fn said(error: &RedisError) -> String {
     match (error.kind(), error.code()) {
         (ErrorKind::AuthenticationFailed, _) | (_, Some("WRONGPASS" | "NOAUTH")) => {
             "user or password of REDIS_URL are wrong".to_owned()

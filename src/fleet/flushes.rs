@@ -14,7 +14,7 @@ use super::random::random;
 use crate::cache::{Millis, in_folder, now_ms};
 
 /// How many are kept, the newest.
-pub const KEPT: usize = 4096;
+pub(super) const KEPT: usize = 4096;
 
 /// What a node was asked to forget.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ struct State {
 
 /// Those that this node knows.
 #[derive(Debug)]
-pub struct Flushes {
+pub(super) struct Flushes {
     file: PathBuf,
     /// Newest first.
     list: ArcSwap<Vec<Flush>>,
@@ -66,7 +66,7 @@ pub struct Flushes {
 }
 
 impl Flushes {
-    pub fn load(folder: &Path) -> Self {
+    pub(super) fn load(folder: &Path) -> Self {
         let file = folder.join("flushes");
         let saved = std::fs::read_to_string(&file).unwrap_or_default();
         let flushes = Flushes {
@@ -84,13 +84,13 @@ impl Flushes {
         flushes
     }
 
-    pub fn list(&self) -> Arc<Vec<Flush>> {
+    pub(super) fn list(&self) -> Arc<Vec<Flush>> {
         self.list.load_full()
     }
 
     /// Those of `flushes` that are not known, newest first. One that is older than all that are kept is taken as known once
     /// the list is full: it was, and was dropped for newer ones.
-    pub fn unknown(&self, flushes: Vec<Flush>) -> Vec<Flush> {
+    pub(super) fn unknown(&self, flushes: Vec<Flush>) -> Vec<Flush> {
         let list = self.list();
         let oldest = list.last().filter(|_| list.len() >= KEPT).map_or(0, |flush| flush.at);
         let state = self.state.lock();
@@ -99,11 +99,11 @@ impl Flushes {
             .collect()
     }
 
-    pub fn is_known(&self, id: &str) -> bool {
+    pub(super) fn is_known(&self, id: &str) -> bool {
         self.state.lock().known.contains(id)
     }
 
-    pub fn add(&self, new: impl IntoIterator<Item = Flush>) {
+    pub(super) fn add(&self, new: impl IntoIterator<Item = Flush>) {
         let mut state = self.state.lock();
         let mut list = (**self.list.load()).clone();
         for flush in new {
@@ -126,13 +126,13 @@ impl Flushes {
     }
 
     /// Adds one that Redis is to be told of.
-    pub fn add_own(&self, flush: Flush) {
+    pub(super) fn add_own(&self, flush: Flush) {
         self.state.lock().unsent.insert(flush.id.clone());
         self.add([flush]);
     }
 
     /// Redis has only the flushes `ids`: the others are to be sent again.
-    pub fn restore(&self, ids: &HashSet<String>) {
+    pub(super) fn restore(&self, ids: &HashSet<String>) {
         let mut state = self.state.lock();
         let missing: Vec<String> = state.known.difference(ids).cloned().collect();
         state.dirty |= !missing.is_empty();
@@ -140,7 +140,7 @@ impl Flushes {
     }
 
     /// Those that Redis is still to be told, oldest first.
-    pub fn unsent(&self) -> Vec<Flush> {
+    pub(super) fn unsent(&self) -> Vec<Flush> {
         let state = self.state.lock();
         if state.unsent.is_empty() {
             return Vec::new();
@@ -150,17 +150,17 @@ impl Flushes {
         unsent.cloned().collect()
     }
 
-    pub fn count_unsent(&self) -> usize {
+    pub(super) fn count_unsent(&self) -> usize {
         self.state.lock().unsent.len()
     }
 
-    pub fn sent(&self, id: &str) {
+    pub(super) fn sent(&self, id: &str) {
         let mut state = self.state.lock();
         state.dirty |= state.unsent.remove(id);
     }
 
     /// Writes the file if something changed. Blocks.
-    pub fn save(&self, sync: bool) {
+    pub(super) fn save(&self, sync: bool) {
         let _one_at_a_time = self.saving.lock();
         let lines: Vec<u8> = {
             let mut state = self.state.lock();

@@ -3,25 +3,25 @@
 use crate::cache::Key;
 
 /// A stream: what nodes did.
-pub const NEWS: &str = "artifactapi:news";
+pub(super) const NEWS: &str = "artifactapi:news";
 /// A hash: the number of the last message in [`NEWS`], and a random name, which is another one when Redis has lost its data.
-pub const EPOCH: &str = "artifactapi:epoch";
+pub(super) const EPOCH: &str = "artifactapi:epoch";
 /// A sorted set: what nodes were asked to forget, by when.
-pub const FLUSHES: &str = "artifactapi:flushes";
+pub(super) const FLUSHES: &str = "artifactapi:flushes";
 /// A hash: who is in the fleet, by name.
-pub const NODES: &str = "artifactapi:nodes";
+pub(super) const NODES: &str = "artifactapi:nodes";
 
 /// A hash: who fills `key` now.
-pub fn fill(key: &Key) -> String {
+pub(super) fn fill(key: &Key) -> String {
     format!("artifactapi:fill:{}", hex::encode(key.hash))
 }
 
 /// A hash: the fleet's word on `key`.
-pub fn word(key: &Key) -> String {
+pub(super) fn word(key: &Key) -> String {
     format!("artifactapi:fresh:{}", hex::encode(key.hash))
 }
 
 /// A text: one of upstream's tokens.
-pub fn token(name: &str) -> String {
+pub(super) fn token(name: &str) -> String {
     format!("artifactapi:token:{name}")
 }

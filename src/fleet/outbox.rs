@@ -15,7 +15,7 @@ const BOUND: usize = 10_000;
 
 /// Something for Redis to hear.
 #[derive(Debug, Clone)]
-pub enum Parcel {
+pub(super) enum Parcel {
     Word(Key, Word),
     /// The body with this id is in the bucket.
     Uploaded(Key, u64),
@@ -33,7 +33,7 @@ pub enum Parcel {
 
 /// What is said of a key.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Word {
+pub(super) enum Word {
     Is(Record),
     Gone(Fence),
     /// For whoever began to fill before the fence; since when.
@@ -90,7 +90,7 @@ impl Parcel {
 }
 
 #[derive(Debug, Default)]
-pub struct Outbox {
+pub(super) struct Outbox {
     waiting: Mutex<IndexMap<Slot, Parcel>>,
     /// Taken, and neither sent nor put back.
     sending: AtomicUsize,
@@ -98,13 +98,13 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    pub fn put(&self, parcel: Parcel) {
+    pub(super) fn put(&self, parcel: Parcel) {
         self.add(parcel, false);
         self.wake.notify_one();
     }
 
     /// All that was taken is sent, but for `parcels`: they wait again, unless something newer has come since.
-    pub fn put_back(&self, parcels: Vec<Parcel>) {
+    pub(super) fn put_back(&self, parcels: Vec<Parcel>) {
         for parcel in parcels {
             self.add(parcel, true);
         }
@@ -136,18 +136,18 @@ impl Outbox {
     }
 
     /// The oldest, at most `count`, until [`Outbox::put_back`]. For one at a time.
-    pub fn take(&self, count: usize) -> Vec<Parcel> {
+    pub(super) fn take(&self, count: usize) -> Vec<Parcel> {
         let mut waiting = self.waiting.lock();
         let count = count.min(waiting.len());
         self.sending.store(count, Relaxed);
         waiting.drain(..count).map(|(_, parcel)| parcel).collect()
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.waiting.lock().len() + self.sending.load(Relaxed)
     }
 
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }

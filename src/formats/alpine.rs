@@ -5,7 +5,7 @@
 use super::{Asked, Asset, Class, Format, Reading};
 
 /// The format of `package: alpine`.
-pub struct Alpine;
+pub(super) struct Alpine;
 
 impl Format for Alpine {
     fn read(&self, asked: Asked<'_>) -> Reading {

@@ -12,7 +12,7 @@ use super::{ArtifactPath, Asked, Asset, Class, Format, Location, Reading, Rewrit
 use crate::cache::Expected;
 
 /// The format of `package: cargo`.
-pub struct Cargo;
+pub(super) struct Cargo;
 
 /// What every client asks for first.
 const CONFIG: &str = "config.json";

@@ -4,7 +4,7 @@
 use super::Format;
 
 /// The format of `package: generic`.
-pub struct Generic;
+pub(super) struct Generic;
 
 impl Format for Generic {}
 

@@ -12,7 +12,7 @@ use super::yaml;
 use super::{ArtifactPath, Asked, Asset, Class, Format, Reading, RewriteError, Rewriter, View, ViewContext};
 
 /// The format of `package: helm`.
-pub struct Helm;
+pub(super) struct Helm;
 
 /// Stands before a chart whose URL has a query: Helm drops the query of a relative URL (`ResolveReferenceURL` in its
 /// `pkg/repo`), so that it goes into the path, where the file keeps its name.

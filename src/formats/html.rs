@@ -10,7 +10,7 @@ use memchr::memchr;
 use super::RewriteError;
 
 /// The most that is held: one tag with its attributes.
-pub const MAX_TAG: usize = 1 << 20;
+pub(super) const MAX_TAG: usize = 1 << 20;
 /// The longest name of an end tag, and document type; longer ones are dropped.
 const MAX_NAME: usize = 1024;
 /// Attributes of one tag; further ones are dropped.
@@ -30,7 +30,7 @@ const TEXT_ONLY: [&[u8]; 9] = [
 ];
 
 /// What becomes of an attribute's value, as written between its quotes.
-pub enum Value {
+pub(super) enum Value {
     Kept,
     /// In the text of the document, which is no attribute's yet.
     Replaced(String),
@@ -38,7 +38,7 @@ pub enum Value {
 }
 
 /// Decides about an attribute by the element's and its own name, both as written, and its value.
-pub type Change<'a> = dyn FnMut(&[u8], &[u8], &[u8]) -> Value + 'a;
+pub(super) type Change<'a> = dyn FnMut(&[u8], &[u8], &[u8]) -> Value + 'a;
 
 /// Where the tokenizer is in what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +87,7 @@ struct Attribute {
 }
 
 /// The tokenizer.
-pub struct Tokenizer {
+pub(super) struct Tokenizer {
     state: State,
     /// The beginning of what is not decided yet.
     held: Vec<u8>,
@@ -102,7 +102,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Tokenizer {
             state: State::Text,
             held: Vec::new(),
@@ -115,7 +115,12 @@ impl Tokenizer {
     }
 
     /// Takes the next piece.
-    pub fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> Result<(), RewriteError> {
+    pub(super) fn write(
+        &mut self,
+        chunk: &[u8],
+        out: &mut Vec<u8>,
+        change: &mut Change<'_>,
+    ) -> Result<(), RewriteError> {
         out.reserve(chunk.len());
         if self.held.is_empty() {
             let read = self.read(chunk, out, change);
@@ -146,7 +151,7 @@ impl Tokenizer {
     }
 
     /// The document is complete. A tag that is not is none.
-    pub fn end(&mut self, out: &mut Vec<u8>) {
+    pub(super) fn end(&mut self, out: &mut Vec<u8>) {
         match self.state {
             State::Comment(_) => out.extend_from_slice(b"-->"),
             State::Open if self.inside.is_some() || self.held == b"<" => write_text(&self.held, out),

@@ -11,7 +11,7 @@ use super::{ArtifactPath, Asked, Asset, Form, Format, Location, Reading, Rewrite
 use crate::config::TarballUrls;
 
 /// The format of `package: npm`.
-pub struct Npm;
+pub(super) struct Npm;
 
 const FULL: Form = Form {
     name: "full",

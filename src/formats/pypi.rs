@@ -17,7 +17,7 @@ use super::{
 use crate::config::Remote;
 
 /// The format of `package: pypi`.
-pub struct Pypi;
+pub(super) struct Pypi;
 
 /// PEP 691: the chosen type first, then what an upstream that has only the other can answer.
 const JSON: Form = Form {

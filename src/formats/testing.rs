@@ -17,10 +17,10 @@ use super::{ArtifactPath, Asset, RewriteError, Rewriter, ViewContext};
 use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
-pub const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
+pub(crate) const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
 
 /// A remote named `r` of this package and base URL, everything else by default.
-pub fn remote(package: &str, base_url: &str) -> Remote {
+pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
     let base_url = Url::parse(base_url).unwrap();
     assert!(base_url.path().ends_with('/'));
     let own_hosts = base_url.host_str().map(OwnHost::new).into_iter().collect();
@@ -67,7 +67,7 @@ pub fn remote(package: &str, base_url: &str) -> Remote {
 
 /// A request for this path and query below a remote, read as the router does: decoded once, checked, normalised. `None`
 /// where it is refused.
-pub fn request(target: &str) -> Option<ArtifactPath> {
+pub(crate) fn request(target: &str) -> Option<ArtifactPath> {
     let (path, query) = target
         .split_once('?')
         .map_or((target, None), |(path, query)| (path, Some(query.to_owned())));
@@ -90,13 +90,13 @@ pub fn request(target: &str) -> Option<ArtifactPath> {
 }
 
 /// What this path and query below `remote` name, to a client that accepts `accept`.
-pub fn read(remote: &Arc<Remote>, target: &str, accept: Option<&str>) -> Option<Asset> {
+pub(crate) fn read(remote: &Arc<Remote>, target: &str, accept: Option<&str>) -> Option<Asset> {
     super::asset(remote, request(target)?, accept)
 }
 
 /// What a client asks for that follows `link` in the document served under `document`; `None` where that is refused or
 /// does not lead to this remote.
-pub fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
+pub(crate) fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
     let url = Url::parse(&format!("{REMOTE_URL}/{document}"))
         .unwrap()
         .join(link)
@@ -106,7 +106,7 @@ pub fn asked(document: &str, link: &str) -> Option<ArtifactPath> {
     request(text.as_str().strip_prefix(REMOTE_URL)?.strip_prefix('/')?)
 }
 
-pub fn context<'a>(
+pub(crate) fn context<'a>(
     remote: &'a Remote,
     path: &'a ArtifactPath,
     style: Style,
@@ -124,7 +124,7 @@ pub fn context<'a>(
 }
 
 /// The rewriter of the document under `path`.
-pub fn rewriter(
+pub(crate) fn rewriter(
     remote: &Arc<Remote>,
     path: &ArtifactPath,
     document_url: &str,
@@ -136,7 +136,7 @@ pub fn rewriter(
 }
 
 /// Drives a rewriter over the pieces of a document.
-pub fn drive<'a>(
+pub(crate) fn drive<'a>(
     rewriter: &mut dyn Rewriter,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> Result<Vec<u8>, RewriteError> {
@@ -149,7 +149,7 @@ pub fn drive<'a>(
 }
 
 /// Cuts a document at the places given, which may be in any order and out of range.
-pub fn cut<'a>(document: &'a [u8], at: &[usize]) -> Vec<&'a [u8]> {
+pub(crate) fn cut<'a>(document: &'a [u8], at: &[usize]) -> Vec<&'a [u8]> {
     let mut at: Vec<usize> = at.iter().map(|at| at % (document.len() + 1)).collect();
     at.sort_unstable();
     let mut pieces = Vec::new();
@@ -163,7 +163,7 @@ pub fn cut<'a>(document: &'a [u8], at: &[usize]) -> Vec<&'a [u8]> {
 }
 
 /// Places to cut at.
-pub fn cuts() -> impl Strategy<Value = Vec<usize>> {
+pub(crate) fn cuts() -> impl Strategy<Value = Vec<usize>> {
     prop_oneof![
         proptest::collection::vec(any::<usize>(), 0..8),
         // Every byte by itself.
@@ -172,14 +172,14 @@ pub fn cuts() -> impl Strategy<Value = Vec<usize>> {
 }
 
 /// Many values of a strategy at once.
-pub fn many<T: std::fmt::Debug>(count: usize, strategy: &impl Strategy<Value = T>) -> Vec<T> {
+pub(crate) fn many<T: std::fmt::Debug>(count: usize, strategy: &impl Strategy<Value = T>) -> Vec<T> {
     let mut runner = TestRunner::default();
     let values = (0..count).map(|_| strategy.new_tree(&mut runner).unwrap().current());
     values.collect()
 }
 
 /// Where `scripts/test` puts a tool.
-pub fn tool(path: &str) -> PathBuf {
+pub(crate) fn tool(path: &str) -> PathBuf {
     let set = |name: &str| {
         std::env::var_os(name)
             .filter(|value| !value.is_empty())
@@ -195,12 +195,12 @@ pub fn tool(path: &str) -> PathBuf {
 }
 
 /// A program of `tests/clients`.
-pub fn client(name: &str) -> String {
+pub(crate) fn client(name: &str) -> String {
     format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 /// What a client's own library reads in each of many documents: one process for all of them, stopped after a minute.
-pub fn read_by(program: &Path, arguments: &[&str], documents: &[String]) -> Vec<Value> {
+pub(crate) fn read_by(program: &Path, arguments: &[&str], documents: &[String]) -> Vec<Value> {
     let mut command = Command::new("timeout");
     command.arg("60").arg(program).args(arguments);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
@@ -230,7 +230,7 @@ pub fn read_by(program: &Path, arguments: &[&str], documents: &[String]) -> Vec<
 }
 
 /// Whether a client that follows `link` in the document served under `document` stays here, or leaves HTTP.
-pub fn stays(document: &str, link: &str) -> bool {
+pub(crate) fn stays(document: &str, link: &str) -> bool {
     match Url::parse(&format!("{REMOTE_URL}/{document}")).unwrap().join(link) {
         Ok(url) => !matches!(url.scheme(), "http" | "https") || url.as_str().starts_with(REMOTE_URL),
         // Followed by nobody.

@@ -22,7 +22,7 @@ const MAX_LINK: usize = 64 * 1024;
 const MAX_ANCHORED: usize = 4096;
 
 /// What a scalar at the chosen place becomes; `None` leaves it.
-pub type Replace<'a> = dyn FnMut(&str) -> Option<String> + 'a;
+pub(super) type Replace<'a> = dyn FnMut(&str) -> Option<String> + 'a;
 
 /// Where the bytes go.
 struct Output<'a> {
@@ -72,7 +72,7 @@ struct Inner {
 }
 
 /// The scanner. It knows nothing of links: what a scalar becomes says the function given to [`Scanner::write`].
-pub struct Scanner {
+pub(super) struct Scanner {
     tree: Tree,
     /// What was not read yet.
     buffer: Vec<u8>,
@@ -93,7 +93,7 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    pub fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place) -> Self {
         Scanner {
             tree: Tree::new(place),
             buffer: Vec::new(),
@@ -109,7 +109,12 @@ impl Scanner {
     }
 
     /// Takes the next piece.
-    pub fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
+    pub(super) fn write(
+        &mut self,
+        chunk: &[u8],
+        out: &mut Vec<u8>,
+        replace: &mut Replace<'_>,
+    ) -> Result<(), RewriteError> {
         if chunk.contains(&0) {
             return Err(RewriteError(
                 "upstream's document has a NUL byte, which no YAML has".to_owned(),
@@ -129,7 +134,7 @@ impl Scanner {
     }
 
     /// The document is complete.
-    pub fn end(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
+    pub(super) fn end(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
         self.read(true, out, replace)
     }
 

@@ -7,7 +7,7 @@ const LONGEST_LINES: u16 = 8 << 10;
 
 /// The framing is not that of chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
+pub(super) struct Malformed;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum At {
@@ -32,7 +32,7 @@ enum At {
 
 /// A chunked body on its way.
 #[derive(Debug, Clone)]
-pub struct Chunks {
+pub(super) struct Chunks {
     at: At,
     /// Of the chunk under way: its size, then what is left of it.
     left: u64,
@@ -52,7 +52,7 @@ impl Default for Chunks {
 
 impl Chunks {
     /// Whether the body is at its end.
-    pub fn are_done(&self) -> bool {
+    pub(super) fn are_done(&self) -> bool {
         self.at == At::Done
     }
 
@@ -60,7 +60,7 @@ impl Chunks {
     ///
     /// # Errors
     /// No chunked body reads like this.
-    pub fn take(&mut self, raw: &[u8]) -> Result<usize, Malformed> {
+    pub(super) fn take(&mut self, raw: &[u8]) -> Result<usize, Malformed> {
         let mut taken = 0;
         while taken < raw.len() && self.at != At::Done {
             if self.at == At::Data {

@@ -19,14 +19,14 @@ const INERT: [(HeaderName, &str); 2] = [
     (header::CONTENT_SECURITY_POLICY, "sandbox"),
 ];
 /// These lines as they go over HTTP/1.1.
-pub const INERT_LINES: &[u8] = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\n";
+pub(super) const INERT_LINES: &[u8] = b"X-Content-Type-Options: nosniff\r\nContent-Security-Policy: sandbox\r\n";
 
 /// What passes by is not for caches.
-pub const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+pub(super) const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
 
 /// What of a request the header depends on.
 #[derive(Clone, Copy)]
-pub struct Shown<'a> {
+pub(super) struct Shown<'a> {
     pub asset: &'a Asset,
     pub format: &'static dyn Format,
     /// Asked for by the name of a host that is the remote's own.
@@ -34,7 +34,7 @@ pub struct Shown<'a> {
 }
 
 impl<'a> Shown<'a> {
-    pub fn of(resolved: &'a Resolved) -> Self {
+    pub(super) fn of(resolved: &'a Resolved) -> Self {
         Shown {
             asset: &resolved.asset,
             format: resolved.format,
@@ -43,7 +43,7 @@ impl<'a> Shown<'a> {
     }
 
     /// Whether browsers may run it: nothing but this remote is on the host.
-    pub fn is_active(&self) -> bool {
+    pub(super) fn is_active(&self) -> bool {
         self.bound_host && self.asset.remote.active_content
     }
 
@@ -63,7 +63,7 @@ impl<'a> Shown<'a> {
 ///
 /// # Errors
 /// A header that cannot be built.
-pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: bool) -> Result<ResponseHeader> {
+pub(super) fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: bool) -> Result<ResponseHeader> {
     // What is stored may have been kept by other rules.
     let mut kept = headers::kept(of, &shown.asset.remote.headers_keep);
     match headers::known_coding(of) {
@@ -95,7 +95,7 @@ pub fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: boo
 ///
 /// # Errors
 /// A header that cannot be built.
-pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: &Url) -> Result<ResponseHeader> {
+pub(super) fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: &Url) -> Result<ResponseHeader> {
     let asked = headers::Asked {
         path,
         url,
@@ -119,7 +119,7 @@ pub fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str, url: 
 ///
 /// # Errors
 /// A header that cannot be built.
-pub fn finish(
+pub(super) fn finish(
     response: &mut ResponseHeader,
     shown: &Shown<'_>,
     (source, cache_status): (&'static str, HeaderValue),

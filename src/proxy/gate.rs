@@ -24,11 +24,11 @@ use super::wire::{Framing, Head};
 use crate::config::ClientSettings;
 
 /// What is read at once, and read ahead while a request is being answered.
-pub const READ: usize = 4 << 10;
+pub(super) const READ: usize = 4 << 10;
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The connection, and what of it may be read.
-pub struct Gate {
+pub(super) struct Gate {
     pub stream: Box<Tcp>,
     /// Read and not handed on. Its beginning is this request's for as long as `open` says, then its body's, then the
     /// next request's.
@@ -53,7 +53,7 @@ enum Body {
 }
 
 impl Gate {
-    pub fn new(stream: Box<Tcp>, limits: ClientSettings) -> Box<Self> {
+    pub(super) fn new(stream: Box<Tcp>, limits: ClientSettings) -> Box<Self> {
         Box::new(Gate {
             stream,
             received: BytesMut::with_capacity(READ),
@@ -69,7 +69,7 @@ impl Gate {
     }
 
     /// Lets the request pass whose `head` stands at the beginning of what was received.
-    pub fn open(&mut self, head: &Head) {
+    pub(super) fn open(&mut self, head: &Head) {
         self.open = head.length;
         self.body = match head.body {
             Framing::Length(length) => Body::Length(length),
@@ -81,7 +81,7 @@ impl Gate {
     }
 
     /// Whether the request was read to its end, so that the next one may be.
-    pub fn is_between_requests(&self) -> bool {
+    pub(super) fn is_between_requests(&self) -> bool {
         self.open == 0 && self.is_at_end() && self.failed.is_none()
     }
 

@@ -15,7 +15,7 @@ use crate::session::reply::{self, Problem};
 ///
 /// # Errors
 /// The client is gone.
-pub async fn answer(
+pub(super) async fn answer(
     session: &mut Session,
     resolved: &Resolved,
     answer: &Answer,

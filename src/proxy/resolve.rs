@@ -20,7 +20,7 @@ const MAX_KEY: usize = 1024;
 
 /// A target below a remote, as received.
 #[derive(Debug, Clone)]
-pub struct Target {
+pub(super) struct Target {
     pub raw: Vec<u8>,
     pub query: Option<String>,
     /// By the name of a host that is bound to the remote.
@@ -50,7 +50,7 @@ impl Deref for Resolved {
 }
 
 /// What is to be done.
-pub enum Resolution {
+pub(super) enum Resolution {
     Artifact(Resolved),
     PassThrough(&'static dyn Format, Box<Asset>),
     /// A relative reference.
@@ -59,7 +59,7 @@ pub enum Resolution {
 }
 
 /// Reads a request for `target` below `remote`.
-pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
+pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
     let format = formats::of_remote(remote);
     if let Some(root) = format.root().filter(|_| !target.registry) {
@@ -158,7 +158,7 @@ pub fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Op
 }
 
 /// Everything that [`resolve`] goes by, in one comparable piece.
-pub type HotKey = Box<[u8]>;
+pub(super) type HotKey = Box<[u8]>;
 
 /// What was resolved lately.
 pub struct Hot {

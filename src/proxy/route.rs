@@ -10,7 +10,7 @@ const REMOTE_PREFIX: &str = "/api/v1/remote/";
 
 /// What a path is about.
 #[derive(Debug, Clone)]
-pub enum Route {
+pub(super) enum Route {
     /// An artifact: the raw path below the remote, as received.
     Artifact {
         remote: Arc<Remote>,
@@ -34,7 +34,7 @@ pub enum Route {
 }
 
 /// Reads a request target in origin form (the authority already taken off) for `host`.
-pub fn route(config: &Config, host: &str, target: &[u8]) -> Route {
+pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
     let (path, query) = match target.iter().position(|byte| *byte == b'?') {
         Some(at) => (
             &target[..at],

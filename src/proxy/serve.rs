@@ -21,7 +21,7 @@ use crate::policy::{Basis, Policy};
 use crate::session::writing::{PIECE, Reading};
 
 /// What a response says beside the object's own header.
-pub struct Dress<'a> {
+pub(super) struct Dress<'a> {
     pub policy: Policy,
     pub left: Left,
     /// Seconds since upstream was last known to have this, for `Age`; none when it comes from there now.
@@ -56,7 +56,7 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
 
 /// The same, with `lines` and all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes
 /// [`serve`].
-pub fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
+pub(super) fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
     let length = object.length().filter(|length| *length > 0)?;
     let prepared = prepared(object, dress).ok()?;
     // Links may have to be told otherwise.
@@ -106,7 +106,7 @@ fn with_date(write: impl FnOnce(&str)) {
 ///
 /// # Errors
 /// A header that cannot be built.
-pub fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<Box<ResponseHeader>> {
+pub(super) fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<Box<ResponseHeader>> {
     let prepared = prepared(object, dress)?;
     let mut response = dressed(&prepared.header, dress)?;
     response.insert_header(header::CONTENT_LENGTH, HeaderValue::from(length))?;
@@ -114,7 +114,7 @@ pub fn whole(object: &Arc<Object>, dress: &Dress<'_>, length: usize) -> Result<B
 }
 
 /// The body of a complete object, where it is in memory and short enough for one write.
-pub fn small_body(object: &Object) -> Option<Bytes> {
+pub(super) fn small_body(object: &Object) -> Option<Bytes> {
     match &object.body {
         Body::Memory(bytes, _) if object.is_complete() && (1..=PIECE).contains(&bytes.len()) => Some(bytes.clone()),
         _ => None,
@@ -122,7 +122,7 @@ pub fn small_body(object: &Object) -> Option<Bytes> {
 }
 
 /// Whether a request asks for less than a whole 200.
-pub fn has_conditions(headers: &HeaderMap) -> bool {
+pub(super) fn has_conditions(headers: &HeaderMap) -> bool {
     [
         header::RANGE,
         header::IF_NONE_MATCH,
@@ -138,7 +138,7 @@ pub fn has_conditions(headers: &HeaderMap) -> bool {
 ///
 /// # Errors
 /// The client is gone, or a growing object failed: the connection must then break.
-pub async fn serve(client: &mut Reading<'_>, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
+pub(super) async fn serve(client: &mut Reading<'_>, object: &Arc<Object>, dress: &Dress<'_>) -> Result<u64> {
     let session = &mut *client.session;
     let request = session.req_header();
     let head_only = dress.head_only || request.method == Method::HEAD;
@@ -352,7 +352,7 @@ async fn several(
 
 /// Whether the request can only be answered from a complete object: a HEAD that must tell the length, a range or a
 /// condition while length or validator are not known yet.
-pub fn needs_whole(session: &Session, object: &Object) -> bool {
+pub(super) fn needs_whole(session: &Session, object: &Object) -> bool {
     let request = session.req_header();
     let conditional = [header::IF_NONE_MATCH, header::IF_MATCH, header::IF_RANGE]
         .iter()
@@ -368,6 +368,6 @@ pub fn needs_whole(session: &Session, object: &Object) -> bool {
 
 /// Waits until the first bytes of a growing object can be read, so that an early failure is still an error answer.
 /// `false`: it failed.
-pub async fn has_begun(object: &Arc<Object>) -> bool {
+pub(super) async fn has_begun(object: &Arc<Object>) -> bool {
     object.begun().await.state != State::Failed
 }

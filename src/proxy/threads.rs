@@ -9,13 +9,13 @@ use tokio::runtime::Handle;
 
 /// The threads that have served a connection, each with an event loop of its own.
 #[derive(Debug, Default)]
-pub struct Threads {
+pub(super) struct Threads {
     known: Mutex<Vec<(Handle, Arc<AtomicUsize>)>>,
 }
 
 /// A connection's place on a thread, until it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<AtomicUsize>);
+pub(super) struct Place(Arc<AtomicUsize>);
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -25,7 +25,7 @@ impl Drop for Place {
 
 impl Threads {
     /// A place on the thread with the fewest connections, if that is another than this one.
-    pub fn place(&self) -> (Place, Option<Handle>) {
+    pub(super) fn place(&self) -> (Place, Option<Handle>) {
         let here = Handle::current();
         let mut known = self.known.lock();
         if !known.iter().any(|(handle, _)| handle.id() == here.id()) {

@@ -9,7 +9,7 @@ use httparse::{Header, Request, Status};
 use crate::session::public::is_host;
 
 /// Fields of a head: as many as Pingora takes.
-pub const MOST_FIELDS: usize = 256;
+pub(super) const MOST_FIELDS: usize = 256;
 /// The longest path: files have shorter names, and what is done with one may take a multiple of its length.
 const LONGEST_PATH: usize = 4 << 10;
 /// The longest target, its query included: signed URLs are long.
@@ -17,21 +17,21 @@ const LONGEST_TARGET: usize = 16 << 10;
 
 /// Why a request is not answered, for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Refusal {
+pub(super) struct Refusal {
     pub status: u16,
     pub reason: &'static str,
 }
 
 /// How the end of a request's body is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
+pub(super) enum Framing {
     Length(u64),
     Chunked,
 }
 
 /// What a request's head says of the bytes on the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Head {
+pub(super) struct Head {
     /// Of the head.
     pub length: usize,
     pub body: Framing,
@@ -47,7 +47,7 @@ fn refuse<T>(status: u16, reason: &'static str) -> Result<T, Refusal> {
 ///
 /// # Errors
 /// The request cannot be understood, or in more than one way.
-pub fn read<'b, 'h>(
+pub(super) fn read<'b, 'h>(
     raw: &'b [u8],
     fields: &'h mut [MaybeUninit<Header<'b>>],
 ) -> Result<Option<(Request<'h, 'b>, Head)>, Refusal> {
@@ -102,7 +102,7 @@ pub fn read<'b, 'h>(
 }
 
 /// Why a head that has become too long is refused.
-pub fn too_long(raw: &[u8]) -> Refusal {
+pub(super) fn too_long(raw: &[u8]) -> Refusal {
     let (status, reason) = match raw.contains(&b'\n') {
         true => (431, "the request's head is too long"),
         false => (414, "the request's target is too long"),
@@ -141,7 +141,7 @@ fn check_lines(head: &[u8]) -> Result<(), Refusal> {
 ///
 /// # Errors
 /// The target is too long, or none.
-pub fn check_target(target: &[u8]) -> Result<(), Refusal> {
+pub(super) fn check_target(target: &[u8]) -> Result<(), Refusal> {
     let path = target
         .iter()
         .position(|byte| *byte == b'?')
@@ -212,7 +212,7 @@ fn chunked(coding: &[u8]) -> Result<Framing, Refusal> {
 ///
 /// # Errors
 /// See [`read`].
-pub fn check_http2(target: &[u8], authority: Option<&str>, headers: &HeaderMap) -> Result<(), Refusal> {
+pub(super) fn check_http2(target: &[u8], authority: Option<&str>, headers: &HeaderMap) -> Result<(), Refusal> {
     check_target(target)?;
     if !authority.is_some_and(is_host) {
         return refuse(400, "the request's authority is no host");
@@ -228,7 +228,7 @@ pub fn check_http2(target: &[u8], authority: Option<&str>, headers: &HeaderMap) 
 }
 
 /// A target in origin form: of the absolute form (RFC 9112 section 3.2.2) what follows the authority.
-pub fn origin_form(target: &[u8]) -> &[u8] {
+pub(super) fn origin_form(target: &[u8]) -> &[u8] {
     let rest = match (strip(target, b"http://"), strip(target, b"https://")) {
         (Some(rest), _) | (_, Some(rest)) => rest,
         _ => return target,

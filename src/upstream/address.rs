@@ -7,7 +7,7 @@ use url::{Host, Url};
 
 /// Why an address is not one that upstreams on the internet have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Special {
+pub(super) struct Special {
     /// For people.
     pub kind: &'static str,
     /// Nobody is sent there, not even who is private: a cloud's machines get their credentials from such addresses.
@@ -93,7 +93,7 @@ const fn metadata(kind: &'static str) -> Option<Special> {
 }
 
 /// Why `ip` is not a public address; `None` for public ones.
-pub fn special_kind(ip: IpAddr) -> Option<Special> {
+pub(super) fn special_kind(ip: IpAddr) -> Option<Special> {
     match ip {
         IpAddr::V4(ip) => special_v4(ip),
         IpAddr::V6(ip) => {
@@ -131,7 +131,7 @@ fn embedded(ip: Ipv6Addr) -> Vec<Ipv4Addr> {
 
 /// Whether an entry of `NO_PROXY` exempts `url`: `*`, a host, a domain (with or without leading dot, sub-domains
 /// included), an address or a network, each with an optional port.
-pub fn matches_no_proxy(entry: &str, url: &Url) -> bool {
+pub(super) fn matches_no_proxy(entry: &str, url: &Url) -> bool {
     let entry = entry.trim();
     if entry == "*" {
         return true;

@@ -7,7 +7,7 @@ use crate::fields;
 
 /// One way to authenticate that a server offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Challenge {
+pub(super) struct Challenge {
     /// In lower case.
     pub scheme: String,
     /// Names in lower case, in order.
@@ -16,27 +16,27 @@ pub struct Challenge {
 
 impl Challenge {
     /// The value of a parameter, its quotes and escapes removed.
-    pub fn param(&self, name: &str) -> Option<&str> {
+    pub(super) fn param(&self, name: &str) -> Option<&str> {
         let found = self.params.iter().find(|(key, _)| key == name);
         found.map(|(_, value)| value.as_str())
     }
 
     /// Where the token service is that a Bearer challenge names; `None` if it names none.
-    pub fn realm(&self) -> Option<ExactUrl> {
+    pub(super) fn realm(&self) -> Option<ExactUrl> {
         let realm = self.param("realm").filter(|_| self.scheme == "bearer")?;
         let realm = ExactUrl::parse(realm).ok()?;
         (realm.url.has_host() && matches!(realm.url.scheme(), "http" | "https")).then_some(realm)
     }
 
     /// Whether both send to the same place: the same token service, or the registry itself.
-    pub fn leads_where(&self, other: &Challenge) -> bool {
+    pub(super) fn leads_where(&self, other: &Challenge) -> bool {
         self.scheme == other.scheme && (self.scheme != "bearer" || self.param("realm") == other.param("realm"))
     }
 }
 
 /// Of several ways, the one to go: a token where the challenge says who gives one, else the remote's credentials. A Bearer
 /// challenge without a realm is left for want of any other. `None`: none of them is known here.
-pub fn best(challenges: Vec<Challenge>) -> Option<Challenge> {
+pub(super) fn best(challenges: Vec<Challenge>) -> Option<Challenge> {
     let rank = |challenge: &Challenge| match challenge.scheme.as_str() {
         "bearer" if challenge.realm().is_some() => Some(0),
         "basic" => Some(1),
@@ -50,7 +50,7 @@ pub fn best(challenges: Vec<Challenge>) -> Option<Challenge> {
 }
 
 /// The challenges of an answer, from all its field lines. What is no challenge is passed over.
-pub fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
+pub(super) fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
     let values = headers.get_all(header::WWW_AUTHENTICATE).iter();
     let texts = values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
     texts.flat_map(|text| parse(&text)).collect()

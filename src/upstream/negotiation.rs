@@ -29,7 +29,7 @@ enum Way {
 
 /// What an answer means.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(super) enum Verdict {
     /// Upstream's answer to the question.
     Answer,
     /// There is another way to ask.
@@ -40,7 +40,7 @@ pub enum Verdict {
 
 /// The state of one question's authorization.
 #[derive(Debug)]
-pub struct Negotiation {
+pub(super) struct Negotiation {
     scope: String,
     /// What the question went with last.
     grant: Option<Grant>,
@@ -56,7 +56,7 @@ pub struct Negotiation {
 
 impl Negotiation {
     /// For a question that needs what opens `scope`.
-    pub fn new(scope: String) -> Self {
+    pub(super) fn new(scope: String) -> Self {
         Negotiation {
             scope,
             grant: None,
@@ -72,7 +72,7 @@ impl Negotiation {
     ///
     /// # Errors
     /// What upstream wants cannot be had.
-    pub async fn authorization(
+    pub(super) async fn authorization(
         &mut self,
         upstream: &Arc<Upstream>,
         remote: &Arc<Remote>,
@@ -118,7 +118,7 @@ impl Negotiation {
     }
 
     /// What upstream's answer with this status and these headers means.
-    pub fn read(&mut self, remote: &Remote, status: u16, headers: &HeaderMap) -> Verdict {
+    pub(super) fn read(&mut self, remote: &Remote, status: u16, headers: &HeaderMap) -> Verdict {
         if status != 401 {
             // What a stranger is told of something private says nothing of it.
             return match self.bare && status >= 400 && remote.credentials.is_some() {

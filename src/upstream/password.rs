@@ -27,7 +27,7 @@ const REMEMBERED: usize = 1024;
 
 /// `Authorization: Basic`.
 #[derive(Debug)]
-pub struct Basic {
+pub(super) struct Basic {
     pub header: HeaderValue,
     /// When its password is to be asked for again; `None` for one that does not change.
     pub until: Option<Instant>,
@@ -60,7 +60,7 @@ struct Program {
 
 /// Passwords of programs, by what is run.
 #[derive(Debug)]
-pub struct Passwords {
+pub(super) struct Passwords {
     programs: Cache<PasswordCommand, Arc<Program>>,
     least: Duration,
 }
@@ -80,7 +80,7 @@ impl Passwords {
     ///
     /// # Errors
     /// The program gave none.
-    pub async fn basic(&self, remote: &Remote, refused: bool) -> Result<Option<Basic>, Failure> {
+    pub(super) async fn basic(&self, remote: &Remote, refused: bool) -> Result<Option<Basic>, Failure> {
         let Some(credentials) = &remote.credentials else {
             return Ok(None);
         };

@@ -12,7 +12,7 @@ const LONG: usize = 256;
 
 /// See the module.
 #[derive(Debug)]
-pub struct Places {
+pub(super) struct Places {
     total: usize,
     share: usize,
     lines: Mutex<Lines>,
@@ -47,7 +47,7 @@ impl Drop for Place {
 }
 
 impl Places {
-    pub fn new(total: usize, share: usize) -> Arc<Self> {
+    pub(super) fn new(total: usize, share: usize) -> Arc<Self> {
         Arc::new(Places {
             total: total.max(1),
             share: share.max(1),
@@ -56,7 +56,7 @@ impl Places {
     }
 
     /// Waits for a place for `remote`. Whoever gives up waiting drops the future.
-    pub async fn take(self: &Arc<Self>, remote: &str) -> Place {
+    pub(super) async fn take(self: &Arc<Self>, remote: &str) -> Place {
         let (sender, receiver) = oneshot::channel();
         {
             let mut lines = self.lines.lock();

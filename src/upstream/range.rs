@@ -3,7 +3,7 @@
 use crate::fields;
 
 /// Whether `Content-Range: bytes a-b/len` is what `Range: bytes=…` asked for. Several ranges are not asked upstream.
-pub fn range_matches(asked: &str, got: &str) -> bool {
+pub(super) fn range_matches(asked: &str, got: &str) -> bool {
     let Some(asked) = asked.strip_prefix("bytes=") else {
         return false;
     };

@@ -24,7 +24,7 @@ use super::failure::Failure;
 use super::password::Basic;
 use crate::config::Remote;
 use answer::Life;
-pub use asker::{Answer, Asker};
+pub(super) use asker::{Answer, Asker};
 pub use shared::SharedTokens;
 
 /// Scopes whose tokens are kept.
@@ -32,7 +32,7 @@ const REMEMBERED: usize = 4096;
 
 /// What opens a scope of a remote.
 #[derive(Debug, Clone)]
-pub struct Grant {
+pub(super) struct Grant {
     /// `Authorization`.
     pub header: HeaderValue,
     /// It was made for this very question: upstream will not think better of another.
@@ -44,7 +44,7 @@ pub struct Grant {
 
 #[cfg(test)]
 impl Grant {
-    pub fn of(challenge: Challenge, fresh: bool) -> Self {
+    pub(super) fn of(challenge: Challenge, fresh: bool) -> Self {
         Grant {
             header: HeaderValue::from_static("Bearer token"),
             fresh,
@@ -82,7 +82,7 @@ struct Made {
 type Greeting = Option<(Instant, Result<Option<Challenge>, Failure>)>;
 
 /// All tokens.
-pub struct Tokens {
+pub(super) struct Tokens {
     known: Cache<String, Arc<Mutex<Known>>>,
     /// By remote: what to begin with.
     greetings: Cache<String, Arc<Mutex<Greeting>>>,
@@ -114,7 +114,7 @@ impl Default for Tokens {
 
 impl Tokens {
     /// Shares tokens with other nodes. Only the first call counts.
-    pub fn share(&self, shared: Arc<dyn SharedTokens>) {
+    pub(super) fn share(&self, shared: Arc<dyn SharedTokens>) {
         let _ = self.shared.set(shared);
     }
 
@@ -135,7 +135,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The token service failed, or refuses.
-    pub async fn known(
+    pub(super) async fn known(
         &self,
         upstream: &dyn Asker,
         remote: &Arc<Remote>,
@@ -178,7 +178,7 @@ impl Tokens {
     ///
     /// # Errors
     /// The token service failed, or refuses; or upstream wants credentials that the remote does not have.
-    pub async fn grant(
+    pub(super) async fn grant(
         &self,
         upstream: &dyn Asker,
         remote: &Arc<Remote>,
@@ -210,7 +210,7 @@ impl Tokens {
     }
 
     /// Forgets what upstream `refused`, and what it was got by: nothing is to be sent along to `scope` any more.
-    pub async fn forget(&self, remote: &Remote, scope: &str, refused: Option<&Grant>) {
+    pub(super) async fn forget(&self, remote: &Remote, scope: &str, refused: Option<&Grant>) {
         let Some(slot) = self.known.get(&self.key(remote, scope)) else {
             return;
         };

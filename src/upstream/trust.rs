@@ -6,12 +6,12 @@ use crate::config::{CredentialsWithin, FileHost, Remote, is_loopback};
 use crate::formats::links;
 
 /// Whether two URLs have one origin (RFC 6454): scheme, host and port.
-pub fn same_origin(a: &Url, b: &Url) -> bool {
+pub(super) fn same_origin(a: &Url, b: &Url) -> bool {
     a.scheme() == b.scheme() && a.host() == b.host() && a.port_or_known_default() == b.port_or_known_default()
 }
 
 /// Whether the credentials and headers of `remote` may go to `url`: by its host, or by its path as well.
-pub fn within_credentials(remote: &Remote, url: &Url) -> bool {
+pub(super) fn within_credentials(remote: &Remote, url: &Url) -> bool {
     let Some(base) = remote.base_url.as_ref().filter(|base| same_origin(base, url)) else {
         return false;
     };
@@ -41,7 +41,7 @@ pub fn listed(hosts: &[FileHost], url: &Url) -> bool {
 /// Whether a token service may see the remote's credentials: one where the registry may see them, one that shares the
 /// registry's registrable domain (by the public suffix list; not with `credentials_within: base_url`), or one that
 /// `token_realms` lists; and but for the first over https or on this machine only.
-pub fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
+pub(super) fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
     let Some(base) = &remote.base_url else { return false };
     if within_credentials(remote, realm) {
         return true;

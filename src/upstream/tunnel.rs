@@ -20,7 +20,7 @@ const MAX_ANSWER: usize = 16 << 10;
 
 /// Opens a connection to `authority` through a proxy.
 #[derive(Debug)]
-pub struct Tunnel {
+pub(super) struct Tunnel {
     pub proxy: ProxyUrl,
     pub address: SocketAddr,
     /// `host:port`
@@ -29,7 +29,7 @@ pub struct Tunnel {
 }
 
 /// The value of `Proxy-Authorization`.
-pub fn authorization(proxy: &ProxyUrl) -> Option<String> {
+pub(super) fn authorization(proxy: &ProxyUrl) -> Option<String> {
     proxy
         .credentials
         .as_ref()

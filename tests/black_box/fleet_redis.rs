@@ -565,7 +565,7 @@ fn a_lock_that_another_took_after_redis_was_emptied_is_lost() {
         let mut other = redis.connection().await;
         // As if another node had been quicker than the holder.
         let () = redis::cmd("HSET")
-            .arg(format!("artifactapi:fill:{}", hex::encode(&key.hash)))
+            .arg(format!("artifactapi:fill:{}", hex::encode(key.hash)))
             .arg(&["holding", "other", "fence", "1", "node", "other"])
             .query_async(&mut other)
             .await

@@ -2,6 +2,7 @@
 //! subject; `tests/README.md` says where a test goes.
 
 #![allow(clippy::unwrap_used, reason = "the helpers of tests fail as tests do")]
+#![allow(unreachable_pub, reason = "nobody reaches anything of a program of tests")]
 
 mod common;
 

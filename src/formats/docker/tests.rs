@@ -19,7 +19,7 @@ fn url_of(asset: Asset) -> String {
     }
 }
 
-pub const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+pub(super) const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
 fn code(path: &str) -> (u16, &'static str) {
     match parse(path) {

@@ -3,7 +3,7 @@
 
 /// Why a look was in vain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Stop {
+pub(super) enum Stop {
     /// What is there does not tell.
     More,
     /// This is not what Helm's library reads, and why.
@@ -12,7 +12,7 @@ pub enum Stop {
 
 /// The document as far as it is there.
 #[derive(Debug, Clone, Copy)]
-pub struct Input<'a> {
+pub(super) struct Input<'a> {
     pub bytes: &'a [u8],
     /// Nothing comes after it.
     pub last: bool,
@@ -40,13 +40,13 @@ const IN_LINE: [bool; 256] = all_but(b"");
 const IN_PLAIN: [bool; 256] = all_but(b" \t:,?[]{}");
 const IN_QUOTED: [bool; 256] = all_but(b"\"'\\");
 
-pub fn is_blank(byte: u8) -> bool {
+pub(super) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t')
 }
 
 impl Input<'_> {
     /// The byte at `at`; NUL, which no document holds, behind the last one.
-    pub fn get(self, at: usize) -> Result<u8, Stop> {
+    pub(super) fn get(self, at: usize) -> Result<u8, Stop> {
         match self.bytes.get(at) {
             Some(byte) => Ok(*byte),
             None if self.last => Ok(0),
@@ -56,7 +56,7 @@ impl Input<'_> {
 
     /// The length of the line break at `at`, 0 if there is none. NEL, LS and PS are line breaks to YAML 1.1, which is
     /// what Helm's library reads.
-    pub fn line_break(self, at: usize) -> Result<usize, Stop> {
+    pub(super) fn line_break(self, at: usize) -> Result<usize, Stop> {
         Ok(match self.get(at)? {
             b'\n' => 1,
             b'\r' if self.get(at + 1)? == b'\n' => 2,
@@ -68,12 +68,12 @@ impl Input<'_> {
     }
 
     /// Whether a space, a line break or the end stands at `at`.
-    pub fn is_space(self, at: usize) -> Result<bool, Stop> {
+    pub(super) fn is_space(self, at: usize) -> Result<bool, Stop> {
         let byte = self.get(at)?;
         Ok(is_blank(byte) || byte == 0 || self.line_break(at)? > 0)
     }
 
-    pub fn skip_blanks(self, mut at: usize) -> Result<usize, Stop> {
+    pub(super) fn skip_blanks(self, mut at: usize) -> Result<usize, Stop> {
         while is_blank(self.get(at)?) {
             at += 1;
         }
@@ -88,7 +88,7 @@ impl Input<'_> {
     }
 
     /// How much of the line that `at` is in is there, and whether that is all of it.
-    pub fn rest_of_line(self, mut at: usize) -> (usize, bool) {
+    pub(super) fn rest_of_line(self, mut at: usize) -> (usize, bool) {
         loop {
             at = self.run(at, &IN_LINE);
             match (self.get(at), self.line_break(at)) {
@@ -100,13 +100,13 @@ impl Input<'_> {
     }
 
     /// The end of the line that `at` is in.
-    pub fn line_end(self, at: usize) -> Result<usize, Stop> {
+    pub(super) fn line_end(self, at: usize) -> Result<usize, Stop> {
         let (end, whole) = self.rest_of_line(at);
         if whole { Ok(end) } else { Err(Stop::More) }
     }
 
     /// `---` or `...` at the start of a line.
-    pub fn is_marker(self, at: usize) -> Result<bool, Stop> {
+    pub(super) fn is_marker(self, at: usize) -> Result<bool, Stop> {
         let first = self.get(at)?;
         Ok(matches!(first, b'-' | b'.')
             && self.get(at + 1)? == first
@@ -115,13 +115,13 @@ impl Input<'_> {
     }
 
     /// Where a `:` stands that makes a key of what ends at `at`.
-    pub fn colon(self, at: usize, flow: bool) -> Result<Option<usize>, Stop> {
+    pub(super) fn colon(self, at: usize, flow: bool) -> Result<Option<usize>, Stop> {
         let at = self.skip_blanks(at)?;
         Ok((self.get(at)? == b':' && (flow || self.is_space(at + 1)?)).then_some(at))
     }
 
     /// The name of an anchor or alias, from behind its `&` or `*`: where it ends.
-    pub fn name(self, start: usize) -> Result<usize, Stop> {
+    pub(super) fn name(self, start: usize) -> Result<usize, Stop> {
         let mut at = start;
         while matches!(self.get(at)?, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'_' | b'-') {
             at += 1;
@@ -134,7 +134,7 @@ impl Input<'_> {
     }
 
     /// A tag: where it ends.
-    pub fn tag(self, mut at: usize) -> Result<usize, Stop> {
+    pub(super) fn tag(self, mut at: usize) -> Result<usize, Stop> {
         while !self.is_space(at)? {
             at += 1;
         }
@@ -143,7 +143,7 @@ impl Input<'_> {
 
     /// A plain scalar: where it ends, and whether that is in another line. Outside flow style, lines from the column
     /// `indent` on continue it.
-    pub fn plain(self, start: usize, flow: bool, indent: i64) -> Result<(usize, bool), Stop> {
+    pub(super) fn plain(self, start: usize, flow: bool, indent: i64) -> Result<(usize, bool), Stop> {
         let (mut at, mut end) = (start, start);
         let mut lines = false;
         // The column, once there was a line break.
@@ -195,7 +195,7 @@ impl Input<'_> {
     }
 
     /// A quoted scalar, from its opening quote on: where it ends, and whether that is in another line.
-    pub fn quoted(self, start: usize) -> Result<(usize, bool), Stop> {
+    pub(super) fn quoted(self, start: usize) -> Result<(usize, bool), Stop> {
         let quote = self.get(start)?;
         let mut at = start + 1;
         let mut lines = false;
@@ -233,7 +233,7 @@ impl Input<'_> {
     }
 
     /// A block scalar, from its `|` or `>` on, in a collection in the column `parent`: where it ends, and its column.
-    pub fn block(self, start: usize, parent: i64) -> Result<(usize, usize), Stop> {
+    pub(super) fn block(self, start: usize, parent: i64) -> Result<(usize, usize), Stop> {
         let mut at = start + 1;
         let mut column = 0;
         let outer = usize::try_from(parent.max(0)).unwrap_or(0);

@@ -6,12 +6,12 @@ use std::str::Chars;
 use crate::formats::json;
 
 /// The text of a plain scalar.
-pub fn plain_text(raw: &[u8]) -> String {
+pub(super) fn plain_text(raw: &[u8]) -> String {
     flow_text(raw, None)
 }
 
 /// The text of a quoted scalar, its quotes included in `raw`.
-pub fn quoted_text(raw: &[u8]) -> String {
+pub(super) fn quoted_text(raw: &[u8]) -> String {
     let inside = raw.get(1..raw.len().saturating_sub(1)).unwrap_or_default();
     flow_text(inside, raw.first())
 }
@@ -124,7 +124,7 @@ fn hexadecimal(rest: &mut Peekable<Chars<'_>>, digits: usize) -> Option<u32> {
 }
 
 /// The text of a block scalar, its header included in `raw`, final line breaks excluded (section 8.1).
-pub fn block_text(raw: &[u8], indent: usize, folded: bool) -> String {
+pub(super) fn block_text(raw: &[u8], indent: usize, folded: bool) -> String {
     let text = lines(raw);
     let lines = text
         .split(is_break)
@@ -140,7 +140,7 @@ pub fn block_text(raw: &[u8], indent: usize, folded: bool) -> String {
 }
 
 /// Writes a scalar in the style it had, or quoted where that would not do.
-pub fn write_scalar(text: &str, quote: Option<u8>, out: &mut Vec<u8>) {
+pub(super) fn write_scalar(text: &str, quote: Option<u8>, out: &mut Vec<u8>) {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._~/%+@=-".contains(&byte);
     match quote {
         Some(b'\'') if !text.contains(char::is_control) => {

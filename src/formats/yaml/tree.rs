@@ -11,13 +11,13 @@ const MAX_DEPTH: usize = 10_000;
 const MAX_ANCHORS: usize = 4096;
 
 /// How many steps of the place the way to a node follows.
-pub type Level = usize;
+pub(super) type Level = usize;
 /// The way leads elsewhere.
-pub const DEAD: Level = Level::MAX;
+pub(super) const DEAD: Level = Level::MAX;
 
 /// Where a node stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Spot {
+pub(super) struct Spot {
     pub level: Level,
     /// Behind a merge key: the mapping here, or the mappings in the sequence here, are part of one at this level.
     pub merged: bool,
@@ -45,7 +45,7 @@ enum Phase {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     Document,
     BlockMap,
     BlockSequence,
@@ -66,25 +66,25 @@ struct Frame {
 }
 
 /// What a node is.
-pub enum Slot {
+pub(super) enum Slot {
     Key,
     Node(Spot),
 }
 
 /// What stands before a node.
 #[derive(Debug, Default)]
-pub struct Properties {
+pub(super) struct Properties {
     pub anchor: Option<String>,
     pub tagged: bool,
 }
 
 impl Properties {
-    pub fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.anchor.is_none() && !self.tagged
     }
 
     /// Takes over what stands closer to the node.
-    pub fn join(&mut self, closer: Properties) -> Result<(), Stop> {
+    pub(super) fn join(&mut self, closer: Properties) -> Result<(), Stop> {
         if (self.anchor.is_some() && closer.anchor.is_some()) || (self.tagged && closer.tagged) {
             return Err(Stop::Wrong("a value with two anchors or two tags"));
         }
@@ -102,7 +102,7 @@ struct Anchor {
 }
 
 /// The open collections and the anchors of a document.
-pub struct Tree {
+pub(super) struct Tree {
     place: Place,
     stack: Vec<Frame>,
     flow: usize,
@@ -112,7 +112,7 @@ pub struct Tree {
 }
 
 impl Tree {
-    pub fn new(place: Place) -> Self {
+    pub(super) fn new(place: Place) -> Self {
         let mut tree = Tree {
             place,
             stack: Vec::new(),
@@ -138,7 +138,7 @@ impl Tree {
     }
 
     /// Ends the document at a `---` or `...`.
-    pub fn end_document(&mut self) -> Result<(), Stop> {
+    pub(super) fn end_document(&mut self) -> Result<(), Stop> {
         self.leave(-1)?;
         self.settle()?;
         self.restart();
@@ -146,16 +146,16 @@ impl Tree {
     }
 
     /// Whether nothing of the document has come.
-    pub fn is_new(&self) -> bool {
+    pub(super) fn is_new(&self) -> bool {
         self.stack.len() == 1 && self.top().phase == Phase::Value && self.properties.is_empty()
     }
 
-    pub fn in_flow(&self) -> bool {
+    pub(super) fn in_flow(&self) -> bool {
         self.flow > 0
     }
 
     /// The column of the innermost block collection.
-    pub fn indent(&self) -> i64 {
+    pub(super) fn indent(&self) -> i64 {
         self.top().column
     }
 
@@ -173,7 +173,7 @@ impl Tree {
     }
 
     /// Whether a node here is a link.
-    pub fn is_chosen(&self, spot: Spot) -> bool {
+    pub(super) fn is_chosen(&self, spot: Spot) -> bool {
         spot.level == self.place.len() && !spot.merged
     }
 
@@ -197,7 +197,7 @@ impl Tree {
     }
 
     /// Takes the place of the node that has come.
-    pub fn slot(&mut self) -> Result<Slot, Stop> {
+    pub(super) fn slot(&mut self) -> Result<Slot, Stop> {
         let (kind, phase, next) = (self.top().kind, self.top().phase, self.top().next);
         let (slot, phase) = match (kind, phase) {
             (Kind::Document, Phase::Value) => (Slot::Node(Spot::at(0)), Phase::Done),
@@ -213,7 +213,7 @@ impl Tree {
     }
 
     /// Anchors and tags that nothing follows are those of an empty scalar.
-    pub fn settle(&mut self) -> Result<(), Stop> {
+    pub(super) fn settle(&mut self) -> Result<(), Stop> {
         if self.properties.is_empty() {
             return Ok(());
         }
@@ -228,7 +228,7 @@ impl Tree {
     }
 
     /// Leaves the block collections deeper than a column.
-    pub fn leave(&mut self, column: i64) -> Result<(), Stop> {
+    pub(super) fn leave(&mut self, column: i64) -> Result<(), Stop> {
         if self.in_flow() || self.indent() <= column {
             return Ok(());
         }
@@ -278,7 +278,7 @@ impl Tree {
     }
 
     /// A scalar that is no key.
-    pub fn scalar(&mut self, spot: Spot, properties: Properties, text: Option<String>) {
+    pub(super) fn scalar(&mut self, spot: Spot, properties: Properties, text: Option<String>) {
         if let Some(name) = properties.anchor {
             self.remember(
                 name,
@@ -292,7 +292,7 @@ impl Tree {
     }
 
     /// A `-`.
-    pub fn dash(&mut self, column: i64) -> Result<(), Stop> {
+    pub(super) fn dash(&mut self, column: i64) -> Result<(), Stop> {
         let top = self.top();
         match (top.kind, top.phase) {
             _ if top.column < column => self.open(Kind::BlockSequence, column)?,
@@ -322,7 +322,7 @@ impl Tree {
     }
 
     /// A `?`.
-    pub fn question(&mut self, column: i64) -> Result<(), Stop> {
+    pub(super) fn question(&mut self, column: i64) -> Result<(), Stop> {
         if !self.in_flow() {
             self.mapping(column)?;
         } else if self.top().phase != Phase::Start || !self.properties.is_empty() {
@@ -333,7 +333,7 @@ impl Tree {
     }
 
     /// A `:` that does not stand in the line of its key, or stands in flow style.
-    pub fn colon(&mut self, column: i64) -> Result<(), Stop> {
+    pub(super) fn colon(&mut self, column: i64) -> Result<(), Stop> {
         self.settle()?;
         // A sequence in the same column was the key.
         if self.top().kind == Kind::BlockSequence {
@@ -351,12 +351,12 @@ impl Tree {
     }
 
     /// Where a key of one line stands: in a block mapping in this column, or first in a pair in a flow sequence.
-    pub fn begin_key(&mut self, column: i64) -> Result<(), Stop> {
+    pub(super) fn begin_key(&mut self, column: i64) -> Result<(), Stop> {
         if self.in_flow() { Ok(()) } else { self.mapping(column) }
     }
 
     /// A key, and whether it may be a merge key: a plain one without a tag.
-    pub fn key(&mut self, text: &str, plain: bool, properties: Properties) -> Result<(), Stop> {
+    pub(super) fn key(&mut self, text: &str, plain: bool, properties: Properties) -> Result<(), Stop> {
         let pair = self.top().kind == Kind::FlowSequence;
         // In a flow sequence, the pair is a mapping by itself.
         let level = if pair { self.item().level } else { self.top().spot.level };
@@ -385,16 +385,16 @@ impl Tree {
     }
 
     /// The `:` that stands right behind a key of one line.
-    pub fn begin_value(&mut self) {
+    pub(super) fn begin_value(&mut self) {
         self.top_mut().phase = Phase::Value;
     }
 
     /// Whether a scalar before a `:` is the key of a pair here.
-    pub fn takes_pair(&self) -> bool {
+    pub(super) fn takes_pair(&self) -> bool {
         self.top().kind == Kind::FlowSequence && self.top().phase == Phase::Start
     }
 
-    pub fn open_flow(&mut self, bracket: u8) -> Result<(), Stop> {
+    pub(super) fn open_flow(&mut self, bracket: u8) -> Result<(), Stop> {
         let kind = if bracket == b'[' {
             Kind::FlowSequence
         } else {
@@ -405,7 +405,7 @@ impl Tree {
         Ok(())
     }
 
-    pub fn close_flow(&mut self, bracket: u8) -> Result<(), Stop> {
+    pub(super) fn close_flow(&mut self, bracket: u8) -> Result<(), Stop> {
         self.settle()?;
         let wanted = if bracket == b']' {
             Kind::FlowSequence
@@ -420,7 +420,7 @@ impl Tree {
         Ok(())
     }
 
-    pub fn comma(&mut self) -> Result<(), Stop> {
+    pub(super) fn comma(&mut self) -> Result<(), Stop> {
         self.settle()?;
         if !self.in_flow() || self.top().phase == Phase::Start {
             return Err(Stop::Wrong("a comma where none can stand"));
@@ -430,7 +430,7 @@ impl Tree {
     }
 
     /// The text that an alias used as a key stands for.
-    pub fn alias_text(&self, name: &str) -> Result<&str, Stop> {
+    pub(super) fn alias_text(&self, name: &str) -> Result<&str, Stop> {
         let anchor = self.anchors.get(name);
         anchor
             .and_then(|anchor| anchor.text.as_deref())
@@ -439,7 +439,7 @@ impl Tree {
 
     /// An alias that is no key. It stays where what it stands for was read as what it is here, or cannot be a link; the
     /// text of a scalar is given, which is to be written out. Anything else is refused.
-    pub fn alias(&self, spot: Spot, name: &str) -> Result<Option<&str>, Stop> {
+    pub(super) fn alias(&self, spot: Spot, name: &str) -> Result<Option<&str>, Stop> {
         if spot.level == DEAD {
             return Ok(None);
         }

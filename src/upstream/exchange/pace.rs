@@ -6,7 +6,7 @@ use crate::config::Timeouts;
 
 /// How a body comes, on the clock that counts what upstream is waited for.
 #[derive(Debug)]
-pub struct Pace {
+pub(super) struct Pace {
     began: Duration,
     /// When the rate was looked at last, and the bytes since then.
     looked: Duration,
@@ -15,7 +15,7 @@ pub struct Pace {
 
 impl Pace {
     /// Of a body that begins to come `now`.
-    pub fn new(now: Duration) -> Self {
+    pub(super) fn new(now: Duration) -> Self {
         Pace {
             began: now,
             looked: now,
@@ -25,7 +25,7 @@ impl Pace {
 
     /// So many further bytes have come by `now`. Why the body is to be ended, if it drips: it comes at less than the least
     /// rate, or takes longer than any may.
-    pub fn drips(&mut self, bytes: usize, now: Duration, limits: &Timeouts) -> Option<String> {
+    pub(super) fn drips(&mut self, bytes: usize, now: Duration, limits: &Timeouts) -> Option<String> {
         self.bytes += bytes as u64;
         if now.saturating_sub(self.began) >= limits.whole {
             return Some(format!(

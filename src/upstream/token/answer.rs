@@ -12,17 +12,17 @@ const LIFETIME: Duration = Duration::from_secs(60);
 /// A token is not used in the last part of its lifetime, and at most so long before its end.
 const MARGIN: Duration = Duration::from_secs(30);
 /// Stands before a token in `Authorization`.
-pub const BEARER: &str = "Bearer ";
+pub(super) const BEARER: &str = "Bearer ";
 
 /// The two moments of what is renewed while it is still good.
 #[derive(Debug, Clone, Copy)]
-pub struct Life {
+pub(super) struct Life {
     pub renew: Instant,
     pub end: Instant,
 }
 
 /// The token of a service's answer, and how long it is good.
-pub fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
+pub(super) fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
     #[derive(Deserialize)]
     struct Answer {
         token: Option<String>,
@@ -43,7 +43,7 @@ pub fn read(body: &[u8]) -> Option<(HeaderValue, Life)> {
 }
 
 /// What a token that is good for so long is sent as, and until when.
-pub fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
+pub(super) fn bearer(token: &str, left: Duration) -> Option<(HeaderValue, Life)> {
     let mut header = HeaderValue::from_str(&format!("{BEARER}{token}")).ok()?;
     header.set_sensitive(true);
     let end = Instant::now().checked_add(left)?;

@@ -12,7 +12,7 @@ use crate::upstream::failure::Failure;
 use crate::upstream::password::Passwords;
 
 /// What was answered.
-pub struct Answer {
+pub(crate) struct Answer {
     pub status: u16,
     /// What the remote wants to see; of another host nothing.
     pub offered: Vec<Challenge>,
@@ -21,7 +21,7 @@ pub struct Answer {
 
 /// Asks token services, and registries about themselves.
 #[async_trait]
-pub trait Asker: Send + Sync {
+pub(crate) trait Asker: Send + Sync {
     /// Asks `question`, with these credentials.
     ///
     /// # Errors

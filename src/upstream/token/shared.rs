@@ -23,7 +23,7 @@ pub trait SharedTokens: Send + Sync {
 
 /// Names what nodes share a token for: the question to the token service and as whom it was asked, for this registry. Nobody
 /// can tell the credentials from it who could not guess them.
-pub fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&HeaderValue>) -> String {
+pub(super) fn shared_name(remote: &Remote, question: &ExactUrl, credentials: Option<&HeaderValue>) -> String {
     let base = remote.base_url.as_ref().map_or("", Url::as_str);
     let mut print = Sha256::new();
     for part in [

@@ -9,16 +9,16 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-pub const USER: &str = "app";
-pub const PASSWORD: &str = "geheim+app";
-pub const DATABASE: &str = "postgres";
+pub(crate) const USER: &str = "app";
+pub(crate) const PASSWORD: &str = "geheim+app";
+pub(crate) const DATABASE: &str = "postgres";
 
 /// Whom a server runs as where the tests run as root, as whom it refuses to run: nobody.
 const NOBODY: u32 = 65_534;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// The server. Dropping it kills it.
-pub struct Postgres {
+pub(crate) struct Postgres {
     folder: tempfile::TempDir,
     port: u16,
     options: Vec<String>,
@@ -33,14 +33,14 @@ impl Default for Postgres {
 
 impl Postgres {
     /// A new one, running.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut server = Self::prepare();
         server.launch();
         server
     }
 
     /// A new one that does not run yet.
-    pub fn prepare() -> Self {
+    pub(crate) fn prepare() -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let server = Postgres {
             port: free_port(),
@@ -70,13 +70,13 @@ impl Postgres {
     }
 
     /// Adds a setting, `name=value`, for the next launch.
-    pub fn option(&mut self, setting: &str) -> &mut Self {
+    pub(crate) fn option(&mut self, setting: &str) -> &mut Self {
         self.options.push(setting.to_owned());
         self
     }
 
     /// Starts it, again if need be, on the same port and data.
-    pub fn launch(&mut self) {
+    pub(crate) fn launch(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let log = std::fs::File::create(self.log_file()).expect("a log");
         let mut command = as_other_user("postgres");
@@ -109,13 +109,13 @@ impl Postgres {
     }
 
     /// Ends it as an operator would: what it was told is on its disk, and clients are sent away.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.signal(Signal::INT);
         self.ended();
     }
 
     /// Ends it at once, as a power cut would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if self.process.is_some() {
             self.resume();
             self.signal(Signal::QUIT);
@@ -124,26 +124,26 @@ impl Postgres {
     }
 
     /// It still accepts connections and never answers.
-    pub fn pause(&self) {
+    pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
         self.signal_children(Signal::STOP);
     }
 
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.signal_children(Signal::CONT);
         self.signal(Signal::CONT);
     }
 
-    pub fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.port
     }
 
     /// What the program is told of it.
-    pub fn env(&self) -> [(&'static str, String); 5] {
+    pub(crate) fn env(&self) -> [(&'static str, String); 5] {
         [
             ("DBHOST", "127.0.0.1".to_owned()),
             ("DBPORT", self.port.to_string()),
@@ -154,7 +154,7 @@ impl Postgres {
     }
 
     /// A connection as the superuser.
-    pub async fn connect(&self) -> tokio_postgres::Client {
+    pub(crate) async fn connect(&self) -> tokio_postgres::Client {
         let mut config = tokio_postgres::Config::new();
         config
             .host("127.0.0.1")
@@ -168,7 +168,7 @@ impl Postgres {
     }
 
     /// Runs statements as the superuser, and returns the first column of what they bring.
-    pub async fn sql(&self, statements: &str) -> Vec<String> {
+    pub(crate) async fn sql(&self, statements: &str) -> Vec<String> {
         use tokio_postgres::SimpleQueryMessage::Row;
         let answer = self.connect().await.simple_query(statements).await;
         let answer = answer.unwrap_or_else(|error| panic!("{statements}: {error:?}"));
@@ -180,7 +180,7 @@ impl Postgres {
     }
 
     /// A file beside its data, that it may read and nobody else.
-    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, content: &str) -> PathBuf {
         use std::os::unix::fs::PermissionsExt as _;
         let file = self.folder.path().join(name);
         std::fs::write(&file, content).expect("written");
@@ -189,7 +189,7 @@ impl Postgres {
         file
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
