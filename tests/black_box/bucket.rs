@@ -923,7 +923,10 @@ fn a_bucket_that_takes_nothing_is_said_and_gets_everything_later() {
             let (why, _) = status.refusing.clone().expect("why");
             assert!(why.contains(code) && status.uploads_waiting == 5, "{status:?}");
             // What the bucket has can be had all the same.
-            assert!(status.standing.healthy && node.bucket.find(&key("other")).await.expect("an answer").is_none());
+            eventually(LONG, "it answers", async || {
+                matches!(node.bucket.find(&key("other")).await, Ok(None)) && node.bucket.status().standing.healthy
+            })
+            .await;
             refuses.store(false, SeqCst);
             node.drained().await;
             let status = node.bucket.status();
