@@ -21,7 +21,7 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 /// Why a call brought nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Away {
-    /// It was not asked, because it did not answer before.
+    /// The dependency was not asked, because it did not answer before.
     #[error("{0} does not answer and is not asked until it does")]
     Open(&'static str),
     #[error("{0} did not answer within {1:?}")]

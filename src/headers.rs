@@ -273,7 +273,7 @@ pub fn retry_after(response: &ResponseHeader) -> Option<String> {
     retry_after_of(&response.headers)
 }
 
-/// As [`retry_after`], from headers that were kept.
+/// [`retry_after`], from headers that were kept.
 pub fn retry_after_of(headers: &HeaderMap) -> Option<String> {
     headers
         .get(header::RETRY_AFTER)

@@ -37,7 +37,7 @@ pub enum Failure {
     #[error("HTTP {status}{}{code}{}{message}", if .code.is_empty() { "" } else { " " }, if .message.is_empty() { "" } else { ": " })]
     Refused {
         status: u16,
-        /// As in `<Code>`: `NoSuchBucket`. Empty where there was none, as in any answer to HEAD.
+        /// The text of `<Code>`: `NoSuchBucket`. Empty where there was none, as in any answer to HEAD.
         code: String,
         message: String,
     },

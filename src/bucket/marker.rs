@@ -37,7 +37,7 @@ impl Progress {
     /// Reads a marker; `None`: nothing was begun. Blocks.
     ///
     /// # Errors
-    /// It cannot be read.
+    /// The marker cannot be read.
     pub(super) fn read(path: &Path) -> io::Result<Option<Progress>> {
         match std::fs::read_to_string(path) {
             Ok(text) => Ok(Progress::parse(&text)),
@@ -73,7 +73,7 @@ impl Progress {
     /// Adds a line. Blocks.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The marker cannot be written.
     pub(super) fn append(path: &Path, what: &str, value: &str) -> io::Result<()> {
         // Only what is there: a marker that was removed meanwhile does not come back.
         let mut file = OpenOptions::new().append(true).open(path)?;

@@ -99,7 +99,7 @@ pub(super) enum Again {
     Soon,
     /// Doubling, from a second to five minutes.
     Backoff,
-    /// It will not succeed before somebody does something: minutes, up to half an hour.
+    /// The upload will not succeed before somebody does something: minutes, up to half an hour.
     Rarely,
 }
 
@@ -194,7 +194,7 @@ impl Queue {
         made.and_then(|file| self.make_durable(&file, &self.uploads))
     }
 
-    /// It has got its name, or not: what there is now, which takes `bytes` of the disk, is
+    /// The object has got its name, or not: what there is now, which takes `bytes` of the disk, is
     /// to be uploaded.
     pub(super) fn admitted(&self, hash: &Hash, bytes: u64) {
         {
@@ -354,7 +354,7 @@ impl Queue {
         Ok((name.to_owned(), Some(before)))
     }
 
-    /// It is removed from the bucket. Blocks, shortly.
+    /// The object is removed from the bucket. Blocks, shortly.
     pub(super) fn removed(&self, taken: &Taken) {
         let mut state = self.state.lock();
         let Some(job) = state.jobs.get_mut(&taken.hash) else {

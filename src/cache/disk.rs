@@ -56,7 +56,7 @@ pub struct Record {
     pub fresh_until: Millis,
     /// Where the body starts.
     pub offset: u64,
-    /// It is known to be in the bucket too.
+    /// The bucket is known to have the object too.
     pub backed_up: bool,
 }
 

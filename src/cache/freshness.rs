@@ -151,7 +151,7 @@ impl Freshness {
     }
 }
 
-/// As stored.
+/// The byte that stands for a class on disk.
 pub fn code(class: Class) -> u8 {
     match class {
         Class::Immutable => 1,

@@ -48,7 +48,7 @@ pub enum Aside {
     Arriving,
     /// Only upstream's header is wanted.
     Asking,
-    /// It came in a coding that its digest does not count.
+    /// The body came in a coding that its digest does not count.
     Coded,
     /// What is missing of a body that broke off.
     Rest,

@@ -111,7 +111,7 @@ impl Reader {
         self
     }
 
-    /// The same, in pieces of at most so many bytes of a file.
+    /// This reader, in pieces of at most so many bytes of a file.
     pub fn in_pieces_of(mut self, bytes: u64) -> Self {
         self.piece = bytes;
         self
@@ -240,7 +240,7 @@ impl Reader {
     /// The whole rest, if it is at most `limit` bytes.
     ///
     /// # Errors
-    /// As [`Reader::next`]; longer than `limit` is an error too.
+    /// Those of [`Reader::next`]; longer than `limit` is an error too.
     pub async fn collect(&mut self, limit: usize) -> Result<Vec<u8>, ReadError> {
         let mut all = Vec::new();
         while let Some(piece) = self.next().await? {

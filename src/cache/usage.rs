@@ -66,7 +66,7 @@ impl Drop for Change<'_> {
 }
 
 impl Usage {
-    /// As it was saved in `file`; what is not there counts as nothing until the walk has been.
+    /// The count that was saved in `file`; what is not there counts as nothing until the walk has been.
     pub(super) fn load(file: PathBuf) -> Self {
         let saved = fs::read_to_string(&file).unwrap_or_default();
         let mut lines = saved.lines().map(|line| {

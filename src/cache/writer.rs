@@ -340,7 +340,7 @@ impl Writer {
         self.store.hide_if_alone(&self.object)
     }
 
-    /// It may be read to its end and is not kept.
+    /// The object may be read to its end, and is not kept.
     pub fn doom(&self) {
         self.object.doomed.store(true, SeqCst);
     }

@@ -19,7 +19,7 @@ pub struct ObjectKey {
     pub form: String,
 }
 
-/// The same, borrowed: looking an object up allocates nothing.
+/// A key, borrowed: looking an object up allocates nothing.
 pub(super) struct KeyRef<'a> {
     pub remote: &'a str,
     pub path: &'a str,

@@ -158,7 +158,7 @@ impl Catalog {
     /// Waits until everything that was recorded before this call is in the database.
     ///
     /// # Errors
-    /// As soon as a write fails, or after some seconds; what was recorded is kept and tried again all the same.
+    /// A write failed, or some seconds have passed; what was recorded is kept and tried again all the same.
     pub async fn drain(&self) -> Result<(), CatalogError> {
         let written = tokio::time::timeout(DRAIN_LIMIT, self.inner.shared.drain()).await;
         written.unwrap_or(Err(CatalogError::Busy("what was recorded is still being written")))
@@ -243,7 +243,7 @@ impl Catalog {
 
     /// Whether all that this node stores is listed: a flush that is made by what is listed misses nothing then.
     ///
-    /// It is known of a catalogue that was told all ([`Catalog::has_been_told_all`]), is the same database still, and dropped
+    /// That is known of a catalogue that was told all ([`Catalog::has_been_told_all`]), is the same database still, and dropped
     /// no change since. A shared one never is: what one node evicts is struck though another may have it.
     pub async fn lists_all(&self) -> bool {
         let Some(whole) = *self.inner.whole.lock() else {

@@ -97,7 +97,7 @@ impl Filter {
             || self.seen_before.is_some()
     }
 
-    /// The same question, with the prefix that its pattern demands: then only what has it is looked at.
+    /// This question, with the prefix that its pattern demands: then only what has it is looked at.
     pub(super) fn narrowed(&self) -> Filter {
         let mut filter = self.clone();
         if let Some(pattern) = &self.pattern {
@@ -144,7 +144,7 @@ impl SortField {
         SortField::FirstSeen,
     ];
 
-    /// As in `sort=`, and the name of the column.
+    /// The word in `sort=`, and the name of the column.
     pub fn name(self) -> &'static str {
         match self {
             SortField::Path => "path",

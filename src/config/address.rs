@@ -37,7 +37,7 @@ pub(super) fn web_url(text: &str, credentials_hint: &str) -> Result<Url, Fault> 
     Ok(url)
 }
 
-/// As [`web_url`], with a path that ends in `/`, so that a relative path can be joined.
+/// A [`web_url`] with a path that ends in `/`, so that a relative path can be joined.
 pub(super) fn base_url(text: &str) -> Result<Url, Fault> {
     let mut url = web_url(text, "use the keys `username` and `password` (or `password_file`)")?;
     if !url.path().ends_with('/') {
@@ -47,7 +47,7 @@ pub(super) fn base_url(text: &str) -> Result<Url, Fault> {
     Ok(url)
 }
 
-/// As [`web_url`], without slashes at the end (the root's own excepted, which a URL always has).
+/// A [`web_url`] without slashes at the end (the root's own excepted, which a URL always has).
 pub(super) fn link_base(text: &str) -> Result<Url, Fault> {
     let mut url = web_url(text, "links that clients see must not hold credentials")?;
     let path = url.path().trim_end_matches('/').to_owned();
@@ -88,7 +88,7 @@ pub(super) fn file_host(text: &str) -> Result<FileHost, Fault> {
     })
 }
 
-/// As [`file_host`], but by https only where it is not on this machine: no other would ever see the credentials.
+/// A [`file_host`], but by https only where it is not on this machine: no other would ever see the credentials.
 pub(super) fn token_realm(text: &str) -> Result<FileHost, Fault> {
     let realm = file_host(text)?;
     let local = Host::parse(&realm.host).is_ok_and(|host| is_loopback(&host));

@@ -213,7 +213,7 @@ pub enum TlsMode {
     Require,
     /// The server's certificate must be signed by whom is trusted.
     VerifyCa,
-    /// It must name the host besides.
+    /// The certificate must name the host besides.
     VerifyFull,
 }
 
@@ -226,7 +226,7 @@ impl TlsMode {
         TlsMode::VerifyFull,
     ];
 
-    /// As in `PGSSLMODE`.
+    /// The word in `PGSSLMODE`.
     pub fn name(self) -> &'static str {
         match self {
             TlsMode::Disable => "disable",
@@ -300,7 +300,7 @@ impl Package {
         Package::Cargo,
     ];
 
-    /// As written in `remotes.yaml`.
+    /// The word in `remotes.yaml`.
     pub fn name(self) -> &'static str {
         match self {
             Package::Generic => "generic",
@@ -420,7 +420,7 @@ pub enum Password {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PasswordCommand {
     pub argv: Vec<String>,
-    /// It is run again after this.
+    /// The program is run again after this.
     pub ttl: Duration,
 }
 

@@ -21,7 +21,7 @@ pub(super) struct Text {
     pub value: String,
     pub at: Pos,
     pub quoted: bool,
-    /// As it stands in the file: for messages, since the environment's part may be a secret.
+    /// The text that stands in the file: for messages, since the environment's part may be a secret.
     pub source: String,
 }
 

@@ -495,7 +495,7 @@ impl Fills {
     }
 }
 
-/// The same question for both classes: what is listed has the class that it had then.
+/// The question for both classes: what is listed has the class that it had then.
 fn any_class(filter: &Filter) -> Filter {
     Filter {
         class: None,

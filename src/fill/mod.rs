@@ -141,7 +141,7 @@ impl Wanted {
         }
     }
 
-    /// The same, fetched beside its place.
+    /// What is wanted, fetched beside its place.
     pub fn aside(&self, why: Aside) -> Self {
         Wanted {
             key: self.key.aside(why),

@@ -19,11 +19,11 @@ const STALL: Duration = Duration::from_secs(2);
 pub(super) enum Joined {
     /// Whoever waited has an answer.
     Done,
-    /// It knows nothing of it (any more): the fleet may know more by now.
+    /// That node knows nothing of it (any more): the fleet may know more by now.
     Ended,
     /// What it has cannot be passed on, or cannot be stored here: nothing is gained by waiting for it.
     Alone,
-    /// It cannot be asked.
+    /// That node cannot be asked.
     NoWay,
 }
 

@@ -27,7 +27,7 @@ pub fn refreshed(object: &Object) -> Event {
     }
 }
 
-/// It is no longer stored.
+/// An object is no longer stored.
 pub fn removed(key: &Key) -> Event {
     let Parts { remote, path, form } = key.parts();
     Event::Removed {

@@ -120,7 +120,7 @@ impl Fills {
         self.announce(object);
     }
 
-    /// It may not be upstream's any more: it is asked about by whoever needs it next, on every node.
+    /// What is stored may not be upstream's any more: it is asked about by whoever needs it next, on every node.
     pub async fn note_doubt(&self, key: &Key) -> bool {
         if let Some(fleet) = self.shared.fleet.as_ref().filter(|_| key.is_shared()) {
             fleet.expired(key);

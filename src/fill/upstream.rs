@@ -35,7 +35,7 @@ pub enum Word {
     Growing(Arc<Object>),
     NotModified,
     Answer(Answer),
-    /// It is content with a digest, and comes in a coding: not like this.
+    /// Content with a digest comes in a coding: not like this.
     Coded,
     /// The answer is not stored (why, if that is worth a warning).
     Direct(Option<String>),

@@ -200,7 +200,7 @@ impl Views {
         self.store.open_object(&known.key).await
     }
 
-    /// The same, if it is in memory.
+    /// Such a view, if it is in memory.
     pub fn in_memory(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
         let known = self.used(&self.hot_key(original, kind, gzip, remote_url))?;
         self.store.in_memory(&known.key)
@@ -283,10 +283,10 @@ impl Views {
         Ok(view)
     }
 
-    /// The same, but made again if it is there: what it names is noted once more.
+    /// The view, made again if it is there: what it names is noted once more.
     ///
     /// # Errors
-    /// The same.
+    /// Those of [`Views::open`].
     pub async fn open_anew(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         self.store.remove(Self::key(original, spec).hash).await;
         self.open(original, spec).await

@@ -176,7 +176,7 @@ impl Redis {
     /// Runs a script by [`Redis::ask`].
     ///
     /// # Errors
-    /// The same.
+    /// Those of [`Redis::ask`].
     pub(super) async fn run<T: FromRedisValue + Send + 'static>(
         &self,
         limit: Duration,

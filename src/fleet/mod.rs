@@ -65,7 +65,7 @@ pub struct Seen {
 /// What became of a word on a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Published {
-    /// It is the fleet's word now.
+    /// What was said is the fleet's word now.
     Yes,
     /// A later fill has spoken; `None`: it found that there is no such object.
     Outdated(Option<Record>),

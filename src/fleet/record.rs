@@ -11,7 +11,7 @@ use crate::cache::{Class, Millis, class_code, class_of};
 /// How long a record of something mutable is kept at least and at most.
 pub(super) const MIN_KEPT: Duration = Duration::from_secs(24 * 3600);
 const MAX_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
-/// The same of something immutable.
+/// So long the word on something immutable is kept.
 const IMMUTABLE_KEPT: Duration = Duration::from_secs(6 * 3600);
 
 /// A process of the fleet.

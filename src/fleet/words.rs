@@ -111,7 +111,7 @@ return {1, {}}
         self.outbox.put(Parcel::Word(key.clone(), Word::Gone(self.redis.now())));
     }
 
-    /// It was marked expired here: so is the fleet's word, and the other nodes are told.
+    /// What is stored was marked expired here: so is the fleet's word, and the other nodes are told.
     pub fn expired(&self, key: &Key) {
         let word = Word::Expired(self.redis.now(), now_ms());
         self.outbox.put(Parcel::Word(key.clone(), word));

@@ -303,7 +303,7 @@ impl LinkMap {
         Self::with_bases(context, bases)
     }
 
-    /// The same with the base URLs given, each with the paths below the remote that go there.
+    /// For the document of `context`, with the base URLs given, each with the paths below the remote that go there.
     pub fn with_bases(context: &ViewContext<'_>, bases: Vec<(&Url, Serves)>) -> Self {
         let bases = bases
             .into_iter()

@@ -38,7 +38,7 @@ use crate::config::{Package, Remote, RemoteType};
 pub struct ArtifactPath {
     /// What patterns see: percent-decoded once, no leading slash, no empty segments, no query; `%2F` stays `%2F`.
     pub decoded: String,
-    /// The same in RFC 3986 section 6.2.2 normal form: what goes upstream and into the cache key.
+    /// This path in RFC 3986 section 6.2.2 normal form: what goes upstream and into the cache key.
     pub encoded: String,
     /// Verbatim, without `?`.
     pub query: Option<String>,

@@ -86,7 +86,7 @@ pub fn parse(raw: &[u8], query: Option<&str>) -> Result<ArtifactPath, PathError>
 /// The path whose decoded form is `decoded`, as [`parse`] makes it of a request: for paths that documents name.
 ///
 /// # Errors
-/// As [`parse`].
+/// Those of [`parse`].
 pub fn of_decoded(decoded: &str) -> Result<ArtifactPath, PathError> {
     let mut raw = String::with_capacity(decoded.len());
     let mut rest = decoded.as_bytes();

@@ -85,7 +85,7 @@ impl Request {
         }
     }
 
-    /// The same request, answered by the content of `key`, to which `pointer` leads.
+    /// This request, answered by the content of `key`, to which `pointer` leads.
     pub(super) fn for_content(&self, key: Key, pointer: Arc<Object>) -> Request {
         Request {
             key,

@@ -29,7 +29,7 @@ enum Brought {
     Answer(Arc<Answer>),
     /// Not stored, and upstream is not asked.
     Offline,
-    /// It cannot be stored, so that nobody here can read it.
+    /// The list cannot be stored, so that nobody here can read it.
     Unstorable,
 }
 

@@ -54,7 +54,7 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
     Ok(response)
 }
 
-/// The same, with `lines` and all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes
+/// The header, with `lines` and all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes
 /// [`serve`].
 pub(super) fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
     let length = object.length().filter(|length| *length > 0)?;

@@ -143,7 +143,7 @@ impl Answering {
     /// The body's first bytes, at least so many unless it is shorter. They are still to be taken.
     ///
     /// # Errors
-    /// As [`Answering::piece`].
+    /// Those of [`Answering::piece`].
     pub async fn beginning(&mut self, length: usize) -> Result<&[u8]> {
         let mut ahead = BytesMut::new();
         while ahead.len() < length

@@ -35,7 +35,7 @@ const REMEMBERED: usize = 4096;
 pub(super) struct Grant {
     /// `Authorization`.
     pub header: HeaderValue,
-    /// It was made for this very question: upstream will not think better of another.
+    /// This grant was made for this very question: upstream will not think better of another.
     pub fresh: bool,
     /// What it was got by.
     pub challenge: Challenge,

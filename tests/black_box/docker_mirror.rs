@@ -1,4 +1,4 @@
-//! As a mirror: where a request belongs when its path does not name a remote, and how official images are named.
+//! The proxy as a mirror: where a request belongs when its path does not name a remote, and how official images are named.
 
 use crate::common::client::Headers;
 use crate::common::image::*;

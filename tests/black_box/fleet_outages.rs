@@ -35,7 +35,7 @@ use Service::{Postgres as Database, Redis as Fleet, S3 as Bucket};
 const ALL: [Service; 3] = [Fleet, Bucket, Database];
 
 impl Service {
-    /// As `/health` and `/metrics` call it.
+    /// The name in `/health` and `/metrics`.
     fn name(self) -> &'static str {
         match self {
             Fleet => "redis",

@@ -1,6 +1,6 @@
 //! A page of a listing out of PostgreSQL, in bounded time.
 //!
-//! As in SQLite, every order has an index within each remote and class; a page merges one walk for each of those that
+//! Every order, in SQLite too, has an index within each remote and class; a page merges one walk for each of those that
 //! the filter leaves. What the walks cannot skip is filtered here, row by row, up to a number of rows: then the page
 //! ends early, with a position from which the next one goes on.
 

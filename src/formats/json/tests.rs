@@ -140,7 +140,7 @@ fn bounds() {
     assert_eq!(text(&long), long);
 }
 
-/// The same by a parser that reads the whole document.
+/// The strings by a parser that reads the whole document.
 fn reference(value: &mut Value, place: &[Step], seen: &mut Vec<String>) {
     match (place, value) {
         ([], Value::String(text)) => {

@@ -36,7 +36,7 @@ impl H2Connection {
         self.send(method, target, headers, b"").await
     }
 
-    /// The same with a body, if it is not empty.
+    /// This request with a body, if it is not empty.
     pub async fn send(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         let mut request = http::Request::builder()
             .method(method)

@@ -133,7 +133,7 @@ impl Manifest {
         Self::new(value, std::iter::once(config).chain(blobs).collect(), Vec::new())
     }
 
-    /// The same with Docker's media types.
+    /// This image with Docker's media types.
     pub fn docker_image(name: &str, architecture: &str) -> Self {
         let layers = [tgz(&[(&format!("opt/{name}"), name.as_bytes())])];
         let config = config(name, architecture, &layers);

@@ -123,7 +123,7 @@ impl Postgres {
         }
     }
 
-    /// It still accepts connections and never answers.
+    /// The server still accepts connections and never answers.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);
         self.signal_children(Signal::STOP);

@@ -82,7 +82,7 @@ impl Redis {
         self.launch().await;
     }
 
-    /// It hangs: connections are taken and nothing is answered.
+    /// The server hangs: connections are taken and nothing is answered.
     pub fn pause(&self) {
         self.signal(rustix::process::Signal::STOP);
     }

@@ -58,7 +58,7 @@ impl Registry {
         Self::on(Upstream::start().await)
     }
 
-    /// The same on a listener of the test's choice.
+    /// A registry on a listener of the test's choice.
     pub fn on(up: Upstream) -> Self {
         let state = Arc::new(Mutex::new(State {
             referrers: true,

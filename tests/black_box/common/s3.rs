@@ -154,7 +154,7 @@ pub fn settings(address: SocketAddr, bucket: &str) -> S3 {
     }
 }
 
-/// The same, for the program's environment.
+/// These settings, for the program's environment.
 pub fn env(address: SocketAddr, bucket: &str) -> Vec<(&'static str, String)> {
     vec![
         ("MINIO_ENDPOINT", address.to_string()),

@@ -757,7 +757,7 @@ impl Upstream {
         self
     }
 
-    /// The same answer each time.
+    /// This answer each time.
     pub fn reply(&self, path: &str, reply: Reply) -> &Self {
         self.on(path, move |_| reply.clone())
     }
