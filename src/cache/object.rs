@@ -254,7 +254,7 @@ impl Object {
         self.progress()
     }
 
-    /// Whether it will be stored, as far as can be told now.
+    /// Whether the object will be stored, as far as can be told now.
     pub fn is_kept(&self) -> bool {
         !self.doomed.load(Relaxed)
     }

@@ -49,7 +49,7 @@ struct Making {
     fills: Arc<Fills>,
     /// Of what is flushed; those of a flush that another node made are left to eviction.
     views: Option<Arc<Views>>,
-    /// Whether it is about a key, whatever its class was when it was listed.
+    /// Whether the flush is about a key, whatever the class of the object was when it was listed.
     covers: Covers,
     request: FlushRequest,
     flush: Flush,
@@ -100,8 +100,11 @@ impl Making {
                 while !listed.is_empty() {
                     let some = listed.split_off(listed.len().saturating_sub(AT_ONCE));
                     let (making, sweep) = (Arc::clone(self), Arc::clone(sweep));
-                    // It fails only when the process ends.
-                    let _ = tokio::task::spawn_blocking(move || making.act(&sweep, some)).await;
+                    let acting = tokio::task::spawn_blocking(move || making.act(&sweep, some));
+                    // What was not gone through to its end may still be there: the flush stays in force.
+                    if acting.await.is_err() {
+                        self.refused.fetch_add(1, Relaxed);
+                    }
                 }
             }
             if after.is_none() {
@@ -220,7 +223,7 @@ fn is_everything(filter: &Filter) -> bool {
     filter.class.is_none() && filter.prefix.is_none() && filter.pattern.is_none()
 }
 
-/// Whether it means all that there is.
+/// Whether a filter means all that there is.
 fn is_all(filter: &Filter) -> bool {
     is_everything(filter) && filter.remote.is_none()
 }

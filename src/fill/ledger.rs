@@ -57,7 +57,7 @@ impl Ledger {
             true => unfinished.begin(&flush),
             false => unfinished.end(&flush),
         });
-        // It fails only when the process ends.
+        // The task fails only when the process ends.
         let _ = noting.await;
     }
 

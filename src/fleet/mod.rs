@@ -187,7 +187,7 @@ impl Fleet {
         self.flushes.add_own(flush);
         let fleet = Arc::clone(self);
         let saving = self.runtime.spawn_blocking(move || fleet.flushes.save(true));
-        // It fails only when the process ends.
+        // The task fails only when the process ends.
         let _ = saving.await;
         self.outbox.wake.notify_one();
     }
@@ -384,7 +384,7 @@ impl Fleet {
                 self.send_parcels(&*listener).await;
             }
             let fleet = Arc::clone(&self);
-            // It fails only when the process ends.
+            // The task fails only when the process ends.
             let _ = self.runtime.spawn_blocking(move || fleet.flushes.save(false)).await;
         }
     }

@@ -225,7 +225,7 @@ impl Store {
         let missing = Amount {
             bytes: kept.bytes.saturating_add(bytes).saturating_sub(space.free.bytes),
             files: match space.whole.files {
-                // As many as there are bytes for.
+                // This file system has as many files as there are bytes for.
                 0 => 0,
                 _ => (kept.files + FILES).saturating_sub(space.free.files),
             },

@@ -121,7 +121,7 @@ impl Store {
             if !sweep.is_for_record(record) {
                 continue;
             }
-            // It is judged so again next time, where the disk refuses.
+            // Where the disk refuses, the object is judged so again next time.
             let _ = self.make(sweep, hash, &record.key_text);
             if !sweep.expire {
                 return false;

@@ -165,6 +165,7 @@ impl Tree {
     }
 
     fn top_mut(&mut self) -> &mut Frame {
+        // The document itself is never left.
         self.stack.last_mut().unwrap_or_else(|| unreachable!())
     }
 
