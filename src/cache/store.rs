@@ -18,7 +18,7 @@ mod sweeping;
 mod trouble;
 mod walk;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
@@ -77,6 +77,8 @@ pub struct Store {
     damage: Mutex<Option<(Instant, String)>>,
     /// Files found so.
     lost: AtomicU64,
+    /// What a reader found damaged and said, and is being removed.
+    dropping: Mutex<HashSet<Hash>>,
     /// Ids of bodies that cannot be read, or are not what they were: not used before then (`None`: ever) again, though their
     /// files may still be there.
     unreadable: Cache<u64, Option<Instant>>,
@@ -126,6 +128,7 @@ impl Store {
             trouble: Trouble::default(),
             damage: Mutex::new(None),
             lost: AtomicU64::new(0),
+            dropping: Mutex::default(),
             unreadable: Cache::new(MAX_UNREADABLE),
             proven: Cache::new(MAX_PROVEN),
             scrub: Scrub::new(data_dir.join("scrubbed")),

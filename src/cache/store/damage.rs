@@ -33,6 +33,7 @@ impl Keeper for Store {
         if object.doomed.swap(true, SeqCst) || self.is_unreadable(object.id) {
             return;
         }
+        self.dropping.lock().insert(hash);
         self.forget_body(object, None);
         self.say_damaged(&object.key.shown(), why);
         let object = Arc::clone(object);
@@ -40,6 +41,7 @@ impl Keeper for Store {
             if let Body::File { file, .. } = &object.body {
                 self.drop_file(&hash, file, Some(&object.key.text));
             }
+            self.dropping.lock().remove(&hash);
         });
     }
 
@@ -96,7 +98,9 @@ impl Store {
     /// Removes what is stored in `file` under `hash`, because it is damaged or cannot be read, and says so. Blocks.
     pub(super) fn discard(&self, hash: &Hash, file: &fs::File, key: Option<&str>, why: &str) {
         let named = key.map_or_else(|| hex::encode(hash), |key| Key::from_text(key).shown());
-        if self.drop_file(hash, file, key) {
+        // Whoever opens it between what its reader said and its removal finds the same damage.
+        let is_said = self.dropping.lock().contains(hash);
+        if self.drop_file(hash, file, key) && !is_said {
             self.say_damaged(&named, why);
         }
     }

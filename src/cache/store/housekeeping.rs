@@ -39,7 +39,7 @@ impl Store {
             std::thread::sleep(HOUSEKEEPING);
             clock.watch();
             self.write_uses();
-            self.trouble.probe(&self.disk);
+            self.trouble.probe(&self.disk, |bytes| self.can_make_room(bytes));
             self.disk.sweep_temporary();
             let used = self.usage.total();
             if used > self.settings.disk_bytes {

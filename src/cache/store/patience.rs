@@ -46,7 +46,7 @@ impl Store {
             Ok(done) => done.ok(),
             Err(_) => {
                 *self.hangs_since.lock() = Some(Instant::now());
-                self.trouble.starved("the disk did not answer in time");
+                self.trouble.hangs();
                 None
             }
         }

@@ -118,7 +118,7 @@ impl Store {
             Ok(()) => reserve,
             Err(_) if self.can_make_room(reserve) => 0,
             Err(why) => {
-                self.trouble.starved(&why);
+                self.trouble.starved(&why, reserve);
                 return Err(why);
             }
         };
@@ -163,7 +163,7 @@ impl Store {
         // Not counted, so that others do not make room for it in vain.
         if bytes > limit.saturating_sub(self.pinned()) {
             if room == Room::Made && bytes <= limit {
-                self.trouble.starved(&bound);
+                self.trouble.starved(&bound, bytes);
             }
             return Err(bound);
         }
@@ -193,7 +193,7 @@ impl Store {
     }
 
     /// Whether eviction could make room for a file of `bytes` more.
-    fn can_make_room(&self, bytes: u64) -> bool {
+    pub(super) fn can_make_room(&self, bytes: u64) -> bool {
         let short = self.short_of_free_space(bytes);
         let missing = short.map_or(Amount::default(), |short| short.missing);
         let waiting = self.backup.get().map_or(0, |backup| backup.waiting_bytes());
@@ -271,7 +271,7 @@ impl Store {
             Some(short) if over() == 0 => short.error(freed),
             _ => NoSpace::Bound { needed: bytes, limit },
         };
-        self.trouble.starved(&error);
+        self.trouble.starved(&error, bytes);
         Err(error)
     }
 

@@ -27,22 +27,37 @@ pub(in crate::cache) struct Trouble {
 struct Failed {
     at: Instant,
     why: String,
-    /// Under which the file system was asked to store something and failed: it is tried again there.
-    probe: Option<Hash>,
+    wanted: Wanted,
+}
+
+/// What could not be had, and is tried again.
+#[derive(Debug, Clone, Copy)]
+enum Wanted {
+    /// To store something under this hash: the file system failed there.
+    Place(Hash),
+    /// Room for so many bytes.
+    Room(u64),
+    /// An answer of the disk: told for a while, as nothing tells when it will come.
+    Answer,
 }
 
 impl Trouble {
     /// Storing something under `hash` failed, and not for lack of space.
     pub(in crate::cache) fn failed(&self, error: &io::Error, hash: &Hash) {
-        self.note(error.to_string(), Some(*hash));
+        self.note(error.to_string(), Wanted::Place(*hash));
     }
 
-    /// There is no room, or the disk does not answer.
-    pub(super) fn starved(&self, why: impl ToString) {
-        self.note(why.to_string(), None);
+    /// There is no room for `bytes` more.
+    pub(super) fn starved(&self, why: impl ToString, bytes: u64) {
+        self.note(why.to_string(), Wanted::Room(bytes));
     }
 
-    fn note(&self, why: String, probe: Option<Hash>) {
+    /// The disk does not answer.
+    pub(super) fn hangs(&self) {
+        self.note("the disk did not answer in time".to_owned(), Wanted::Answer);
+    }
+
+    fn note(&self, why: String, wanted: Wanted) {
         self.failures.fetch_add(1, Relaxed);
         let mut last = self.last.lock();
         if last.as_ref().is_none_or(|last| last.at.elapsed() >= QUIET) {
@@ -52,18 +67,23 @@ impl Trouble {
             );
         }
         let at = Instant::now();
-        *last = Some(Failed { at, why, probe });
+        *last = Some(Failed { at, why, wanted });
     }
 
-    /// Looks whether what failed on `disk` can be done again.
-    pub(super) fn probe(&self, disk: &Disk) {
-        let Some(hash) = self.last.lock().as_ref().and_then(|last| last.probe) else {
+    /// Looks whether what failed on `disk` can be done again. `has_room` tells whether so many bytes more could be stored.
+    pub(super) fn probe(&self, disk: &Disk, has_room: impl Fn(u64) -> bool) {
+        let Some((since, wanted)) = self.last.lock().as_ref().map(|last| (last.at, last.wanted)) else {
             return;
         };
-        let probed = disk.probe(&hash);
+        let probed = match wanted {
+            Wanted::Place(hash) => disk.probe(&hash),
+            Wanted::Room(bytes) if has_room(bytes) => Ok(()),
+            Wanted::Room(_) | Wanted::Answer => return,
+        };
         let mut last = self.last.lock();
         match (probed, &mut *last) {
-            (Ok(()), Some(Failed { probe: Some(_), .. })) => {
+            // What failed meanwhile is tried the next time.
+            (Ok(()), Some(failed)) if failed.at == since => {
                 *last = None;
                 tracing::info!("things can be stored again");
             }
