@@ -3,14 +3,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::node::Life;
-use super::{Fills, record};
+use super::turn::PAUSE;
+use super::{Fills, PATIENCE, record};
 use crate::cache::{Hash, Key, Object, now_ms};
 use crate::catalog::Event;
-use crate::fleet::{Lease, Published, Record, Take};
+use crate::fleet::{Fleet, Lease, Published, Record, Take};
 use crate::formats::Class;
 
 /// What is being said.
@@ -68,6 +70,30 @@ impl Drop for Speaking {
         let mut speaking = self.fills.shared.said.speaking.lock();
         if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
             speaking.swap_remove(at);
+        }
+    }
+}
+
+/// The lock to say `word` under, which was fetched without one; none where Redis is away or this very node has it. Another
+/// node that has it may fail, and say nothing: that is waited for.
+///
+/// # Errors
+/// Another node has said something newer, or is about to.
+async fn to_say(fleet: &Arc<Fleet>, key: &Key, word: &Record) -> Result<Option<Arc<Lease>>, Option<Record>> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        match fleet.take(key).await {
+            Ok(Take::Mine(lease)) => {
+                let said = fleet.look(key).await.ok().and_then(|seen| seen.record);
+                return match said.filter(|said| said.id != word.id && said.checked_at > word.checked_at) {
+                    Some(newer) => Err(Some(newer)),
+                    None => Ok(Some(Arc::new(lease))),
+                };
+            }
+            Ok(Take::Theirs(node)) if node == *fleet.me() => return Ok(None),
+            Ok(Take::Theirs(_)) if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
+            Ok(Take::Theirs(_)) => return Err(None),
+            Err(_) => return Ok(None),
         }
     }
 }
@@ -176,16 +202,16 @@ impl Fills {
                 in_bucket: false,
             };
             let lease = match lease {
-                Some(lease) => Some(lease),
-                None => match fleet.take(&object.key).await {
-                    Ok(Take::Mine(lease)) => Some(Arc::new(lease)),
-                    // Its word will be newer.
-                    Ok(Take::Theirs(node)) if node != *fleet.me() => return,
-                    Ok(Take::Theirs(_)) | Err(_) => None,
-                },
+                Some(lease) => Ok(Some(lease)),
+                None => to_say(&fleet, &object.key, &word).await,
             };
-            let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-            let published = fleet.publish(&object.key, &word, fence).await;
+            let published = match &lease {
+                Ok(lease) => {
+                    let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
+                    fleet.publish(&object.key, &word, fence).await
+                }
+                Err(newer) => Published::Outdated(newer.clone()),
+            };
             drop(speaking);
             if let Published::Outdated(newer) = published {
                 tracing::info!(key = %object.key.shown(), "another node has fetched this since: what is stored here is outdated");

@@ -595,6 +595,38 @@ fn a_node_that_cannot_reach_upstream_is_not_in_the_way_of_one_that_can() {
 }
 
 #[test]
+fn what_was_fetched_while_another_held_the_lock_is_said_though_that_one_says_nothing() {
+    run_for(LIMIT, async {
+        let (redis, up) = tokio::join!(Redis::start(), Upstream::start());
+        up.file("/x", File::new("content"));
+        let [a, b] = with_redis(&redis, &files(&up.base(), 60)).await;
+        let hash = hex::encode(artifactapi::cache::Key::new("files", "x", None, "").hash);
+        // A node that cannot be asked, and dies.
+        let lock = format!("artifactapi:fill:{hash}");
+        let mut connection = redis.connection().await;
+        let () = redis::pipe()
+            .cmd("HSET")
+            .arg(&lock)
+            .arg(&["holding", "other", "fence", "1", "node", "other"])
+            .cmd("PEXPIRE")
+            .arg(&lock)
+            .arg(2000)
+            .query_async(&mut connection)
+            .await
+            .expect("set");
+        b.fetch("files", "x").await.is("remote", "content");
+        eventually(Duration::from_secs(10), "B has said it", async || {
+            let mut look = redis::cmd("HEXISTS");
+            look.arg(format!("artifactapi:fresh:{hash}")).arg("id");
+            look.query_async(&mut connection).await.expect("an answer")
+        })
+        .await;
+        a.fetch("files", "x").await.is("cache", "content");
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
 fn upstreams_word_that_nothing_changed_counts_for_all_nodes() {
     run_for(LIMIT, async {
         let (backends, up) = tokio::join!(Backends::start(), Upstream::start());

@@ -263,7 +263,8 @@ fn clocks_that_are_apart_are_said_and_flushes_take_all_the_same() {
             assert_eq!(redis["status"], "degraded", "{redis}");
             let metric = node.metric("artifactapi_dependency_clock_ahead_seconds", &["redis"]);
             assert!(near(metric.await));
-            assert!(node.log_contains("the clocks of this machine and of a dependency differ"));
+            node.wait_for_log("the clocks of this machine and of a dependency differ")
+                .await;
         }
         let mut walk = Walk {
             site: &site,
