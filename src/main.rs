@@ -132,13 +132,6 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
     for what in &unsupported {
         eprintln!("artifactapi: {what}");
     }
-    for remote in config
-        .remotes
-        .values()
-        .filter(|remote| remote.quarantine_days.is_some())
-    {
-        tracing::warn!(remote = %remote.name, "quarantine is not part of this version: nothing is held back");
-    }
     unsupported.is_empty().then_some(config)
 }
 

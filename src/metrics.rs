@@ -62,6 +62,7 @@ pub struct Metrics {
     collapsed: IntCounter,
     failed_fills: IntCounter,
     wrong_digests: IntCounterVec,
+    held: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
     upstream_failures: IntCounterVec,
@@ -227,6 +228,11 @@ impl Metrics {
                 "Bodies from upstream that had another digest than they must have.",
                 &["remote"],
             ),
+            held: vector(
+                "artifactapi_quarantined_total",
+                "Requests for artifacts that are held back because they are new.",
+                &["remote"],
+            ),
             failed_views: counter(
                 "artifactapi_rewrite_failures_total",
                 "Documents that could not be rewritten.",
@@ -339,6 +345,9 @@ impl Metrics {
     }
     pub fn wrong_digest(&self, remote: &str) {
         self.wrong_digests.with_label_values(&[remote]).inc();
+    }
+    pub fn held(&self, remote: &str) {
+        self.held.with_label_values(&[remote]).inc();
     }
     /// What upstream says of its limit on requests.
     pub fn rate_limit(&self, remote: &str, limit: Option<i64>, left: Option<i64>) {

@@ -39,6 +39,8 @@ pub struct Asset {
     /// The path under which content with a digest is stored, the same for all paths of the remote that name it.
     pub shared_path: Option<String>,
     pub binding: Binding,
+    /// A document that says what there is, though it never changes: see [`Asset::is_index`].
+    pub lists: bool,
     /// A list that may come in pages: `Link` says where the next one is.
     pub pages: bool,
     /// What upstream's token service has to allow.
@@ -164,6 +166,7 @@ impl Asset {
             digest_field: None,
             shared_path: None,
             binding: Binding::Alone,
+            lists: false,
             pages: false,
             token_scope: None,
             media_type: content_type_by_extension(&path.decoded),
@@ -211,6 +214,11 @@ impl Asset {
         let query = self.path.query.as_deref();
         let name = || Key::new(&self.remote.name, &self.path.encoded, query, "");
         self.shared_path.is_some().then(name)
+    }
+
+    /// Whether it says what there is, so that clients find nothing without it.
+    pub fn is_index(&self) -> bool {
+        self.lists || self.view.is_some()
     }
 
     /// Whether it stands for content with a digest.

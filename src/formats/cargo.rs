@@ -85,6 +85,11 @@ impl Format for Cargo {
         if upstream == 401 { 403 } else { upstream }
     }
 
+    /// The index names it, so that it is not missing.
+    fn held_status(&self) -> u16 {
+        403
+    }
+
     fn error_body(&self, _status: u16, detail: &str, _path: Option<&str>) -> Option<(&'static str, String)> {
         let body = json!({"errors": [{"detail": detail}]});
         Some(("application/json", body.to_string()))

@@ -146,6 +146,11 @@ pub trait Format: Send + Sync {
         None
     }
 
+    /// The status for an artifact that is held back: one at which clients stop, and do not look for it elsewhere.
+    fn held_status(&self) -> u16 {
+        404
+    }
+
     /// What an error says in `Warning`, for ecosystems whose clients print that.
     fn warning(&self, status: u16, detail: &str) -> Option<String> {
         let _ = (status, detail);

@@ -14,6 +14,8 @@ impl Format for Rpm {
     fn read(&self, asked: Asked<'_>) -> Reading {
         let mut asset = Asset::new(asked.remote, asked.path, |path| path);
         asset.nature = nature(&asset.governing);
+        // Of what lies there only metadata has a nature.
+        asset.lists = asset.nature.is_some();
         asset.binding = binding(&asset.path.decoded);
         if asset.path.decoded.ends_with(".drpm") {
             asset.media_type = "application/x-rpm";

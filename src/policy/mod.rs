@@ -1,5 +1,7 @@
 //! What may be served and for how long it is trusted: pure functions of (remote, path).
 
+pub mod quarantine;
+
 use std::time::Duration;
 
 use crate::config::{Pattern, Remote};

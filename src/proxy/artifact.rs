@@ -24,7 +24,7 @@ use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzi
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
 use crate::formats::{Asset, Class, Format, View};
-use crate::policy;
+use crate::policy::{self, quarantine};
 use crate::session::public::{self, arrival};
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
@@ -370,6 +370,16 @@ impl Client {
         // document its length is only ours to know.
         if request.head && request.view.is_none() && (!expired || wanted.is_pointer()) {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
+            if let Outcome::Answer(answer) = &outcome
+                && answer.status == 200
+                && let what = (&*request.resolved.asset, request.resolved.format)
+                && self
+                    .is_held(session, what, request.resolved.policy, &answer.headers)
+                    .await?
+            {
+                ctx.cache = "miss";
+                return Ok(true);
+            }
             match outcome {
                 Outcome::Object(object, how) => {
                     let origin = Origin::of(&object, &how, expired, joined, ctx);
@@ -452,6 +462,9 @@ impl Client {
         let original = self.fills.store.in_memory(&resolved.key)?;
         let now = now_ms();
         let left = original.fresh.left(resolved.policy.class, resolved.policy.ttl, now);
+        if quarantine::held_until(resolved, resolved.policy, &original.head.headers, now).is_some() {
+            return None;
+        }
         if !left.is_fresh() || resolved.view.is_none() && original.head.content_encoding().is_some() {
             return None;
         }
@@ -518,6 +531,14 @@ impl Client {
         self.fills.store.count_use(&original);
         if original.head.stands_for.is_some() {
             return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
+        }
+        let resolved = &request.resolved;
+        let what = (&*resolved.asset, resolved.format);
+        if self
+            .is_held(session, what, resolved.policy, &original.head.headers)
+            .await?
+        {
+            return Ok(true);
         }
         if let Err(reason) = registry::check_pages(&request.asset, &original.head.headers) {
             let problem = Problem::new(502, reason).at(&request.remote.name, &request.path.encoded);

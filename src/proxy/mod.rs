@@ -9,6 +9,7 @@ mod foreign;
 mod front;
 mod gate;
 mod head;
+mod held;
 mod node;
 mod pass;
 pub mod range;

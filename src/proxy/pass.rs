@@ -205,6 +205,14 @@ impl Client {
             Ok(answering) => dressed(answering, &shown, wanted, cache_status).await,
             Err(failure) => Err(failure),
         };
+        if let Ok((header, _)) = &dressed
+            && matches!(header.status.as_u16(), 200 | 206)
+            && self
+                .is_held(session, (shown.asset, shown.format), wanted.policy, &header.headers)
+                .await?
+        {
+            return Ok(true);
+        }
         match dressed {
             Ok((header, answering)) => Box::pin(self.hand_on(session, ctx, wanted, header, answering)).await,
             Err(failure) => {

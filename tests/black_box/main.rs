@@ -39,6 +39,7 @@ mod oci_conformance;
 mod paths;
 mod postgres;
 mod pypi;
+mod quarantine;
 mod real_apk;
 mod real_cargo;
 mod real_containerd;

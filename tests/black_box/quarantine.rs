@@ -1,0 +1,197 @@
+//! What was published a short while ago is held back: however it is asked for, stored or not, until its days are over.
+
+use std::time::{Duration, SystemTime};
+
+use crate::common::client::Headers;
+use crate::common::clock::Clock;
+use crate::common::image::Manifest;
+use crate::common::packages::{Crate, serve_crates};
+use crate::common::pull::{get_blob, get_manifest, refused};
+use crate::common::registry::{Registry, blob_at};
+use crate::common::{File, Pattern, Proxy, Reply, Response, Upstream, run};
+
+const DAY: u64 = 24 * 3600;
+
+/// What is published now is held for three days.
+fn remote(base: &str) -> String {
+    format!(
+        "files:\n  base_url: {base}\n  mutable_patterns: [\"^live/\"]\n  quarantine_new: true\n  quarantine_days: 3\n"
+    )
+}
+
+fn published(days_ago: u64) -> SystemTime {
+    SystemTime::now() - Duration::from_secs(days_ago * DAY)
+}
+
+/// Looks whether it says until when the artifact is held: `date` and three days.
+#[track_caller]
+fn is_held(answer: &Response, date: SystemTime) {
+    is_held_as(404, answer, date);
+}
+
+#[track_caller]
+fn is_held_as(status: u16, answer: &Response, date: SystemTime) {
+    assert_eq!(answer.status, status, "{}", answer.text());
+    let due = date + Duration::from_secs(3 * DAY);
+    let due: time::OffsetDateTime = due.into();
+    let said = answer.must("x-quarantine-until");
+    let until = time::OffsetDateTime::parse(said, &time::format_description::well_known::Rfc3339).expect("a date");
+    assert!((until - due).abs() < Duration::from_secs(2), "{until}, {due}");
+    assert_eq!(answer.must("cache-control"), "no-store");
+    assert_eq!(answer.header("etag"), None);
+    assert_eq!(answer.header("last-modified"), None);
+}
+
+#[test]
+fn what_is_new_is_held_however_it_is_asked_for() {
+    run(async {
+        let up = Upstream::start().await;
+        let new = published(1);
+        up.file("/new.tar", File::new("new").etag("\"1\"").modified(new))
+            .file("/other.tar", File::new("new").modified(new))
+            .file("/old.tar", File::new("old").modified(published(4)))
+            .file("/undated.tar", File::new("undated"))
+            .file("/live/page", File::new("page").modified(new));
+        let proxy = Proxy::start(&remote(&up.base())).await;
+        let get = async |headers: &[(&str, &str)]| proxy.fetch_with("files", "new.tar", headers).await;
+        for _ in 0..3 {
+            let answer = get(&[]).await;
+            is_held(&answer, new);
+            let said = answer.json();
+            assert_eq!(said["remote"], "files");
+            assert_eq!(said["path"], "new.tar");
+            let detail = said["detail"].as_str().unwrap();
+            assert!(detail.contains(answer.must("x-quarantine-until")), "{detail}");
+            is_held(&proxy.head("files", "new.tar").await, new);
+            is_held(&get(&[("Range", "bytes=0-1")]).await, new);
+            is_held(&get(&[("If-None-Match", "\"1\"")]).await, new);
+            is_held(&get(&[("If-None-Match", "*")]).await, new);
+            let date = httpdate::fmt_http_date(SystemTime::now());
+            is_held(&get(&[("If-Modified-Since", &date)]).await, new);
+        }
+        // The first GET has filled.
+        assert_eq!((up.count("GET", "/new.tar"), up.count("HEAD", "/new.tar")), (1, 0));
+        // A HEAD decides by its own date, and fills nothing.
+        is_held(&proxy.head("files", "other.tar").await, new);
+        assert_eq!((up.count("GET", "/other.tar"), up.count("HEAD", "/other.tar")), (0, 1));
+        for (path, body) in [("old.tar", "old"), ("undated.tar", "undated"), ("live/page", "page")] {
+            proxy.head("files", path).await.ok();
+            proxy.fetch("files", path).await.is("remote", body);
+            proxy.until_cached("files", path).await.is("cache", body);
+        }
+        let counted = proxy.metric("artifactapi_quarantined_total", &["files"]).await;
+        assert_eq!(counted, 19.0);
+    });
+}
+
+#[test]
+fn what_passes_by_unstored_is_held_too() {
+    run(async {
+        let up = Upstream::start().await;
+        let new = published(1);
+        let (body, old) = (Pattern::new(1, 3_000_000), Pattern::new(2, 3_000_000));
+        up.file("/new.tar", File::new(body).modified(new))
+            .file("/old.tar", File::new(old).modified(published(9)));
+        let settings = Proxy::settings().remotes(&remote(&up.base()));
+        let proxy = settings
+            .conf("cache: {disk_bytes: 1MB, memory_bytes: 0}\n")
+            .start()
+            .await;
+        for _ in 0..2 {
+            is_held(&proxy.fetch("files", "new.tar").await, new);
+            let part = proxy.fetch_with("files", "new.tar", &[("Range", "bytes=5-9")]).await;
+            is_held(&part, new);
+            proxy.fetch("files", "old.tar").await.is("remote", old.whole());
+        }
+    });
+}
+
+#[test]
+fn the_final_answer_tells_the_date() {
+    run(async {
+        let (up, storage) = (Upstream::start().await, Upstream::start().await);
+        let new = published(0);
+        let redirect = Reply::redirect(302, storage.url("/file"));
+        let old = httpdate::fmt_http_date(published(9));
+        up.reply("/new.tar", redirect.header("Last-Modified", &*old));
+        storage.file("/file", File::new("new").modified(new));
+        let proxy = Proxy::start(&remote(&up.base())).await;
+        is_held(&proxy.head("files", "new.tar").await, new);
+        is_held(&proxy.fetch("files", "new.tar").await, new);
+    });
+}
+
+#[test]
+fn what_is_stored_is_held_by_a_reload_and_let_through_by_the_clock() {
+    run(async {
+        let up = Upstream::start().await;
+        let new = published(1);
+        up.file("/new.tar", File::new("new").modified(new));
+        let data = tempfile::tempdir().unwrap();
+        let free = format!("files:\n  base_url: {}\n", up.base());
+        let settings = Proxy::settings().data_dir(data.path());
+        let mut proxy = settings.clone().remotes(&free).start().await;
+        proxy.fetch("files", "new.tar").await.is("remote", "new");
+        proxy.until_cached("files", "new.tar").await;
+        proxy.write_remotes(&remote(&up.base()));
+        proxy.reload_and_wait().await;
+        is_held(&proxy.fetch("files", "new.tar").await, new);
+        proxy.stop().await;
+        let clock = Clock::new();
+        let settings = settings.remotes(&remote(&up.base()));
+        let at = |ahead: u64| {
+            let env = clock.env(i64::try_from(ahead).unwrap()).into_iter();
+            env.fold(settings.clone(), |settings, (name, value)| settings.env(name, value))
+        };
+        let mut proxy = at(2 * DAY - 600).start().await;
+        is_held(&proxy.fetch("files", "new.tar").await, new);
+        proxy.stop().await;
+        let proxy = at(2 * DAY + 600).start().await;
+        proxy.fetch("files", "new.tar").await.is("cache", "new");
+        assert_eq!(up.total(), 1);
+    });
+}
+
+#[test]
+fn each_ecosystem_says_it_in_its_own_form() {
+    run(async {
+        let new = published(1);
+        let date = httpdate::fmt_http_date(new);
+        let manifest = Manifest::image("app", "amd64", 1);
+        let registry = Registry::with("team/app", "1.0", &manifest).await;
+        let layer = &manifest.blobs[0];
+        registry.change(&blob_at("team/app", &layer.digest), move |_, reply| {
+            reply.header("Last-Modified", date.clone())
+        });
+        let one = Crate::new("one", "1.0.0", &[]);
+        let (index, files) = (Upstream::start().await, Upstream::start().await);
+        serve_crates(&index, &files, std::slice::from_ref(&one));
+        let download = format!("/crates/{}", one.download());
+        files.file(&download, File::new(one.bytes.clone()).modified(new));
+        let npm = Upstream::start().await;
+        npm.file("/six/-/six-1.0.0.tgz", File::new("tgz").modified(new));
+        let held = "quarantine_new: true\n  quarantine_days: 3";
+        let remotes = format!(
+            "{}crates:\n  base_url: {}/index\n  package: cargo\n  {held}\nnpm:\n  base_url: {}\n  package: npm\n  {held}\n",
+            registry.remote("hub", &held.replace("  ", "")),
+            index.base(),
+            npm.base(),
+        );
+        let proxy = Proxy::start(&remotes).await;
+        // A tag is mutable; what it leads to by a digest is held.
+        get_manifest(&proxy, "hub/team/app", "1.0").await.ok();
+        let answer = get_blob(&proxy, "hub/team/app", &layer.digest).await;
+        is_held(&answer, new);
+        assert!(refused(answer, 404, "BLOB_UNKNOWN").contains("held back until"));
+        proxy.fetch("crates", "config.json").await.ok();
+        let answer = proxy
+            .fetch("crates", &format!("-/host/{}{download}", files.authority()))
+            .await;
+        is_held_as(403, &answer, new);
+        let errors = answer.json()["errors"].clone();
+        assert!(errors[0]["detail"].as_str().unwrap().contains("held back until"));
+        let answer = proxy.fetch("npm", "six/-/six-1.0.0.tgz").await;
+        is_held(&answer, new);
+        assert!(answer.json()["error"].as_str().unwrap().contains("held back until"));
+    });
+}
