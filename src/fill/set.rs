@@ -17,8 +17,8 @@ use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, now_ms};
 use crate::config::Remote;
-use crate::formats::asset::Members;
-use crate::formats::{self, ArtifactPath, Asset, Binding, Location, Member};
+use crate::formats::asset::ManifestReader;
+use crate::formats::{self, ArtifactPath, Asset, Binding, Fact, IndexReader, Location, Member};
 use crate::upstream::Failure;
 
 /// Manifests are some kilobytes; a longer one is served and not read.
@@ -49,24 +49,49 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    async fn members(&self, manifest: &Arc<Object>, members: Members, path: &str) -> Arc<IndexMap<String, Member>> {
+    async fn members(
+        &self,
+        manifest: &Arc<Object>,
+        reader: ManifestReader,
+        path: &str,
+    ) -> Arc<IndexMap<String, Member>> {
         if let Some(members) = self.read.get(&manifest.id) {
             return members;
         }
         // What could not be read says nothing, now; it is not remembered as an empty manifest.
-        let Ok(body) = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await else {
+        let Some(members) = read(manifest, reader(path)).await.map(Arc::new) else {
             return Arc::default();
         };
-        let members = members(path, &body);
-        let members: Arc<IndexMap<_, _>> = Arc::new(
-            members
-                .into_iter()
-                .map(|member| (member.path.clone(), member))
-                .collect(),
-        );
         self.read.insert(manifest.id, Arc::clone(&members));
         members
     }
+}
+
+/// The files of fixed names that a manifest names, by path. `None`: it cannot be read, or is too long to be one.
+async fn read(manifest: &Arc<Object>, mut index: Box<dyn IndexReader>) -> Option<IndexMap<String, Member>> {
+    let mut members = IndexMap::new();
+    let mut keep = |facts: Vec<Fact>| {
+        members.extend(facts.into_iter().filter_map(|fact| match fact {
+            Fact::Member(member) => Some((member.path.clone(), member)),
+            Fact::Link(_) => None,
+        }));
+    };
+    let mut reader = Reader::new(Arc::clone(manifest));
+    let (mut length, mut out) = (0, Vec::new());
+    while let Some(piece) = reader.next().await.ok()? {
+        length += piece.len();
+        if length > MAX_MANIFEST {
+            return None;
+        }
+        index.write(&piece, &mut out).ok()?;
+        // Clients get it as it is.
+        out.clear();
+        keep(index.take_facts());
+        tokio::task::yield_now().await;
+    }
+    index.end(&mut out).ok()?;
+    keep(index.take_facts());
+    Some(members)
 }
 
 /// The key under which a file of this encoded path is stored by `manifest`'s word for it, and its digest.
@@ -87,12 +112,12 @@ impl Fills {
     /// How `path` stands to `manifest` as it is stored now. `None`: no manifest is stored, or it
     /// does not name the file, so that nothing can be said.
     pub async fn standing(&self, manifest: &Asset, path: &ArtifactPath) -> Option<Standing> {
-        let Binding::Manifest(members) = manifest.binding else {
+        let Binding::Manifest(reader) = manifest.binding else {
             return None;
         };
         let manifest_path = &manifest.path.decoded;
         let manifest = self.store.stored(&manifest.key()).await?;
-        let members = self.manifests.members(&manifest, members, manifest_path).await;
+        let members = self.manifests.members(&manifest, reader, manifest_path).await;
         let member = members.get(&path.decoded);
         // A signature is named nowhere, and belongs to the manifest by its name alone.
         let by_name = path
@@ -114,14 +139,14 @@ impl Fills {
     pub(super) async fn fly_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
         let (outcome, _) = self.obtain_for_set(wanted.aside(Aside::Arriving)).await;
         match outcome {
             Outcome::Object(arrived, How::Fetched) => {
-                self.admit_set(wanted, members, previous, arrived, None, landing).await;
+                self.admit_set(wanted, reader, previous, arrived, None, landing).await;
             }
             other => landing.publish(other),
         }
@@ -132,7 +157,7 @@ impl Fills {
     pub(super) async fn admit_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: Option<Arc<Object>>,
         arrived: Arc<Object>,
         life: Option<Life>,
@@ -166,7 +191,7 @@ impl Fills {
             return landing.publish(Outcome::Object(Arc::clone(previous), how));
         }
         if let Some(previous) = &previous
-            && let Err(path) = self.fetch_used_members(wanted, members, previous, &arrived).await
+            && let Err(path) = self.fetch_used_members(wanted, reader, previous, &arrived).await
         {
             tracing::warn!(
                 remote = %wanted.remote().name, manifest = %wanted.asset.path.decoded, file = %path,
@@ -190,7 +215,7 @@ impl Fills {
                 match (life, record::stored(&object, wanted.policy.class)) {
                     (None, _) => {
                         self.note_stored(&object, wanted.policy.class);
-                        self.fetch_ahead(wanted, members, &object);
+                        self.fetch_ahead(wanted, reader, &object);
                     }
                     (Some(_), Some(event)) => self.note_listed(&object, event),
                     (Some(_), None) => {}
@@ -207,11 +232,11 @@ impl Fills {
     }
 
     /// Fetches what clients read with a manifest that is new here, while upstream still has what it names. Nobody waits.
-    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, members: Members, manifest: &Arc<Object>) {
+    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, reader: ManifestReader, manifest: &Arc<Object>) {
         let (fills, manifest, asset) = (Arc::clone(self), Arc::clone(manifest), Arc::clone(&wanted.asset));
         tokio::spawn(async move {
             let path = &asset.path.decoded;
-            let members = fills.manifests.members(&manifest, members, path).await;
+            let members = fills.manifests.members(&manifest, reader, path).await;
             let ahead = members.values().filter(|member| member.is_read_with_it);
             let ahead = ahead.filter_map(|member| wanted_member(&asset.remote, &manifest, member));
             let is_of_set =
@@ -232,13 +257,13 @@ impl Fills {
     async fn fetch_used_members(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: &Arc<Object>,
         arrived: &Arc<Object>,
     ) -> Result<(), String> {
         let manifest = &wanted.asset.path.decoded;
-        let old = self.manifests.members(previous, members, manifest).await;
-        let new = self.manifests.members(arrived, members, manifest).await;
+        let old = self.manifests.members(previous, reader, manifest).await;
+        let new = self.manifests.members(arrived, reader, manifest).await;
         for (path, member) in new.iter() {
             let Some(old_member) = old.get(path) else { continue };
             let Some(wanted) = wanted_member(wanted.remote(), arrived, member) else {
