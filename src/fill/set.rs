@@ -22,7 +22,7 @@ use crate::formats::{self, ArtifactPath, Asset, Binding, Fact, IndexReader, Loca
 use crate::upstream::Failure;
 
 /// Manifests are some kilobytes; a longer one is served and not read.
-const MAX_MANIFEST: usize = 8 << 20;
+const MAX_MANIFEST: u64 = 8 << 20;
 /// After a set that does not fit together (upstream is changing it), upstream is asked again this soon.
 const RETRY_MS: u64 = 10_000;
 /// Files that are fetched ahead for one manifest; repositories have about ten.
@@ -67,8 +67,15 @@ impl Manifests {
     }
 }
 
+fn is_too_long(manifest: &Object) -> bool {
+    manifest.length().is_none_or(|length| length > MAX_MANIFEST)
+}
+
 /// The files of fixed names that a manifest names, by path. `None`: it cannot be read, or is too long to be one.
 async fn read(manifest: &Arc<Object>, mut index: Box<dyn IndexReader>) -> Option<IndexMap<String, Member>> {
+    if is_too_long(manifest) {
+        return None;
+    }
     let mut members = IndexMap::new();
     let mut keep = |facts: Vec<Fact>| {
         members.extend(facts.into_iter().filter_map(|fact| match fact {
@@ -77,12 +84,8 @@ async fn read(manifest: &Arc<Object>, mut index: Box<dyn IndexReader>) -> Option
         }));
     };
     let mut reader = Reader::new(Arc::clone(manifest));
-    let (mut length, mut out) = (0, Vec::new());
+    let mut out = Vec::new();
     while let Some(piece) = reader.next().await.ok()? {
-        length += piece.len();
-        if length > MAX_MANIFEST {
-            return None;
-        }
         index.write(&piece, &mut out).ok()?;
         // Clients get it as it is.
         out.clear();
@@ -165,16 +168,14 @@ impl Fills {
     ) {
         let aside = arrived.key.hash;
         let how = if life.is_some() { How::Restored } else { How::Fetched };
-        let incomplete = Failure::broken_off();
-        let body = match (
-            arrived.settled().await,
-            Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await,
-        ) {
-            (true, Ok(body)) => body,
-            // It is no manifest that is too long to be one: served as it is.
-            (true, Err(_)) => return landing.publish(Outcome::Object(arrived, How::Fetched)),
-            (false, _) => return landing.publish(self.after_failure(wanted, previous, incomplete).await),
-        };
+        if !arrived.settled().await {
+            let incomplete = Failure::broken_off();
+            return landing.publish(self.after_failure(wanted, previous, incomplete).await);
+        }
+        // It is no manifest that is too long to be one: served as it is.
+        if is_too_long(&arrived) {
+            return landing.publish(Outcome::Object(arrived, How::Fetched));
+        }
         if let Some(previous) = previous
             .as_ref()
             .filter(|previous| previous.identity() == arrived.identity())
@@ -208,7 +209,7 @@ impl Fills {
         if !arrived.is_kept() && previous.is_none() {
             return landing.publish(Outcome::Object(arrived, how));
         }
-        let switched = switch(self.store, wanted, &arrived, body.into(), life).await;
+        let switched = switch(self.store, wanted, &arrived, life).await;
         self.store.remove(aside).await;
         match switched {
             Some(object) => {
@@ -300,12 +301,11 @@ fn wanted_member(remote: &Arc<Remote>, manifest: &Object, member: &Member) -> Op
 async fn switch(
     store: &'static Store,
     wanted: &Wanted,
-    arrived: &Object,
-    body: bytes::Bytes,
+    arrived: &Arc<Object>,
     life: Option<Life>,
 ) -> Option<Arc<Object>> {
     let mut head = arrived.head.clone();
-    head.content_length = Some(body.len() as u64);
+    head.content_length = arrived.length();
     let now = now_ms();
     let until = freshness_until(wanted.policy.class, now, wanted.policy.ttl);
     let (freshness, origin) = match life {
@@ -316,7 +316,10 @@ async fn switch(
         .restore(wanted.key.clone(), head, (freshness, origin), None, None)
         .await
         .ok()?;
-    writer.write(body).await.ok()?;
+    let mut reader = Reader::new(Arc::clone(arrived));
+    while let Some(piece) = reader.next().await.ok()? {
+        writer.write(piece).await.ok()?;
+    }
     match writer.finish().await {
         Finish::Admitted(object) => Some(object),
         _ => None,

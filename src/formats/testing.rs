@@ -13,7 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::links::{PATH, Style, decode_once, normal};
-use super::{ArtifactPath, Asset, IndexError, IndexReader, ViewContext};
+use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
 use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
@@ -123,7 +123,7 @@ pub(crate) fn context<'a>(
     }
 }
 
-/// The reader of the document under `path`.
+/// What reads the document under `path`.
 pub(crate) fn reader(
     remote: &Arc<Remote>,
     path: &ArtifactPath,
@@ -135,7 +135,7 @@ pub(crate) fn reader(
     (view.reader)(&context(remote, path, view.style, (document_url, content_type)))
 }
 
-/// Drives a reader over the pieces of a document.
+/// Lets an index be read in pieces.
 pub(crate) fn drive<'a>(
     reader: &mut dyn IndexReader,
     pieces: impl IntoIterator<Item = &'a [u8]>,
@@ -146,6 +146,15 @@ pub(crate) fn drive<'a>(
     }
     reader.end(&mut out)?;
     Ok(out)
+}
+
+/// The names of the links among what an index states.
+pub(crate) fn linked(facts: Vec<Fact>) -> Vec<String> {
+    let name = |fact| match fact {
+        Fact::Link(name) => name,
+        other => panic!("{other:?}"),
+    };
+    facts.into_iter().map(name).collect()
 }
 
 /// Cuts a document at the places given, which may be in any order and out of range.

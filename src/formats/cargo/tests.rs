@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Remote;
 use crate::formats::links::{candidates, named};
-use crate::formats::testing::{REMOTE_URL, asked, cut, cuts, drive, read, reader, remote, request};
+use crate::formats::testing::{REMOTE_URL, asked, cut, cuts, drive, linked, read, reader, remote, request};
 
 const BASE: &str = "https://index.example/of/";
 
@@ -32,7 +32,7 @@ fn rewrite_in<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Value, 
     let mut reader = reader(&registry(), &path, &format!("{BASE}{CONFIG}"), "application/json");
     let out = drive(&mut *reader, pieces)?;
     assert_eq!(reader.escaped(), 0);
-    Ok((serde_json::from_slice(&out).unwrap(), reader.take_facts()))
+    Ok((serde_json::from_slice(&out).unwrap(), linked(reader.take_facts())))
 }
 
 fn rewrite(config: &Value) -> (Value, Vec<String>) {

@@ -7,7 +7,7 @@ use url::Url;
 use super::*;
 use crate::config::Remote;
 use crate::formats::testing::{
-    asked, context, cut, cuts, drive, many, read, read_by, reader, remote, request, stays, tool,
+    asked, context, cut, cuts, drive, linked, many, read, read_by, reader, remote, request, stays, tool,
 };
 use crate::formats::{Asset, Location};
 
@@ -37,7 +37,7 @@ fn rewrite_at(target: &str, body: &str) -> Result<(String, Vec<String>), IndexEr
     let path = request(target).unwrap();
     let mut reader = reader(&charts(), &path, &format!("{BASE}{target}"), "text/yaml");
     let out = drive(&mut *reader, [body.as_bytes()])?;
-    Ok((String::from_utf8(out).unwrap(), reader.take_facts()))
+    Ok((String::from_utf8(out).unwrap(), linked(reader.take_facts())))
 }
 
 fn rewrite(body: &str) -> String {
@@ -659,7 +659,7 @@ proptest! {
         let mut reader = reader(&self::charts(), &path, &format!("{BASE}index.yaml"), "");
         let out = String::from_utf8(drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap()).unwrap();
         prop_assert_eq!(&out, &rewrite(&body));
-        let foreign = reader.take_facts();
+        let foreign = linked(reader.take_facts());
         let links: Vec<&String> = charts.iter().flatten().map(|(link, _)| link).collect();
         let found = urls(&out);
         prop_assert_eq!(found.len(), links.len(), "{}", out);

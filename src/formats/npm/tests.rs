@@ -7,7 +7,7 @@ use url::Url;
 use super::*;
 use crate::config::Remote;
 use crate::formats::testing::{
-    REMOTE_URL, asked, client, cut, cuts, drive, many, read, read_by, reader, remote, request, tool,
+    REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read, read_by, reader, remote, request, tool,
 };
 
 fn registry() -> Arc<Remote> {
@@ -499,7 +499,7 @@ proptest! {
         let mut reader = reader(&registry, &path, "https://registry.example/name", "application/json");
         let out = drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap();
         prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite("name", "", &body).unwrap());
-        let foreign = reader.take_facts();
+        let foreign = linked(reader.take_facts());
         let mut out: Value = serde_json::from_slice(&out).unwrap();
         let base = Url::parse("https://registry.example/name").unwrap();
         let mut restore = document.clone();

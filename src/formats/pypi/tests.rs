@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::formats::html::MAX_TAG;
 use crate::formats::testing::{
-    self, REMOTE_URL, asked, client, cut, cuts, drive, many, read_by, reader, remote, request, tool,
+    self, REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read_by, reader, remote, request, tool,
 };
 
 /// Files on one host, the index on another.
@@ -727,7 +727,7 @@ proptest! {
         let base = if based { base.join("/deep/er/").unwrap() } else { base };
         let found = hrefs(&out);
         prop_assert_eq!(found.len(), links.len());
-        let foreign = reader.take_facts();
+        let foreign = linked(reader.take_facts());
         for ((link, ..), href) in links.iter().zip(found) {
             if link.trim().is_empty() {
                 continue;
