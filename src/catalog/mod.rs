@@ -224,8 +224,8 @@ impl Catalog {
     ///
     /// # Errors
     /// When there was no room for some of them in time: the index has to be read again to know those.
-    pub async fn add_links(&self, remote: &str, urls: Vec<String>) -> Result<(), CatalogError> {
-        let links = urls.iter().map(|url| LinkHash::new(url)).collect();
+    pub async fn add_links(&self, remote: &str, urls: impl IntoIterator<Item = String>) -> Result<(), CatalogError> {
+        let links = urls.into_iter().map(|url| LinkHash::new(&url)).collect();
         self.inner.shared.add_links(remote, links, LINK_ROOM_LIMIT).await
     }
 

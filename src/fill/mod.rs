@@ -48,7 +48,7 @@ use crate::cache::storage::FillSpec;
 use crate::cache::{Aside, Expected, Finish, Hash, Key, Millis, Object, State, Store, freshness_until, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
-use crate::formats::asset::Members;
+use crate::formats::asset::ManifestReader;
 use crate::formats::{Asset, Binding, Location};
 use crate::headers;
 use crate::metrics::Metrics;
@@ -90,7 +90,7 @@ pub enum Purpose {
     /// A document or file, in its place.
     Plain,
     /// A manifest: its files are seen to before it is shown.
-    Set(Members),
+    Set(ManifestReader),
     /// Where a name leads that stands for content with a digest.
     Pointer,
     /// Something that is nobody's yet, and will take the place of what is stored under this key: that is revalidated in its
@@ -109,7 +109,7 @@ impl Wanted {
             policy,
             expected: asset.digest.clone(),
             purpose: match asset.binding {
-                Binding::Manifest(members) => Purpose::Set(members),
+                Binding::Manifest(reader) => Purpose::Set(reader),
                 Binding::Pointer(_) => Purpose::Pointer,
                 Binding::Alone | Binding::Member(_) => Purpose::Plain,
             },
@@ -385,8 +385,8 @@ impl Fills {
             Purpose::Pointer => {
                 return landing.publish(self.follow(&wanted, &method, previous).await);
             }
-            Purpose::Set(members) if method == Method::GET => {
-                return self.fly_set(&wanted, members, previous, landing).await;
+            Purpose::Set(reader) if method == Method::GET => {
+                return self.fly_set(&wanted, reader, previous, landing).await;
             }
             Purpose::Set(_) | Purpose::Plain | Purpose::Aside(_) => {}
         }

@@ -17,12 +17,12 @@ use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::cache::{Aside, Bound, Expected, Finish, Key, Object, Origin, Reader, Store, freshness_until, now_ms};
 use crate::config::Remote;
-use crate::formats::asset::Members;
-use crate::formats::{self, ArtifactPath, Asset, Binding, Location, Member};
+use crate::formats::asset::ManifestReader;
+use crate::formats::{self, ArtifactPath, Asset, Binding, Fact, IndexReader, Location, Member};
 use crate::upstream::Failure;
 
 /// Manifests are some kilobytes; a longer one is served and not read.
-const MAX_MANIFEST: usize = 8 << 20;
+const MAX_MANIFEST: u64 = 8 << 20;
 /// After a set that does not fit together (upstream is changing it), upstream is asked again this soon.
 const RETRY_MS: u64 = 10_000;
 /// Files that are fetched ahead for one manifest; repositories have about ten.
@@ -49,24 +49,52 @@ impl Default for Manifests {
 }
 
 impl Manifests {
-    async fn members(&self, manifest: &Arc<Object>, members: Members, path: &str) -> Arc<IndexMap<String, Member>> {
+    async fn members(
+        &self,
+        manifest: &Arc<Object>,
+        reader: ManifestReader,
+        path: &str,
+    ) -> Arc<IndexMap<String, Member>> {
         if let Some(members) = self.read.get(&manifest.id) {
             return members;
         }
         // What could not be read says nothing, now; it is not remembered as an empty manifest.
-        let Ok(body) = Reader::new(Arc::clone(manifest)).collect(MAX_MANIFEST).await else {
+        let Some(members) = read(manifest, reader(path)).await.map(Arc::new) else {
             return Arc::default();
         };
-        let members = members(path, &body);
-        let members: Arc<IndexMap<_, _>> = Arc::new(
-            members
-                .into_iter()
-                .map(|member| (member.path.clone(), member))
-                .collect(),
-        );
         self.read.insert(manifest.id, Arc::clone(&members));
         members
     }
+}
+
+fn is_too_long(manifest: &Object) -> bool {
+    manifest.length().is_none_or(|length| length > MAX_MANIFEST)
+}
+
+/// The files of fixed names that a manifest names, by path. `None`: it cannot be read, or is too long to be one.
+async fn read(manifest: &Arc<Object>, mut index: Box<dyn IndexReader>) -> Option<IndexMap<String, Member>> {
+    if is_too_long(manifest) {
+        return None;
+    }
+    let mut members = IndexMap::new();
+    let mut keep = |facts: Vec<Fact>| {
+        members.extend(facts.into_iter().filter_map(|fact| match fact {
+            Fact::Member(member) => Some((member.path.clone(), member)),
+            Fact::Link(_) => None,
+        }));
+    };
+    let mut reader = Reader::new(Arc::clone(manifest));
+    let mut out = Vec::new();
+    while let Some(piece) = reader.next().await.ok()? {
+        index.write(&piece, &mut out).ok()?;
+        // Clients get it as it is.
+        out.clear();
+        keep(index.take_facts());
+        tokio::task::yield_now().await;
+    }
+    index.end(&mut out).ok()?;
+    keep(index.take_facts());
+    Some(members)
 }
 
 /// The key under which a file of this encoded path is stored by `manifest`'s word for it, and its digest.
@@ -87,12 +115,12 @@ impl Fills {
     /// How `path` stands to `manifest` as it is stored now. `None`: no manifest is stored, or it
     /// does not name the file, so that nothing can be said.
     pub async fn standing(&self, manifest: &Asset, path: &ArtifactPath) -> Option<Standing> {
-        let Binding::Manifest(members) = manifest.binding else {
+        let Binding::Manifest(reader) = manifest.binding else {
             return None;
         };
         let manifest_path = &manifest.path.decoded;
         let manifest = self.store.stored(&manifest.key()).await?;
-        let members = self.manifests.members(&manifest, members, manifest_path).await;
+        let members = self.manifests.members(&manifest, reader, manifest_path).await;
         let member = members.get(&path.decoded);
         // A signature is named nowhere, and belongs to the manifest by its name alone.
         let by_name = path
@@ -114,14 +142,14 @@ impl Fills {
     pub(super) async fn fly_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
         let (outcome, _) = self.obtain_for_set(wanted.aside(Aside::Arriving)).await;
         match outcome {
             Outcome::Object(arrived, How::Fetched) => {
-                self.admit_set(wanted, members, previous, arrived, None, landing).await;
+                self.admit_set(wanted, reader, previous, arrived, None, landing).await;
             }
             other => landing.publish(other),
         }
@@ -132,7 +160,7 @@ impl Fills {
     pub(super) async fn admit_set(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: Option<Arc<Object>>,
         arrived: Arc<Object>,
         life: Option<Life>,
@@ -140,16 +168,14 @@ impl Fills {
     ) {
         let aside = arrived.key.hash;
         let how = if life.is_some() { How::Restored } else { How::Fetched };
-        let incomplete = Failure::broken_off();
-        let body = match (
-            arrived.settled().await,
-            Reader::new(Arc::clone(&arrived)).collect(MAX_MANIFEST).await,
-        ) {
-            (true, Ok(body)) => body,
-            // It is no manifest that is too long to be one: served as it is.
-            (true, Err(_)) => return landing.publish(Outcome::Object(arrived, How::Fetched)),
-            (false, _) => return landing.publish(self.after_failure(wanted, previous, incomplete).await),
-        };
+        if !arrived.settled().await {
+            let incomplete = Failure::broken_off();
+            return landing.publish(self.after_failure(wanted, previous, incomplete).await);
+        }
+        // It is no manifest that is too long to be one: served as it is.
+        if is_too_long(&arrived) {
+            return landing.publish(Outcome::Object(arrived, How::Fetched));
+        }
         if let Some(previous) = previous
             .as_ref()
             .filter(|previous| previous.identity() == arrived.identity())
@@ -166,7 +192,7 @@ impl Fills {
             return landing.publish(Outcome::Object(Arc::clone(previous), how));
         }
         if let Some(previous) = &previous
-            && let Err(path) = self.fetch_used_members(wanted, members, previous, &arrived).await
+            && let Err(path) = self.fetch_used_members(wanted, reader, previous, &arrived).await
         {
             tracing::warn!(
                 remote = %wanted.remote().name, manifest = %wanted.asset.path.decoded, file = %path,
@@ -183,14 +209,14 @@ impl Fills {
         if !arrived.is_kept() && previous.is_none() {
             return landing.publish(Outcome::Object(arrived, how));
         }
-        let switched = switch(self.store, wanted, &arrived, body.into(), life).await;
+        let switched = switch(self.store, wanted, &arrived, life).await;
         self.store.remove(aside).await;
         match switched {
             Some(object) => {
                 match (life, record::stored(&object, wanted.policy.class)) {
                     (None, _) => {
                         self.note_stored(&object, wanted.policy.class);
-                        self.fetch_ahead(wanted, members, &object);
+                        self.fetch_ahead(wanted, reader, &object);
                     }
                     (Some(_), Some(event)) => self.note_listed(&object, event),
                     (Some(_), None) => {}
@@ -207,11 +233,11 @@ impl Fills {
     }
 
     /// Fetches what clients read with a manifest that is new here, while upstream still has what it names. Nobody waits.
-    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, members: Members, manifest: &Arc<Object>) {
+    fn fetch_ahead(self: &Arc<Self>, wanted: &Wanted, reader: ManifestReader, manifest: &Arc<Object>) {
         let (fills, manifest, asset) = (Arc::clone(self), Arc::clone(manifest), Arc::clone(&wanted.asset));
         tokio::spawn(async move {
             let path = &asset.path.decoded;
-            let members = fills.manifests.members(&manifest, members, path).await;
+            let members = fills.manifests.members(&manifest, reader, path).await;
             let ahead = members.values().filter(|member| member.is_read_with_it);
             let ahead = ahead.filter_map(|member| wanted_member(&asset.remote, &manifest, member));
             let is_of_set =
@@ -232,13 +258,13 @@ impl Fills {
     async fn fetch_used_members(
         self: &Arc<Self>,
         wanted: &Wanted,
-        members: Members,
+        reader: ManifestReader,
         previous: &Arc<Object>,
         arrived: &Arc<Object>,
     ) -> Result<(), String> {
         let manifest = &wanted.asset.path.decoded;
-        let old = self.manifests.members(previous, members, manifest).await;
-        let new = self.manifests.members(arrived, members, manifest).await;
+        let old = self.manifests.members(previous, reader, manifest).await;
+        let new = self.manifests.members(arrived, reader, manifest).await;
         for (path, member) in new.iter() {
             let Some(old_member) = old.get(path) else { continue };
             let Some(wanted) = wanted_member(wanted.remote(), arrived, member) else {
@@ -275,12 +301,11 @@ fn wanted_member(remote: &Arc<Remote>, manifest: &Object, member: &Member) -> Op
 async fn switch(
     store: &'static Store,
     wanted: &Wanted,
-    arrived: &Object,
-    body: bytes::Bytes,
+    arrived: &Arc<Object>,
     life: Option<Life>,
 ) -> Option<Arc<Object>> {
     let mut head = arrived.head.clone();
-    head.content_length = Some(body.len() as u64);
+    head.content_length = arrived.length();
     let now = now_ms();
     let until = freshness_until(wanted.policy.class, now, wanted.policy.ttl);
     let (freshness, origin) = match life {
@@ -291,7 +316,10 @@ async fn switch(
         .restore(wanted.key.clone(), head, (freshness, origin), None, None)
         .await
         .ok()?;
-    writer.write(body).await.ok()?;
+    let mut reader = Reader::new(Arc::clone(arrived));
+    while let Some(piece) = reader.next().await.ok()? {
+        writer.write(piece).await.ok()?;
+    }
     match writer.finish().await {
         Finish::Admitted(object) => Some(object),
         _ => None,

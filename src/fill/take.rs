@@ -71,7 +71,7 @@ impl Fills {
         (source, body): (Source, Body),
         previous: Option<&Arc<Object>>,
     ) -> bool {
-        let Purpose::Set(members) = wanted.purpose else {
+        let Purpose::Set(reader) = wanted.purpose else {
             return false;
         };
         let aside = wanted.key.aside(Aside::Arriving);
@@ -93,7 +93,7 @@ impl Fills {
             return false;
         }
         if let Some(landing) = landing.take() {
-            self.admit_set(wanted, members, previous.cloned(), arrived, Some(life), landing)
+            self.admit_set(wanted, reader, previous.cloned(), arrived, Some(life), landing)
                 .await;
         }
         if let Some(shown) = self.store.stored(&wanted.key).await {

@@ -23,7 +23,7 @@ use super::gunzip::Gunzip;
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::formats::links::Style;
-use crate::formats::{Asset, Class, RewriteError, Rewriter, View, ViewContext};
+use crate::formats::{Asset, Class, Fact, IndexError, IndexReader, View, ViewContext};
 use crate::headers;
 use crate::metrics::Metrics;
 
@@ -347,9 +347,9 @@ impl Views {
     }
 
     async fn write(&self, original: &Arc<Object>, spec: &Spec, mut writer: Writer) -> Result<(), MakeError> {
-        let mut rewriter = spec.rewriting.as_ref().map(|rewriting| {
+        let mut index = spec.rewriting.as_ref().map(|rewriting| {
             let document_url = Url::parse(&original.head.url).unwrap_or_else(|_| NOWHERE.clone());
-            (rewriting.view.rewriter)(&ViewContext {
+            (rewriting.view.reader)(&ViewContext {
                 remote: &rewriting.asset.remote,
                 path: &rewriting.asset.path,
                 style: rewriting.view.style,
@@ -364,7 +364,7 @@ impl Views {
         let mut decoded = 0;
         while let Some(piece) = reader.next().await? {
             match &mut decoder {
-                None => self.rewrite(&piece, rewriter.as_deref_mut(), spec, &mut writer).await?,
+                None => self.rewrite(&piece, index.as_deref_mut(), spec, &mut writer).await?,
                 Some(decoder) => {
                     // In small steps: a bomb's next kilobytes can be megabytes.
                     for step in piece.chunks(1 << 10) {
@@ -375,7 +375,7 @@ impl Views {
                             return Err(MakeError::TooLarge);
                         }
                         for part in out.chunks(PIECE) {
-                            self.rewrite(part, rewriter.as_deref_mut(), spec, &mut writer).await?;
+                            self.rewrite(part, index.as_deref_mut(), spec, &mut writer).await?;
                         }
                     }
                 }
@@ -383,14 +383,14 @@ impl Views {
         }
         if let Some(mut decoder) = decoder {
             decoder.end().map_err(MakeError::Decode)?;
-            self.rewrite(&decoder.take(), rewriter.as_deref_mut(), spec, &mut writer)
+            self.rewrite(&decoder.take(), index.as_deref_mut(), spec, &mut writer)
                 .await?;
         }
-        if let Some(rewriter) = &mut rewriter {
+        if let Some(index) = &mut index {
             let mut out = Vec::new();
-            rewriter.end(&mut out)?;
-            self.links(rewriter.as_mut(), spec).await;
-            self.metrics.escaped_links(rewriter.escaped());
+            index.end(&mut out)?;
+            self.keep_facts(index.as_mut(), spec).await;
+            self.metrics.escaped_links(index.escaped());
             writer.write(out.into()).await?;
         }
         self.finish(original, writer).await
@@ -415,16 +415,16 @@ impl Views {
     async fn rewrite(
         &self,
         piece: &[u8],
-        rewriter: Option<&mut (dyn Rewriter + 'static)>,
+        index: Option<&mut (dyn IndexReader + 'static)>,
         spec: &Spec,
         writer: &mut Writer,
     ) -> Result<(), MakeError> {
         let mut out = Vec::with_capacity(piece.len() + piece.len() / 8);
-        match rewriter {
-            Some(rewriter) => {
-                rewriter.write(piece, &mut out)?;
+        match index {
+            Some(index) => {
+                index.write(piece, &mut out)?;
                 // Before the client can see the link: it may ask for the file at once.
-                self.links(rewriter, spec).await;
+                self.keep_facts(index, spec).await;
             }
             None => out.extend_from_slice(piece),
         }
@@ -433,12 +433,21 @@ impl Views {
         is_wanted(writer)
     }
 
-    async fn links(&self, rewriter: &mut dyn Rewriter, spec: &Spec) {
-        let foreign = rewriter.take_foreign();
-        if let (false, Some(rewriting)) = (foreign.is_empty(), &spec.rewriting)
-            && let Err(error) = self.catalog.add_links(&rewriting.asset.remote.name, foreign).await
-        {
-            tracing::warn!(remote = %rewriting.asset.remote.name, %error, "links to other hosts could not be noted");
+    /// Keeps what was found in memory, until the catalogue's writer has written it. Only where too much of that waits, and the
+    /// database writes, does the document wait for room: a client that asks for what is not known is refused.
+    async fn keep_facts(&self, index: &mut dyn IndexReader, spec: &Spec) {
+        let facts = index.take_facts();
+        let Some(rewriting) = spec.rewriting.as_ref().filter(|_| !facts.is_empty()) else {
+            return;
+        };
+        let links = facts.into_iter().filter_map(|fact| match fact {
+            Fact::Link(name) => Some(name),
+            // A manifest's files are taken from the manifest itself.
+            Fact::Member(_) => None,
+        });
+        let remote = &rewriting.asset.remote.name;
+        if let Err(error) = self.catalog.add_links(remote, links).await {
+            tracing::warn!(%remote, %error, "links to other hosts could not be noted");
         }
     }
 
@@ -575,7 +584,7 @@ enum MakeError {
     #[error("{0}")]
     Read(#[from] ReadError),
     #[error("{0}")]
-    Rewrite(#[from] RewriteError),
+    Rewrite(#[from] IndexError),
     #[error("its gzip coding is damaged: {0}")]
     Decode(std::io::Error),
     #[error("it decodes to more than {MAX_DECODED} bytes")]

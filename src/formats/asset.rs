@@ -7,7 +7,7 @@ use http::HeaderName;
 use url::Url;
 
 use super::links::{self, Style};
-use super::{ArtifactPath, Class, Form, Rewriter, ViewContext, content_type_by_extension};
+use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
 use crate::config::{Remote, RemoteType};
 
@@ -94,7 +94,7 @@ impl Foreign {
 pub struct View {
     /// How its links are written: absolute ones make a view for each base URL that clients come by.
     pub style: Style,
-    pub rewriter: fn(&ViewContext<'_>) -> Box<dyn Rewriter>,
+    pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
 }
 
 impl std::fmt::Debug for View {
@@ -105,8 +105,8 @@ impl std::fmt::Debug for View {
     }
 }
 
-/// What the files of fixed names are that a manifest names: takes its decoded path and its content.
-pub type Members = fn(&str, &[u8]) -> Vec<Member>;
+/// Reads a manifest to the files of fixed names that it names: takes its decoded path.
+pub type ManifestReader = fn(&str) -> Box<dyn IndexReader>;
 /// The decoded path that names content with a digest, beside a name that stands for it: takes the name's decoded path and the
 /// digest.
 pub type Beside = fn(&str, &str) -> Option<String>;
@@ -116,8 +116,8 @@ pub type Beside = fn(&str, &str) -> Option<String>;
 pub enum Binding {
     /// Nothing.
     Alone,
-    /// A manifest: it names files of fixed names, which must come from one moment with it.
-    Manifest(Members),
+    /// A manifest: it names files of fixed names, which must come from one moment with it. Nothing of it is rewritten.
+    Manifest(ManifestReader),
     /// A file of a fixed name, which goes with these manifests (decoded paths below the remote); the first that is stored
     /// counts.
     Member(Vec<String>),

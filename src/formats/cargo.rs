@@ -8,7 +8,9 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use super::links::{self, LinkMap, Style};
-use super::{ArtifactPath, Asked, Asset, Class, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
+use super::{
+    ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
+};
 use crate::cache::Expected;
 
 /// The format of `package: cargo`.
@@ -54,7 +56,7 @@ impl Format for Cargo {
             asset.media_type = "application/json";
             asset.view = Some(View {
                 style: Style::Absolute,
-                rewriter,
+                reader,
             });
         } else if is_own && is_index(path) {
             asset.nature = Some(Class::Mutable);
@@ -195,7 +197,7 @@ fn without_checksum(path: ArtifactPath) -> (ArtifactPath, Option<(String, Expect
     (path, digest.map(|digest| (checksum, digest)))
 }
 
-fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     Box::new(Config {
         text: Vec::new(),
         links: LinkMap::new(context),
@@ -209,11 +211,11 @@ struct Config {
 }
 
 impl Config {
-    fn rewritten(&mut self, mut config: Map<String, Value>) -> Result<Map<String, Value>, RewriteError> {
+    fn rewritten(&mut self, mut config: Map<String, Value>) -> Result<Map<String, Value>, IndexError> {
         let dl = config.get("dl").and_then(Value::as_str);
-        let dl = dl.ok_or_else(|| RewriteError(format!("upstream's {CONFIG} has no `dl`")))?;
+        let dl = dl.ok_or_else(|| IndexError(format!("upstream's {CONFIG} has no `dl`")))?;
         let dl = self.downloads(dl).ok_or_else(|| {
-            RewriteError(format!(
+            IndexError(format!(
                 "`dl` of upstream's {CONFIG} is neither an http nor an https URL: {dl}"
             ))
         })?;
@@ -248,10 +250,10 @@ impl Config {
     }
 }
 
-impl Rewriter for Config {
-    fn write(&mut self, chunk: &[u8], _out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for Config {
+    fn write(&mut self, chunk: &[u8], _out: &mut Vec<u8>) -> Result<(), IndexError> {
         if self.text.len() + chunk.len() > MAX_CONFIG {
-            return Err(RewriteError(format!(
+            return Err(IndexError(format!(
                 "upstream's {CONFIG} is longer than {MAX_CONFIG} bytes"
             )));
         }
@@ -259,16 +261,16 @@ impl Rewriter for Config {
         Ok(())
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {
         let config = serde_json::from_slice(&self.text)
-            .map_err(|error| RewriteError(format!("upstream's {CONFIG} is no JSON object: {error}")))?;
+            .map_err(|error| IndexError(format!("upstream's {CONFIG} is no JSON object: {error}")))?;
         let config = self.rewritten(config)?;
         out.extend_from_slice(Value::Object(config).to_string().as_bytes());
         Ok(())
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.links.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.links.take_facts()
     }
 
     fn escaped(&self) -> u64 {

@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::yaml;
-use super::{ArtifactPath, Asked, Asset, Class, Format, Reading, RewriteError, Rewriter, View, ViewContext};
+use super::{ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Reading, View, ViewContext};
 
 /// The format of `package: helm`.
 pub(super) struct Helm;
@@ -36,7 +36,7 @@ impl Format for Helm {
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View {
                 style: Style::Relative,
-                rewriter,
+                reader,
             });
         }
         if path.ends_with(".prov") {
@@ -63,7 +63,7 @@ fn governing_path(path: &str) -> &str {
     path.strip_suffix(".prov").unwrap_or(path)
 }
 
-fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     // Helm resolves links against the repository's URL, wherever that redirects to.
     let document_url = match &context.remote.base_url {
         Some(base) if links::split_foreign(&context.path.encoded).is_none() => links::under(base, context.path),
@@ -125,22 +125,22 @@ struct Index {
 }
 
 impl Index {
-    fn scan(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn scan(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         let links = &mut self.links;
         self.scanner.write(chunk, out, &mut |link| links.map(link))
     }
 
     /// Decides by the first byte that says something, a byte order mark and whitespace aside.
-    fn begin(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn begin(&mut self, last: bool, out: &mut Vec<u8>) -> Result<(), IndexError> {
         if matches!(self.head.as_slice(), [0xfe | 0xff, ..]) {
-            return Err(RewriteError(
+            return Err(IndexError(
                 "upstream's index is in UTF-16, which is not supported".to_owned(),
             ));
         }
         let text = self.head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(&self.head);
         match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
             _ if BYTE_ORDER_MARK.starts_with(&self.head) && !last => return Ok(()),
-            Some(b'<') => return Err(RewriteError("upstream's index is no YAML but HTML or XML".to_owned())),
+            Some(b'<') => return Err(IndexError("upstream's index is no YAML but HTML or XML".to_owned())),
             None if !last && self.head.len() <= MAX_HEAD => return Ok(()),
             _ => {}
         }
@@ -152,8 +152,8 @@ impl Index {
     }
 }
 
-impl Rewriter for Index {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for Index {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         if self.begun {
             return self.scan(chunk, out);
         }
@@ -161,7 +161,7 @@ impl Rewriter for Index {
         self.begin(false, out)
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {
         if !self.begun {
             self.begin(true, out)?;
         }
@@ -169,8 +169,8 @@ impl Rewriter for Index {
         self.scanner.end(out, &mut |link| links.map(link))
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.links.0.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.links.0.take_facts()
     }
 
     fn escaped(&self) -> u64 {

@@ -7,7 +7,7 @@
 
 use memchr::memchr;
 
-use super::RewriteError;
+use super::IndexError;
 
 /// The most that is held: one tag with its attributes.
 pub(super) const MAX_TAG: usize = 1 << 20;
@@ -115,12 +115,7 @@ impl Tokenizer {
     }
 
     /// Takes the next piece.
-    pub(super) fn write(
-        &mut self,
-        chunk: &[u8],
-        out: &mut Vec<u8>,
-        change: &mut Change<'_>,
-    ) -> Result<(), RewriteError> {
+    pub(super) fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> Result<(), IndexError> {
         out.reserve(chunk.len());
         if self.held.is_empty() {
             let read = self.read(chunk, out, change);
@@ -133,7 +128,7 @@ impl Tokenizer {
             self.held = held;
         }
         if self.held.len() > MAX_TAG {
-            return Err(RewriteError(format!(
+            return Err(IndexError(format!(
                 "upstream's index has a tag longer than {MAX_TAG} bytes"
             )));
         }

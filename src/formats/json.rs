@@ -7,7 +7,7 @@
 use memchr::memchr2;
 
 use super::links::LinkMap;
-use super::{RewriteError, Rewriter};
+use super::{Fact, IndexError, IndexReader};
 
 /// Nesting that is followed; deeper documents are refused. It bounds memory, two bytes a level; clients follow less.
 const MAX_DEPTH: usize = 1 << 20;
@@ -119,7 +119,7 @@ impl Scanner {
         chunk: &[u8],
         out: &mut Vec<u8>,
         replace: &mut dyn FnMut(&str) -> Option<String>,
-    ) -> Result<(), RewriteError> {
+    ) -> Result<(), IndexError> {
         out.reserve(chunk.len());
         let mut at = 0;
         // Everything before this is copied or replaced.
@@ -173,7 +173,7 @@ impl Scanner {
     }
 
     /// The document is complete.
-    pub fn end(&mut self) -> Result<(), RewriteError> {
+    pub fn end(&mut self) -> Result<(), IndexError> {
         if self.token == Token::Scalar && self.stack.is_empty() {
             self.token = Token::None;
             self.next = Next::Nothing;
@@ -185,8 +185,8 @@ impl Scanner {
         }
     }
 
-    fn error(&self, at: usize, what: &str) -> RewriteError {
-        RewriteError(format!(
+    fn error(&self, at: usize, what: &str) -> IndexError {
+        IndexError(format!(
             "upstream's document is no valid JSON: {what} (byte {})",
             self.offset + at as u64
         ))
@@ -198,7 +198,7 @@ impl Scanner {
     }
 
     /// Runs through a part without chosen places, up to the string or the end that it meets.
-    fn skip(&mut self, chunk: &[u8], at: &mut usize) -> Result<(), RewriteError> {
+    fn skip(&mut self, chunk: &[u8], at: &mut usize) -> Result<(), IndexError> {
         while let Some(length) = chunk[*at..].iter().position(|&byte| STRUCTURAL[usize::from(byte)]) {
             let byte = chunk[*at + length];
             *at += length;
@@ -251,7 +251,7 @@ impl Scanner {
     }
 
     /// One byte between tokens.
-    fn structure(&mut self, byte: u8, at: usize) -> Result<(), RewriteError> {
+    fn structure(&mut self, byte: u8, at: usize) -> Result<(), IndexError> {
         if matches!(byte, b' ' | b'\t' | b'\n' | b'\r') {
             return Ok(());
         }
@@ -281,7 +281,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn open(&mut self, object: bool, alive: u8, at: usize) -> Result<(), RewriteError> {
+    fn open(&mut self, object: bool, alive: u8, at: usize) -> Result<(), IndexError> {
         if self.stack.len() == MAX_DEPTH {
             return Err(self.error(at, &format!("nested more than {MAX_DEPTH} deep")));
         }
@@ -294,7 +294,7 @@ impl Scanner {
         Ok(())
     }
 
-    fn close(&mut self, object: bool, at: usize) -> Result<(), RewriteError> {
+    fn close(&mut self, object: bool, at: usize) -> Result<(), IndexError> {
         match self.stack.pop() {
             Some(frame) if frame.object == object => {
                 self.after_value();
@@ -371,7 +371,7 @@ impl Scanner {
         ended: bool,
         out: &mut Vec<u8>,
         replace: &mut dyn FnMut(&str) -> Option<String>,
-    ) -> Result<(), RewriteError> {
+    ) -> Result<(), IndexError> {
         if self.held.len() + piece.len() > MAX_CANDIDATE {
             return Err(self.error(0, &format!("a link longer than {MAX_CANDIDATE} bytes")));
         }
@@ -473,32 +473,32 @@ pub fn encode(text: &str, out: &mut Vec<u8>) {
 }
 
 /// Rewrites the links at the chosen places of a JSON document.
-pub struct JsonRewriter {
+pub struct JsonIndex {
     scanner: Scanner,
     links: LinkMap,
 }
 
-impl JsonRewriter {
+impl JsonIndex {
     pub fn new(places: &'static [Place], links: LinkMap) -> Self {
-        JsonRewriter {
+        JsonIndex {
             scanner: Scanner::new(places),
             links,
         }
     }
 }
 
-impl Rewriter for JsonRewriter {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for JsonIndex {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         let links = &mut self.links;
         self.scanner.write(chunk, out, &mut |link| links.map(link))
     }
 
-    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), IndexError> {
         self.scanner.end()
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.links.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.links.take_facts()
     }
 
     fn escaped(&self) -> u64 {

@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, RandomState};
 use percent_encoding::percent_decode_str;
 use url::Url;
 
-use super::{ArtifactPath, ViewContext};
+use super::{ArtifactPath, Fact, ViewContext};
 use crate::config::Remote;
 use crate::exact_url::ExactUrl;
 
@@ -54,7 +54,7 @@ pub fn split_foreign(path: &str) -> Option<(&str, &str)> {
 }
 
 /// The URLs that `-/host/{authority}/{path}` may stand for, https first. Which one it is says the index that named it:
-/// compare [`named`] of each with what [`super::Rewriter::take_foreign`] gave. `None` for any other path, and for an
+/// compare [`named`] of each with what [`super::IndexReader::take_facts`] gave. `None` for any other path, and for an
 /// authority that is none (credentials, spaces, a port that is no number …).
 pub fn candidates(path: &ArtifactPath) -> Option<[Url; 2]> {
     let (authority, rest) = split_foreign(&path.encoded)?;
@@ -287,7 +287,7 @@ pub struct LinkMap {
     prefix: String,
     hash: RandomState,
     seen: HashSet<u64>,
-    foreign: Vec<String>,
+    facts: Vec<Fact>,
     escaped: u64,
 }
 
@@ -327,7 +327,7 @@ impl LinkMap {
             prefix,
             hash: RandomState::new(),
             seen: HashSet::new(),
-            foreign: Vec::new(),
+            facts: Vec::new(),
             escaped: 0,
         }
     }
@@ -420,15 +420,15 @@ impl LinkMap {
         if self.seen.len() < MAX_SEEN {
             self.seen.insert(hash);
         }
-        self.foreign.push(name);
+        self.facts.push(Fact::Link(name));
     }
 
-    /// See [`super::Rewriter::take_foreign`].
-    pub fn take_foreign(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.foreign)
+    /// See [`super::IndexReader::take_facts`].
+    pub fn take_facts(&mut self) -> Vec<Fact> {
+        std::mem::take(&mut self.facts)
     }
 
-    /// See [`super::Rewriter::escaped`].
+    /// See [`super::IndexReader::escaped`].
     pub fn escaped(&self) -> u64 {
         self.escaped
     }

@@ -1,5 +1,5 @@
 //! One file per package type. A [`Format`] says what is particular to an ecosystem: it reads a path to an [`Asset`], which
-//! holds all that is known of it, and says what an error looks like. Everything else (caching, ranges, conditions,
+//! holds all that is known of it, reads an index to what it states, and says what an error looks like. Everything else (caching, ranges, conditions,
 //! streaming) is the same for all of them and lives elsewhere.
 //!
 //! A package type is added by one file here and one line in [`of`].
@@ -12,12 +12,13 @@ pub mod docker;
 mod generic;
 mod helm;
 mod html;
+pub mod index;
 pub mod json;
 pub mod links;
 mod npm;
 pub mod path;
 mod pypi;
-pub mod rpm;
+mod rpm;
 #[cfg(test)]
 pub(crate) mod testing;
 mod yaml;
@@ -28,6 +29,7 @@ use http::Method;
 use url::Url;
 
 pub use asset::{Asset, Binding, Foreign, Location, Member, View};
+pub use index::{Fact, IndexError, IndexReader};
 use links::Style;
 
 pub use crate::cache::Class;
@@ -95,25 +97,6 @@ pub struct ViewContext<'a> {
     /// What stands before `/api/v1/remote/…` or, on a host bound to the remote, before `/{path}`: scheme, authority
     /// and prefix, no trailing slash. The URL of the remote's root, without trailing slash.
     pub remote_url: &'a str,
-}
-
-/// Why a document could not be rewritten. The client gets 502 with this text.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct RewriteError(pub String);
-
-/// A body filter: bytes in, bytes out, an end. Works on the decoded (identity) document, holds a bounded amount of it.
-#[deny(missing_docs)]
-pub trait Rewriter: Send {
-    /// Takes the next piece and appends to `out` what can be said already.
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError>;
-    /// The document is complete: appends the rest.
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError>;
-    /// Links to other hosts or outside `base_url` that were rewritten to `-/host/…` since the last call, as absolute
-    /// URLs without fragment, or as prefixes of URLs: what such a path may be asked for later.
-    fn take_foreign(&mut self) -> Vec<String>;
-    /// Links that should have been rewritten and could not be (unparsable): counted in production.
-    fn escaped(&self) -> u64;
 }
 
 /// What is particular to one ecosystem. All methods are pure.

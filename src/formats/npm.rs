@@ -5,9 +5,11 @@
 use http::Method;
 
 use super::accept::wish;
-use super::json::{JsonRewriter, Place, Step};
+use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
-use super::{ArtifactPath, Asked, Asset, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
+use super::{
+    ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
+};
 use crate::config::TarballUrls;
 
 /// The format of `package: npm`.
@@ -85,7 +87,7 @@ impl Format for Npm {
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
         asset.view = (remote.tarball_urls == TarballUrls::Rewrite).then_some(View {
             style: Style::Absolute,
-            rewriter,
+            reader,
         });
         Reading::Artifact(Box::new(asset))
     }
@@ -132,13 +134,13 @@ fn negotiate(accept: Option<&str>) -> Form {
     }
 }
 
-fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     let links = match &context.remote.base_url {
         // A path that we would read as something else than a file goes by its host.
         Some(base) => LinkMap::with_bases(context, vec![(base, is_file)]),
         None => LinkMap::new(context),
     };
-    let json = JsonRewriter::new(TARBALLS, links);
+    let json = JsonIndex::new(TARBALLS, links);
     let content_type = context.content_type.to_ascii_lowercase();
     let textual = content_type.is_empty() || content_type.contains("json") || content_type.starts_with("text/");
     Box::new(Body {
@@ -283,12 +285,12 @@ enum Kind {
 
 /// A packument or version document, or what some registry keeps under such a path.
 struct Body {
-    json: JsonRewriter,
+    json: JsonIndex,
     kind: Kind,
 }
 
-impl Rewriter for Body {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for Body {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         if self.kind == Kind::Unknown {
             match chunk
                 .iter()
@@ -308,7 +310,7 @@ impl Rewriter for Body {
         }
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {
         if self.kind == Kind::Json {
             self.json.end(out)
         } else {
@@ -316,8 +318,8 @@ impl Rewriter for Body {
         }
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.json.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.json.take_facts()
     }
 
     fn escaped(&self) -> u64 {

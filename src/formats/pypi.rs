@@ -9,10 +9,11 @@ use url::Url;
 
 use super::accept::wish;
 use super::html::{Tokenizer, Value};
-use super::json::{JsonRewriter, Place, Step};
+use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::{
-    ArtifactPath, Asked, Asset, Class, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext,
+    ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
+    ViewContext,
 };
 use crate::config::Remote;
 
@@ -71,7 +72,7 @@ impl Format for Pypi {
             asset.media_type = "application/json";
             asset.view = Some(View {
                 style: Style::Absolute,
-                rewriter,
+                reader,
             });
         } else if is_index(path) {
             let Some(form) = negotiate(asked.accept) else {
@@ -83,7 +84,7 @@ impl Format for Pypi {
             asset.media_type = "text/html; charset=utf-8";
             asset.view = Some(View {
                 style: Style::Relative,
-                rewriter,
+                reader,
             });
         }
         Reading::Artifact(Box::new(asset))
@@ -137,7 +138,7 @@ fn presented_as(accept: Option<&str>) -> Option<&'static str> {
     (!accepts(HTML_TYPES[0]) && (accepts(HTML_TYPES[1]) || accepts(HTML_TYPES[2]))).then_some(HTML_TYPES[1])
 }
 
-fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
+fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     let base = context.remote.base_url.as_ref();
     let links = match &context.remote.index_url {
         Some(index) => {
@@ -149,7 +150,7 @@ fn rewriter(context: &ViewContext<'_>) -> Box<dyn Rewriter> {
     };
     match Syntax::of(context.content_type, is_legacy(&context.path.decoded)) {
         Syntax::Html => Box::new(HtmlIndex::new(links)),
-        Syntax::Json => Box::new(JsonRewriter::new(FILES, links)),
+        Syntax::Json => Box::new(JsonIndex::new(FILES, links)),
         Syntax::Refused => Box::new(Untouched { refused: true }),
         Syntax::Nothing => Box::new(Unnamed {
             links: Some(links),
@@ -344,8 +345,8 @@ struct Untouched {
     refused: bool,
 }
 
-impl Rewriter for Untouched {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for Untouched {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         if self.refused {
             return Err(not_supported());
         }
@@ -353,11 +354,11 @@ impl Rewriter for Untouched {
         Ok(())
     }
 
-    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), IndexError> {
         Ok(())
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
+    fn take_facts(&mut self) -> Vec<Fact> {
         Vec::new()
     }
 
@@ -370,30 +371,30 @@ impl Rewriter for Untouched {
 struct Unnamed {
     /// Until that byte has come.
     links: Option<LinkMap>,
-    read: Box<dyn Rewriter>,
+    read: Box<dyn IndexReader>,
 }
 
-impl Rewriter for Unnamed {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for Unnamed {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         let is_blank = |byte: &u8| byte.is_ascii_whitespace() || BYTE_ORDER_MARK.contains(byte);
         if let Some(first) = chunk.iter().find(|byte| !is_blank(byte))
             && let Some(links) = self.links.take()
         {
             match first {
                 b'<' => self.read = Box::new(HtmlIndex::new(links)),
-                b'{' => self.read = Box::new(JsonRewriter::new(FILES, links)),
+                b'{' => self.read = Box::new(JsonIndex::new(FILES, links)),
                 _ => {}
             }
         }
         self.read.write(chunk, out)
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {
         self.read.end(out)
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.read.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.read.take_facts()
     }
 
     fn escaped(&self) -> u64 {
@@ -401,8 +402,8 @@ impl Rewriter for Unnamed {
     }
 }
 
-fn not_supported() -> RewriteError {
-    RewriteError("upstream's index is in UTF-16 or another encoding unlike ASCII, which is not supported".to_owned())
+fn not_supported() -> IndexError {
+    IndexError("upstream's index is in UTF-16 or another encoding unlike ASCII, which is not supported".to_owned())
 }
 
 /// Rewrites `<a href>` of an HTML index, whose other attributes and text pass.
@@ -425,8 +426,8 @@ impl HtmlIndex {
     }
 }
 
-impl Rewriter for HtmlIndex {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), RewriteError> {
+impl IndexReader for HtmlIndex {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
         if !self.started && !chunk.is_empty() {
             self.started = true;
             // The byte order marks of UTF-16: no HTML that was promised begins so.
@@ -456,13 +457,13 @@ impl Rewriter for HtmlIndex {
         })
     }
 
-    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), RewriteError> {
+    fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {
         self.tokenizer.end(out);
         Ok(())
     }
 
-    fn take_foreign(&mut self) -> Vec<String> {
-        self.links.take_foreign()
+    fn take_facts(&mut self) -> Vec<Fact> {
+        self.links.take_facts()
     }
 
     fn escaped(&self) -> u64 {

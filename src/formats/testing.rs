@@ -13,7 +13,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::links::{PATH, Style, decode_once, normal};
-use super::{ArtifactPath, Asset, RewriteError, Rewriter, ViewContext};
+use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
 use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
@@ -123,29 +123,38 @@ pub(crate) fn context<'a>(
     }
 }
 
-/// The rewriter of the document under `path`.
-pub(crate) fn rewriter(
+/// What reads the document under `path`.
+pub(crate) fn reader(
     remote: &Arc<Remote>,
     path: &ArtifactPath,
     document_url: &str,
     content_type: &str,
-) -> Box<dyn Rewriter> {
+) -> Box<dyn IndexReader> {
     let asset = super::asset(remote, path.clone(), None).unwrap();
     let view = asset.view.unwrap();
-    (view.rewriter)(&context(remote, path, view.style, (document_url, content_type)))
+    (view.reader)(&context(remote, path, view.style, (document_url, content_type)))
 }
 
-/// Drives a rewriter over the pieces of a document.
+/// Lets an index be read in pieces.
 pub(crate) fn drive<'a>(
-    rewriter: &mut dyn Rewriter,
+    reader: &mut dyn IndexReader,
     pieces: impl IntoIterator<Item = &'a [u8]>,
-) -> Result<Vec<u8>, RewriteError> {
+) -> Result<Vec<u8>, IndexError> {
     let mut out = Vec::new();
     for piece in pieces {
-        rewriter.write(piece, &mut out)?;
+        reader.write(piece, &mut out)?;
     }
-    rewriter.end(&mut out)?;
+    reader.end(&mut out)?;
     Ok(out)
+}
+
+/// The names of the links among what an index states.
+pub(crate) fn linked(facts: Vec<Fact>) -> Vec<String> {
+    let name = |fact| match fact {
+        Fact::Link(name) => name,
+        other => panic!("{other:?}"),
+    };
+    facts.into_iter().map(name).collect()
 }
 
 /// Cuts a document at the places given, which may be in any order and out of range.

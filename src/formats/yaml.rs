@@ -8,7 +8,7 @@ mod scan;
 mod text;
 mod tree;
 
-use super::RewriteError;
+use super::IndexError;
 use super::json::Place;
 use scan::{Input, Stop, is_blank};
 use text::{block_text, plain_text, quoted_text, write_scalar};
@@ -114,9 +114,9 @@ impl Scanner {
         chunk: &[u8],
         out: &mut Vec<u8>,
         replace: &mut Replace<'_>,
-    ) -> Result<(), RewriteError> {
+    ) -> Result<(), IndexError> {
         if chunk.contains(&0) {
-            return Err(RewriteError(
+            return Err(IndexError(
                 "upstream's document has a NUL byte, which no YAML has".to_owned(),
             ));
         }
@@ -126,7 +126,7 @@ impl Scanner {
         }
         self.read(false, out, replace)?;
         if self.buffer.len() > MAX_SCALAR {
-            return Err(RewriteError(format!(
+            return Err(IndexError(format!(
                 "upstream's document has a value longer than {MAX_SCALAR} bytes"
             )));
         }
@@ -134,11 +134,11 @@ impl Scanner {
     }
 
     /// The document is complete.
-    pub(super) fn end(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
+    pub(super) fn end(&mut self, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), IndexError> {
         self.read(true, out, replace)
     }
 
-    fn read(&mut self, last: bool, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), RewriteError> {
+    fn read(&mut self, last: bool, out: &mut Vec<u8>, replace: &mut Replace<'_>) -> Result<(), IndexError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         out.reserve(buffer.len());
         let input = Input { bytes: &buffer, last };
@@ -159,7 +159,7 @@ impl Scanner {
         output.copy(input, self.at);
         if let Some(what) = stop {
             let at = self.offset + self.at as u64;
-            return Err(RewriteError(format!(
+            return Err(IndexError(format!(
                 "upstream's document cannot be read as Helm does: {what} (byte {at})"
             )));
         }

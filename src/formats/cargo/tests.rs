@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::Remote;
 use crate::formats::links::{candidates, named};
-use crate::formats::testing::{REMOTE_URL, asked, cut, cuts, drive, read, remote, request, rewriter};
+use crate::formats::testing::{REMOTE_URL, asked, cut, cuts, drive, linked, read, reader, remote, request};
 
 const BASE: &str = "https://index.example/of/";
 
@@ -27,12 +27,12 @@ fn handle(method: &Method, target: &str) -> Reading {
 }
 
 /// The rewritten `config.json`, and what it names on other hosts.
-fn rewrite_in<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Value, Vec<String>), RewriteError> {
+fn rewrite_in<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Result<(Value, Vec<String>), IndexError> {
     let path = request(CONFIG).unwrap();
-    let mut rewriter = rewriter(&registry(), &path, &format!("{BASE}{CONFIG}"), "application/json");
-    let out = drive(&mut *rewriter, pieces)?;
-    assert_eq!(rewriter.escaped(), 0);
-    Ok((serde_json::from_slice(&out).unwrap(), rewriter.take_foreign()))
+    let mut reader = reader(&registry(), &path, &format!("{BASE}{CONFIG}"), "application/json");
+    let out = drive(&mut *reader, pieces)?;
+    assert_eq!(reader.escaped(), 0);
+    Ok((serde_json::from_slice(&out).unwrap(), linked(reader.take_facts())))
 }
 
 fn rewrite(config: &Value) -> (Value, Vec<String>) {
@@ -251,8 +251,8 @@ fn what_is_no_configuration_is_an_error() {
 fn a_template_without_a_host_of_its_own_leads_nowhere() {
     let path = request(CONFIG).unwrap();
     let config = json!({"dl": "https://{crate}.example/x"}).to_string();
-    let mut rewriter = rewriter(&registry(), &path, &format!("{BASE}{CONFIG}"), "application/json");
-    let out = drive(&mut *rewriter, [config.as_bytes()]).unwrap();
+    let mut reader = reader(&registry(), &path, &format!("{BASE}{CONFIG}"), "application/json");
+    let out = drive(&mut *reader, [config.as_bytes()]).unwrap();
     let config: Value = serde_json::from_slice(&out).unwrap();
     assert!(
         config["dl"]
@@ -260,7 +260,7 @@ fn a_template_without_a_host_of_its_own_leads_nowhere() {
             .unwrap()
             .starts_with(&format!("{REMOTE_URL}/-/host/invalid/"))
     );
-    assert_eq!((rewriter.take_foreign(), rewriter.escaped()), (Vec::new(), 1));
+    assert_eq!((reader.take_facts(), reader.escaped()), (Vec::new(), 1));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use url::Url;
 use super::*;
 use crate::config::Remote;
 use crate::formats::testing::{
-    asked, context, cut, cuts, drive, many, read, read_by, remote, request, rewriter, stays, tool,
+    asked, context, cut, cuts, drive, linked, many, read, read_by, reader, remote, request, stays, tool,
 };
 use crate::formats::{Asset, Location};
 
@@ -33,11 +33,11 @@ fn url_of(asset: Asset) -> Url {
     }
 }
 
-fn rewrite_at(target: &str, body: &str) -> Result<(String, Vec<String>), RewriteError> {
+fn rewrite_at(target: &str, body: &str) -> Result<(String, Vec<String>), IndexError> {
     let path = request(target).unwrap();
-    let mut rewriter = rewriter(&charts(), &path, &format!("{BASE}{target}"), "text/yaml");
-    let out = drive(&mut *rewriter, [body.as_bytes()])?;
-    Ok((String::from_utf8(out).unwrap(), rewriter.take_foreign()))
+    let mut reader = reader(&charts(), &path, &format!("{BASE}{target}"), "text/yaml");
+    let out = drive(&mut *reader, [body.as_bytes()])?;
+    Ok((String::from_utf8(out).unwrap(), linked(reader.take_facts())))
 }
 
 fn rewrite(body: &str) -> String {
@@ -142,10 +142,10 @@ fn byte_order_marks_and_what_is_no_index() {
     }
     assert!(rewrite_at("index.yaml", "\n<!DOCTYPE html>").is_err());
     let path = request("index.yaml").unwrap();
-    let rewriter = || rewriter(&charts(), &path, BASE, "");
-    assert!(drive(&mut *rewriter(), [b"\xff".as_slice(), b"\xfea\0"]).is_err());
+    let reader = || reader(&charts(), &path, BASE, "");
+    assert!(drive(&mut *reader(), [b"\xff".as_slice(), b"\xfea\0"]).is_err());
     let blank = vec![b' '; MAX_HEAD + 1];
-    assert_eq!(drive(&mut *rewriter(), [blank.as_slice()]).unwrap(), blank);
+    assert_eq!(drive(&mut *reader(), [blank.as_slice()]).unwrap(), blank);
 }
 
 #[test]
@@ -183,9 +183,9 @@ fn queries_go_into_the_path_and_come_back() {
 fn links_are_relative_to_the_document_that_was_asked_for() {
     let path = request("deep/index.yaml").unwrap();
     // Where that redirected to.
-    let mut rewriter = rewriter(&charts(), &path, "https://cdn.example/x/y/index.yaml?token=1", "");
+    let mut reader = reader(&charts(), &path, "https://cdn.example/x/y/index.yaml?token=1", "");
     let body = "entries:\n  a:\n  - urls: ['a.tgz', '../b.tgz', '/c.tgz', 'https://cdn.example/d.tgz']\n";
-    let out = drive(&mut *rewriter, [body.as_bytes()]).unwrap();
+    let out = drive(&mut *reader, [body.as_bytes()]).unwrap();
     let expected = "entries:\n  a:\n  - urls: ['../deep/a.tgz', '../b.tgz', '../-/host/charts.example/c.tgz', '../-/host/cdn.example/d.tgz']\n";
     assert_eq!(String::from_utf8(out).unwrap(), expected);
 }
@@ -656,10 +656,10 @@ proptest! {
             body
         };
         let path = request("index.yaml").unwrap();
-        let mut rewriter = rewriter(&self::charts(), &path, &format!("{BASE}index.yaml"), "");
-        let out = String::from_utf8(drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap()).unwrap();
+        let mut reader = reader(&self::charts(), &path, &format!("{BASE}index.yaml"), "");
+        let out = String::from_utf8(drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap()).unwrap();
         prop_assert_eq!(&out, &rewrite(&body));
-        let foreign = rewriter.take_foreign();
+        let foreign = linked(reader.take_facts());
         let links: Vec<&String> = charts.iter().flatten().map(|(link, _)| link).collect();
         let found = urls(&out);
         prop_assert_eq!(found.len(), links.len(), "{}", out);
@@ -667,7 +667,7 @@ proptest! {
             prop_assert!(mapped.starts_with("./") && !mapped.split('#').next().unwrap().contains('?'), "{} became {}", link, mapped);
             let asked = asked("index.yaml", &mapped).ok_or_else(|| TestCaseError::fail(mapped.clone()))?;
             let asked = handle(asked);
-            if rewriter.escaped() > 0 {
+            if reader.escaped() > 0 {
                 continue;
             }
             let meant = links::named(&Url::parse(&format!("{BASE}index.yaml")).unwrap().join(link).unwrap());
@@ -689,8 +689,8 @@ proptest! {
             }
         }
         let path = request("index.yaml").unwrap();
-        let mut rewriter = rewriter(&self::charts(), &path, BASE, "");
-        let _ = drive(&mut *rewriter, cut(&body, &at));
-        let _ = (rewriter.take_foreign(), rewriter.escaped());
+        let mut reader = reader(&self::charts(), &path, BASE, "");
+        let _ = drive(&mut *reader, cut(&body, &at));
+        let _ = (reader.take_facts(), reader.escaped());
     }
 }

@@ -11,7 +11,7 @@ const PLACES: &[Place] = &[
     &[Step::Key("l"), Step::Any, Step::Item],
 ];
 
-fn run(pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<String>), RewriteError> {
+fn run(pieces: &[&[u8]]) -> Result<(Vec<u8>, Vec<String>), IndexError> {
     let mut scanner = Scanner::new(PLACES);
     let mut out = Vec::new();
     let mut seen = Vec::new();

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::formats::Location;
-use crate::formats::testing::{self, asked, context, remote, request};
+use crate::formats::testing::{self, asked, context, linked, remote, request};
 
 fn map(base: &str, document: &str, style: Style, link: &str) -> Option<String> {
     let remote = remote("generic", base);
@@ -88,7 +88,7 @@ fn other_schemes_are_left_and_what_is_no_url_leads_nowhere() {
         assert!(asked("index.html", &mapped).is_some(), "{mapped}");
     }
     assert_eq!(map.escaped(), 4);
-    assert!(map.take_foreign().is_empty());
+    assert!(map.take_facts().is_empty());
 }
 
 #[test]
@@ -156,11 +156,11 @@ fn foreign_links_are_told_once() {
         assert!(map.map(link).is_some());
     }
     assert_eq!(
-        map.take_foreign(),
+        linked(map.take_facts()),
         ["https://f.example/~a", "http://f.example/a%2Fb?q=%27~"]
     );
     assert!(map.map("https://f.example/~a").is_some());
-    assert!(map.take_foreign().is_empty());
+    assert!(map.take_facts().is_empty());
 }
 
 #[test]
@@ -300,7 +300,7 @@ fn a_template_names_what_is_below_its_fixed_part() {
         let context = context(&remote, &path, Style::Relative, ("https://h.example/base/index", ""));
         let mut map = LinkMap::new(&context);
         assert_eq!(map.map_template(template, &["{x}"]), Some(format!("../{mapped}")));
-        assert_eq!(map.take_foreign().concat(), name, "{template}");
+        assert_eq!(linked(map.take_facts()).concat(), name, "{template}");
     }
 }
 
@@ -339,7 +339,7 @@ proptest! {
         let Some(mapped) = map.map(&link) else { return Ok(()) };
         let asked = asked("docs/index.html", &mapped);
         let asked = asked.ok_or_else(|| TestCaseError::fail(format!("{mapped} would be refused")))?;
-        let foreign = map.take_foreign();
+        let foreign = linked(map.take_facts());
         let Ok(meant) = Url::parse(document).unwrap().join(&link) else {
             prop_assert!(map.escaped() > 0 && foreign.is_empty());
             return Ok(());

@@ -7,7 +7,7 @@ use url::Url;
 use super::*;
 use crate::config::Remote;
 use crate::formats::testing::{
-    REMOTE_URL, asked, client, cut, cuts, drive, many, read, read_by, remote, request, rewriter, tool,
+    REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read, read_by, reader, remote, request, tool,
 };
 
 fn registry() -> Arc<Remote> {
@@ -41,12 +41,12 @@ fn served(target: &str) -> (String, String) {
     (path.decoded, path.encoded)
 }
 
-fn rewrite(target: &str, content_type: &str, body: &str) -> Result<String, RewriteError> {
+fn rewrite(target: &str, content_type: &str, body: &str) -> Result<String, IndexError> {
     let path = request(target).unwrap();
     let registry = registry();
     let url = format!("https://registry.example/{target}");
-    let mut rewriter = rewriter(&registry, &path, &url, content_type);
-    Ok(String::from_utf8(drive(&mut *rewriter, [body.as_bytes()])?).unwrap())
+    let mut reader = reader(&registry, &path, &url, content_type);
+    Ok(String::from_utf8(drive(&mut *reader, [body.as_bytes()])?).unwrap())
 }
 
 #[test]
@@ -496,10 +496,10 @@ proptest! {
         let body = if pretty { format!("{document:#}") } else { document.to_string() };
         let registry = registry();
         let path = request("name").unwrap();
-        let mut rewriter = rewriter(&registry, &path, "https://registry.example/name", "application/json");
-        let out = drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap();
+        let mut reader = reader(&registry, &path, "https://registry.example/name", "application/json");
+        let out = drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap();
         prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite("name", "", &body).unwrap());
-        let foreign = rewriter.take_foreign();
+        let foreign = linked(reader.take_facts());
         let mut out: Value = serde_json::from_slice(&out).unwrap();
         let base = Url::parse("https://registry.example/name").unwrap();
         let mut restore = document.clone();
@@ -509,7 +509,7 @@ proptest! {
             prop_assert!(mapped.starts_with(REMOTE_URL), "{} became {}", link, mapped);
             let asked = asked("name", mapped).unwrap();
             restore["versions"][format!("{number}.0.0")]["dist"]["tarball"].take();
-            if rewriter.escaped() > 0 {
+            if reader.escaped() > 0 {
                 continue;
             }
             let Reading::Artifact(asked) = handle(&Method::GET, asked) else {
@@ -541,8 +541,8 @@ proptest! {
         }
         let path = request("name").unwrap();
         for content_type in ["application/json", "x/y"] {
-            let mut rewriter = rewriter(&registry, &path, "https://registry.example/name", content_type);
-            let _ = drive(&mut *rewriter, cut(&body, &at));
+            let mut reader = reader(&registry, &path, "https://registry.example/name", content_type);
+            let _ = drive(&mut *reader, cut(&body, &at));
         }
     }
 }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::formats::html::MAX_TAG;
 use crate::formats::testing::{
-    self, REMOTE_URL, asked, client, cut, cuts, drive, many, read_by, remote, request, rewriter, tool,
+    self, REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read_by, reader, remote, request, tool,
 };
 
 /// Files on one host, the index on another.
@@ -45,8 +45,8 @@ fn url_of(remote: &Arc<Remote>, target: &str) -> String {
 
 fn rewrite(remote: &Arc<Remote>, target: &str, document_url: &str, content_type: &str, body: &str) -> String {
     let path = request(target).unwrap();
-    let mut rewriter = rewriter(remote, &path, document_url, content_type);
-    String::from_utf8(drive(&mut *rewriter, [body.as_bytes()]).unwrap()).unwrap()
+    let mut reader = reader(remote, &path, document_url, content_type);
+    String::from_utf8(drive(&mut *reader, [body.as_bytes()]).unwrap()).unwrap()
 }
 
 const SIMPLE: (&str, &str) = ("simple/foo/", "https://index.example/simple/foo/");
@@ -397,8 +397,8 @@ fn types_are_what_pip_takes_them_for() {
     let path = request(SIMPLE.0).unwrap();
     let split = split();
     let run = |content_type: &str, body: &str| {
-        let mut rewriter = rewriter(&split, &path, SIMPLE.1, content_type);
-        drive(&mut *rewriter, [body.as_bytes()]).map(|out| String::from_utf8(out).unwrap())
+        let mut reader = reader(&split, &path, SIMPLE.1, content_type);
+        drive(&mut *reader, [body.as_bytes()]).map(|out| String::from_utf8(out).unwrap())
     };
     let html = r#"<a href="https://files.example/a.whl">"#;
     let json = r#"{"files":[{"url":"https://files.example/a.whl"}]}"#;
@@ -630,13 +630,13 @@ fn the_older_json_is_rewritten_absolutely() {
 fn what_cannot_be_read_is_an_error() {
     let path = request(SIMPLE.0).unwrap();
     let split = split();
-    let run = |content_type: &str, body: &[u8]| drive(&mut *rewriter(&split, &path, SIMPLE.1, content_type), [body]);
+    let run = |content_type: &str, body: &[u8]| drive(&mut *reader(&split, &path, SIMPLE.1, content_type), [body]);
     assert!(run("application/vnd.pypi.simple.v1+json", b"<html></html>").is_err());
     assert!(run("text/html; charset=UTF-16LE", b"<").is_err());
     assert!(run("text/html", b"\xff\xfe<\0").is_err());
     let huge = format!("<a href=\"{}\">", "x".repeat(MAX_TAG * 2));
     let pieces = huge.as_bytes().chunks(1 << 16);
-    assert!(drive(&mut *rewriter(&split, &path, SIMPLE.1, "text/html"), pieces).is_err());
+    assert!(drive(&mut *reader(&split, &path, SIMPLE.1, "text/html"), pieces).is_err());
     // Not in a tag, any length passes.
     let long = "x".repeat(MAX_TAG * 2);
     assert_eq!(run("text/html", long.as_bytes()).unwrap(), long.as_bytes());
@@ -720,14 +720,14 @@ proptest! {
             body.push_str(&format!("<a data-x=\"&gt;\" href={open}{text}{open} data-yanked>{how} &amp;</a>\n"));
         }
         let path = request(target).unwrap();
-        let mut rewriter = rewriter(&split, &path, url, "text/html");
-        let out = String::from_utf8(drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap()).unwrap();
+        let mut reader = reader(&split, &path, url, "text/html");
+        let out = String::from_utf8(drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap()).unwrap();
         prop_assert_eq!(&out, &rewrite(&split, target, url, "text/html", &body));
         let base = Url::parse(url).unwrap();
         let base = if based { base.join("/deep/er/").unwrap() } else { base };
         let found = hrefs(&out);
         prop_assert_eq!(found.len(), links.len());
-        let foreign = rewriter.take_foreign();
+        let foreign = linked(reader.take_facts());
         for ((link, ..), href) in links.iter().zip(found) {
             if link.trim().is_empty() {
                 continue;
@@ -740,7 +740,7 @@ proptest! {
                 Some(urls) => urls.iter().map(links::named).find(|name| foreign.contains(name)),
                 None => Some(links::named(&index_url(&split, &asked).unwrap_or_else(|| links::under_base(&split, &asked)))),
             };
-            if rewriter.escaped() == 0 {
+            if reader.escaped() == 0 {
                 // Of two schemes with the same host and path, either may be named.
                 let without_scheme = |name: &str| name.split_once(':').unwrap().1.to_owned();
                 prop_assert_eq!(named.as_deref().map(without_scheme), Some(without_scheme(&links::named(&meant))));
@@ -761,8 +761,8 @@ proptest! {
         };
         let body = body.to_string();
         let path = request(target).unwrap();
-        let mut rewriter = rewriter(&split, &path, url, "application/json");
-        let out = drive(&mut *rewriter, cut(body.as_bytes(), &at)).unwrap();
+        let mut reader = reader(&split, &path, url, "application/json");
+        let out = drive(&mut *reader, cut(body.as_bytes(), &at)).unwrap();
         prop_assert_eq!(std::str::from_utf8(&out).unwrap(), rewrite(&split, target, url, "application/json", &body));
         let out: serde_json::Value = serde_json::from_slice(&out).unwrap();
         let lists = if legacy { vec![&out["releases"]["1"], &out["urls"]] } else { vec![&out["files"]] };
@@ -790,9 +790,9 @@ proptest! {
             for content_type in ["text/html", "application/json", "x"] {
                 for body in [&bytes[..], markup.concat().as_bytes()] {
                     let context = testing::context(&split, &path, Style::Relative, (SIMPLE.1, content_type));
-                    let mut rewriter = super::rewriter(&context);
-                    let _ = drive(&mut *rewriter, cut(body, &at));
-                    let _ = (rewriter.take_foreign(), rewriter.escaped());
+                    let mut reader = super::reader(&context);
+                    let _ = drive(&mut *reader, cut(body, &at));
+                    let _ = (reader.take_facts(), reader.escaped());
                 }
             }
         }

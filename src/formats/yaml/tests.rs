@@ -27,7 +27,7 @@ fn mark(text: &str) -> String {
     }
 }
 
-fn run(pieces: &[&[u8]]) -> Result<String, RewriteError> {
+fn run(pieces: &[&[u8]]) -> Result<String, IndexError> {
     let mut scanner = Scanner::new(URLS);
     let mut out = Vec::new();
     for piece in pieces {
