@@ -389,7 +389,7 @@ impl Views {
         if let Some(index) = &mut index {
             let mut out = Vec::new();
             index.end(&mut out)?;
-            self.keep_facts(index.as_mut(), spec).await;
+            self.keep_facts(index.as_mut(), spec, &writer).await;
             self.metrics.escaped_links(index.escaped());
             writer.write(out.into()).await?;
         }
@@ -424,7 +424,7 @@ impl Views {
             Some(index) => {
                 index.write(piece, &mut out)?;
                 // Before the client can see the link: it may ask for the file at once.
-                self.keep_facts(index, spec).await;
+                self.keep_facts(index, spec, writer).await;
             }
             None => out.extend_from_slice(piece),
         }
@@ -433,27 +433,31 @@ impl Views {
         is_wanted(writer)
     }
 
-    /// Keeps what was found in memory, until the catalogue's writer has written it. Only where too much of that waits, and the
-    /// database writes, does the document wait for room: a client that asks for what is not known is refused.
-    async fn keep_facts(&self, index: &mut dyn IndexReader, spec: &Spec) {
+    /// Notes what was found since the last call, in memory: the catalogue writes it later. Only where too much of that waits, for
+    /// a database that writes, does the document wait for room, because clients are refused what is not noted.
+    async fn keep_facts(&self, index: &mut dyn IndexReader, spec: &Spec, writer: &Writer) {
         let facts = index.take_facts();
         let Some(rewriting) = spec.rewriting.as_ref().filter(|_| !facts.is_empty()) else {
             return;
         };
         let links = facts.into_iter().filter_map(|fact| match fact {
             Fact::Link(name) => Some(name),
-            // A manifest's files are taken from the manifest itself.
+            // Whoever shows a set reads its manifest for them.
             Fact::Member(_) => None,
         });
         let remote = &rewriting.asset.remote.name;
-        if let Err(error) = self.catalog.add_links(remote, links).await {
+        if let Err(error) = self.catalog.add_links(remote, links).await
+            && writer.object().is_kept()
+        {
             tracing::warn!(%remote, %error, "links to other hosts could not be noted");
+            // Made again for who asks next, so that they are noted then.
+            writer.doom();
         }
     }
 
     async fn compress(&self, original: &Object, plain: Arc<Object>, mut writer: Writer) -> Result<(), MakeError> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
-        let mut reader = Reader::new(plain);
+        let mut reader = Reader::new(Arc::clone(&plain));
         while let Some(piece) = reader.next().await? {
             for part in piece.chunks(PIECE) {
                 encoder.write_all(part).map_err(MakeError::Decode)?;
@@ -466,6 +470,9 @@ impl Views {
         writer
             .write(encoder.finish().map_err(MakeError::Decode)?.into())
             .await?;
+        if !plain.is_kept() {
+            writer.doom();
+        }
         self.finish(original, writer).await
     }
 

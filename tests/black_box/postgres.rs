@@ -198,6 +198,37 @@ fn a_database_that_is_away_stops_no_download_and_loses_nothing() {
 }
 
 #[test]
+fn links_that_there_was_no_room_for_are_noted_when_the_index_is_read_again() {
+    const LINKS: usize = 140_000;
+    run(async {
+        let (up, mut server) = (upstream().await, Postgres::prepare());
+        let file = |n: usize| format!("f/pkg-{n}.0-py3-none-any.whl");
+        let page: String = (0..LINKS)
+            .map(|n| format!("<a href=\"{}\">x</a>\n", up.url(&format!("/{}", file(n)))))
+            .collect();
+        let index = Upstream::start().await;
+        index.reply("/simple/pkg/", Reply::ok(page).content_type("text/html; charset=utf-8"));
+        let remotes = format!("py: {{package: pypi, base_url: '{}'}}", index.base());
+        let proxy = settings(&up, &server).remotes(&remotes).start().await;
+        eventually(LIMIT, "the database is known to be away", async || {
+            catalogue(&proxy).await["status"] == "degraded"
+        })
+        .await;
+        // The document waits for nothing.
+        let page = proxy.fetch("py", "simple/pkg/").await.ok();
+        assert_eq!(page.text().matches("/-/host/").count(), LINKS);
+        let path = |n: usize| format!("-/host/{}/{}", up.authority(), file(n));
+        proxy.fetch("py", &path(0)).await.ok();
+        proxy.fetch("py", &path(LINKS - 1)).await.expect(503);
+        server.launch();
+        eventually(LIMIT, "the last file is served", async || {
+            proxy.fetch("py", &path(LINKS - 1)).await.status == 200
+        })
+        .await;
+    });
+}
+
+#[test]
 fn what_is_recorded_last_is_written_at_the_stop() {
     run(async {
         let (up, server) = (upstream().await, Postgres::start());

@@ -321,6 +321,8 @@ fn within_the_ttl_the_old_set_is_whole() {
         let proxy = repository.proxy_with("cache: {mutable_ttl: 600}").await;
         assert_eq!(ask(&proxy, REPOMD).await, Some(1));
         assert_eq!(ask(&proxy, PRIMARY).await, Some(1));
+        // The last that is fetched ahead: from here on nothing of the first set is asked for.
+        assert_eq!(ask(&proxy, COMPS).await, Some(1));
         repository.switch(2);
         for path in [PRIMARY, REPOMD, PRIMARY] {
             assert_eq!(ask(&proxy, path).await, Some(1), "{path}");
