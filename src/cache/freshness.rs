@@ -68,6 +68,16 @@ pub enum Left {
 }
 
 impl Left {
+    /// The shorter of the two.
+    #[must_use]
+    pub fn at_most(self, other: Left) -> Left {
+        match (self, other) {
+            (Left::ForEver, left) | (left, Left::ForEver) => left,
+            (Left::For(one), Left::For(other)) => Left::For(one.min(other)),
+            (expired @ Left::Expired(_), _) | (_, expired) => expired,
+        }
+    }
+
     pub fn is_fresh(self) -> bool {
         !matches!(self, Left::Expired(_))
     }

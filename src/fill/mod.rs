@@ -6,7 +6,9 @@
 
 mod answer;
 mod coded;
+pub mod dates;
 mod decision;
+mod decoded;
 pub mod flush;
 mod gunzip;
 mod in_bucket;
@@ -38,6 +40,7 @@ use tokio::sync::{oneshot, watch};
 use url::Url;
 
 pub use answer::{Answer, Negative};
+use dates::Dates;
 use set::Manifests;
 use shared::Shared;
 use turn::Turn;
@@ -234,6 +237,7 @@ pub struct Fills {
     flights: Mutex<HashMap<Slot, Arc<Flight>>>,
     negative: Negative,
     manifests: Manifests,
+    pub dates: Dates,
     proxy: FillProxy,
 }
 
@@ -254,6 +258,7 @@ impl Fills {
             flights: Mutex::default(),
             negative: Negative::default(),
             manifests: Manifests::default(),
+            dates: Dates::default(),
             proxy: FillProxy::new(store),
         })
     }

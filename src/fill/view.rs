@@ -18,17 +18,19 @@ use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
+use super::decoded::{DecodeError, Decoded, PIECE};
 pub use super::gunzip::GZIP;
-use super::gunzip::Gunzip;
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
+use crate::config::Remote;
 use crate::formats::links::Style;
+use crate::formats::release::{Dated, Hold};
 use crate::formats::{Asset, Class, Fact, IndexError, IndexReader, View, ViewContext};
 use crate::headers;
 use crate::metrics::Metrics;
 
-/// What a decoder may make of one document: a bomb ends here, a 40 MB index does not.
-const MAX_DECODED: u64 = 1 << 30;
+/// The longest index that releases are held back from: it is read as a whole.
+pub(super) const MAX_HELD: usize = 256 << 20;
 /// Base URLs for which views of one document are kept; `Host` comes from outside.
 const MAX_BASES: usize = 16;
 /// Views for base URLs that a document with views was not asked by yet: so many are made at once, for whoever they are.
@@ -40,8 +42,6 @@ const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
 /// A view is about as long as its original, and several times as long as that one's gzip form.
 const GROWTH: u64 = 2;
 const GROWTH_DECODED: u64 = 16;
-/// A decoder's output is handed on in pieces of this.
-const PIECE: usize = 64 << 10;
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,21 @@ impl Rewriting {
     fn is_absolute(&self) -> bool {
         self.view.style == Style::Absolute
     }
+
+    fn kind(&self) -> Kind {
+        Kind::of(&self.asset.remote, self.view)
+    }
+
+    fn context<'a>(&'a self, document_url: Url, content_type: &'a str) -> ViewContext<'a> {
+        ViewContext {
+            remote: &self.asset.remote,
+            path: &self.asset.path,
+            style: self.view.style,
+            document_url,
+            content_type,
+            remote_url: &self.remote_url,
+        }
+    }
 }
 
 /// Which view of an original.
@@ -85,15 +100,60 @@ type HotKey = (u64, Kind, bool, u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Decoded,
-    Rewritten(Style),
+    Rewritten {
+        style: Style,
+        /// For how many days releases are held back from it.
+        held: Option<u32>,
+        media_type: Option<&'static str>,
+    },
+}
+
+impl Kind {
+    /// What `view` makes of the documents of `remote`.
+    pub fn of(remote: &Remote, view: View) -> Kind {
+        Kind::Rewritten {
+            style: view.style,
+            held: remote.quarantine_days.filter(|_| view.dated.is_some()),
+            media_type: view.media_type,
+        }
+    }
+
+    fn is_absolute(self) -> bool {
+        matches!(
+            self,
+            Kind::Rewritten {
+                style: Style::Absolute,
+                ..
+            }
+        )
+    }
+
+    /// What the key of a view says of it beside the style of its links.
+    fn suffix(self) -> String {
+        let Kind::Rewritten { held, media_type, .. } = self else {
+            return String::new();
+        };
+        let held = held.map_or(String::new(), |days| format!(" held {days}"));
+        let media_type = media_type.map_or(String::new(), |media_type| format!(" as {media_type}"));
+        held + &media_type
+    }
+}
+
+/// Whether a release that was held back when `view` was made is due: it is another document now.
+fn is_over(view: &Object) -> bool {
+    view.fresh.fresh_until() <= now_ms()
 }
 
 impl Spec {
     fn kind(&self) -> Kind {
-        match &self.rewriting {
-            None => Kind::Decoded,
-            Some(rewriting) => Kind::Rewritten(rewriting.view.style),
-        }
+        self.rewriting.as_ref().map_or(Kind::Decoded, Rewriting::kind)
+    }
+
+    /// How releases are held back from the document.
+    fn hold(&self) -> Option<(&'static Dated, Hold)> {
+        let rewriting = self.rewriting.as_ref()?;
+        let days = rewriting.asset.remote.quarantine_days?;
+        Some((rewriting.view.dated?, Hold::new(days, now_ms() / 1000)))
     }
 }
 
@@ -166,8 +226,13 @@ impl Views {
 
     fn key(original: &Object, spec: &Spec) -> Key {
         let form = match &spec.rewriting {
-            Some(rewriting) if rewriting.is_absolute() => format!("for {}", rewriting.remote_url),
-            Some(_) => "relative".to_owned(),
+            Some(rewriting) => {
+                let links = match rewriting.is_absolute() {
+                    true => format!("for {}", rewriting.remote_url),
+                    false => "relative".to_owned(),
+                };
+                links + &rewriting.kind().suffix()
+            }
             None => "decoded".to_owned(),
         };
         let coding = if spec.gzip { "gzip" } else { "identity" };
@@ -197,13 +262,13 @@ impl Views {
     /// A view of `original` that was opened before.
     pub async fn known(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
         let known = self.used(&self.hot_key(original, kind, gzip, remote_url))?;
-        self.store.open_object(&known.key).await
+        self.store.open_object(&known.key).await.filter(|view| !is_over(view))
     }
 
     /// Such a view, if it is in memory.
     pub fn in_memory(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> Option<Arc<Object>> {
         let known = self.used(&self.hot_key(original, kind, gzip, remote_url))?;
-        self.store.in_memory(&known.key)
+        self.store.in_memory(&known.key).filter(|view| !is_over(view))
     }
 
     fn used(&self, hot: &HotKey) -> Option<Arc<Known>> {
@@ -215,7 +280,7 @@ impl Views {
     }
 
     fn hot_key(&self, original: &Object, kind: Kind, gzip: bool, remote_url: &str) -> HotKey {
-        let url = if kind == Kind::Rewritten(Style::Absolute) {
+        let url = if kind.is_absolute() {
             self.hasher.hash_one(remote_url)
         } else {
             0
@@ -253,7 +318,7 @@ impl Views {
         let known = Arc::new(Known { key: key.clone(), base });
         self.keys
             .insert(self.hot_key(original, spec.kind(), spec.gzip, remote_url), known);
-        if let Some(view) = self.store.open_object(&key).await {
+        if let Some(view) = self.made(&key).await {
             return Ok(view);
         }
         if let Some(coding) = original.head.content_encoding().filter(|coding| !is_gzip(coding)) {
@@ -294,7 +359,7 @@ impl Views {
 
     async fn open_plain(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
         let key = Self::key(original, spec);
-        if let Some(view) = self.store.open_object(&key).await {
+        if let Some(view) = self.made(&key).await {
             return Ok(view);
         }
         let writer = self.create(key, original, spec).await?;
@@ -305,6 +370,16 @@ impl Views {
             views.note(&original, made);
         });
         Ok(view)
+    }
+
+    /// The view under `key`, if it is what it would be if it were made now.
+    async fn made(&self, key: &Key) -> Option<Arc<Object>> {
+        let view = self.store.open_object(key).await?;
+        if is_over(&view) {
+            self.store.remove(key.hash).await;
+            return None;
+        }
+        Some(view)
     }
 
     fn note(&self, original: &Object, made: Result<(), MakeError>) {
@@ -322,6 +397,15 @@ impl Views {
 
     async fn create(&self, key: Key, original: &Object, spec: &Spec) -> Result<Writer, NoSpace> {
         let mut kept = headers::of_view(&original.head.headers);
+        if let Kind::Rewritten { held, media_type, .. } = spec.kind() {
+            if held.is_some() {
+                // The document changes when a release is due, too.
+                kept.remove(header::LAST_MODIFIED);
+            }
+            if let Some(media_type) = media_type {
+                kept.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+            }
+        }
         if spec.gzip {
             kept.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
@@ -347,44 +431,38 @@ impl Views {
     }
 
     async fn write(&self, original: &Arc<Object>, spec: &Spec, mut writer: Writer) -> Result<(), MakeError> {
+        let document_url = Url::parse(&original.head.url).unwrap_or_else(|_| NOWHERE.clone());
+        let content_type = original.head.content_type();
         let mut index = spec.rewriting.as_ref().map(|rewriting| {
-            let document_url = Url::parse(&original.head.url).unwrap_or_else(|_| NOWHERE.clone());
-            (rewriting.view.reader)(&ViewContext {
-                remote: &rewriting.asset.remote,
-                path: &rewriting.asset.path,
-                style: rewriting.view.style,
-                document_url,
-                content_type: original.head.content_type(),
-                remote_url: &rewriting.remote_url,
-            })
+            let view = rewriting.view;
+            let content_type = view.media_type.unwrap_or(content_type);
+            (view.reader)(&rewriting.context(document_url.clone(), content_type))
         });
-        let mut reader = Reader::new(Arc::clone(original));
-        let is_coded = original.head.content_encoding().is_some() && has_gzip_bytes(original).await;
-        let mut decoder = is_coded.then(Gunzip::new);
-        let mut decoded = 0;
-        while let Some(piece) = reader.next().await? {
-            match &mut decoder {
-                None => self.rewrite(&piece, index.as_deref_mut(), spec, &mut writer).await?,
-                Some(decoder) => {
-                    // In small steps: a bomb's next kilobytes can be megabytes.
-                    for step in piece.chunks(1 << 10) {
-                        decoder.write(step).map_err(MakeError::Decode)?;
-                        let out = decoder.take();
-                        decoded += out.len() as u64;
-                        if decoded > MAX_DECODED {
-                            return Err(MakeError::TooLarge);
-                        }
-                        for part in out.chunks(PIECE) {
-                            self.rewrite(part, index.as_deref_mut(), spec, &mut writer).await?;
-                        }
-                    }
+        let mut document = Decoded::new(original).await;
+        match (&spec.rewriting, spec.hold()) {
+            (Some(rewriting), Some((dated, hold))) => {
+                let document = document.whole(MAX_HELD).await?;
+                let (rewriting, content_type) = (rewriting.clone(), content_type.to_owned());
+                let leave_out = move || {
+                    let (mut hold, context) = (hold, rewriting.context(document_url, &content_type));
+                    let left = (dated.without)(&context, &document, &mut hold);
+                    left.map(|left| (left, hold.due()))
+                };
+                let left = tokio::task::spawn_blocking(leave_out).await;
+                let (left, due) = left.unwrap_or_else(|_| Err(IndexError("reading it was given up".to_owned())))?;
+                if let Some(due) = due {
+                    let fresh = &writer.object().fresh;
+                    fresh.set(Class::Immutable, fresh.checked_at(), due.saturating_mul(1000));
+                }
+                for part in left.chunks(PIECE) {
+                    self.rewrite(part, index.as_deref_mut(), spec, &mut writer).await?;
                 }
             }
-        }
-        if let Some(mut decoder) = decoder {
-            decoder.end().map_err(MakeError::Decode)?;
-            self.rewrite(&decoder.take(), index.as_deref_mut(), spec, &mut writer)
-                .await?;
+            _ => {
+                while let Some(piece) = document.next().await? {
+                    self.rewrite(&piece, index.as_deref_mut(), spec, &mut writer).await?;
+                }
+            }
         }
         if let Some(index) = &mut index {
             let mut out = Vec::new();
@@ -460,16 +538,20 @@ impl Views {
         let mut reader = Reader::new(Arc::clone(&plain));
         while let Some(piece) = reader.next().await? {
             for part in piece.chunks(PIECE) {
-                encoder.write_all(part).map_err(MakeError::Decode)?;
+                encoder.write_all(part)?;
                 let out = std::mem::take(encoder.get_mut());
                 writer.write(out.into()).await?;
                 tokio::task::yield_now().await;
                 is_wanted(&writer)?;
             }
         }
+        writer.write(encoder.finish()?.into()).await?;
+        // What is due in the one is due in the other.
+        let fresh = &plain.fresh;
         writer
-            .write(encoder.finish().map_err(MakeError::Decode)?.into())
-            .await?;
+            .object()
+            .fresh
+            .set(Class::Immutable, fresh.checked_at(), fresh.fresh_until());
         if !plain.is_kept() {
             writer.doom();
         }
@@ -592,10 +674,8 @@ enum MakeError {
     Read(#[from] ReadError),
     #[error("{0}")]
     Rewrite(#[from] IndexError),
-    #[error("its gzip coding is damaged: {0}")]
-    Decode(std::io::Error),
-    #[error("it decodes to more than {MAX_DECODED} bytes")]
-    TooLarge,
+    #[error("{0}")]
+    Decode(#[from] DecodeError),
     #[error("{0}")]
     Write(#[from] std::io::Error),
     #[error("{0}")]

@@ -7,6 +7,7 @@ use http::HeaderName;
 use url::Url;
 
 use super::links::{self, Style};
+use super::release::{Dated, DatedBy};
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
 use crate::config::{Remote, RemoteType};
@@ -41,6 +42,8 @@ pub struct Asset {
     pub binding: Binding,
     /// A document that says what there is, though it never changes: see [`Asset::is_index`].
     pub lists: bool,
+    /// The index that tells when it was published.
+    pub dated_by: Option<DatedBy>,
     /// A list that may come in pages: `Link` says where the next one is.
     pub pages: bool,
     /// What upstream's token service has to allow.
@@ -95,6 +98,31 @@ pub struct View {
     /// How its links are written: absolute ones make a view for each base URL that clients come by.
     pub style: Style,
     pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
+    /// How it tells when releases were published, where those that are held back are left out of it.
+    pub dated: Option<&'static Dated>,
+    /// `Content-Type`, where it is another than upstream's.
+    pub media_type: Option<&'static str>,
+}
+
+impl View {
+    /// A document whose links `reader` rewrites.
+    pub fn new(style: Style, reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>) -> Self {
+        View {
+            style,
+            reader,
+            dated: None,
+            media_type: None,
+        }
+    }
+
+    /// The same, less what `remote` holds back.
+    #[must_use]
+    pub fn held_by(self, remote: &Remote, dated: &'static Dated) -> Self {
+        View {
+            dated: remote.quarantine_days.map(|_| dated),
+            ..self
+        }
+    }
 }
 
 impl std::fmt::Debug for View {
@@ -167,6 +195,7 @@ impl Asset {
             shared_path: None,
             binding: Binding::Alone,
             lists: false,
+            dated_by: None,
             pages: false,
             token_scope: None,
             media_type: content_type_by_extension(&path.decoded),

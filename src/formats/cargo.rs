@@ -4,10 +4,14 @@
 //! The `config.json` that clients get leads them back here. Where it names crates it puts their checksum behind the path
 //! ([`DIGEST`]), so that a crate is verified before it is kept, and one that upstream replaces is another file here.
 
+mod dated;
+
 use http::Method;
 use serde_json::{Map, Value, json};
 
+use super::index::AsItIs;
 use super::links::{self, LinkMap, Style};
+use super::release::DatedBy;
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -40,6 +44,7 @@ impl Format for Cargo {
         // To some servers, an encoded slash is one.
         let governing = asset.governing.replace("%2F", "/");
         let below_api = below_api(&governing);
+        asset.dated_by = dated_by(&governing);
         if let Some((checksum, digest)) = checksum
             && !below_api.is_some_and(is_of_account)
         {
@@ -54,13 +59,13 @@ impl Format for Cargo {
         if is_own && path == CONFIG {
             asset.nature = Some(Class::Mutable);
             asset.media_type = "application/json";
-            asset.view = Some(View {
-                style: Style::Absolute,
-                reader,
-            });
+            asset.view = Some(View::new(Style::Absolute, reader));
         } else if is_own && is_index(path) {
             asset.nature = Some(Class::Mutable);
             asset.media_type = "text/plain; charset=utf-8";
+            let holds = asked.remote.quarantine_days.is_some();
+            let view = View::new(Style::Relative, AsItIs::reader).held_by(asked.remote, &dated::INDEX);
+            asset.view = holds.then_some(view);
         } else if path.ends_with(".crate") || path.ends_with("/download") {
             asset.media_type = CRATE_TYPE;
         }
@@ -131,6 +136,16 @@ fn service(below: &str) -> Served {
         [.., name, version, "download"] if is_name(name) && is_version(version) => Served::File,
         _ => Served::Nowhere,
     }
+}
+
+/// The file in the index that dates the crate under a decoded path, and the name that the version has there.
+fn dated_by(path: &str) -> Option<DatedBy> {
+    let (name, version) = dated::of_path(path).filter(|(name, _)| is_name(name))?;
+    let folders = folders(&name)?;
+    Some(DatedBy {
+        index: format!("{folders}{name}").to_ascii_lowercase(),
+        name: dated::name(&name, version),
+    })
 }
 
 /// The letters of names in public registries.

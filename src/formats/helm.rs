@@ -34,10 +34,7 @@ impl Format for Helm {
         asset.nature = asset.governing.ends_with("index.yaml").then_some(Class::Mutable);
         let path = asset.path.decoded.as_str();
         if path == "index.yaml" || path.ends_with("/index.yaml") {
-            asset.view = Some(View {
-                style: Style::Relative,
-                reader,
-            });
+            asset.view = Some(View::new(Style::Relative, reader));
         }
         if path.ends_with(".prov") {
             asset.media_type = "text/plain; charset=utf-8";

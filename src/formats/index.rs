@@ -1,6 +1,7 @@
 //! An index is a document that names files. What it states of them are its *facts*: they are found while it streams through, by
 //! the one reading that also rewrites its links.
 
+use super::ViewContext;
 use super::asset::Member;
 
 /// What an index states.
@@ -41,4 +42,33 @@ pub trait IndexReader: Send {
     fn take_facts(&mut self) -> Vec<Fact>;
     /// Links that should have been rewritten and could not be (unparsable): counted in production.
     fn escaped(&self) -> u64;
+}
+
+/// A document that names nothing.
+pub(super) struct AsItIs;
+
+impl AsItIs {
+    /// Such a reader.
+    pub(super) fn reader(_context: &ViewContext<'_>) -> Box<dyn IndexReader> {
+        Box::new(AsItIs)
+    }
+}
+
+impl IndexReader for AsItIs {
+    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
+        out.extend_from_slice(chunk);
+        Ok(())
+    }
+
+    fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), IndexError> {
+        Ok(())
+    }
+
+    fn take_facts(&mut self) -> Vec<Fact> {
+        Vec::new()
+    }
+
+    fn escaped(&self) -> u64 {
+        0
+    }
 }

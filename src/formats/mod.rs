@@ -18,6 +18,7 @@ pub mod links;
 mod npm;
 pub mod path;
 mod pypi;
+pub mod release;
 mod rpm;
 #[cfg(test)]
 pub(crate) mod testing;

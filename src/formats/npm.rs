@@ -2,11 +2,15 @@
 //! in a full and an abbreviated form, the documents of single versions, and tarballs, which every version names by an
 //! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
 
+mod dated;
+
 use http::Method;
 
 use super::accept::wish;
+use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
+use super::release::DatedBy;
 use super::{
     ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -66,6 +70,7 @@ impl Format for Npm {
         }
         let mut asset = Asset::new(remote, canonical(path), |path| path).named_by(index_naming);
         let Some(document) = document(&asset.path.decoded) else {
+            asset.dated_by = dated_by(&asset.governing);
             return Reading::Artifact(Box::new(asset));
         };
         // A registry wants the slash of a scope encoded in the URL of a document, and as it stands in that of a tarball.
@@ -78,17 +83,25 @@ impl Format for Npm {
             };
             asset.location = Location::Upstream(links::under_base(remote, &path));
         }
+        let is_package = document == Document::Package;
+        let holds = remote.quarantine_days.is_some();
         asset.form = match document {
+            // The abbreviated form has no dates.
+            Document::Package if holds => FULL,
             Document::Package => negotiate(asked.accept),
             Document::Version => VERSION,
         };
-        asset.varies = document == Document::Package;
+        asset.varies = is_package && !holds;
         asset.media_type = "application/json";
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
-        asset.view = (remote.tarball_urls == TarballUrls::Rewrite).then_some(View {
-            style: Style::Absolute,
-            reader,
-        });
+        let view = match remote.tarball_urls {
+            TarballUrls::Rewrite => Some(View::new(Style::Absolute, reader)),
+            TarballUrls::Upstream => (holds && is_package).then_some(View::new(Style::Relative, AsItIs::reader)),
+        };
+        asset.view = match is_package {
+            true => view.map(|view| view.held_by(remote, &dated::PACKUMENT)),
+            false => view,
+        };
         Reading::Artifact(Box::new(asset))
     }
 
@@ -170,6 +183,15 @@ fn index_naming(path: &str) -> Option<String> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"@-._~".contains(&byte);
     let valid = name.iter().all(|segment| segment.bytes().all(plain)) && name != ["-"] && name != ["@"];
     valid.then(|| name.join("/"))
+}
+
+/// The packument that dates the tarball under `path`, and the name that it has there.
+fn dated_by(path: &str) -> Option<DatedBy> {
+    let file = path.rsplit('/').next().filter(|file| file.ends_with(".tgz"))?;
+    Some(DatedBy {
+        index: index_naming(path)?,
+        name: file.to_owned(),
+    })
 }
 
 fn refused(status: u16, detail: String) -> Reading {

@@ -5,12 +5,15 @@
 //! Every path that ends in `/` is an index, for indexes exist outside `simple/` too. An index is HTML or JSON, as the
 //! client's `Accept` says, and the links to files in it become ours; everything else in it stays as it is.
 
+mod dated;
+
 use url::Url;
 
 use super::accept::wish;
 use super::html::{Tokenizer, Value};
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
+use super::release::DatedBy;
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
     ViewContext,
@@ -70,10 +73,7 @@ impl Format for Pypi {
         if is_legacy(path) {
             asset.form = LEGACY;
             asset.media_type = "application/json";
-            asset.view = Some(View {
-                style: Style::Absolute,
-                reader,
-            });
+            asset.view = Some(View::new(Style::Absolute, reader).held_by(asked.remote, &dated::JSON));
         } else if is_index(path) {
             let Some(form) = negotiate(asked.accept) else {
                 return Reading::NotAcceptable;
@@ -82,10 +82,20 @@ impl Format for Pypi {
             asset.varies = true;
             asset.presented_as = presented_as(asked.accept);
             asset.media_type = "text/html; charset=utf-8";
-            asset.view = Some(View {
-                style: Style::Relative,
-                reader,
+            let view = View::new(Style::Relative, reader);
+            asset.view = Some(match form == HTML && asked.remote.quarantine_days.is_some() {
+                false => view.held_by(asked.remote, &dated::JSON),
+                // Only JSON has dates: upstream is asked for that.
+                true => {
+                    asset.form = JSON;
+                    View {
+                        media_type: asset.presented_as.or(Some(asset.media_type)),
+                        ..view.held_by(asked.remote, &dated::HTML)
+                    }
+                }
             });
+        } else {
+            asset.dated_by = dated_by(&asset.governing);
         }
         Reading::Artifact(Box::new(asset))
     }
@@ -164,6 +174,14 @@ fn index_naming(path: &str) -> Option<String> {
     let file = governing_path(path).rsplit('/').next()?;
     let name = project(file)?;
     is_name(name).then(|| format!("simple/{}/", normalized(name)))
+}
+
+/// The index that dates the distribution file under `path`, and the name that it has there.
+fn dated_by(path: &str) -> Option<DatedBy> {
+    Some(DatedBy {
+        index: index_naming(path)?,
+        name: path.rsplit('/').next()?.to_owned(),
+    })
 }
 
 /// Every path ending in `/`, and all of `simple/` but the files that some hosts keep there.

@@ -6,29 +6,34 @@ use http::{HeaderMap, header};
 
 use super::Policy;
 use crate::cache::Millis;
+use crate::formats::release::Hold;
 use crate::formats::{Asset, Class};
 
-/// Seconds of a day.
-const DAY: u64 = 24 * 3600;
-
-/// Until when an artifact is held, in Unix seconds, if it is held at `now`. The date of publishing is what upstream says in
-/// `Last-Modified`, in `headers`; one that says nothing, or nothing that is a date (RFC 9110 section 5.6.7), is not held.
-/// Neither is what is mutable, nor an index: what it names is.
-pub fn held_until(asset: &Asset, policy: Policy, headers: &HeaderMap, now: Millis) -> Option<u64> {
+/// How long an artifact is held after it was published; none that is mutable, nor an index, is held: what it names is.
+pub fn days(asset: &Asset, policy: Policy) -> Option<u32> {
     let days = asset.remote.quarantine_days?;
-    if policy.class == Class::Mutable || asset.is_index() {
-        return None;
-    }
+    (policy.class == Class::Immutable && !asset.is_index()).then_some(days)
+}
+
+/// Until when what was published at `published` is held for so many `days`, in Unix seconds, if it is held at `now`.
+pub fn held_until(days: u32, published: u64, now: Millis) -> Option<u64> {
+    let mut hold = Hold::new(days, now / 1000);
+    hold.is_held(published).then(|| hold.ends(published))
+}
+
+/// When content was published, in Unix seconds, by what upstream says in `Last-Modified`. `None`: upstream says nothing, or
+/// nothing that is a date (RFC 9110 section 5.6.7).
+pub fn published(headers: &HeaderMap) -> Option<u64> {
     let published = headers.get(header::LAST_MODIFIED)?.to_str().ok()?;
     let published = httpdate::parse_http_date(published).ok()?.duration_since(UNIX_EPOCH);
     // What is older than that was published long ago.
-    let published = published.ok()?.as_secs();
-    let until = published.saturating_add(u64::from(days) * DAY);
-    (now < until.saturating_mul(1000)).then_some(until)
+    Some(published.map_or(0, |since| since.as_secs()))
 }
 
 #[cfg(test)]
 mod tests {
+    const DAY: u64 = 24 * 3600;
+
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
@@ -50,7 +55,8 @@ mod tests {
         if let Some(published) = published {
             headers.insert(header::LAST_MODIFIED, HeaderValue::from_str(published).unwrap());
         }
-        held_until(&asset, classify(&asset).unwrap(), &headers, now * 1000)
+        let days = super::days(&asset, classify(&asset).unwrap())?;
+        held_until(days, super::published(&headers)?, now * 1000)
     }
 
     const NOW: u64 = 1_700_000_000;

@@ -23,8 +23,8 @@ use crate::fill::set::Standing;
 use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
-use crate::formats::{Asset, Class, Format, View};
-use crate::policy::{self, quarantine};
+use crate::formats::{Asset, Class, Format};
+use crate::policy;
 use crate::session::public::{self, arrival};
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
@@ -349,6 +349,14 @@ impl Client {
         let url = match self.upstream_url(&request.asset, &request.remote_url).await {
             Ok(url) => url,
             Err(problem) => {
+                // What is held is named by no index that clients get.
+                let what = (&*request.resolved.asset, request.resolved.format);
+                if self
+                    .is_held(session, what, request.resolved.policy, (None, None))
+                    .await?
+                {
+                    return Ok(true);
+                }
                 let problem = problem.at(&request.remote.name, &request.path.encoded);
                 return self.refuse(session, Some(request.format), problem).await;
             }
@@ -374,7 +382,7 @@ impl Client {
                 && answer.status == 200
                 && let what = (&*request.resolved.asset, request.resolved.format)
                 && self
-                    .is_held(session, what, request.resolved.policy, &answer.headers)
+                    .is_held(session, what, request.resolved.policy, (Some(&answer.headers), None))
                     .await?
             {
                 ctx.cache = "miss";
@@ -462,7 +470,7 @@ impl Client {
         let original = self.fills.store.in_memory(&resolved.key)?;
         let now = now_ms();
         let left = original.fresh.left(resolved.policy.class, resolved.policy.ttl, now);
-        if quarantine::held_until(resolved, resolved.policy, &original.head.headers, now).is_some() {
+        if self.may_be_held(resolved, resolved.policy, &original) {
             return None;
         }
         if !left.is_fresh() || resolved.view.is_none() && original.head.content_encoding().is_some() {
@@ -470,12 +478,13 @@ impl Client {
         }
         let object = match resolved.view {
             None => Arc::clone(&original),
-            Some(View { style, .. }) => {
-                let url = match style {
+            Some(view) => {
+                let url = match view.style {
                     Style::Relative => String::new(),
                     Style::Absolute => remote_url()?,
                 };
-                self.views.in_memory(&original, Kind::Rewritten(style), gzip, &url)?
+                let kind = Kind::of(&resolved.remote, view);
+                self.views.in_memory(&original, kind, gzip, &url)?
             }
         };
         if !object.is_complete() {
@@ -486,7 +495,7 @@ impl Client {
         }
         let dress = Dress {
             policy: resolved.policy,
-            left,
+            left: left.at_most(of_view(&object, now)),
             age: Some(now.saturating_sub(original.fresh.checked_at()) / 1000),
             source: "cache",
             cache_status: hit_status(left),
@@ -535,7 +544,12 @@ impl Client {
         let resolved = &request.resolved;
         let what = (&*resolved.asset, resolved.format);
         if self
-            .is_held(session, what, resolved.policy, &original.head.headers)
+            .is_held(
+                session,
+                what,
+                resolved.policy,
+                (Some(&original.head.headers), Some(&original)),
+            )
             .await?
         {
             return Ok(true);
@@ -546,7 +560,7 @@ impl Client {
         }
         let encoded = original.head.content_encoding();
         let kind = match (request.view, encoded) {
-            (Some(view), _) => Some(Kind::Rewritten(view.style)),
+            (Some(view), _) => Some(Kind::of(&request.remote, view)),
             // A coding that the client did not accept is taken off, and so is one that upstream only names.
             (None, Some(coding)) if is_gzip(coding) => {
                 let as_it_is = accepts(session, "gzip") && has_gzip_bytes(&original).await;
@@ -604,7 +618,7 @@ impl Client {
         let now = now_ms();
         let dress = Dress {
             policy: request.policy,
-            left: request.left(&original, now),
+            left: request.left(&original, now).at_most(of_view(&object, now)),
             age: (!origin.fresh_from_upstream).then(|| {
                 let asked_for = request.pointer.as_deref().unwrap_or(&original);
                 now.saturating_sub(asked_for.fresh.checked_at()) / 1000
@@ -620,6 +634,12 @@ impl Client {
         ctx.sent += serve::serve(&mut Reading { session }, &object, &dress).await?;
         Ok(true)
     }
+}
+
+/// What is left of a view: another one takes its place when a release that was held back is due. The original of a view is
+/// trusted by its own policy.
+fn of_view(object: &Object, now: u64) -> Left {
+    object.fresh.left(Class::Immutable, std::time::Duration::ZERO, now)
 }
 
 /// `Cache-Status` of a hit.

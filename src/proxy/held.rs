@@ -5,7 +5,7 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::Client;
-use crate::cache::now_ms;
+use crate::cache::{Object, now_ms};
 use crate::catalog::rfc3339;
 use crate::formats::{Asset, Format};
 use crate::policy::{Policy, quarantine};
@@ -15,22 +15,29 @@ use crate::session::reply::Problem;
 const UNTIL: HeaderName = HeaderName::from_static("x-quarantine-until");
 
 impl Client {
-    /// Answers a request for what is held back; `headers` are upstream's, of the answer that has the content. `false`: it is
-    /// not held, and nothing was sent.
+    /// Answers a request for what is held back. Its index says when it was published, else `headers` do, upstream's with the
+    /// content; `file` is what is stored of it. `false`: it is not held, and nothing was sent.
     pub(super) async fn is_held(
         &self,
         session: &mut Session,
         (asset, format): (&Asset, &dyn Format),
         policy: Policy,
-        headers: &HeaderMap,
+        (headers, file): (Option<&HeaderMap>, Option<&Object>),
     ) -> Result<bool> {
-        let Some(until) = quarantine::held_until(asset, policy, headers, now_ms()) else {
+        let Some(days) = quarantine::days(asset, policy) else {
+            return Ok(false);
+        };
+        let published = match Box::pin(self.fills.published(asset, file)).await {
+            Some(published) => Some(published),
+            None => headers.and_then(quarantine::published),
+        };
+        let held = published.and_then(|published| quarantine::held_until(days, published, now_ms()));
+        let Some(until) = held else {
             return Ok(false);
         };
         let remote = &asset.remote;
         self.metrics.held(&remote.name);
         let until = rfc3339(i64::try_from(until).unwrap_or(i64::MAX));
-        let days = remote.quarantine_days.unwrap_or_default();
         let detail = format!(
             "held back until {until}: it was published less than {days} days before, and this remote waits so long; \
              ask for an older one"
@@ -39,5 +46,19 @@ impl Client {
             .at(&remote.name, &asset.path.encoded)
             .header(UNTIL, until);
         self.refuse(session, Some(format), problem).await
+    }
+
+    /// Whether `file` may be held: that takes the long way, also to find out when it was published.
+    pub(super) fn may_be_held(&self, asset: &Asset, policy: Policy, file: &Object) -> bool {
+        let Some(days) = quarantine::days(asset, policy) else {
+            return false;
+        };
+        let by_index = match (&asset.dated_by, self.fills.dates.known(file)) {
+            (None, _) => None,
+            (Some(_), Some(known)) => known,
+            (Some(_), None) => return true,
+        };
+        let published = by_index.or_else(|| quarantine::published(&file.head.headers));
+        published.is_some_and(|published| quarantine::held_until(days, published, now_ms()).is_some())
     }
 }

@@ -208,7 +208,12 @@ impl Client {
         if let Ok((header, _)) = &dressed
             && matches!(header.status.as_u16(), 200 | 206)
             && self
-                .is_held(session, (shown.asset, shown.format), wanted.policy, &header.headers)
+                .is_held(
+                    session,
+                    (shown.asset, shown.format),
+                    wanted.policy,
+                    (Some(&header.headers), None),
+                )
                 .await?
         {
             return Ok(true);

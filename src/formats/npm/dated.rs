@@ -1,0 +1,312 @@
+//! When versions were published: `time` of the full packument. The abbreviated one has none, so that where versions are held
+//! all clients get the full one.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use semver::Version;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::super::links::decode_once;
+use super::super::release::{Dated, Hold, Members, Release, json_text, no_json, object, seconds, text};
+use super::super::{IndexError, ViewContext};
+
+/// Packuments.
+pub(super) const PACKUMENT: Dated = Dated { releases, without };
+
+/// What stands in `time` beside the versions.
+const NO_VERSIONS: [&str; 3] = ["created", "modified", "unpublished"];
+
+/// When each version was published.
+fn times<'a>(packument: &Members<'a>) -> HashMap<Cow<'a, str>, u64> {
+    let time = packument.object("time").unwrap_or_default();
+    let dated = time
+        .0
+        .into_iter()
+        .filter(|(version, _)| !NO_VERSIONS.contains(&&**version));
+    dated
+        .filter_map(|(version, time)| Some((version, seconds(&text(time)?)?)))
+        .collect()
+}
+
+/// What the tarball of a version is called, by its URL.
+fn tarball(version: &RawValue) -> Option<String> {
+    let dist = Members::read(version.get()).ok()?.object("dist")?;
+    let url = dist.text("tarball")?;
+    let path = url.split(['?', '#']).next()?;
+    Some(decode_once(path.rsplit('/').next()?))
+}
+
+fn releases(document: &[u8]) -> Vec<Release> {
+    let packument = json_text(document).ok().and_then(|text| Members::read(text).ok());
+    let packument = packument.unwrap_or_default();
+    let times = times(&packument);
+    let versions = packument.object("versions").unwrap_or_default();
+    let dated = versions.0.iter().filter_map(|(version, described)| {
+        Some(Release {
+            published: *times.get(version)?,
+            name: tarball(described)?,
+        })
+    });
+    dated.collect()
+}
+
+fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
+    let packument = Members::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let Some(versions) = packument.object("versions") else {
+        return Ok(document.to_vec());
+    };
+    let times = times(&packument);
+    let is_held = |version: &str, hold: &mut Hold| times.get(version).is_some_and(|time| hold.is_held(*time));
+    let (mut free, mut held) = (Vec::new(), Vec::new());
+    for (version, described) in &versions.0 {
+        let to = if is_held(version, hold) { &mut held } else { &mut free };
+        to.push((&**version, described.get()));
+    }
+    // What is published may be named before it has a version, and after it was unpublished.
+    let hidden: HashSet<&str> = times
+        .keys()
+        .map(|version| &**version)
+        .filter(|version| is_held(version, &mut hold.clone()))
+        .collect();
+    let names: Vec<&str> = free.iter().map(|(version, _)| *version).collect();
+    let mut written: Vec<(&str, Cow<'_, str>)> = Vec::new();
+    for (name, value) in &packument.0 {
+        let value = match &**name {
+            "versions" => object(free.iter().copied()).into(),
+            "time" => free_times(value, &hidden, &times, hold).into(),
+            "dist-tags" if !hidden.is_empty() => free_tags(value, &hidden, &names).into(),
+            _ => Cow::Borrowed(value.get()),
+        };
+        written.push((name, value));
+    }
+    if !held.is_empty() {
+        restrict(&mut written, &packument, &held, hold);
+    }
+    let written = object(written.iter().map(|(name, value)| (*name, &**value)));
+    Ok(written.into_bytes())
+}
+
+/// Names what is held where npm looks for what a policy forbids, and prints why.
+fn restrict<'p>(
+    written: &mut Vec<(&'p str, Cow<'p, str>)>,
+    packument: &Members<'p>,
+    held: &[(&str, &str)],
+    hold: &Hold,
+) {
+    const RESTRICTIONS: &str = "policyRestrictions";
+    let known = packument.object(RESTRICTIONS).unwrap_or_default();
+    let known_versions = known.object("versions").unwrap_or_default();
+    let mut versions: Vec<(&str, &str)> = known_versions
+        .0
+        .iter()
+        .map(|(name, value)| (&**name, value.get()))
+        .collect();
+    versions.extend_from_slice(held);
+    let versions = object(versions);
+    let message = match known.text("message") {
+        Some(message) => format!("{message}\n{}", hold.reason()),
+        None => hold.reason(),
+    };
+    let message = Value::from(message).to_string();
+    let restrictions = object([("message", message.as_str()), ("versions", versions.as_str())]);
+    written.retain(|(name, _)| *name != RESTRICTIONS);
+    written.push((RESTRICTIONS, restrictions.into()));
+}
+
+/// `time` without what is hidden. `modified` is when the last of the others came to be seen.
+fn free_times(value: &RawValue, hidden: &HashSet<&str>, times: &HashMap<Cow<'_, str>, u64>, hold: &Hold) -> String {
+    let Ok(time) = Members::read(value.get()) else {
+        return value.get().to_owned();
+    };
+    let seen = times.iter().filter(|(version, _)| !hidden.contains(&***version));
+    let seen = seen.map(|(_, published)| hold.ends(*published)).max();
+    let said = time.text("modified").and_then(|time| seconds(&time));
+    let modified = match (hidden.is_empty(), seen, said) {
+        // Upstream's own last change may be that which is hidden.
+        (false, Some(seen), _) => Some(seen),
+        (true, Some(seen), Some(said)) if seen > said => Some(seen),
+        _ => None,
+    };
+    let modified = modified.and_then(|seconds| i64::try_from(seconds).ok());
+    let modified = modified.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let modified = modified.and_then(|time| time.format(&Rfc3339).ok());
+    let modified = modified.map(|time| Value::from(time).to_string());
+    let members = time.0.iter().filter(|(name, _)| !hidden.contains(&**name));
+    object(members.map(|(name, value)| match (&**name, &modified) {
+        ("modified", Some(modified)) => ("modified", modified.as_str()),
+        (name, _) => (name, value.get()),
+    }))
+}
+
+/// `dist-tags`, those that name something hidden moved to the newest that may be had.
+fn free_tags(value: &RawValue, hidden: &HashSet<&str>, free: &[&str]) -> String {
+    let Ok(tags) = Members::read(value.get()) else {
+        return value.get().to_owned();
+    };
+    let mut written = Vec::new();
+    for (tag, value) in &tags.0 {
+        match text(value) {
+            Some(version) if hidden.contains(&*version) => {
+                if let Some(fallback) = fallback(&version, free) {
+                    written.push((&**tag, json!(fallback).to_string()));
+                }
+            }
+            _ => written.push((&**tag, value.get().to_owned())),
+        }
+    }
+    object(written.iter().map(|(tag, version)| (*tag, version.as_str())))
+}
+
+/// The newest of `free` before `version`: of its major version if there is one, and a pre-release only for a pre-release.
+fn fallback<'f>(version: &str, free: &[&'f str]) -> Option<&'f str> {
+    let held = Version::parse(version).ok()?;
+    let read = free
+        .iter()
+        .filter_map(|version| Some((Version::parse(version).ok()?, *version)));
+    let is_candidate = |version: &Version| *version < held && (version.pre.is_empty() || !held.pre.is_empty());
+    let candidates = read.filter(|(version, _)| is_candidate(version));
+    let best = candidates.max_by(|(one, _), (other, _)| {
+        let is_of_line = |version: &Version| version.major == held.major;
+        (is_of_line(one), one).cmp(&(is_of_line(other), other))
+    });
+    best.map(|(_, version)| version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::ArtifactPath;
+    use crate::formats::links::Style;
+    use crate::formats::testing;
+    use proptest::prelude::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    /// The packument with these versions and tags, less what is held on day 100 for three days.
+    fn left(versions: &[(&str, u64)], tags: &[(&str, &str)]) -> (Value, Hold) {
+        let day = |day: u64| {
+            let time = OffsetDateTime::from_unix_timestamp(i64::try_from(day * DAY).unwrap()).unwrap();
+            time.format(&Rfc3339).unwrap()
+        };
+        let newest = versions.iter().map(|(_, day)| *day).max().unwrap_or(0);
+        let described = versions.iter().map(|(version, _)| {
+            let dist = json!({"tarball": format!("https://r/p/-/p-{version}.tgz")});
+            ((*version).to_owned(), json!({"version": version, "dist": dist}))
+        });
+        let mut times: serde_json::Map<String, Value> = versions
+            .iter()
+            .map(|(version, at)| ((*version).to_owned(), json!(day(*at))))
+            .collect();
+        times.insert("modified".to_owned(), json!(day(newest)));
+        times.insert("created".to_owned(), json!(day(0)));
+        let tags: serde_json::Map<String, Value> = tags
+            .iter()
+            .map(|(tag, version)| ((*tag).to_owned(), json!(version)))
+            .collect();
+        let packument = json!({
+            "name": "p", "dist-tags": tags, "time": times,
+            "versions": described.collect::<serde_json::Map<String, Value>>(),
+        });
+        let remote = testing::remote("npm", "https://r/");
+        let path = ArtifactPath::default();
+        let context = ViewContext {
+            remote: &remote,
+            path: &path,
+            style: Style::Absolute,
+            document_url: "https://r/p".parse().unwrap(),
+            content_type: "application/json",
+            remote_url: "https://here",
+        };
+        let mut hold = Hold::new(3, 100 * DAY);
+        let document = packument.to_string();
+        let names: HashSet<String> = releases(document.as_bytes())
+            .into_iter()
+            .map(|release| release.name)
+            .collect();
+        assert_eq!(names.len(), versions.len());
+        let left = without(&context, document.as_bytes(), &mut hold).unwrap();
+        (serde_json::from_slice(&left).unwrap(), hold)
+    }
+
+    #[test]
+    fn held_versions_are_restricted_and_tags_fall_back() {
+        let versions = [
+            ("1.0.0", 1),
+            ("1.1.0", 2),
+            ("2.0.0-rc.1", 3),
+            ("2.0.0-rc.2", 99),
+            ("1.2.0", 99),
+            ("3.0.0", 98),
+        ];
+        let tags = [
+            ("latest", "1.2.0"),
+            ("next", "2.0.0-rc.2"),
+            ("three", "3.0.0"),
+            ("old", "1.0.0"),
+        ];
+        let (left, hold) = left(&versions, &tags);
+        let names = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(&left["versions"]), ["1.0.0", "1.1.0", "2.0.0-rc.1"]);
+        assert_eq!(
+            left["dist-tags"],
+            json!({"latest": "1.1.0", "next": "2.0.0-rc.1", "three": "1.1.0", "old": "1.0.0"})
+        );
+        assert_eq!(
+            names(&left["policyRestrictions"]["versions"]),
+            ["1.2.0", "2.0.0-rc.2", "3.0.0"]
+        );
+        assert!(
+            left["policyRestrictions"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("less than 3 days")
+        );
+        assert_eq!(
+            names(&left["time"]),
+            ["1.0.0", "1.1.0", "2.0.0-rc.1", "created", "modified"]
+        );
+        // The last that came to be seen did so on day 6.
+        assert_eq!(left["time"]["modified"], "1970-01-07T00:00:00Z");
+        assert_eq!(hold.due(), Some(101 * DAY));
+    }
+
+    #[test]
+    fn a_tag_that_nothing_is_left_for_goes() {
+        let (all, _) = left(&[("1.0.0", 99)], &[("latest", "1.0.0")]);
+        assert_eq!(all["dist-tags"], json!({}));
+        assert_eq!(all["versions"], json!({}));
+        let (stable, _) = left(&[("1.0.0-rc.1", 1), ("1.0.0", 99)], &[("latest", "1.0.0")]);
+        assert_eq!(stable["dist-tags"], json!({}));
+    }
+
+    proptest! {
+        #[test]
+        fn no_tag_names_what_is_not_there(
+            versions in proptest::collection::btree_map("[0-3]\\.[0-3]\\.[0-3](-rc\\.[0-3])?", 90_u64..110, 1..12),
+            tagged in any::<proptest::sample::Index>()
+        ) {
+            let versions: Vec<(&str, u64)> = versions.iter().map(|(version, day)| (version.as_str(), *day)).collect();
+            let (latest, day) = versions[tagged.index(versions.len())];
+            let (left, hold) = left(&versions, &[("latest", latest)]);
+            let there = left["versions"].as_object().unwrap();
+            for (version, day) in &versions {
+                prop_assert_eq!(there.contains_key(*version), day + 3 <= 100);
+            }
+            if let Some(now) = left["dist-tags"].get("latest") {
+                let now = now.as_str().unwrap();
+                prop_assert!(there.contains_key(now));
+                if day + 3 <= 100 {
+                    prop_assert_eq!(now, latest);
+                }
+                let (now, latest) = (Version::parse(now).unwrap(), Version::parse(latest).unwrap());
+                prop_assert!(now <= latest && (now.pre.is_empty() || !latest.pre.is_empty()));
+            }
+            let due = versions.iter().map(|(_, day)| day + 3).filter(|due| *due > 100).min();
+            prop_assert_eq!(hold.due(), due.map(|due| due * DAY));
+        }
+    }
+}

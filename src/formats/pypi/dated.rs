@@ -1,0 +1,392 @@
+//! When distribution files were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
+//! The HTML form has no dates, so that where files are held it is made from the JSON.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fmt::Write as _;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::super::release::{Dated, Hold, Members, Release, array, items, json_text, no_json, object, seconds, text};
+use super::super::{IndexError, ViewContext};
+use super::{Syntax, extension, is_legacy};
+
+/// The JSON form, and the older API.
+pub(super) const JSON: Dated = Dated {
+    releases,
+    without: json_without,
+};
+
+/// The HTML form, of what upstream has as JSON.
+pub(super) const HTML: Dated = Dated {
+    releases,
+    without: html_without,
+};
+
+/// What is read of a file.
+#[derive(Deserialize)]
+struct File<'a> {
+    #[serde(borrow)]
+    filename: Cow<'a, str>,
+    #[serde(borrow, rename = "upload-time", alias = "upload_time_iso_8601")]
+    uploaded: Option<Cow<'a, str>>,
+}
+
+impl<'a> File<'a> {
+    /// `None`: it is no file as the specification has it, and says nothing of any.
+    fn read(file: &'a RawValue) -> Option<Self> {
+        serde_json::from_str(file.get()).ok()
+    }
+
+    fn published(&self) -> Option<u64> {
+        seconds(self.uploaded.as_deref()?)
+    }
+
+    fn is_held(&self, hold: &mut Hold) -> bool {
+        self.published().is_some_and(|published| hold.is_held(published))
+    }
+
+    /// The version that its name tells, spelled as all spellings of it here.
+    fn version(&self) -> Option<String> {
+        let extension = extension(&self.filename)?;
+        let stem = self.filename.get(..self.filename.len() - extension.len())?;
+        let version = match extension {
+            ".whl" | ".egg" => stem.split('-').nth(1)?,
+            _ => stem.rsplit_once('-')?.1,
+        };
+        Some(plain(version))
+    }
+}
+
+/// A version as it stands in file names, in lower case.
+fn plain(version: &str) -> String {
+    version.to_ascii_lowercase().replace('-', "_")
+}
+
+fn releases(document: &[u8]) -> Vec<Release> {
+    let Ok(index) = json_text(document).map(Members::read) else {
+        return Vec::new();
+    };
+    let index = index.unwrap_or_default();
+    let mut files: Vec<&RawValue> = Vec::new();
+    for name in ["files", "urls"] {
+        files.extend(index.get(name).and_then(items).unwrap_or_default());
+    }
+    for (_, of_version) in &index.object("releases").unwrap_or_default().0 {
+        files.extend(items(of_version).unwrap_or_default());
+    }
+    let read = files.into_iter().filter_map(File::read);
+    read.filter_map(|file| {
+        Some(Release {
+            published: file.published()?,
+            name: file.filename.into_owned(),
+        })
+    })
+    .collect()
+}
+
+/// Whether upstream's answer is JSON, which alone has dates.
+fn is_json(context: &ViewContext<'_>) -> bool {
+    matches!(
+        Syntax::of(context.content_type, is_legacy(&context.path.decoded)),
+        Syntax::Json
+    )
+}
+
+fn json_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
+    match is_json(context) {
+        true => Ok(without(document, hold)?.into_bytes()),
+        false => Ok(document.to_vec()),
+    }
+}
+
+fn without(document: &[u8], hold: &mut Hold) -> Result<String, IndexError> {
+    let index = Members::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let mut versions = Versions::default();
+    let mut written: Vec<(&str, Cow<'_, str>)> = Vec::new();
+    for (name, value) in &index.0 {
+        let value = match (&**name, items(value)) {
+            ("files" | "urls", Some(files)) => free(files, hold, &mut versions).0.into(),
+            ("releases", None) => match Members::read(value.get()) {
+                Ok(releases) => of_versions(&releases, hold).into(),
+                Err(_) => Cow::Borrowed(value.get()),
+            },
+            _ => Cow::Borrowed(value.get()),
+        };
+        written.push((name, value));
+    }
+    if versions.held.is_empty() {
+        return Ok(object(written.iter().map(|(name, value)| (*name, &**value))));
+    }
+    for (name, value) in &mut written {
+        if *name == "versions"
+            && let Some(all) = index.get("versions").and_then(items)
+        {
+            let free = all.into_iter().filter(|version| versions.has(version));
+            *value = array(free.map(RawValue::get)).into();
+        }
+    }
+    Ok(object(written.iter().map(|(name, value)| (*name, &**value))))
+}
+
+/// The versions whose files were looked at.
+#[derive(Default)]
+struct Versions {
+    free: HashSet<String>,
+    held: HashSet<String>,
+}
+
+impl Versions {
+    /// Whether a version may be had: all of its files are held where it may not.
+    fn has(&self, version: &RawValue) -> bool {
+        let Some(version) = text(version).map(|version| plain(&version)) else {
+            return true;
+        };
+        !self.held.contains(&version) || self.free.contains(&version)
+    }
+}
+
+/// Those of `files` that are not held, written again, and how many they are.
+fn free(files: Vec<&RawValue>, hold: &mut Hold, versions: &mut Versions) -> (String, usize) {
+    let mut free = Vec::new();
+    for file in files {
+        let read = File::read(file);
+        let is_held = read.as_ref().is_some_and(|file| file.is_held(hold));
+        if let Some(version) = read.and_then(|file| file.version()) {
+            let of = if is_held {
+                &mut versions.held
+            } else {
+                &mut versions.free
+            };
+            of.insert(version);
+        }
+        if !is_held {
+            free.push(file.get());
+        }
+    }
+    let count = free.len();
+    (array(free), count)
+}
+
+/// The older API's files by version; a version goes with the last of its files.
+fn of_versions(releases: &Members<'_>, hold: &mut Hold) -> String {
+    let mut written = Vec::new();
+    for (version, files) in &releases.0 {
+        let Some(all) = items(files) else {
+            written.push((&**version, files.get().to_owned()));
+            continue;
+        };
+        let before = all.len();
+        let (files, count) = free(all, hold, &mut Versions::default());
+        if count > 0 || before == 0 {
+            written.push((&**version, files));
+        }
+    }
+    object(written.iter().map(|(version, files)| (*version, &**files)))
+}
+
+fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
+    if !is_json(context) {
+        return Ok(document.to_vec());
+    }
+    let json = without(document, hold)?;
+    let index: Index<'_> = serde_json::from_str(&json).map_err(|error| no_json(&error))?;
+    Ok(html(&index).into_bytes())
+}
+
+/// What the HTML form says of an index too (PEP 503, 592, 629, 658, 708, 714).
+#[derive(Deserialize)]
+struct Index<'a> {
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(borrow, default)]
+    files: Vec<Link<'a>>,
+    #[serde(default)]
+    projects: Vec<Project>,
+    #[serde(default)]
+    meta: Meta,
+}
+
+#[derive(Deserialize, Default)]
+struct Meta {
+    #[serde(rename = "api-version")]
+    version: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Project {
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Link<'a> {
+    filename: String,
+    url: String,
+    #[serde(default)]
+    hashes: std::collections::BTreeMap<String, String>,
+    #[serde(rename = "requires-python")]
+    requires: Option<String>,
+    #[serde(borrow, default)]
+    yanked: Option<&'a RawValue>,
+    #[serde(borrow, rename = "core-metadata", alias = "dist-info-metadata")]
+    metadata: Option<&'a RawValue>,
+    #[serde(rename = "gpg-sig")]
+    signed: Option<bool>,
+    provenance: Option<String>,
+}
+
+fn html(index: &Index<'_>) -> String {
+    let title = match &index.name {
+        Some(name) => format!("Links for {}", escaped(name)),
+        None => "Simple index".to_owned(),
+    };
+    let version = escaped(index.meta.version.as_deref().unwrap_or("1.0"));
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n    <meta name=\"pypi:repository-version\" \
+         content=\"{version}\">\n    <title>{title}</title>\n  </head>\n  <body>\n    <h1>{title}</h1>\n"
+    );
+    for Project { name } in &index.projects {
+        let name = escaped(name);
+        // Writing to a string cannot fail.
+        let _ = writeln!(page, "    <a href=\"{name}/\">{name}</a><br>");
+    }
+    for file in &index.files {
+        let hash = ["sha256"]
+            .iter()
+            .find_map(|name| Some((*name, file.hashes.get(*name)?)));
+        let hash = hash.or_else(|| file.hashes.iter().next().map(|(name, hash)| (name.as_str(), hash)));
+        let fragment = hash.map_or(String::new(), |(name, hash)| format!("#{name}={hash}"));
+        let _ = write!(page, "    <a href=\"{}{}\"", escaped(&file.url), escaped(&fragment));
+        let mut attribute = |name: &str, value: &str| {
+            let _ = write!(page, " {name}=\"{}\"", escaped(value));
+        };
+        if let Some(requires) = &file.requires {
+            attribute("data-requires-python", requires);
+        }
+        match file.yanked.map(RawValue::get) {
+            Some("true") => attribute("data-yanked", ""),
+            Some(reason) => _ = serde_json::from_str::<String>(reason).map(|reason| attribute("data-yanked", &reason)),
+            None => {}
+        }
+        if let Some(metadata) = file.metadata.map(RawValue::get) {
+            let hashes = serde_json::from_str::<std::collections::BTreeMap<String, String>>(metadata);
+            let said = hashes
+                .ok()
+                .and_then(|hashes| Some(format!("sha256={}", hashes.get("sha256")?)));
+            if let Some(said) = said.or_else(|| (metadata == "true").then(|| "true".to_owned())) {
+                attribute("data-core-metadata", &said);
+                attribute("data-dist-info-metadata", &said);
+            }
+        }
+        if let Some(signed) = file.signed {
+            attribute("data-gpg-sig", if signed { "true" } else { "false" });
+        }
+        if let Some(provenance) = &file.provenance {
+            attribute("data-provenance", provenance);
+        }
+        let _ = writeln!(page, ">{}</a><br>", escaped(&file.filename));
+    }
+    page.push_str("  </body>\n</html>\n");
+    page
+}
+
+/// Text as HTML has it, in and outside of attributes.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            _ => out.push(character),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: u64 = 24 * 3600;
+
+    fn index(files: &[(&str, u64)]) -> String {
+        let files: Vec<String> = files
+            .iter()
+            .map(|(name, day)| {
+                let time: time::OffsetDateTime = (std::time::UNIX_EPOCH + std::time::Duration::from_secs(day * DAY)).into();
+                let time = time.format(&time::format_description::well_known::Rfc3339).unwrap();
+                format!(
+                    r#"{{"filename": "{name}", "url":"https://f/{name}", "hashes": {{"sha256": "ab"}}, "upload-time":"{time}",
+                    "requires-python": ">=3.8", "yanked": "it <breaks>", "core-metadata": {{"sha256": "cd"}}}}"#
+                )
+            })
+            .collect();
+        format!(
+            r#"{{"meta": {{"api-version": "1.1"}}, "name": "six", "versions": ["1.0","1.1", "2.0"], "files": [{}]}}"#,
+            files.join(", ")
+        )
+    }
+
+    const FILES: [(&str, u64); 4] = [
+        ("six-1.0.tar.gz", 1),
+        ("six-1.1.tar.gz", 98),
+        ("six-1.1-py3-none-any.whl", 90),
+        ("six-2.0-py3-none-any.whl", 99),
+    ];
+
+    #[test]
+    fn held_files_and_the_versions_that_have_no_others_are_left_out() {
+        let mut hold = Hold::new(3, 100 * DAY);
+        let index = index(&FILES);
+        let left: serde_json::Value = serde_json::from_str(&without(index.as_bytes(), &mut hold).unwrap()).unwrap();
+        let names: Vec<&str> = left["files"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|f| f["filename"].as_str().unwrap())
+            .collect();
+        assert_eq!(names, ["six-1.0.tar.gz", "six-1.1-py3-none-any.whl"]);
+        assert_eq!(left["versions"], serde_json::json!(["1.0", "1.1"]));
+        assert_eq!(left["name"], "six");
+        assert_eq!(hold.due(), Some(101 * DAY));
+        let dated = releases(index.as_bytes());
+        assert_eq!(dated.len(), 4);
+        assert_eq!(
+            (dated[1].name.as_str(), dated[1].published),
+            ("six-1.1.tar.gz", 98 * DAY)
+        );
+    }
+
+    #[test]
+    fn what_has_no_date_or_is_no_file_stays() {
+        let mut hold = Hold::new(3, 100 * DAY);
+        let text = r#"{"files":[{"filename":"a-1.tar.gz"},{"filename":"b-1.tar.gz","upload-time":"soon"},7],"x":[1]}"#;
+        assert_eq!(without(text.as_bytes(), &mut hold).unwrap(), text);
+        assert_eq!(hold.due(), None);
+        assert!(without(b"<html>", &mut hold).is_err());
+    }
+
+    #[test]
+    fn the_older_api_loses_versions_with_their_last_file() {
+        let text = r#"{"releases":{"1.0":[{"filename":"a-1.0.tar.gz","upload_time_iso_8601":"1970-01-02T00:00:00Z"}],"2.0":[{"filename":"a-2.0.tar.gz","upload_time_iso_8601":"1970-04-10T00:00:00Z"}],"3.0":[]},"urls":[{"filename":"a-2.0.tar.gz","upload_time_iso_8601":"1970-04-10T00:00:00Z"}]}"#;
+        let mut hold = Hold::new(3, 100 * DAY);
+        let left: serde_json::Value = serde_json::from_str(&without(text.as_bytes(), &mut hold).unwrap()).unwrap();
+        let versions: Vec<&String> = left["releases"].as_object().unwrap().keys().collect();
+        assert_eq!(versions, ["1.0", "3.0"]);
+        assert_eq!(left["urls"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn the_html_form_says_what_the_json_said() {
+        let json = without(index(&FILES[..1]).as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap();
+        let page = html(&serde_json::from_str(&json).unwrap());
+        assert!(page.contains(
+            "<a href=\"https://f/six-1.0.tar.gz#sha256=ab\" data-requires-python=\"&gt;=3.8\" data-yanked=\"it \
+             &lt;breaks&gt;\" data-core-metadata=\"sha256=cd\" data-dist-info-metadata=\"sha256=cd\">six-1.0.tar.gz</a>"
+        ));
+        assert!(page.contains("<meta name=\"pypi:repository-version\" content=\"1.1\">"));
+    }
+}
