@@ -7,9 +7,9 @@ use super::asset::Member;
 /// What an index states.
 ///
 /// What an index says of a file itself belongs here too, as a variant of its own, once something asks for it: its digest
-/// (`hashes` or the fragment `#sha256=` of a link for PyPI, `dist.integrity` for npm, `digest` for Helm, `cksum` for cargo, `checksum`
-/// for RPM) and when it was published (`upload-time`, `time`, `created`, `pubtime`). Each stands beside the link in the same
-/// object of the document, or in the link.
+/// (`hashes`, or the fragment `#sha256=` of a link, for PyPI, `dist.integrity` for npm, `digest` for Helm, `cksum` for cargo) and when
+/// it was published (`upload-time`, `time`, `created`, `pubtime`). Most of these stand in the link or in the object that holds
+/// it; npm lists the times of all versions apart, and cargo's index has no links.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fact {
     /// A link to another host or outside `base_url`, which became `-/host/…`: the name of its URL ([`super::links::named`]), or
@@ -38,7 +38,7 @@ pub trait IndexReader: Send {
     /// # Errors
     /// Those of [`IndexReader::write`].
     fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError>;
-    /// What was found since the last call. Every fact about what was appended to `out` is among what was taken by then.
+    /// What was found since the last call. All that is stated in what was appended to `out` so far has been found.
     fn take_facts(&mut self) -> Vec<Fact>;
     /// Links that should have been rewritten and could not be (unparsable): counted in production.
     fn escaped(&self) -> u64;

@@ -1,6 +1,6 @@
 //! One file per package type. A [`Format`] says what is particular to an ecosystem: it reads a path to an [`Asset`], which
-//! holds all that is known of it, reads an index to what it states, and says what an error looks like. Everything else (caching, ranges, conditions,
-//! streaming) is the same for all of them and lives elsewhere.
+//! holds all that is known of it, and says what an error looks like; what reads an ecosystem's index, to its [`Fact`]s, is part
+//! of the asset. Everything else (caching, ranges, conditions, streaming) is the same for all of them and lives elsewhere.
 //!
 //! A package type is added by one file here and one line in [`of`].
 
@@ -12,7 +12,7 @@ pub mod docker;
 mod generic;
 mod helm;
 mod html;
-pub mod index;
+mod index;
 pub mod json;
 pub mod links;
 mod npm;
