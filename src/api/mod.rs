@@ -296,7 +296,7 @@ fn root(config: &Config) -> serde_json::Value {
             let url = format!("{root}{}/", remote.name);
             let about = json!({
                 "type": kind,
-                "package": remote.package.name(),
+                "package": remote.package.name,
                 "description": remote.description,
                 "url": url,
             });

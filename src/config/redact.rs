@@ -8,8 +8,10 @@ use url::Url;
 
 use super::model::{
     CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
-    TarballUrls, Timeouts,
+    Timeouts,
 };
+use super::own_keys::keys;
+use super::package::OwnKey;
 use super::values::mask;
 
 const HIDDEN: &str = "***";
@@ -23,16 +25,25 @@ impl Config {
             .iter()
             .map(|(name, remote)| (name.clone(), self.remote_json(remote)))
             .collect();
+        let mut settings = settings_json(&self.settings);
+        for package in self.packages.iter().filter(|package| package.default_remote.is_some()) {
+            settings[package.name] = json!({"default_remote": self.settings.default_remotes.get(package.name)});
+        }
         json!({
             "generation": self.generation,
             "remotes": remotes,
-            "settings": settings_json(&self.settings),
+            "settings": settings,
         })
     }
 
     fn remote_json(&self, remote: &Remote) -> Value {
         let mut json = remote_json(remote);
-        for key in ["base_url", "index_url", "description", "username", "proxy"] {
+        let own_keys: Vec<&OwnKey> = keys(&self.packages).into_iter().map(|(_, key)| key).collect();
+        for key in &own_keys {
+            json[key.name] = key.shown(&remote.own);
+        }
+        let urls = own_keys.iter().filter(|key| key.is_url()).map(|key| key.name);
+        for key in ["base_url", "description", "username", "proxy"].into_iter().chain(urls) {
             let source = self.interpolated.get(&(remote.name.clone(), key.to_owned()));
             if let (Some(source), Some(value)) = (source, json.get_mut(key)) {
                 *value = json!(if key == "proxy" { mask(source) } else { source.clone() });
@@ -58,10 +69,9 @@ fn remote_json(remote: &Remote) -> Value {
             RemoteType::Remote => "remote",
             RemoteType::Local => "local",
         },
-        "package": remote.package.name(),
+        "package": remote.package.name,
         "description": remote.description,
         "base_url": remote.base_url.as_ref().map(url),
-        "index_url": remote.index_url.as_ref().map(url),
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
@@ -77,7 +87,6 @@ fn remote_json(remote: &Remote) -> Value {
         "hosts": remote.hosts,
         "password_command": command.map(|command| vec![command.argv[0].as_str(), HIDDEN]),
         "password_command_ttl": command.map(|command| seconds(command.ttl)),
-        "token_realms": remote.token_realms.iter().map(file_host).collect::<Vec<_>>(),
         "file_hosts": remote.file_hosts.iter().map(file_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
         "offline": remote.offline,
@@ -85,10 +94,6 @@ fn remote_json(remote: &Remote) -> Value {
         "quarantine_new": remote.quarantine_days.is_some(),
         "quarantine_days": remote.quarantine_days.unwrap_or(0),
         "client_revalidation": remote.client_revalidation,
-        "tarball_urls": match remote.tarball_urls {
-            TarballUrls::Rewrite => "rewrite",
-            TarballUrls::Upstream => "upstream",
-        },
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),
             "mutable_ttl": seconds(remote.ttl.mutable),
@@ -148,7 +153,6 @@ fn settings_json(settings: &Settings) -> Value {
             "https_proxy": settings.outbound.https.as_ref().map(proxy),
             "no_proxy": settings.outbound.no_proxy,
         },
-        "docker": {"default_remote": settings.docker_default_remote},
         "admin_token": settings.admin_token.as_ref().map(|_| HIDDEN),
         "database": settings.database.as_ref().map(|database| json!({
             "host": database.host,
@@ -175,7 +179,7 @@ fn settings_json(settings: &Settings) -> Value {
 }
 
 /// Validated URLs hold no credentials; should one do, it is not shown all the same.
-fn url(url: &Url) -> String {
+pub(super) fn url(url: &Url) -> String {
     let mut url = url.clone();
     if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
         return HIDDEN.to_owned();
@@ -198,7 +202,7 @@ fn proxy(proxy: &ProxyUrl) -> String {
     format!("http://{credentials}{}:{}", proxy.host, proxy.port)
 }
 
-fn file_host(host: &FileHost) -> String {
+pub(super) fn file_host(host: &FileHost) -> String {
     match host.port {
         Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
         None => format!("{}://{}", host.scheme, host.host),

@@ -185,6 +185,19 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     best.map(|(_, known)| known)
 }
 
+/// The value of the option that `text` names.
+pub(super) fn choice<T: Copy>(text: &str, options: &[(&'static str, T)]) -> Result<T, Fault> {
+    if let Some((_, value)) = options.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let names: Vec<&'static str> = options.iter().map(|(name, _)| *name).collect();
+    let fault = Fault::new(format!("must be one of {}", names.join(", ")));
+    Err(match nearest(text, &names) {
+        Some(near) => fault.hint(format!("did you mean {near}?")),
+        None => fault,
+    })
+}
+
 /// A text without what stands before the `@` of a URL.
 pub(super) fn mask(text: &str) -> String {
     match text.rfind('@') {

@@ -18,11 +18,33 @@ use url::Url;
 use super::accept::wish;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
-use crate::config::Remote;
+use crate::config::{DefaultRemote, Holds, OwnKey, Package, Remote};
 use crate::status::is_absent;
 
 /// The format of `package: docker`.
 pub struct Docker;
+
+static PACKAGE: Package = Package {
+    keys: &[&TOKEN_REALMS],
+    // Docker Hub's way of saying that somebody has pulled too much.
+    serve_stale_on: &[429],
+    may_be_local: false,
+    default_remote: Some(DefaultRemote {
+        flag: "--docker-default-remote",
+        variable: "ARTIFACTAPI_DOCKER_DEFAULT_REMOTE",
+        help: "Where images without a remote's name come from",
+    }),
+    ..Package::named("docker")
+};
+
+/// Further hosts whose token service may see the credentials.
+static TOKEN_REALMS: OwnKey = OwnKey {
+    name: "token_realms",
+    follows: "file_hosts",
+    example: "[auth.example.com]",
+    help: "further hosts whose token service may see the credentials (https)",
+    holds: Holds::TokenRealms,
+};
 
 /// Docker Hub's names for itself: what clients say in `?ns=`, and where it is.
 const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
@@ -201,6 +223,10 @@ fn beside(path: &str, digest: &str) -> Option<String> {
 }
 
 impl Format for Docker {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     /// distribution-spec, "Endpoints".
     fn root(&self) -> Option<&'static str> {
         Some("/v2/")

@@ -2,7 +2,7 @@
 //! holds all that is known of it, and says what an error looks like. Everything else (caching, ranges, conditions,
 //! streaming) is the same for all of them and lives elsewhere.
 //!
-//! A package type is added by one file here and one line in [`of`].
+//! A package type is added by one file here and one line in [`FORMATS`].
 
 pub mod accept;
 mod alpine;
@@ -119,6 +119,9 @@ pub trait Rewriter: Send {
 /// What is particular to one ecosystem. All methods are pure.
 #[deny(missing_docs)]
 pub trait Format: Send + Sync {
+    /// The package type: its name, and what the configuration of its remotes may say besides what all may.
+    fn package(&self) -> &'static Package;
+
     /// Reads what is asked for to all that is known of it.
     fn read(&self, asked: Asked<'_>) -> Reading {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
@@ -153,18 +156,33 @@ pub trait Format: Send + Sync {
     }
 }
 
+/// All package types. The first is that of a remote that names none.
+static FORMATS: [&dyn Format; 8] = [
+    &generic::Generic,
+    &alpine::Alpine,
+    &rpm::Rpm,
+    &docker::Docker,
+    &pypi::Pypi,
+    &npm::Npm,
+    &helm::Helm,
+    &cargo::Cargo,
+];
+
+/// All package types, as the configuration wants them.
+pub fn packages() -> Vec<&'static Package> {
+    FORMATS.iter().map(|format| format.package()).collect()
+}
+
+/// The roots of the package types that have one.
+pub fn roots() -> impl Iterator<Item = &'static str> {
+    FORMATS.iter().filter_map(|format| format.root())
+}
+
 /// The format of a package type.
-pub fn of(package: Package) -> &'static dyn Format {
-    match package {
-        Package::Generic => &generic::Generic,
-        Package::Alpine => &alpine::Alpine,
-        Package::Rpm => &rpm::Rpm,
-        Package::Docker => &docker::Docker,
-        Package::Pypi => &pypi::Pypi,
-        Package::Npm => &npm::Npm,
-        Package::Helm => &helm::Helm,
-        Package::Cargo => &cargo::Cargo,
-    }
+fn of(package: &Package) -> &'static dyn Format {
+    let found = FORMATS.iter().find(|format| format.package() == package);
+    // What remotes are of is one of `packages`.
+    *found.unwrap_or(&FORMATS[0])
 }
 
 /// The format of what `remote` serves: a local remote holds plain files, whatever package they belong to.

@@ -8,10 +8,26 @@ use super::accept::wish;
 use super::json::{JsonRewriter, Place, Step};
 use super::links::{self, LinkMap, Style};
 use super::{ArtifactPath, Asked, Asset, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
-use crate::config::TarballUrls;
+use crate::config::{Holds, OwnKey, Package};
 
 /// The format of `package: npm`.
 pub(super) struct Npm;
+
+static PACKAGE: Package = Package {
+    keys: &[&TARBALL_URLS],
+    metadata_pattern: Some(r"'^(?!.*\.tgz$).*'"),
+    ..Package::named("npm")
+};
+
+/// What `dist.tarball` names.
+static TARBALL_URLS: OwnKey = OwnKey {
+    name: "tarball_urls",
+    follows: "client_revalidation",
+    example: REWRITE,
+    help: "`upstream` leaves dist.tarball at the public registry",
+    holds: Holds::Word(&[REWRITE, "upstream"]),
+};
+const REWRITE: &str = "rewrite";
 
 const FULL: Form = Form {
     name: "full",
@@ -44,6 +60,10 @@ const RESOLVED: Step = Step::Key("_resolved");
 const RESTRICTED: Step = Step::Key("policyRestrictions");
 
 impl Format for Npm {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let (remote, method) = (asked.remote, asked.method);
         let path = undoubled(&remote.name, asked.path);
@@ -83,7 +103,7 @@ impl Format for Npm {
         asset.varies = document == Document::Package;
         asset.media_type = "application/json";
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
-        asset.view = (remote.tarball_urls == TarballUrls::Rewrite).then_some(View {
+        asset.view = (remote.own.word(&TARBALL_URLS) == REWRITE).then_some(View {
             style: Style::Absolute,
             rewriter,
         });

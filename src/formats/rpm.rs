@@ -6,11 +6,18 @@ use quick_xml::events::{BytesStart, Event};
 use quick_xml::{Reader, XmlVersion};
 
 use super::{Asked, Asset, Binding, Class, Format, Member, Reading};
+use crate::config::Package;
 
 /// The format of `package: rpm`.
 pub struct Rpm;
 
+static PACKAGE: Package = Package::named("rpm");
+
 impl Format for Rpm {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let mut asset = Asset::new(asked.remote, asked.path, |path| path);
         asset.nature = nature(&asset.governing);

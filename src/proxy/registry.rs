@@ -17,7 +17,7 @@ use pingora_proxy::Session;
 
 use super::resolve::{HotKey, Resolved, Target};
 use super::{Client, Ctx, wire};
-use crate::config::{Config, Package, Remote};
+use crate::config::{Config, Remote};
 use crate::formats::docker::{names, pages, referrers};
 use crate::formats::{self, Asset, path};
 use crate::session::reply::{self, Problem};
@@ -44,7 +44,7 @@ impl Client {
         hot: Option<HotKey>,
     ) -> Result<bool> {
         speak(session);
-        let format = Some(formats::of(Package::Docker));
+        let format = Some(&formats::docker::Docker as &dyn formats::Format);
         let method = session.req_header().method.clone();
         if !matches!(method, Method::GET | Method::HEAD) {
             let detail = "nothing can be pushed, changed or deleted through this proxy: use the registry itself";

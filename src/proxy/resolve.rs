@@ -63,7 +63,7 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
     let format = formats::of_remote(remote);
     if let Some(root) = format.root().filter(|_| !target.registry) {
-        let package = remote.package.name();
+        let package = remote.package.name;
         let detail = if target.bound_host {
             format!("this is a remote of package {package}: it is served under {root}…")
         } else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::api::Endpoint;
-use crate::config::{Config, Package, Remote};
+use crate::config::{Config, Remote};
 use crate::formats;
 
 const REMOTE_PREFIX: &str = "/api/v1/remote/";
@@ -43,10 +43,7 @@ pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         None => (target, None),
     };
     let bound = config.hosts.get(host);
-    let roots = Package::ALL
-        .into_iter()
-        .filter_map(|package| formats::of(package).root());
-    for root in roots {
+    for root in formats::roots() {
         let raw = path.strip_prefix(root.trim_end_matches('/').as_bytes());
         let raw = raw.filter(|rest| matches!(rest, [] | [b'/', ..]));
         // On the host of another package this is a path like any other.
