@@ -15,6 +15,7 @@ use url::Url;
 
 use super::package::{Holds, OwnKey, Package};
 use super::pattern::Pattern;
+use crate::headers::{Keep, Names};
 
 /// One immutable, validated snapshot of everything that was configured. A request takes one at its start and keeps it
 /// to its end, so that a reload never mixes two configurations in one answer.
@@ -300,6 +301,8 @@ pub struct Remote {
     pub credentials_within: CredentialsWithin,
     /// Upstream's header fields that clients get besides those that describe content.
     pub headers_keep: Vec<HeaderName>,
+    /// The fields that package types add to those that describe content, the same for all remotes.
+    pub known_headers: Arc<[Names]>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
     pub active_content: bool,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
@@ -328,6 +331,14 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Which of upstream's header fields clients get.
+    pub fn keep(&self) -> Keep<'_> {
+        Keep {
+            known: &self.known_headers,
+            listed: &self.headers_keep,
+        }
+    }
+
     /// `base_url`, and the other URLs of servers that belong to the remote as that does.
     pub fn urls(&self) -> impl Iterator<Item = &Url> {
         self.base_url.iter().chain(self.own.urls())

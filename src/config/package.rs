@@ -5,6 +5,8 @@ use std::fmt;
 
 use url::Url;
 
+use crate::headers::Names;
+
 /// `package:` of a remote: what its configuration may say besides what all remotes may.
 #[derive(Clone, Copy)]
 pub struct Package {
@@ -19,6 +21,8 @@ pub struct Package {
     /// A pattern that its metadata matches, as the file has it, where no path is mutable by nature: without
     /// `mutable_patterns` it would be kept for ever.
     pub metadata_pattern: Option<&'static str>,
+    /// The header fields of upstream's that its ecosystem knows.
+    pub headers: Names,
     /// The setting that names the remote which is asked where clients name none.
     pub default_remote: Option<DefaultRemote>,
 }
@@ -83,6 +87,7 @@ impl Package {
             serve_stale_on: &[],
             may_be_local: true,
             metadata_pattern: None,
+            headers: Names::NONE,
             default_remote: None,
         }
     }

@@ -23,6 +23,7 @@ use super::section::{Elsewhere, Section};
 use super::settings;
 use super::values::choice;
 use super::yaml::{self, Document, Entry};
+use crate::headers::Names;
 
 const MAX_QUARANTINE_DAYS: u32 = 36_500;
 
@@ -117,6 +118,7 @@ pub(super) fn read(
         packages,
         names: key_names(&own_keys),
         own_keys,
+        known_headers: packages.iter().map(|package| package.headers).collect(),
         timeouts,
         patterns: RefCell::default(),
     };
@@ -216,6 +218,7 @@ struct Reader<'p> {
     packages: &'p [&'static Package],
     /// Those that only some package types have, with the first type that has it.
     own_keys: Vec<(&'static Package, &'static OwnKey)>,
+    known_headers: Arc<[Names]>,
     /// Of all keys.
     names: Vec<&'static str>,
     /// Of a remote without `upstream:`.
@@ -285,7 +288,8 @@ impl Reader<'_> {
             credentials_within: section
                 .parse("credentials_within", |text| choice(text, &within))
                 .unwrap_or(CredentialsWithin::Host),
-            headers_keep: headers_keep(&section),
+            headers_keep: headers_keep(&section, &self.known_headers),
+            known_headers: Arc::clone(&self.known_headers),
             active_content: section.boolean("active_content").unwrap_or(false),
             base_url,
             credentials,

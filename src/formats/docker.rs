@@ -5,9 +5,10 @@
 //! A path here is what follows `/v2/{remote}/`: `{name}/manifests/{tag or digest}`, `{name}/blobs/{digest}`,
 //! `{name}/tags/list`, `{name}/referrers/{digest}`.
 
-pub mod names;
-pub mod pages;
-pub mod referrers;
+mod names;
+mod pages;
+mod referrers;
+mod root;
 
 use std::sync::LazyLock;
 
@@ -16,13 +17,15 @@ use serde_json::json;
 use url::Url;
 
 use super::accept::wish;
+use super::root::Root;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
 use crate::config::{DefaultRemote, Holds, OwnKey, Package, Remote};
+use crate::headers::Names;
 use crate::status::is_absent;
 
 /// The format of `package: docker`.
-pub struct Docker;
+pub(super) struct Docker;
 
 static PACKAGE: Package = Package {
     keys: &[&TOKEN_REALMS],
@@ -34,6 +37,11 @@ static PACKAGE: Package = Package {
         variable: "ARTIFACTAPI_DOCKER_DEFAULT_REMOTE",
         help: "Where images without a remote's name come from",
     }),
+    headers: Names {
+        families: &["docker-", "oci-"],
+        never: &["docker-distribution-api-version", "oci-namespace"],
+        ..Names::NONE
+    },
     ..Package::named("docker")
 };
 
@@ -52,12 +60,12 @@ const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 const OFFICIAL: &str = "library/";
 
 /// The media type of an image index (image-spec, media-types.md), in which referrers are listed too.
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// distribution-spec, "Pulling manifests": what a registry says of the body that it sends.
-pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The types of manifests that decide what a tag resolves to.
 const TYPES: [&str; 4] = [INDEX, DOCKER_LIST, MANIFEST, DOCKER_MANIFEST];
 /// All of them: a client that names these, or takes anything.
@@ -227,9 +235,8 @@ impl Format for Docker {
         &PACKAGE
     }
 
-    /// distribution-spec, "Endpoints".
-    fn root(&self) -> Option<&'static str> {
-        Some("/v2/")
+    fn root(&self) -> Option<&'static dyn Root> {
+        Some(&Docker)
     }
 
     fn greeting_url(&self, remote: &Remote) -> Option<Url> {
@@ -272,9 +279,9 @@ impl Format for Docker {
         asset.token_scope = Some(format!("repository:{part}{prefix}{name}:pull"));
         let is_content = matches!(what, What::Manifest(_) | What::Blob(_));
         asset.nature = (!is_content).then_some(Class::Mutable);
-        asset.digest_field = is_content.then_some(CONTENT_DIGEST);
+        asset.digest_field = (!queried).then_some(CONTENT_DIGEST);
         asset.varies = matches!(what, What::Tag(_) | What::Manifest(_));
-        asset.pages = queried;
+        asset.pages = queried.then_some(pages::check);
         let listed = |accept| Form {
             name: "",
             accept: Some(accept),
@@ -297,7 +304,8 @@ impl Format for Docker {
                 asset.shared_path = Some(format!("blobs/{digest}"));
                 asset.digest = Some(digest);
             }
-            What::Tags | What::Referrers(_) => {}
+            What::Tags => {}
+            What::Referrers(_) => asset.stand_in = referrers::stand_in(&asset.path).map(Box::new),
         }
         Reading::Artifact(Box::new(asset))
     }

@@ -8,7 +8,7 @@ pub mod accept;
 mod alpine;
 pub mod asset;
 mod cargo;
-pub mod docker;
+mod docker;
 mod generic;
 mod helm;
 mod html;
@@ -17,9 +17,13 @@ pub mod links;
 mod npm;
 pub mod path;
 mod pypi;
-pub mod rpm;
+pub mod root;
+mod rpm;
+pub mod stand_in;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::sync::Arc;
@@ -29,6 +33,7 @@ use url::Url;
 
 pub use asset::{Asset, Binding, Foreign, Location, Member, View};
 use links::Style;
+use root::Root;
 
 pub use crate::cache::Class;
 use crate::config::{Package, Remote, RemoteType};
@@ -127,8 +132,8 @@ pub trait Format: Send + Sync {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
     }
 
-    /// The path under which the ecosystem's clients ask, with slashes on both ends, where that is not ours to choose.
-    fn root(&self) -> Option<&'static str> {
+    /// The format as one whose clients ask below a root of their own, if they do.
+    fn root(&self) -> Option<&'static dyn Root> {
         None
     }
 
@@ -173,8 +178,8 @@ pub fn packages() -> Vec<&'static Package> {
     FORMATS.iter().map(|format| format.package()).collect()
 }
 
-/// The roots of the package types that have one.
-pub fn roots() -> impl Iterator<Item = &'static str> {
+/// The package types that have a root.
+pub fn roots() -> impl Iterator<Item = &'static dyn Root> {
     FORMATS.iter().filter_map(|format| format.root())
 }
 

@@ -9,6 +9,7 @@ use super::json::{JsonRewriter, Place, Step};
 use super::links::{self, LinkMap, Style};
 use super::{ArtifactPath, Asked, Asset, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext};
 use crate::config::{Holds, OwnKey, Package};
+use crate::headers::Names;
 
 /// The format of `package: npm`.
 pub(super) struct Npm;
@@ -16,6 +17,10 @@ pub(super) struct Npm;
 static PACKAGE: Package = Package {
     keys: &[&TARBALL_URLS],
     metadata_pattern: Some(r"'^(?!.*\.tgz$).*'"),
+    headers: Names {
+        kept: &["npm-notice"],
+        ..Names::NONE
+    },
     ..Package::named("npm")
 };
 

@@ -15,12 +15,17 @@ use super::{
     ArtifactPath, Asked, Asset, Class, Form, Format, Location, Reading, RewriteError, Rewriter, View, ViewContext,
 };
 use crate::config::{Doubt, Holds, OwnKey, Package, Remote};
+use crate::headers::Names;
 
 /// The format of `package: pypi`.
 pub(super) struct Pypi;
 
 static PACKAGE: Package = Package {
     keys: &[&INDEX_URL],
+    headers: Names {
+        kept: &["x-pypi-last-serial"],
+        ..Names::NONE
+    },
     ..Package::named("pypi")
 };
 

@@ -37,6 +37,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         headers: Vec::new(),
         credentials_within: CredentialsWithin::Host,
         headers_keep: Vec::new(),
+        known_headers: super::packages().iter().map(|package| package.headers).collect(),
         active_content: false,
         immutable_patterns: None,
         mutable_patterns: Vec::new(),

@@ -10,7 +10,7 @@ use crate::config::{Config, Remote};
 use crate::formats::{ArtifactPath, links};
 
 /// Whether `remote` is the registry that clients call `namespace`: a host, with a port where it is not the usual one.
-pub fn is_called(remote: &Remote, namespace: &str) -> bool {
+pub(super) fn is_called(remote: &Remote, namespace: &str) -> bool {
     let Some(base) = &remote.base_url else { return false };
     let host = base.host_str().unwrap_or_default();
     let own = match base.port() {
@@ -26,7 +26,7 @@ pub fn is_called(remote: &Remote, namespace: &str) -> bool {
 ///
 /// # Errors
 /// There is none; what is to be done.
-pub fn choose(
+pub(super) fn choose(
     config: &Config,
     bound: Option<&Arc<Remote>>,
     path: &ArtifactPath,
@@ -79,7 +79,7 @@ pub fn choose(
 }
 
 /// Takes `ns=` out of a query, which containerd adds for mirrors: it is neither part of a key nor upstream's business.
-pub fn without_namespace(query: Option<&str>) -> (Option<String>, Option<String>) {
+pub(super) fn without_namespace(query: Option<&str>) -> (Option<String>, Option<String>) {
     let Some(query) = query else { return (None, None) };
     let mut namespace = None;
     let mut rest = Vec::new();
