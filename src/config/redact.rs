@@ -10,8 +10,7 @@ use super::model::{
     CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
     Timeouts,
 };
-use super::own_keys::keys;
-use super::package::OwnKey;
+use super::own_keys::KnownKeys;
 use super::values::mask;
 
 const HIDDEN: &str = "***";
@@ -38,12 +37,12 @@ impl Config {
 
     fn remote_json(&self, remote: &Remote) -> Value {
         let mut json = remote_json(remote);
-        let own_keys: Vec<&OwnKey> = keys(&self.packages).into_iter().map(|(_, key)| key).collect();
-        for key in &own_keys {
+        let own_keys = KnownKeys::of(&self.packages);
+        for key in own_keys.iter() {
             json[key.name] = key.shown(&remote.own);
         }
-        let urls = own_keys.iter().filter(|key| key.is_url()).map(|key| key.name);
-        for key in ["base_url", "description", "username", "proxy"].into_iter().chain(urls) {
+        let always = ["base_url", "description", "username", "proxy"];
+        for key in always.into_iter().chain(own_keys.urls()) {
             let source = self.interpolated.get(&(remote.name.clone(), key.to_owned()));
             if let (Some(source), Some(value)) = (source, json.get_mut(key)) {
                 *value = json!(if key == "proxy" { mask(source) } else { source.clone() });

@@ -14,9 +14,9 @@ use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
 use super::headers::{headers, headers_keep};
-use super::model::{CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
-use super::own_keys::keys;
-use super::package::{OwnKey, Package};
+use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
+use super::own_keys::KnownKeys;
+use super::package::Package;
 use super::pattern::Pattern;
 use super::problem::{Fault, Pos, Report};
 use super::section::{Elsewhere, Section};
@@ -113,10 +113,10 @@ pub(super) fn read(
     }
     let entries = top.free("remotes").unwrap_or_default();
 
-    let own_keys = keys(packages);
+    let own_keys = KnownKeys::of(packages);
     let reader = Reader {
         packages,
-        names: key_names(&own_keys),
+        keys: own_keys.among(KEYS),
         own_keys,
         known_headers: packages.iter().map(|package| package.headers).collect(),
         timeouts,
@@ -203,24 +203,13 @@ fn unknown_escapes(cx: Context<'_>, document: &Document, patterns: &HashSet<Pos>
     }
 }
 
-/// The keys of a remote in the order in which they are listed.
-fn key_names(own_keys: &[(&'static Package, &'static OwnKey)]) -> Vec<&'static str> {
-    let mut names = KEYS.to_vec();
-    for (_, key) in own_keys {
-        let before = names.iter().position(|name| *name == key.follows);
-        names.insert(before.map_or(names.len(), |before| before + 1), key.name);
-    }
-    names
-}
-
 /// What is the same for all remotes.
 struct Reader<'p> {
     packages: &'p [&'static Package],
-    /// Those that only some package types have, with the first type that has it.
-    own_keys: Vec<(&'static Package, &'static OwnKey)>,
+    own_keys: KnownKeys,
+    /// The names of all keys.
+    keys: Vec<&'static str>,
     known_headers: Arc<[Names]>,
-    /// Of all keys.
-    names: Vec<&'static str>,
     /// Of a remote without `upstream:`.
     timeouts: Timeouts,
     /// Where patterns stand.
@@ -229,7 +218,7 @@ struct Reader<'p> {
 
 impl Reader<'_> {
     fn remote<'a>(&self, cx: Context<'a>, entry: &'a Entry) -> (Remote, Vec<(Pos, String)>) {
-        let section = Section::open(cx, &entry.value, "", &self.names, ELSEWHERE);
+        let section = Section::open(cx, &entry.value, "", &self.keys, ELSEWHERE);
         let kinds = [("remote", RemoteType::Remote), ("local", RemoteType::Local)];
         let kind = section
             .parse("type", |text| choice(text, &kinds))
@@ -265,7 +254,7 @@ impl Reader<'_> {
         ];
 
         let base_url = base_url.filter(|_| kind == RemoteType::Remote);
-        let own = self.own_keys(&section, package, base_url.as_ref());
+        let own = self.own_keys.read(&section, package, base_url.as_ref());
         let urls = base_url.iter().chain(own.urls()).filter_map(Url::host_str);
         let listed = file_hosts
             .iter()
@@ -314,36 +303,8 @@ impl Reader<'_> {
                 .section("upstream", &settings::TIMEOUT_KEYS)
                 .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
         };
-        self.contradictions(&section, entry, &remote);
+        contradictions(&section, entry, &remote, &self.own_keys);
         (remote, hosts)
-    }
-
-    /// What stands under the keys that only some package types have.
-    fn own_keys(&self, section: &Section<'_>, package: &Package, base_url: Option<&Url>) -> OwnKeys {
-        let mut own = OwnKeys::default();
-        for (other, key) in &self.own_keys {
-            let value = key.read(section);
-            let entry = section.entry(key.name);
-            if !package.keys.iter().any(|known| known.name == key.name) {
-                if let Some(entry) = entry {
-                    let fault = Fault::new(format!("`{}` means nothing to package {}", key.name, package.name));
-                    let hint = format!("remove it; it belongs to `package: {}`", other.name);
-                    section.cx.error(entry.at, fault.hint(hint));
-                }
-                continue;
-            }
-            if let (Some(entry), Some(fault)) = (entry, value.as_ref().and_then(|value| key.doubt(value))) {
-                section.cx.warn(entry.value.at, fault);
-            }
-            let value = match entry {
-                Some(_) => value,
-                None => base_url.and_then(|base_url| key.implied(base_url)),
-            };
-            if let Some(value) = value {
-                own.set(key, value);
-            }
-        }
-        own
     }
 
     /// `None` when the key is absent or null: that differs from an empty list.
@@ -378,86 +339,6 @@ impl Reader<'_> {
             }
         }
         Some(patterns)
-    }
-
-    /// What cannot stand together, and what is legal but hardly meant.
-    fn contradictions(&self, section: &Section<'_>, entry: &Entry, remote: &Remote) {
-        let cx = section.cx;
-        if remote.active_content
-            && remote.hosts.is_empty()
-            && let Some(found) = section.entry("active_content")
-        {
-            let fault =
-                Fault::new("`active_content` without `hosts`: it would be active on the host of everything else");
-            cx.error(
-                found.at,
-                fault.hint("add `hosts: [NAME]`; it holds where this remote is asked for by that name"),
-            );
-        }
-        if remote.kind == RemoteType::Local {
-            let urls = self
-                .own_keys
-                .iter()
-                .filter(|(_, key)| key.is_url())
-                .map(|(_, key)| key.name);
-            let of_upstream = ["base_url", "proxy", "offline", "quarantine_new", "quarantine_days"];
-            for key in of_upstream.into_iter().chain(urls) {
-                let on = match key {
-                    "offline" => remote.offline,
-                    "quarantine_new" => !section.says(key, "false"),
-                    "quarantine_days" => !section.says(key, "0"),
-                    _ => true,
-                };
-                if let Some(found) = section.entry(key).filter(|_| on) {
-                    let fault = Fault::new(format!("`{key}` on a local remote, which has no upstream"));
-                    cx.error(found.at, fault.hint(format!("remove `{key}`, or `type: local`")));
-                }
-            }
-            for key in [
-                "username",
-                "headers",
-                "credentials_within",
-                "file_hosts",
-                "serve_stale_on",
-                "upstream",
-            ] {
-                if let Some(found) = section.entry(key) {
-                    cx.warn(found.at, Fault::new(format!("`{key}` has no effect on a local remote")));
-                }
-            }
-            if !remote.package.may_be_local {
-                let at = section.entry("package").map_or(entry.at, |found| found.at);
-                let fault = Fault::new(format!("{} repositories cannot be local", remote.package.name));
-                cx.error(
-                    at,
-                    fault.hint("choose another package; its files are served as they are"),
-                );
-            }
-            return;
-        }
-        if remote.credentials_within == CredentialsWithin::BaseUrl
-            && let Some(found) = section.entry("credentials_within")
-        {
-            if remote.base_url.as_ref().is_some_and(|base| base.path() == "/") {
-                let fault = Fault::new("`credentials_within: base_url` narrows nothing: `base_url` has no path");
-                cx.warn(found.at, fault.hint("add the path to `base_url`, or remove the key"));
-            }
-            if remote.credentials.is_none() && remote.headers.is_empty() {
-                let fault = Fault::new("`credentials_within` without `username` or `headers`");
-                cx.warn(found.at, fault.hint("remove it"));
-            }
-        }
-        if let Some(pattern) = remote.package.metadata_pattern
-            && remote.mutable_patterns.is_empty()
-        {
-            let then = match remote.immutable_patterns {
-                None => "counts as immutable and is never refreshed",
-                Some(_) => "is refused with 403, or never refreshed where `immutable_patterns` match it",
-            };
-            let package = remote.package.name;
-            let fault = Fault::new(format!("{package} without `mutable_patterns`: package metadata {then}"));
-            cx.warn(entry.at, fault.hint(format!("add `mutable_patterns: [{pattern}]`")));
-        }
     }
 }
 
@@ -505,5 +386,79 @@ fn ttls(section: &Section<'_>) -> Ttls {
         immutable: ttl("immutable_ttl", 0),
         mutable: ttl("mutable_ttl", 3600),
         negative: ttl("negative_ttl", 10),
+    }
+}
+
+/// What cannot stand together, and what is legal but hardly meant.
+fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_keys: &KnownKeys) {
+    let cx = section.cx;
+    if remote.active_content
+        && remote.hosts.is_empty()
+        && let Some(found) = section.entry("active_content")
+    {
+        let fault = Fault::new("`active_content` without `hosts`: it would be active on the host of everything else");
+        cx.error(
+            found.at,
+            fault.hint("add `hosts: [NAME]`; it holds where this remote is asked for by that name"),
+        );
+    }
+    if remote.kind == RemoteType::Local {
+        let of_upstream = ["base_url", "proxy", "offline", "quarantine_new", "quarantine_days"];
+        for key in of_upstream.into_iter().chain(own_keys.urls()) {
+            let on = match key {
+                "offline" => remote.offline,
+                "quarantine_new" => !section.says(key, "false"),
+                "quarantine_days" => !section.says(key, "0"),
+                _ => true,
+            };
+            if let Some(found) = section.entry(key).filter(|_| on) {
+                let fault = Fault::new(format!("`{key}` on a local remote, which has no upstream"));
+                cx.error(found.at, fault.hint(format!("remove `{key}`, or `type: local`")));
+            }
+        }
+        for key in [
+            "username",
+            "headers",
+            "credentials_within",
+            "file_hosts",
+            "serve_stale_on",
+            "upstream",
+        ] {
+            if let Some(found) = section.entry(key) {
+                cx.warn(found.at, Fault::new(format!("`{key}` has no effect on a local remote")));
+            }
+        }
+        if !remote.package.may_be_local {
+            let at = section.entry("package").map_or(entry.at, |found| found.at);
+            let fault = Fault::new(format!("{} repositories cannot be local", remote.package.name));
+            cx.error(
+                at,
+                fault.hint("choose another package; its files are served as they are"),
+            );
+        }
+        return;
+    }
+    if remote.credentials_within == CredentialsWithin::BaseUrl
+        && let Some(found) = section.entry("credentials_within")
+    {
+        if remote.base_url.as_ref().is_some_and(|base| base.path() == "/") {
+            let fault = Fault::new("`credentials_within: base_url` narrows nothing: `base_url` has no path");
+            cx.warn(found.at, fault.hint("add the path to `base_url`, or remove the key"));
+        }
+        if remote.credentials.is_none() && remote.headers.is_empty() {
+            let fault = Fault::new("`credentials_within` without `username` or `headers`");
+            cx.warn(found.at, fault.hint("remove it"));
+        }
+    }
+    if let Some(pattern) = remote.package.metadata_pattern
+        && remote.mutable_patterns.is_empty()
+    {
+        let then = match remote.immutable_patterns {
+            None => "counts as immutable and is never refreshed",
+            Some(_) => "is refused with 403, or never refreshed where `immutable_patterns` match it",
+        };
+        let package = remote.package.name;
+        let fault = Fault::new(format!("{package} without `mutable_patterns`: package metadata {then}"));
+        cx.warn(entry.at, fault.hint(format!("add `mutable_patterns: [{pattern}]`")));
     }
 }

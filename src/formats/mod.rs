@@ -162,7 +162,7 @@ pub trait Format: Send + Sync {
 }
 
 /// All package types. The first is that of a remote that names none.
-static FORMATS: [&dyn Format; 8] = [
+static FORMATS: &[&dyn Format] = &[
     &generic::Generic,
     &alpine::Alpine,
     &rpm::Rpm,
