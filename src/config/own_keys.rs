@@ -7,9 +7,8 @@ use super::address;
 use super::model::{OwnKeys, OwnValue};
 use super::package::{Holds, OwnKey, Package};
 use super::problem::Fault;
-use super::redact;
 use super::section::Section;
-use super::values::choice;
+use super::values::{choice, shown_host, shown_url};
 
 /// The keys that only some package types have, each once, with the first type that has it.
 pub(super) struct KnownKeys(Vec<(&'static Package, &'static OwnKey)>);
@@ -116,8 +115,8 @@ impl OwnKey {
     /// What `GET /config` shows of the key for a remote with these values.
     pub(super) fn shown(&self, own: &OwnKeys) -> Json {
         match self.holds {
-            Holds::Url { .. } => json!(own.url(self).map(redact::url)),
-            Holds::TokenRealms => json!(own.token_realms().iter().map(redact::file_host).collect::<Vec<_>>()),
+            Holds::Url { .. } => json!(own.url(self).map(shown_url)),
+            Holds::TokenRealms => json!(own.token_realms().iter().map(shown_host).collect::<Vec<_>>()),
             Holds::Word(_) => json!(own.word(self)),
         }
     }

@@ -11,9 +11,7 @@ use super::model::{
     Timeouts,
 };
 use super::own_keys::KnownKeys;
-use super::values::mask;
-
-const HIDDEN: &str = "***";
+use super::values::{HIDDEN, mask, shown_host, shown_url};
 
 impl Config {
     /// `{"remotes": {…}, "settings": {…}, "generation": n}` with `***` for each secret. A value that took something
@@ -70,7 +68,7 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "package": remote.package.name,
         "description": remote.description,
-        "base_url": remote.base_url.as_ref().map(url),
+        "base_url": remote.base_url.as_ref().map(shown_url),
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
@@ -86,7 +84,7 @@ fn remote_json(remote: &Remote) -> Value {
         "hosts": remote.hosts,
         "password_command": command.map(|command| vec![command.argv[0].as_str(), HIDDEN]),
         "password_command_ttl": command.map(|command| seconds(command.ttl)),
-        "file_hosts": remote.file_hosts.iter().map(file_host).collect::<Vec<_>>(),
+        "file_hosts": remote.file_hosts.iter().map(shown_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
@@ -116,7 +114,7 @@ fn settings_json(settings: &Settings) -> Value {
     let clients = &settings.clients;
     json!({
         "listen": settings.listen,
-        "public_url": settings.public_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "public_url": settings.public_url.as_ref().map(|u| shown_url(u).trim_end_matches('/').to_owned()),
         "data_dir": settings.data_dir.to_string_lossy(),
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -166,24 +164,15 @@ fn settings_json(settings: &Settings) -> Value {
         })),
         "redis_url": settings.redis_url.as_ref().map(|secret| redis_url(secret.reveal())),
         "s3": settings.s3.as_ref().map(|s3| json!({
-            "endpoint": url(&s3.endpoint),
+            "endpoint": shown_url(&s3.endpoint),
             "access_key": HIDDEN,
             "secret_key": HIDDEN,
             "bucket": s3.bucket,
             "region": s3.region,
         })),
-        "node_url": settings.node_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "node_url": settings.node_url.as_ref().map(|u| shown_url(u).trim_end_matches('/').to_owned()),
         "node_secret": settings.node_secret.as_ref().map(|_| HIDDEN),
     })
-}
-
-/// Validated URLs hold no credentials; should one do, it is not shown all the same.
-pub(super) fn url(url: &Url) -> String {
-    let mut url = url.clone();
-    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
-        return HIDDEN.to_owned();
-    }
-    url.into()
 }
 
 /// A query may hold a password as well.
@@ -199,13 +188,6 @@ fn proxy(proxy: &ProxyUrl) -> String {
     // Not the user's name either: where only a token is needed, it stands in its place.
     let credentials = if proxy.credentials.is_some() { "***@" } else { "" };
     format!("http://{credentials}{}:{}", proxy.host, proxy.port)
-}
-
-pub(super) fn file_host(host: &FileHost) -> String {
-    match host.port {
-        Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
-        None => format!("{}://{}", host.scheme, host.host),
-    }
 }
 
 fn timeouts(timeouts: &Timeouts) -> Value {

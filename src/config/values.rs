@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use strsim::osa_distance;
+use url::Url;
 
 use super::environment::Environment;
-use super::model::MinFree;
+use super::model::{FileHost, MinFree};
 use super::problem::Fault;
+
+/// What is shown in place of a secret.
+pub(super) const HIDDEN: &str = "***";
 
 /// What is longer than this is a mistake, and would overflow dates when added to one.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -217,6 +221,23 @@ pub(super) fn shown(text: &str) -> String {
         text.push('…');
     }
     format!("{text:?}")
+}
+
+/// A URL as it is shown. One that was validated holds no credentials; should one do, they are hidden all the same.
+pub(super) fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+        return HIDDEN.to_owned();
+    }
+    url.into()
+}
+
+/// A host as the file names it.
+pub(super) fn shown_host(host: &FileHost) -> String {
+    match host.port {
+        Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
+        None => format!("{}://{}", host.scheme, host.host),
+    }
 }
 
 #[cfg(test)]

@@ -16,8 +16,8 @@ use crate::config::{Config, Remote};
 use crate::formats::root::{Below, Meant, Root};
 use crate::session::reply::{self, Problem};
 
-/// A request below a root.
-pub(super) struct Asked {
+/// A request below a root, as it was routed.
+pub(super) struct BelowRoot {
     pub root: &'static dyn Root,
     pub raw: Vec<u8>,
     pub query: Option<String>,
@@ -32,7 +32,7 @@ impl Client {
         session: &mut Session,
         ctx: &mut Ctx,
         config: &Config,
-        asked: Asked,
+        asked: BelowRoot,
         hot: Option<HotKey>,
     ) -> Result<bool> {
         speak(session, asked.root);

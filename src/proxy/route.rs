@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::root::Asked;
+use super::root::BelowRoot;
 use crate::api::Endpoint;
 use crate::config::{Config, Remote};
 use crate::formats;
@@ -19,7 +19,7 @@ pub(super) enum Route {
         bound_host: bool,
     },
     /// Below the root of a package type.
-    Root(Asked),
+    Root(BelowRoot),
     UnknownRemote {
         name: String,
         path: String,
@@ -47,7 +47,7 @@ pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
             own.is_some_and(|own| own.path() == root.path())
         });
         if let Some(raw) = raw.filter(|_| is_meant) {
-            return Route::Root(Asked {
+            return Route::Root(BelowRoot {
                 root,
                 raw: raw.strip_prefix(b"/").unwrap_or(raw).to_vec(),
                 query,

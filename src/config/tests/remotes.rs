@@ -300,6 +300,20 @@ fn null_patterns_differ_from_none() {
     );
 }
 
+#[test]
+fn unknown_keys_are_told_all_that_there_are() {
+    finds(
+        &generic("zzzzzzzzzzzz: 1"),
+        &[
+            "the keys here are base_url, type, package, description, username, password, password_file, \
+           password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
+           immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
+           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, client_revalidation, tarball_urls, \
+           upstream, cache",
+        ],
+    );
+}
+
 fn index_url(remote: &Remote) -> Option<url::Url> {
     let key = remote.package.keys.iter().find(|key| key.name == "index_url")?;
     remote.own.url(key).cloned()
