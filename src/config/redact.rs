@@ -4,11 +4,9 @@ use std::time::Duration;
 
 use http::HeaderName;
 use serde_json::{Map, Value, json};
-use url::Url;
 
 use super::model::{
-    CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
-    Timeouts,
+    CacheSettings, Config, CredentialsWithin, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, Timeouts,
 };
 use super::own_keys::KnownKeys;
 use super::values::{HIDDEN, mask, shown_host, shown_url};

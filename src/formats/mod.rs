@@ -18,7 +18,7 @@ mod npm;
 pub mod path;
 mod pypi;
 pub mod root;
-mod rpm;
+pub mod rpm;
 pub mod stand_in;
 #[cfg(test)]
 pub(crate) mod testing;

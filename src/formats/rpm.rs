@@ -9,7 +9,7 @@ use super::{Asked, Asset, Binding, Class, Format, Member, Reading};
 use crate::config::Package;
 
 /// The format of `package: rpm`.
-pub(super) struct Rpm;
+pub struct Rpm;
 
 static PACKAGE: Package = Package::named("rpm");
 
@@ -83,7 +83,7 @@ fn named_by_checksum(name: &str) -> bool {
 
 /// One metadata file that a `repomd.xml` names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct RepoFile {
+pub struct RepoFile {
     /// `primary`, `filelists`, `group` …
     pub kind: String,
     /// Relative to the repository, that is to the folder that holds `repodata/`; as written, entities resolved.
@@ -98,7 +98,7 @@ struct RepoFile {
 
 impl RepoFile {
     /// Whether the name changes when the content does, so that an older or newer copy can never be mistaken for it.
-    fn unique_name(&self) -> bool {
+    pub fn unique_name(&self) -> bool {
         named_by_checksum(self.file_name())
     }
 
@@ -119,7 +119,7 @@ const MAX_FILES: usize = 1024;
 /// checksums decide later whether a file is the right one. Files elsewhere (`xml:base`, an absolute or climbing `href`)
 /// are left out, for they are no files of this repository. Nothing is fetched or expanded: only the entities that XML
 /// predefines are resolved.
-fn repomd_files(xml: &[u8]) -> Vec<RepoFile> {
+pub fn repomd_files(xml: &[u8]) -> Vec<RepoFile> {
     let xml = String::from_utf8_lossy(xml);
     let mut reader = Reader::from_str(&xml);
     let config = reader.config_mut();
