@@ -12,16 +12,12 @@ const KEPT: &[&str] = &[
     "link",
     "digest",
     "repr-digest",
-    "npm-notice",
     "x-goog-hash",
-    "x-pypi-last-serial",
     "x-repo-commit",
 ];
 /// What clients and mirrors read of content, by how names begin.
 const KEPT_FAMILIES: &[&str] = &[
     "content-",
-    "docker-",
-    "oci-",
     "ratelimit",
     "x-amz-checksum-",
     "x-amz-meta-",
@@ -40,12 +36,10 @@ const NEVER: &[&str] = &[
     "content-security-policy",
     "content-security-policy-report-only",
     "date",
-    "docker-distribution-api-version",
     "expires",
     "http2-settings",
     "keep-alive",
     "location",
-    "oci-namespace",
     "pragma",
     "proxy-authenticate",
     "proxy-authentication-info",
@@ -81,15 +75,58 @@ const CODINGS: &[&str] = &[
     "zstd",
 ];
 
-/// Whether a remote may keep a field of this name (`headers_keep`).
-pub fn may_be_kept(name: &HeaderName) -> bool {
-    !NEVER.contains(&name.as_str())
+/// Fields that a package type adds to those that all know.
+#[derive(Debug, Clone, Copy)]
+pub struct Names {
+    /// What its clients and mirrors read of content.
+    pub kept: &'static [&'static str],
+    /// The same by how names begin.
+    pub families: &'static [&'static str],
+    /// What this proxy says in upstream's place.
+    pub never: &'static [&'static str],
 }
 
-fn is_kept(name: &HeaderName, keep: &[HeaderName]) -> bool {
-    let text = name.as_str();
-    let listed = KEPT.contains(&text) || KEPT_FAMILIES.iter().any(|family| text.starts_with(family));
-    (listed || keep.contains(name)) && may_be_kept(name)
+impl Names {
+    /// No field.
+    pub const NONE: Names = Names {
+        kept: &[],
+        families: &[],
+        never: &[],
+    };
+
+    fn describe(&self, name: &str) -> bool {
+        self.kept.contains(&name) || self.families.iter().any(|family| name.starts_with(family))
+    }
+}
+
+/// What all know.
+const COMMON: Names = Names {
+    kept: KEPT,
+    families: KEPT_FAMILIES,
+    never: NEVER,
+};
+
+/// Which fields are kept for a remote.
+#[derive(Debug, Clone, Copy)]
+pub struct Keep<'a> {
+    /// What the package types add, all of them for every remote: a registry may be asked through a remote of another type.
+    pub known: &'a [Names],
+    /// What the remote wants kept (`headers_keep`).
+    pub listed: &'a [HeaderName],
+}
+
+impl Keep<'_> {
+    fn has(&self, name: &HeaderName) -> bool {
+        let text = name.as_str();
+        let described = COMMON.describe(text) || self.known.iter().any(|names| names.describe(text));
+        (described || self.listed.contains(name)) && may_be_kept(name, self.known)
+    }
+}
+
+/// Whether a remote may keep a field of this name (`headers_keep`), where package types add `known`.
+pub fn may_be_kept(name: &HeaderName, known: &[Names]) -> bool {
+    let mut all = known.iter().chain([&COMMON]);
+    all.all(|names| !names.never.contains(&name.as_str()))
 }
 
 /// Names that `Connection` makes hop-by-hop.
@@ -104,11 +141,11 @@ fn nominated(headers: &HeaderMap) -> Vec<String> {
 }
 
 /// Those of `headers` that describe the content, and those that the remote wants kept besides.
-pub fn kept(headers: &HeaderMap, keep: &[HeaderName]) -> HeaderMap {
+pub fn kept(headers: &HeaderMap, keep: Keep<'_>) -> HeaderMap {
     let connection = nominated(headers);
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
-        if is_kept(name, keep) && !connection.iter().any(|nominated| nominated == name.as_str()) {
+        if keep.has(name) && !connection.iter().any(|nominated| nominated == name.as_str()) {
             kept.append(name.clone(), value.clone());
         }
     }
@@ -123,8 +160,7 @@ pub struct Asked<'a> {
     pub url: &'a Url,
     /// A document, asked for in a coding: its name says nothing of it (a package may be called `tar.gz`).
     pub document: bool,
-    /// Names that the remote wants kept (`headers_keep`).
-    pub keep: &'a [HeaderName],
+    pub keep: Keep<'a>,
 }
 
 /// The headers to store with a 200, and its length.
@@ -145,7 +181,7 @@ pub fn of_stored(response: &ResponseHeader, asked: &Asked<'_>) -> (HeaderMap, Op
 }
 
 /// The headers to pass on with an answer that is not stored.
-pub fn of_answer(response: &ResponseHeader, keep: &[HeaderName]) -> HeaderMap {
+pub fn of_answer(response: &ResponseHeader, keep: Keep<'_>) -> HeaderMap {
     let mut kept = kept(&response.headers, keep);
     kept.remove(header::ETAG);
     kept.remove(header::LAST_MODIFIED);
@@ -326,13 +362,23 @@ mod tests {
         response
     }
 
+    fn known() -> Vec<Names> {
+        crate::formats::packages()
+            .iter()
+            .map(|package| package.headers)
+            .collect()
+    }
+
     fn stored(response: &ResponseHeader, path: &str, url: &str) -> (HeaderMap, Option<u64>) {
         let url = Url::parse(url).unwrap();
         let asked = Asked {
             path,
             url: &url,
             document: false,
-            keep: &[HeaderName::from_static("x-wanted")],
+            keep: Keep {
+                known: &known(),
+                listed: &[HeaderName::from_static("x-wanted")],
+            },
         };
         of_stored(response, &asked)
     }
@@ -462,7 +508,10 @@ mod tests {
             path: "/tar.gz",
             url: &url,
             document: true,
-            keep: &[],
+            keep: Keep {
+                known: &known(),
+                listed: &[],
+            },
         };
         let (kept, _) = of_stored(&response(&[("content-encoding", "gzip")]), &asked);
         assert!(kept.contains_key("content-encoding"));

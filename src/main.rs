@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -7,9 +8,10 @@ use std::process::ExitCode;
 use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
-use artifactapi::config::{self, Config, Environment, Flags, Loaded, Secret, Severity};
+use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
+use artifactapi::formats;
 use artifactapi::life;
-use clap::{Args, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -54,9 +56,8 @@ struct Options {
     /// What rewritten links begin with [variable: ARTIFACTAPI_PUBLIC_URL; default: as the client asked]
     #[arg(long, value_name = "URL")]
     public_url: Option<String>,
-    /// Where images without a remote's name come from [variable: ARTIFACTAPI_DOCKER_DEFAULT_REMOTE; default: nowhere]
-    #[arg(long, value_name = "REMOTE")]
-    docker_default_remote: Option<String>,
+    #[command(flatten)]
+    default_remotes: DefaultRemotes,
     /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
     #[arg(long, value_name = "TOKEN")]
     admin_token: Option<String>,
@@ -68,6 +69,46 @@ struct Options {
     node_secret: Option<String>,
 }
 
+/// By package type, the remote that is asked where clients name none: a flag for each type that has such a setting.
+struct DefaultRemotes(HashMap<&'static str, String>);
+
+impl DefaultRemotes {
+    fn settings() -> impl Iterator<Item = (&'static str, DefaultRemote)> {
+        let packages = formats::packages().into_iter();
+        packages.filter_map(|package| Some((package.name, package.default_remote?)))
+    }
+}
+
+impl Args for DefaultRemotes {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        DefaultRemotes::settings().fold(command, |command, (_, setting)| {
+            let DefaultRemote { flag, variable, help } = setting;
+            let help = format!("{help} [variable: {variable}; default: nowhere]");
+            let arg = Arg::new(flag).long(flag.trim_start_matches('-'));
+            command.arg(arg.value_name("REMOTE").help(help))
+        })
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for DefaultRemotes {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = DefaultRemotes::settings().filter_map(|(package, setting)| {
+            let name = matches.get_one::<String>(setting.flag)?;
+            Some((package, name.clone()))
+        });
+        Ok(DefaultRemotes(given.collect()))
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
 impl From<Options> for Flags {
     fn from(options: Options) -> Self {
         Flags {
@@ -76,7 +117,7 @@ impl From<Options> for Flags {
             data_dir: options.data_dir,
             conf: options.conf,
             public_url: options.public_url,
-            docker_default_remote: options.docker_default_remote,
+            default_remotes: options.default_remotes.0,
             admin_token: options.admin_token.map(Secret::new),
             node_url: options.node_url,
             node_secret: options.node_secret.map(Secret::new),
@@ -120,7 +161,7 @@ fn fail(reason: &str) -> ExitCode {
 }
 
 fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
-    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
     for problem in &problems {
         match problem.severity {
             Severity::Error => eprintln!("{problem}"),
@@ -144,7 +185,7 @@ fn unsupported(config: &Config) -> Vec<String> {
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {
-    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
     for problem in &problems {
         println!("{problem}");
     }
@@ -171,7 +212,7 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
 }
 
 fn verify(flags: &Flags, environment: &Environment) -> ExitCode {
-    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
     errors.for_each(|problem| eprintln!("{problem}"));
     let Some(config) = config else {
@@ -196,7 +237,7 @@ fn verify(flags: &Flags, environment: &Environment) -> ExitCode {
 }
 
 fn reindex(flags: &Flags, environment: &Environment) -> ExitCode {
-    let Loaded { config, problems } = config::load(flags, environment, 1);
+    let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
     errors.for_each(|problem| eprintln!("{problem}"));
     let Some(config) = config else {

@@ -292,11 +292,13 @@ fn root(config: &Config) -> serde_json::Value {
                 RemoteType::Remote => "remote",
                 RemoteType::Local => "local",
             };
-            let root = formats::of_remote(remote).root().unwrap_or("/api/v1/remote/");
+            let root = formats::of_remote(remote)
+                .root()
+                .map_or("/api/v1/remote/", |root| root.path());
             let url = format!("{root}{}/", remote.name);
             let about = json!({
                 "type": kind,
-                "package": remote.package.name(),
+                "package": remote.package.name,
                 "description": remote.description,
                 "url": url,
             });

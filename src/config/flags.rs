@@ -1,5 +1,6 @@
 //! The command line, as the configuration takes it.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use super::model::Secret;
@@ -17,8 +18,8 @@ pub struct Flags {
     pub conf: Option<PathBuf>,
     /// `--public-url`
     pub public_url: Option<String>,
-    /// `--docker-default-remote`
-    pub docker_default_remote: Option<String>,
+    /// By package type, what its [`super::DefaultRemote`] flag says.
+    pub default_remotes: HashMap<&'static str, String>,
     /// `--admin-token`
     pub admin_token: Option<Secret>,
     /// `--node-url`

@@ -4,6 +4,7 @@ use http::{HeaderName, HeaderValue, header};
 
 use super::problem::Fault;
 use super::section::Section;
+use crate::headers::{Names, may_be_kept};
 
 /// Headers that the proxy itself must decide, or every cached answer would be wrong.
 fn is_reserved(name: &HeaderName) -> bool {
@@ -79,10 +80,10 @@ pub(super) fn headers(section: &Section<'_>, has_credentials: bool) -> Vec<(Head
 }
 
 /// Names of upstream's header fields that clients get besides those that describe content.
-pub(super) fn headers_keep(section: &Section<'_>) -> Vec<HeaderName> {
+pub(super) fn headers_keep(section: &Section<'_>, known: &[Names]) -> Vec<HeaderName> {
     let names = section.list("headers_keep", |text| {
         let name = HeaderName::from_bytes(text.as_bytes()).map_err(|_| Fault::new("is no name of a header"))?;
-        match crate::headers::may_be_kept(&name) {
+        match may_be_kept(&name, known) {
             true => Ok(name),
             false => Err(
                 Fault::new("is never passed on: it is the connection's, a cache's or this proxy's own")

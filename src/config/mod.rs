@@ -3,7 +3,7 @@
 //! for what each key means.
 //!
 //! [`load`] and [`reload_remotes`] are the only ways in. They read files and nothing else of the outside: the
-//! environment and the flags are handed to them.
+//! environment, the flags and the package types are handed to them.
 
 mod address;
 mod context;
@@ -12,6 +12,8 @@ mod environment;
 mod flags;
 mod headers;
 mod model;
+mod own_keys;
+mod package;
 mod pattern;
 mod problem;
 mod redact;
@@ -31,6 +33,7 @@ pub use address::is_loopback;
 pub use environment::Environment;
 pub use flags::Flags;
 pub use model::*;
+pub use package::{DefaultRemote, Doubt, Holds, OwnKey, Package};
 pub use pattern::Pattern;
 pub use problem::{Problem, Severity};
 
@@ -49,25 +52,37 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
 }
 
-/// Reads the whole configuration.
-pub fn load(flags: &Flags, env: &Environment, generation: u64) -> Loaded {
+/// Reads the whole configuration. Of `packages`, the first is that of remotes that name none.
+pub fn load(packages: &[&'static Package], flags: &Flags, env: &Environment, generation: u64) -> Loaded {
     let report = Report::default();
     let conf = read_conf(flags, env, &report);
     let conf = conf.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
-    let settings = settings::read(flags, env, conf, &report);
-    finish(settings, env, generation, report)
+    let settings = settings::read(packages, flags, env, conf, &report);
+    finish(packages, settings, env, generation, report)
 }
 
 /// Reads `remotes.yaml` again and keeps the settings as they are.
 pub fn reload_remotes(current: &Config, env: &Environment, generation: u64) -> Loaded {
-    finish(current.settings.clone(), env, generation, Report::default())
+    finish(
+        &current.packages,
+        current.settings.clone(),
+        env,
+        generation,
+        Report::default(),
+    )
 }
 
 /// Reads `remotes.yaml` and puts the configuration together.
-fn finish(settings: Settings, env: &Environment, generation: u64, report: Report) -> Loaded {
+fn finish(
+    packages: &[&'static Package],
+    settings: Settings,
+    env: &Environment,
+    generation: u64,
+    report: Report,
+) -> Loaded {
     let path = &settings.remotes_file;
     let remotes = match read_file(path) {
-        Ok(text) => remotes::read(path, &text, env, settings.upstream.timeouts, &report),
+        Ok(text) => remotes::read(packages, path, &text, env, settings.upstream.timeouts, &report),
         Err(ReadError::Missing(fault)) => {
             let hint = "create it, or name another file with --remotes or ARTIFACTAPI_REMOTES";
             report.file_error(path, fault.hint(hint));
@@ -78,20 +93,21 @@ fn finish(settings: Settings, env: &Environment, generation: u64, report: Report
             remotes::Remotes::default()
         }
     };
-    if let Some(name) = &settings.docker_default_remote
-        && remotes
-            .remotes
-            .get(name)
-            .is_none_or(|remote| remote.package != Package::Docker)
-    {
-        let fault = Fault::new(format!("docker.default_remote {name:?} is no remote of package docker"));
-        report.error(fault.hint("name one of remotes.yaml, or leave it out"));
+    for (package, name) in &settings.default_remotes {
+        let remote = remotes.remotes.get(name);
+        if remote.is_none_or(|remote| remote.package.name != *package) {
+            let fault = Fault::new(format!(
+                "{package}.default_remote {name:?} is no remote of package {package}"
+            ));
+            report.error(fault.hint("name one of remotes.yaml, or leave it out"));
+        }
     }
     let (problems, interpolated) = report.finish();
     let usable = problems.iter().all(|problem| problem.severity != Severity::Error);
     let remotes::Remotes { remotes, hosts } = remotes;
     let config = usable.then_some(Config {
         generation,
+        packages: packages.to_vec(),
         settings,
         remotes,
         hosts,

@@ -1,7 +1,7 @@
 //! The validated configuration: plain data that every other module reads. Nothing here reads a file, the environment
 //! or a clock; [`super::load`] builds it and a reload replaces it whole.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -13,7 +13,9 @@ use indexmap::IndexMap;
 use ipnet::IpNet;
 use url::Url;
 
+use super::package::{Holds, OwnKey, Package};
 use super::pattern::Pattern;
+use crate::headers::{Keep, Names};
 
 /// One immutable, validated snapshot of everything that was configured. A request takes one at its start and keeps it
 /// to its end, so that a reload never mixes two configurations in one answer.
@@ -21,6 +23,8 @@ use super::pattern::Pattern;
 pub struct Config {
     /// Counts successful loads in this process, from 1.
     pub generation: u64,
+    /// The package types that remotes may be of.
+    pub packages: Vec<&'static Package>,
     pub settings: Settings,
     /// In the order of `remotes.yaml`.
     pub remotes: IndexMap<String, Arc<Remote>>,
@@ -49,8 +53,8 @@ pub struct Settings {
     pub cache: CacheSettings,
     pub clients: ClientSettings,
     pub upstream: UpstreamSettings,
-    /// The remote that is asked for images whose name begins with none (`docker.default_remote`).
-    pub docker_default_remote: Option<String>,
+    /// By package type, the remote that is asked where clients name none (`{package}.default_remote`).
+    pub default_remotes: BTreeMap<&'static str, String>,
     /// Proxies from `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub outbound: OutboundProxies,
     pub admin_token: Option<Secret>,
@@ -275,46 +279,6 @@ impl fmt::Display for Secret {
     }
 }
 
-/// `package:` of a remote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Package {
-    Generic,
-    Alpine,
-    Rpm,
-    Docker,
-    Pypi,
-    Npm,
-    Helm,
-    Cargo,
-}
-
-impl Package {
-    pub const ALL: [Package; 8] = [
-        Package::Generic,
-        Package::Alpine,
-        Package::Rpm,
-        Package::Docker,
-        Package::Pypi,
-        Package::Npm,
-        Package::Helm,
-        Package::Cargo,
-    ];
-
-    /// The word in `remotes.yaml`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Package::Generic => "generic",
-            Package::Alpine => "alpine",
-            Package::Rpm => "rpm",
-            Package::Docker => "docker",
-            Package::Pypi => "pypi",
-            Package::Npm => "npm",
-            Package::Helm => "helm",
-            Package::Cargo => "cargo",
-        }
-    }
-}
-
 /// `type:` of a remote.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RemoteType {
@@ -327,18 +291,18 @@ pub enum RemoteType {
 pub struct Remote {
     pub name: String,
     pub kind: RemoteType,
-    pub package: Package,
+    pub package: &'static Package,
     pub description: String,
     /// `None` exactly for `type: local`. The path ends in `/`.
     pub base_url: Option<Url>,
-    /// pypi: what stands before `/simple/…`; its path ends in `/`.
-    pub index_url: Option<Url>,
     pub credentials: Option<Credentials>,
     /// Sent where the credentials are.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     pub credentials_within: CredentialsWithin,
     /// Upstream's header fields that clients get besides those that describe content.
     pub headers_keep: Vec<HeaderName>,
+    /// The fields that package types add to those that describe content, the same for all remotes.
+    pub known_headers: Arc<[Names]>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
     pub active_content: bool,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
@@ -349,8 +313,6 @@ pub struct Remote {
     /// Lower case, without port.
     pub hosts: Vec<String>,
     pub file_hosts: Vec<FileHost>,
-    /// docker: further hosts whose token service may see the credentials; https, or on this machine.
-    pub token_realms: Vec<FileHost>,
     /// The hosts of all these; that of `base_url` comes first.
     pub own_hosts: Vec<OwnHost>,
     /// This remote's own outbound proxy.
@@ -362,10 +324,25 @@ pub struct Remote {
     pub quarantine_days: Option<u32>,
     /// A client's `no-cache` and `max-age=0` revalidate here.
     pub client_revalidation: bool,
-    /// npm: what `dist.tarball` names.
-    pub tarball_urls: TarballUrls,
+    /// What stands under the keys that only some package types have.
+    pub own: OwnKeys,
     pub ttl: Ttls,
     pub timeouts: Timeouts,
+}
+
+impl Remote {
+    /// Which of upstream's header fields clients get.
+    pub fn keep(&self) -> Keep<'_> {
+        Keep {
+            known: &self.known_headers,
+            listed: &self.headers_keep,
+        }
+    }
+
+    /// `base_url`, and the other URLs of servers that belong to the remote as that does.
+    pub fn urls(&self) -> impl Iterator<Item = &Url> {
+        self.base_url.iter().chain(self.own.urls())
+    }
 }
 
 /// A host that a remote names, and whether it is private. That is found out when the configuration is loaded, and kept: who
@@ -443,10 +420,67 @@ impl FileHost {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum TarballUrls {
-    Rewrite,
-    Upstream,
+/// What a remote says under the keys that only some package types have.
+#[derive(Debug, Clone, Default)]
+pub struct OwnKeys(Vec<(&'static str, OwnValue)>);
+
+/// The value of an [`OwnKey`].
+#[derive(Debug, Clone)]
+pub enum OwnValue {
+    /// Of [`Holds::Url`].
+    Url(Url),
+    /// Of [`Holds::TokenRealms`].
+    TokenRealms(Vec<FileHost>),
+    /// Of [`Holds::Word`].
+    Word(&'static str),
+}
+
+impl OwnKeys {
+    /// Sets what `key` holds.
+    pub(crate) fn set(&mut self, key: &'static OwnKey, value: OwnValue) {
+        self.0.retain(|(name, _)| *name != key.name);
+        self.0.push((key.name, value));
+    }
+
+    fn get(&self, key: &OwnKey) -> Option<&OwnValue> {
+        self.0
+            .iter()
+            .find(|(name, _)| *name == key.name)
+            .map(|(_, value)| value)
+    }
+
+    /// The URL under a key of [`Holds::Url`], be it implied.
+    pub fn url(&self, key: &OwnKey) -> Option<&Url> {
+        match self.get(key) {
+            Some(OwnValue::Url(url)) => Some(url),
+            _ => None,
+        }
+    }
+
+    /// The word under a key of [`Holds::Word`].
+    pub fn word(&self, key: &OwnKey) -> &'static str {
+        match (self.get(key), key.holds) {
+            (Some(OwnValue::Word(word)), _) | (_, Holds::Word([word, ..])) => word,
+            _ => "",
+        }
+    }
+
+    /// All URLs among them.
+    pub(super) fn urls(&self) -> impl Iterator<Item = &Url> {
+        self.0.iter().filter_map(|(_, value)| match value {
+            OwnValue::Url(url) => Some(url),
+            _ => None,
+        })
+    }
+
+    /// The further hosts whose token service may see the credentials.
+    pub fn token_realms(&self) -> &[FileHost] {
+        let mut realms = self.0.iter().filter_map(|(_, value)| match value {
+            OwnValue::TokenRealms(hosts) => Some(hosts.as_slice()),
+            _ => None,
+        });
+        realms.next().unwrap_or_default()
+    }
 }
 
 /// How long what is stored stays fresh.

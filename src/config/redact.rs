@@ -4,15 +4,12 @@ use std::time::Duration;
 
 use http::HeaderName;
 use serde_json::{Map, Value, json};
-use url::Url;
 
 use super::model::{
-    CacheSettings, Config, CredentialsWithin, FileHost, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
-    TarballUrls, Timeouts,
+    CacheSettings, Config, CredentialsWithin, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, Timeouts,
 };
-use super::values::mask;
-
-const HIDDEN: &str = "***";
+use super::own_keys::KnownKeys;
+use super::values::{HIDDEN, mask, shown_host, shown_url};
 
 impl Config {
     /// `{"remotes": {…}, "settings": {…}, "generation": n}` with `***` for each secret. A value that took something
@@ -23,16 +20,25 @@ impl Config {
             .iter()
             .map(|(name, remote)| (name.clone(), self.remote_json(remote)))
             .collect();
+        let mut settings = settings_json(&self.settings);
+        for package in self.packages.iter().filter(|package| package.default_remote.is_some()) {
+            settings[package.name] = json!({"default_remote": self.settings.default_remotes.get(package.name)});
+        }
         json!({
             "generation": self.generation,
             "remotes": remotes,
-            "settings": settings_json(&self.settings),
+            "settings": settings,
         })
     }
 
     fn remote_json(&self, remote: &Remote) -> Value {
         let mut json = remote_json(remote);
-        for key in ["base_url", "index_url", "description", "username", "proxy"] {
+        let own_keys = KnownKeys::of(&self.packages);
+        for key in own_keys.iter() {
+            json[key.name] = key.shown(&remote.own);
+        }
+        let always = ["base_url", "description", "username", "proxy"];
+        for key in always.into_iter().chain(own_keys.urls()) {
             let source = self.interpolated.get(&(remote.name.clone(), key.to_owned()));
             if let (Some(source), Some(value)) = (source, json.get_mut(key)) {
                 *value = json!(if key == "proxy" { mask(source) } else { source.clone() });
@@ -58,10 +64,9 @@ fn remote_json(remote: &Remote) -> Value {
             RemoteType::Remote => "remote",
             RemoteType::Local => "local",
         },
-        "package": remote.package.name(),
+        "package": remote.package.name,
         "description": remote.description,
-        "base_url": remote.base_url.as_ref().map(url),
-        "index_url": remote.index_url.as_ref().map(url),
+        "base_url": remote.base_url.as_ref().map(shown_url),
         "username": remote.credentials.as_ref().map(|credentials| &credentials.username),
         "password": remote.credentials.as_ref().map(|_| HIDDEN),
         "headers": headers,
@@ -77,18 +82,13 @@ fn remote_json(remote: &Remote) -> Value {
         "hosts": remote.hosts,
         "password_command": command.map(|command| vec![command.argv[0].as_str(), HIDDEN]),
         "password_command_ttl": command.map(|command| seconds(command.ttl)),
-        "token_realms": remote.token_realms.iter().map(file_host).collect::<Vec<_>>(),
-        "file_hosts": remote.file_hosts.iter().map(file_host).collect::<Vec<_>>(),
+        "file_hosts": remote.file_hosts.iter().map(shown_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
         "quarantine_new": remote.quarantine_days.is_some(),
         "quarantine_days": remote.quarantine_days.unwrap_or(0),
         "client_revalidation": remote.client_revalidation,
-        "tarball_urls": match remote.tarball_urls {
-            TarballUrls::Rewrite => "rewrite",
-            TarballUrls::Upstream => "upstream",
-        },
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),
             "mutable_ttl": seconds(remote.ttl.mutable),
@@ -112,7 +112,7 @@ fn settings_json(settings: &Settings) -> Value {
     let clients = &settings.clients;
     json!({
         "listen": settings.listen,
-        "public_url": settings.public_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "public_url": settings.public_url.as_ref().map(|u| shown_url(u).trim_end_matches('/').to_owned()),
         "data_dir": settings.data_dir.to_string_lossy(),
         "remotes": settings.remotes_file.to_string_lossy(),
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
@@ -148,7 +148,6 @@ fn settings_json(settings: &Settings) -> Value {
             "https_proxy": settings.outbound.https.as_ref().map(proxy),
             "no_proxy": settings.outbound.no_proxy,
         },
-        "docker": {"default_remote": settings.docker_default_remote},
         "admin_token": settings.admin_token.as_ref().map(|_| HIDDEN),
         "database": settings.database.as_ref().map(|database| json!({
             "host": database.host,
@@ -163,24 +162,15 @@ fn settings_json(settings: &Settings) -> Value {
         })),
         "redis_url": settings.redis_url.as_ref().map(|secret| redis_url(secret.reveal())),
         "s3": settings.s3.as_ref().map(|s3| json!({
-            "endpoint": url(&s3.endpoint),
+            "endpoint": shown_url(&s3.endpoint),
             "access_key": HIDDEN,
             "secret_key": HIDDEN,
             "bucket": s3.bucket,
             "region": s3.region,
         })),
-        "node_url": settings.node_url.as_ref().map(|u| url(u).trim_end_matches('/').to_owned()),
+        "node_url": settings.node_url.as_ref().map(|u| shown_url(u).trim_end_matches('/').to_owned()),
         "node_secret": settings.node_secret.as_ref().map(|_| HIDDEN),
     })
-}
-
-/// Validated URLs hold no credentials; should one do, it is not shown all the same.
-fn url(url: &Url) -> String {
-    let mut url = url.clone();
-    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
-        return HIDDEN.to_owned();
-    }
-    url.into()
 }
 
 /// A query may hold a password as well.
@@ -196,13 +186,6 @@ fn proxy(proxy: &ProxyUrl) -> String {
     // Not the user's name either: where only a token is needed, it stands in its place.
     let credentials = if proxy.credentials.is_some() { "***@" } else { "" };
     format!("http://{credentials}{}:{}", proxy.host, proxy.port)
-}
-
-fn file_host(host: &FileHost) -> String {
-    match host.port {
-        Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
-        None => format!("{}://{}", host.scheme, host.host),
-    }
 }
 
 fn timeouts(timeouts: &Timeouts) -> Value {

@@ -14,18 +14,16 @@ use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
 use super::headers::{headers, headers_keep};
-use super::model::{CredentialsWithin, FileHost, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
+use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
+use super::own_keys::KnownKeys;
+use super::package::Package;
 use super::pattern::Pattern;
 use super::problem::{Fault, Pos, Report};
 use super::section::{Elsewhere, Section};
 use super::settings;
-use super::values::nearest;
+use super::values::choice;
 use super::yaml::{self, Document, Entry};
-
-/// The public Python package index, which answers `simple/` and `pypi/…/json` for [`PYPI_FILES_HOST`].
-const PYPI_INDEX_HOST: &str = "pypi.org";
-/// Where that index keeps its files: a `base_url` on this host has no index of its own.
-const PYPI_FILES_HOST: &str = "files.pythonhosted.org";
+use crate::headers::Names;
 
 const MAX_QUARANTINE_DAYS: u32 = 36_500;
 
@@ -46,22 +44,19 @@ const KEYS: &[&str] = &[
     "immutable_patterns",
     "mutable_patterns",
     "check_mutable_updates",
-    "index_url",
     "hosts",
     "file_hosts",
-    "token_realms",
     "proxy",
     "offline",
     "serve_stale_on",
     "quarantine_new",
     "quarantine_days",
     "client_revalidation",
-    "tarball_urls",
     "upstream",
     "cache",
 ];
 
-const ELSEWHERE: Elsewhere = &[
+const ELSEWHERE: Elsewhere<'static> = &[
     ("immutable_ttl", "under `cache:`"),
     ("mutable_ttl", "under `cache:`"),
     ("negative_ttl", "under `cache:`"),
@@ -81,7 +76,14 @@ pub(super) struct Remotes {
 }
 
 /// Reads the text of `remotes.yaml`. What is wrong goes to `report`; then the result is not to be used.
-pub(super) fn read(file: &Path, text: &str, env: &Environment, timeouts: Timeouts, report: &Report) -> Remotes {
+pub(super) fn read(
+    packages: &[&'static Package],
+    file: &Path,
+    text: &str,
+    env: &Environment,
+    timeouts: Timeouts,
+    report: &Report,
+) -> Remotes {
     let cx = Context {
         file,
         env,
@@ -111,7 +113,12 @@ pub(super) fn read(file: &Path, text: &str, env: &Environment, timeouts: Timeout
     }
     let entries = top.free("remotes").unwrap_or_default();
 
+    let own_keys = KnownKeys::of(packages);
     let reader = Reader {
+        packages,
+        keys: own_keys.among(KEYS),
+        own_keys,
+        known_headers: packages.iter().map(|package| package.headers).collect(),
         timeouts,
         patterns: RefCell::default(),
     };
@@ -197,24 +204,29 @@ fn unknown_escapes(cx: Context<'_>, document: &Document, patterns: &HashSet<Pos>
 }
 
 /// What is the same for all remotes.
-struct Reader {
+struct Reader<'p> {
+    packages: &'p [&'static Package],
+    own_keys: KnownKeys,
+    /// The names of all keys.
+    keys: Vec<&'static str>,
+    known_headers: Arc<[Names]>,
     /// Of a remote without `upstream:`.
     timeouts: Timeouts,
     /// Where patterns stand.
     patterns: RefCell<HashSet<Pos>>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn remote<'a>(&self, cx: Context<'a>, entry: &'a Entry) -> (Remote, Vec<(Pos, String)>) {
-        let section = Section::open(cx, &entry.value, "", KEYS, ELSEWHERE);
+        let section = Section::open(cx, &entry.value, "", &self.keys, ELSEWHERE);
         let kinds = [("remote", RemoteType::Remote), ("local", RemoteType::Local)];
         let kind = section
             .parse("type", |text| choice(text, &kinds))
             .unwrap_or(RemoteType::Remote);
-        let packages = Package::ALL.map(|package| (package.name(), package));
+        let packages: Vec<_> = self.packages.iter().map(|package| (package.name, *package)).collect();
         let package = section
             .parse("package", |text| choice(text, &packages))
-            .unwrap_or(Package::Generic);
+            .unwrap_or(self.packages[0]);
 
         let base_url = section.parse("base_url", address::base_url);
         let readable = entry.value.is_map() || entry.value.is_null();
@@ -232,35 +244,22 @@ impl Reader {
                 names.push(host.clone());
             }
         }
-        let hosts_of = |key, read: fn(&str) -> Result<FileHost, Fault>| {
-            let mut distinct = Vec::new();
-            for (_, host) in section.list(key, read).unwrap_or_default() {
-                if !distinct.contains(&host) {
-                    distinct.push(host);
-                }
-            }
-            distinct
-        };
-        let file_hosts = hosts_of("file_hosts", address::file_host);
-        let token_realms = hosts_of("token_realms", address::token_realm);
+        let file_hosts = section.distinct("file_hosts", address::file_host);
         let stale = section.integers("serve_stale_on", 400..=599);
         let stale = stale.map(|statuses| statuses.into_iter().filter_map(|s| u16::try_from(s).ok()).collect());
-        let default_stale = if package == Package::Docker {
-            vec![429]
-        } else {
-            Vec::new()
-        };
         let credentials = credentials(&section);
         let within = [
             ("host", CredentialsWithin::Host),
             ("base_url", CredentialsWithin::BaseUrl),
         ];
-        let tarball_urls = [("rewrite", TarballUrls::Rewrite), ("upstream", TarballUrls::Upstream)];
 
         let base_url = base_url.filter(|_| kind == RemoteType::Remote);
-        let index_url = index_url(&section, package, base_url.as_ref());
-        let urls = [&base_url, &index_url].into_iter().flatten().filter_map(Url::host_str);
-        let listed = file_hosts.iter().chain(&token_realms).map(|host| host.host.as_str());
+        let own = self.own_keys.read(&section, package, base_url.as_ref());
+        let urls = base_url.iter().chain(own.urls()).filter_map(Url::host_str);
+        let listed = file_hosts
+            .iter()
+            .chain(own.token_realms())
+            .map(|host| host.host.as_str());
         let mut own_hosts: Vec<OwnHost> = Vec::new();
         for host in urls.chain(listed) {
             let name = OwnHost::name_of(host);
@@ -274,12 +273,12 @@ impl Reader {
             kind,
             package,
             description: section.text("description").map(|text| text.value).unwrap_or_default(),
-            index_url,
             headers: headers(&section, credentials.is_some()),
             credentials_within: section
                 .parse("credentials_within", |text| choice(text, &within))
                 .unwrap_or(CredentialsWithin::Host),
-            headers_keep: headers_keep(&section),
+            headers_keep: headers_keep(&section, &self.known_headers),
+            known_headers: Arc::clone(&self.known_headers),
             active_content: section.boolean("active_content").unwrap_or(false),
             base_url,
             credentials,
@@ -288,26 +287,23 @@ impl Reader {
             check_mutable_updates: section.boolean("check_mutable_updates").unwrap_or(false),
             hosts: names,
             file_hosts,
-            token_realms,
             own_hosts,
             proxy: section.parse("proxy", address::proxy_url),
             offline: section.boolean("offline").unwrap_or(false),
-            serve_stale_on: stale.unwrap_or(default_stale),
+            serve_stale_on: stale.unwrap_or_else(|| package.serve_stale_on.to_vec()),
             quarantine_days: if kind == RemoteType::Remote {
                 quarantine(&section)
             } else {
                 None
             },
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
-            tarball_urls: section
-                .parse("tarball_urls", |text| choice(text, &tarball_urls))
-                .unwrap_or(TarballUrls::Rewrite),
+            own,
             ttl: ttls(&section),
             timeouts: section
-                .section("upstream", "upstream.", &settings::TIMEOUT_KEYS)
+                .section("upstream", &settings::TIMEOUT_KEYS)
                 .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
         };
-        contradictions(&section, entry, &remote);
+        contradictions(&section, entry, &remote, &self.own_keys);
         (remote, hosts)
     }
 
@@ -356,44 +352,6 @@ fn one_line(error: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
-fn choice<T: Copy>(text: &str, options: &[(&'static str, T)]) -> Result<T, Fault> {
-    if let Some((_, value)) = options.iter().find(|(name, _)| *name == text) {
-        return Ok(*value);
-    }
-    let names: Vec<&'static str> = options.iter().map(|(name, _)| *name).collect();
-    let fault = Fault::new(format!("must be one of {}", names.join(", ")));
-    Err(match nearest(text, &names) {
-        Some(near) => fault.hint(format!("did you mean {near}?")),
-        None => fault,
-    })
-}
-
-/// What stands before `/simple/…`. The public files host has no index of its own: it belongs to the public index,
-/// however the URL is spelled. `None`: the index is under `base_url`.
-fn index_url(section: &Section<'_>, package: Package, base_url: Option<&Url>) -> Option<Url> {
-    if let Some(entry) = section.entry("index_url") {
-        let url = section.parse("index_url", address::base_url)?;
-        if package != Package::Pypi {
-            let fault = Fault::new(format!("`index_url` means nothing to package {}", package.name()));
-            section
-                .cx
-                .error(entry.at, fault.hint("remove it; it belongs to `package: pypi`"));
-        } else if url.path().ends_with("/simple/") {
-            let fault = Fault::new("`index_url` ends in /simple, which is added to it");
-            section.cx.warn(entry.value.at, fault.hint("leave the last part out"));
-        }
-        return Some(url);
-    }
-    let base_url = base_url.filter(|_| package == Package::Pypi)?;
-    let host = base_url.host_str()?;
-    let is_files = host.strip_suffix('.').unwrap_or(host) == PYPI_FILES_HOST && base_url.port().is_none();
-    if is_files {
-        Url::parse(&format!("https://{PYPI_INDEX_HOST}/")).ok()
-    } else {
-        None
-    }
-}
-
 fn quarantine(section: &Section<'_>) -> Option<u32> {
     let (new, days) = (section.entry("quarantine_new"), section.entry("quarantine_days"));
     let on = section.boolean("quarantine_new").unwrap_or(false);
@@ -417,7 +375,7 @@ fn quarantine(section: &Section<'_>) -> Option<u32> {
 }
 
 fn ttls(section: &Section<'_>) -> Ttls {
-    let cache = section.section("cache", "cache.", &["immutable_ttl", "mutable_ttl", "negative_ttl"]);
+    let cache = section.section("cache", &["immutable_ttl", "mutable_ttl", "negative_ttl"]);
     let ttl = |key, default| {
         cache
             .as_ref()
@@ -432,26 +390,8 @@ fn ttls(section: &Section<'_>) -> Ttls {
 }
 
 /// What cannot stand together, and what is legal but hardly meant.
-fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
+fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_keys: &KnownKeys) {
     let cx = section.cx;
-    if remote.package != Package::Npm
-        && let Some(found) = section.entry("tarball_urls")
-    {
-        let fault = Fault::new(format!(
-            "`tarball_urls` means nothing to package {}",
-            remote.package.name()
-        ));
-        cx.error(found.at, fault.hint("remove it; it belongs to `package: npm`"));
-    }
-    if remote.package != Package::Docker
-        && let Some(found) = section.entry("token_realms")
-    {
-        let fault = Fault::new(format!(
-            "`token_realms` means nothing to package {}",
-            remote.package.name()
-        ));
-        cx.error(found.at, fault.hint("remove it; it belongs to `package: docker`"));
-    }
     if remote.active_content
         && remote.hosts.is_empty()
         && let Some(found) = section.entry("active_content")
@@ -463,14 +403,8 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
         );
     }
     if remote.kind == RemoteType::Local {
-        for key in [
-            "base_url",
-            "index_url",
-            "proxy",
-            "offline",
-            "quarantine_new",
-            "quarantine_days",
-        ] {
+        let of_upstream = ["base_url", "proxy", "offline", "quarantine_new", "quarantine_days"];
+        for key in of_upstream.into_iter().chain(own_keys.urls()) {
             let on = match key {
                 "offline" => remote.offline,
                 "quarantine_new" => !section.says(key, "false"),
@@ -494,9 +428,9 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
                 cx.warn(found.at, Fault::new(format!("`{key}` has no effect on a local remote")));
             }
         }
-        if remote.package == Package::Docker {
+        if !remote.package.may_be_local {
             let at = section.entry("package").map_or(entry.at, |found| found.at);
-            let fault = Fault::new("docker repositories cannot be local");
+            let fault = Fault::new(format!("{} repositories cannot be local", remote.package.name));
             cx.error(
                 at,
                 fault.hint("choose another package; its files are served as they are"),
@@ -516,13 +450,15 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote) {
             cx.warn(found.at, fault.hint("remove it"));
         }
     }
-    if remote.package == Package::Npm && remote.mutable_patterns.is_empty() {
-        let fault = Fault::new(if remote.immutable_patterns.is_none() {
-            "npm without `mutable_patterns`: package metadata counts as immutable and is never refreshed"
-        } else {
-            "npm without `mutable_patterns`: package metadata is refused with 403, or never refreshed where \
-             `immutable_patterns` match it"
-        });
-        cx.warn(entry.at, fault.hint(r"add `mutable_patterns: ['^(?!.*\.tgz$).*']`"));
+    if let Some(pattern) = remote.package.metadata_pattern
+        && remote.mutable_patterns.is_empty()
+    {
+        let then = match remote.immutable_patterns {
+            None => "counts as immutable and is never refreshed",
+            Some(_) => "is refused with 403, or never refreshed where `immutable_patterns` match it",
+        };
+        let package = remote.package.name;
+        let fault = Fault::new(format!("{package} without `mutable_patterns`: package metadata {then}"));
+        cx.warn(entry.at, fault.hint(format!("add `mutable_patterns: [{pattern}]`")));
     }
 }

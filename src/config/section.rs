@@ -13,7 +13,7 @@ pub(super) struct Section<'a> {
     pub cx: Context<'a>,
     entries: &'a [Entry],
     /// Stands before a key in messages: `cache.` or nothing.
-    prefix: &'static str,
+    prefix: String,
 }
 
 /// A scalar with `${NAME}` filled in.
@@ -26,16 +26,16 @@ pub(super) struct Text {
 }
 
 /// Keys that stand at another place than where they were found, for the hint.
-pub(super) type Elsewhere = &'static [(&'static str, &'static str)];
+pub(super) type Elsewhere<'e> = &'e [(&'static str, &'e str)];
 
 impl<'a> Section<'a> {
     /// Takes `node` for a mapping with the keys `known`. Complains of all others, and of repeated ones.
     pub(super) fn open(
         cx: Context<'a>,
         node: &'a Node,
-        prefix: &'static str,
+        prefix: &str,
         known: &[&'static str],
-        elsewhere: Elsewhere,
+        elsewhere: Elsewhere<'_>,
     ) -> Self {
         let entries: &[Entry] = match &node.content {
             Content::Map(entries) => entries,
@@ -62,10 +62,14 @@ impl<'a> Section<'a> {
                 cx.error(entry.at, fault.hint(Self::unknown_hint(&entry.key, known, elsewhere)));
             }
         }
-        Section { cx, entries, prefix }
+        Section {
+            cx,
+            entries,
+            prefix: prefix.to_owned(),
+        }
     }
 
-    fn unknown_hint(key: &str, known: &[&'static str], elsewhere: Elsewhere) -> String {
+    fn unknown_hint(key: &str, known: &[&'static str], elsewhere: Elsewhere<'_>) -> String {
         if let Some((_, place)) = elsewhere.iter().find(|(other, _)| *other == key) {
             return format!("`{key}` belongs {place}");
         }
@@ -259,6 +263,17 @@ impl<'a> Section<'a> {
         )
     }
 
+    /// The items of the list `key`, each made into something by `parse`, without those that stand there already.
+    pub(super) fn distinct<T: PartialEq>(&self, key: &'a str, parse: impl Fn(&str) -> Result<T, Fault>) -> Vec<T> {
+        let mut distinct = Vec::new();
+        for (_, item) in self.list(key, parse).unwrap_or_default() {
+            if !distinct.contains(&item) {
+                distinct.push(item);
+            }
+        }
+        distinct
+    }
+
     /// The list `key` of numbers.
     pub(super) fn integers(&self, key: &'a str, range: std::ops::RangeInclusive<u32>) -> Option<Vec<u32>> {
         let scalars = self.scalars(key)?;
@@ -270,10 +285,10 @@ impl<'a> Section<'a> {
         )
     }
 
-    /// The mapping `key`, its keys checked. `prefix` is `key` with a dot.
-    pub(super) fn section(&self, key: &str, prefix: &'static str, known: &[&'static str]) -> Option<Section<'a>> {
+    /// The mapping `key`, its keys checked.
+    pub(super) fn section(&self, key: &str, known: &[&'static str]) -> Option<Section<'a>> {
         let entry = self.entry(key)?;
-        Some(Section::open(self.cx, &entry.value, prefix, known, &[]))
+        Some(Section::open(self.cx, &entry.value, &format!("{key}."), known, &[]))
     }
 
     /// The entries of the mapping `key`, whose keys are the user's own.

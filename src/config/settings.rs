@@ -1,5 +1,6 @@
 //! Runtime settings: a flag wins over its variable, the variable over `conf/artifactapi.yaml`, that over the default.
 
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,7 @@ use super::model::{
     CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
     Tls, TlsMode, UpstreamSettings,
 };
+use super::package::{DefaultRemote, Package};
 use super::problem::{Fault, Report};
 use super::section::{Elsewhere, Section};
 use super::values::{self, shown};
@@ -33,10 +35,9 @@ const KEYS: &[&str] = &[
     "cache",
     "clients",
     "upstream",
-    "docker",
 ];
 
-const ELSEWHERE: Elsewhere = &[
+const ELSEWHERE: Elsewhere<'static> = &[
     ("disk_bytes", "under `cache:`"),
     ("disk_min_free", "under `cache:`"),
     ("memory_bytes", "under `cache:`"),
@@ -57,7 +58,6 @@ const ELSEWHERE: Elsewhere = &[
     ("least_rate", "under `upstream:`"),
     ("rate_window", "under `upstream:`"),
     ("transfer_timeout", "under `upstream:`"),
-    ("default_remote", "under `docker:`"),
     ("remotes", "in a file of its own: --remotes or ARTIFACTAPI_REMOTES"),
     (
         "data_dir",
@@ -67,6 +67,9 @@ const ELSEWHERE: Elsewhere = &[
     ("node_url", "in ARTIFACTAPI_NODE_URL"),
     ("node_secret", "in ARTIFACTAPI_NODE_SECRET"),
 ];
+
+/// The key of a package type's section.
+const DEFAULT_REMOTE: &str = "default_remote";
 
 /// The keys of `upstream:` that a remote has too.
 pub(super) const TIMEOUT_KEYS: [&str; 6] = [
@@ -100,7 +103,7 @@ struct FromFile {
     cache: CacheSettings,
     clients: ClientSettings,
     upstream: UpstreamSettings,
-    docker_default_remote: Option<String>,
+    default_remotes: BTreeMap<&'static str, String>,
 }
 
 impl Default for FromFile {
@@ -134,16 +137,22 @@ impl Default for FromFile {
                 max_concurrent: 256,
                 max_per_remote: share(256),
             },
-            docker_default_remote: None,
+            default_remotes: BTreeMap::new(),
         }
     }
 }
 
 /// Puts the settings together. `conf` is the file's path and text, if there is one. What is wrong goes to `report`;
 /// then the result serves only to look for further problems.
-pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>, report: &Report) -> Settings {
+pub(super) fn read(
+    packages: &[&'static Package],
+    flags: &Flags,
+    env: &Environment,
+    conf: Option<(&Path, &str)>,
+    report: &Report,
+) -> Settings {
     let file = conf
-        .map(|(file, text)| from_file(file, text, env, report))
+        .map(|(file, text)| from_file(packages, file, text, env, report))
         .unwrap_or_default();
     let outside = Outside { env, report };
     Settings {
@@ -167,13 +176,7 @@ pub(super) fn read(flags: &Flags, env: &Environment, conf: Option<(&Path, &str)>
         cache: file.cache,
         clients: file.clients,
         upstream: file.upstream,
-        docker_default_remote: outside
-            .parse(
-                ("--docker-default-remote", flags.docker_default_remote.as_deref()),
-                "ARTIFACTAPI_DOCKER_DEFAULT_REMOTE",
-                |name| Ok(name.to_owned()),
-            )
-            .or(file.docker_default_remote),
+        default_remotes: outside.default_remotes(packages, &flags.default_remotes, file.default_remotes),
         outbound: outside.proxies(),
         admin_token: outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN"),
         database: outside.database(),
@@ -204,7 +207,7 @@ impl Settings {
     }
 }
 
-fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> FromFile {
+fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Environment, report: &Report) -> FromFile {
     let mut result = FromFile::default();
     let cx = Context {
         file,
@@ -233,7 +236,18 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
         );
     }
     let Some(root) = &document.root else { return result };
-    let top = Section::open(cx, root, "", KEYS, ELSEWHERE);
+    let with_default = || packages.iter().filter(|package| package.default_remote.is_some());
+    let keys: Vec<&'static str> = KEYS
+        .iter()
+        .copied()
+        .chain(with_default().map(|package| package.name))
+        .collect();
+    let places: Vec<String> = with_default()
+        .map(|package| format!("under `{}:`", package.name))
+        .collect();
+    let places = places.iter().map(|place| (DEFAULT_REMOTE, place.as_str()));
+    let elsewhere: Vec<(&'static str, &str)> = ELSEWHERE.iter().copied().chain(places).collect();
+    let top = Section::open(cx, root, "", &keys, &elsewhere);
 
     if let Some(entry) = top.entry("listen") {
         // One address may stand without brackets.
@@ -259,7 +273,7 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
         }
     }
     result.public_url = top.parse("public_url", address::link_base);
-    if let Some(tls) = top.section("tls", "tls.", &["cert", "key"]) {
+    if let Some(tls) = top.section("tls", &["cert", "key"]) {
         result.tls = tls_files(&tls, &top);
     }
     if let Some(networks) = top.list("trusted_proxies", address::network) {
@@ -272,7 +286,7 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
         result.stop_timeout = limit;
     }
     let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync", "scrub_rate"];
-    if let Some(cache) = top.section("cache", "cache.", &cache_keys) {
+    if let Some(cache) = top.section("cache", &cache_keys) {
         let defaults = result.cache;
         result.cache = CacheSettings {
             disk_bytes: cache.parse("disk_bytes", values::size).unwrap_or(defaults.disk_bytes),
@@ -286,11 +300,11 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
             scrub_rate: cache.parse("scrub_rate", values::size).unwrap_or(defaults.scrub_rate),
         };
     }
-    if let Some(clients) = top.section("clients", "clients.", CLIENT_KEYS) {
+    if let Some(clients) = top.section("clients", CLIENT_KEYS) {
         result.clients = client_settings(&clients, result.clients);
     }
     let upstream_keys = [&TIMEOUT_KEYS[..], &["max_concurrent", "max_per_remote"]].concat();
-    if let Some(upstream) = top.section("upstream", "upstream.", &upstream_keys) {
+    if let Some(upstream) = top.section("upstream", &upstream_keys) {
         result.upstream.timeouts = timeouts(&upstream, result.upstream.timeouts);
         let number = |key| {
             let number = upstream.integer(key, 1..=1_000_000)?;
@@ -304,8 +318,11 @@ fn from_file(file: &Path, text: &str, env: &Environment, report: &Report) -> Fro
             result.upstream.max_per_remote = number;
         }
     }
-    if let Some(docker) = top.section("docker", "docker.", &["default_remote"]) {
-        result.docker_default_remote = docker.text("default_remote").map(|text| text.value);
+    for package in with_default() {
+        let section = top.section(package.name, &[DEFAULT_REMOTE]);
+        if let Some(name) = section.and_then(|section| section.text(DEFAULT_REMOTE)) {
+            result.default_remotes.insert(package.name, name.value);
+        }
     }
     result
 }
@@ -429,6 +446,26 @@ impl<'a> Outside<'a> {
             None => (variable, self.variable(variable)?),
         };
         self.complain(&format!("{name} {}", shown(text)), parse(text))
+    }
+
+    /// By package type, the remote that is asked where clients name none; `file` is what the file says.
+    fn default_remotes(
+        &self,
+        packages: &[&'static Package],
+        flags: &HashMap<&'static str, String>,
+        file: BTreeMap<&'static str, String>,
+    ) -> BTreeMap<&'static str, String> {
+        let mut names = file;
+        for package in packages {
+            let Some(DefaultRemote { flag, variable, .. }) = package.default_remote else {
+                continue;
+            };
+            let flag = (flag, flags.get(package.name).map(String::as_str));
+            if let Some(name) = self.parse(flag, variable, |name| Ok(name.to_owned())) {
+                names.insert(package.name, name);
+            }
+        }
+        names
     }
 
     fn path(&self, flag: Option<&Path>, variable: &str, default: &str) -> PathBuf {

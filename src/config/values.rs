@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use strsim::osa_distance;
+use url::Url;
 
 use super::environment::Environment;
-use super::model::MinFree;
+use super::model::{FileHost, MinFree};
 use super::problem::Fault;
+
+/// What is shown in place of a secret.
+pub(super) const HIDDEN: &str = "***";
 
 /// What is longer than this is a mistake, and would overflow dates when added to one.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -185,6 +189,19 @@ pub(super) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     best.map(|(_, known)| known)
 }
 
+/// The value of the option that `text` names.
+pub(super) fn choice<T: Copy>(text: &str, options: &[(&'static str, T)]) -> Result<T, Fault> {
+    if let Some((_, value)) = options.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let names: Vec<&'static str> = options.iter().map(|(name, _)| *name).collect();
+    let fault = Fault::new(format!("must be one of {}", names.join(", ")));
+    Err(match nearest(text, &names) {
+        Some(near) => fault.hint(format!("did you mean {near}?")),
+        None => fault,
+    })
+}
+
 /// A text without what stands before the `@` of a URL.
 pub(super) fn mask(text: &str) -> String {
     match text.rfind('@') {
@@ -204,6 +221,23 @@ pub(super) fn shown(text: &str) -> String {
         text.push('…');
     }
     format!("{text:?}")
+}
+
+/// A URL as it is shown. One that was validated holds no credentials; should one do, they are hidden all the same.
+pub(super) fn shown_url(url: &Url) -> String {
+    let mut url = url.clone();
+    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
+        return HIDDEN.to_owned();
+    }
+    url.into()
+}
+
+/// A host as the file names it.
+pub(super) fn shown_host(host: &FileHost) -> String {
+    match host.port {
+        Some(port) => format!("{}://{}:{port}", host.scheme, host.host),
+        None => format!("{}://{}", host.scheme, host.host),
+    }
 }
 
 #[cfg(test)]

@@ -190,8 +190,6 @@ impl Wanted {
     }
 }
 
-pub use crate::formats::docker::CONTENT_DIGEST;
-
 /// How an object came to be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum How {

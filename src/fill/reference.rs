@@ -8,11 +8,11 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 
 use super::gunzip::gunzip;
 use super::view::{GZIP, is_gzip};
-use super::{Answer, CONTENT_DIGEST, Fills, How, Outcome, Wanted};
+use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Expected, Finish, Head, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;
 use crate::policy;
@@ -34,7 +34,7 @@ impl Fills {
         if previous.is_some() || *method == Method::HEAD {
             match self.obtain_aside(wanted.aside(Aside::Asking), Method::HEAD).await {
                 Outcome::Answer(answer) if answer.reason.is_none() && answer.status == 200 => {
-                    let named = referent_of(&answer.headers);
+                    let named = referent_of(wanted, &answer.headers);
                     let enough = match &named {
                         None => false,
                         Some(_) if *method == Method::HEAD => true,
@@ -71,7 +71,7 @@ impl Fills {
                     size: body.len() as u64,
                     digest: digest.clone(),
                 };
-                kept.insert(CONTENT_DIGEST, headers::value(&digest));
+                name_digest(wanted, &mut kept, &digest);
                 if !kept.contains_key(header::ETAG) {
                     kept.insert(header::ETAG, headers::value(&format!("\"{digest}\"")));
                 }
@@ -125,8 +125,8 @@ impl Fills {
         if arrived.head.content_type().starts_with("text/html") {
             return Err(refused("upstream sent a page, not a manifest"));
         }
-        let said = arrived.head.headers.get(CONTENT_DIGEST);
-        let said = said.and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
+        let said =
+            digest_named(wanted, &arrived.head.headers).and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
         match said {
             Some(digest) if digest.is_of(&body) => Ok((digest, body)),
             None => Ok((Expected::sha256(&body), body)),
@@ -207,7 +207,7 @@ impl Fills {
         }
         let mut kept = kept.clone();
         kept.remove(header::CONTENT_LENGTH);
-        kept.insert(CONTENT_DIGEST, headers::value(&referent.digest));
+        name_digest(wanted, &mut kept, &referent.digest);
         if !kept.contains_key(header::ETAG) {
             kept.insert(header::ETAG, headers::value(&format!("\"{}\"", referent.digest)));
         }
@@ -255,15 +255,27 @@ impl Fills {
     }
 }
 
+/// Where `headers` name the digest of what the name stands for.
+fn digest_named<'h>(wanted: &Wanted, headers: &'h HeaderMap) -> Option<&'h HeaderValue> {
+    headers.get(wanted.asset.digest_field.as_ref()?)
+}
+
+/// Lets `headers` name the digest of what the name stands for.
+fn name_digest(wanted: &Wanted, headers: &mut HeaderMap, digest: &str) {
+    if let Some(field) = &wanted.asset.digest_field {
+        headers.insert(field.clone(), headers::value(digest));
+    }
+}
+
 /// What the answer to a HEAD says that the name stands for, if it says all of it.
-fn referent_of(headers: &HeaderMap) -> Option<Referent> {
-    let text = |value: Option<&http::HeaderValue>| {
+fn referent_of(wanted: &Wanted, headers: &HeaderMap) -> Option<Referent> {
+    let text = |value: Option<&HeaderValue>| {
         value
             .and_then(|value| value.to_str().ok())
             .map(str::trim)
             .map(str::to_owned)
     };
-    let digest = text(headers.get(CONTENT_DIGEST))?;
+    let digest = text(digest_named(wanted, headers))?;
     Expected::parse(&digest)?;
     headers.get(header::CONTENT_TYPE)?;
     let size = text(headers.get(header::CONTENT_LENGTH))?.parse().ok()?;

@@ -73,7 +73,7 @@ impl Ticket {
             path: self.spec.key.parts().path,
             url: self.exchange.url(),
             document: self.spec.document,
-            keep: &self.exchange.remote.headers_keep,
+            keep: self.exchange.remote.keep(),
         };
         let (mut kept, length) = headers::of_stored(response, &asked);
         for (name, value) in &self.says {
@@ -323,7 +323,7 @@ impl ProxyHttp for Hooks {
         } else if status >= 400 {
             // Clients get a body of ours: upstream's may be long, or drip.
             let retry_after = headers::retry_after(response);
-            let headers = headers::of_answer(response, &ticket.exchange.remote.headers_keep);
+            let headers = headers::of_answer(response, ticket.exchange.remote.keep());
             ticket.say(Word::Answer(Answer {
                 status,
                 headers,
@@ -334,7 +334,7 @@ impl ProxyHttp for Hooks {
             }));
             ctx.discarded = Some(0);
         } else {
-            let headers = headers::of_answer(response, &ticket.exchange.remote.headers_keep);
+            let headers = headers::of_answer(response, ticket.exchange.remote.keep());
             ctx.passing = Some((status, headers, BytesMut::new()));
         }
         Ok(())

@@ -3,11 +3,18 @@
 //! (<https://wiki.alpinelinux.org/wiki/Apk_spec>).
 
 use super::{Asked, Asset, Class, Format, Reading};
+use crate::config::Package;
 
 /// The format of `package: alpine`.
 pub(super) struct Alpine;
 
+static PACKAGE: Package = Package::named("alpine");
+
 impl Format for Alpine {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let mut asset = Asset::new(asked.remote, asked.path, |path| path);
         let path = asset.governing.as_str();

@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use http::HeaderName;
+use http::{HeaderMap, HeaderName};
 use url::Url;
 
 use super::links::{self, Style};
 use super::release::{Dated, DatedBy};
+use super::stand_in::StandIn;
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
 use crate::config::{Remote, RemoteType};
@@ -35,7 +36,7 @@ pub struct Asset {
     pub view: Option<View>,
     /// The digest that the path names its content by: such content never changes, and is verified.
     pub digest: Option<Expected>,
-    /// The header field in which answers name that digest.
+    /// The header field in which answers name that digest, or the digest that a pointer stands for.
     pub digest_field: Option<HeaderName>,
     /// The path under which content with a digest is stored, the same for all paths of the remote that name it.
     pub shared_path: Option<String>,
@@ -44,8 +45,10 @@ pub struct Asset {
     pub lists: bool,
     /// The index that tells when it was published.
     pub dated_by: Option<DatedBy>,
-    /// A list that may come in pages: `Link` says where the next one is.
-    pub pages: bool,
+    /// A list that may come in pages: what is looked at before one is handed on.
+    pub pages: Option<CheckPage>,
+    /// What is answered where upstream does not have this list.
+    pub stand_in: Option<Box<StandIn>>,
     /// What upstream's token service has to allow.
     pub token_scope: Option<String>,
     /// `Content-Type` where upstream names none.
@@ -139,6 +142,10 @@ pub type ManifestReader = fn(&str) -> Box<dyn IndexReader>;
 /// digest.
 pub type Beside = fn(&str, &str) -> Option<String>;
 
+/// Whether the page of a list with this header can be handed on: not if there is a next one that clients could not be told
+/// of, because the list would look complete to them. The error says so.
+pub type CheckPage = fn(&HeaderMap) -> Result<(), &'static str>;
+
 /// What an artifact is bound to.
 #[derive(Debug, Clone)]
 pub enum Binding {
@@ -196,7 +203,8 @@ impl Asset {
             binding: Binding::Alone,
             lists: false,
             dated_by: None,
-            pages: false,
+            pages: None,
+            stand_in: None,
             token_scope: None,
             media_type: content_type_by_extension(&path.decoded),
             path,
@@ -248,6 +256,14 @@ impl Asset {
     /// Whether it says what there is, so that clients find nothing without it.
     pub fn is_index(&self) -> bool {
         self.lists || self.view.is_some()
+    }
+
+    /// Whether what upstream answered with this header can be handed on, as far as it is a page of a list.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn check_page(&self, headers: &HeaderMap) -> Result<(), &'static str> {
+        self.pages.map_or(Ok(()), |check| check(headers))
     }
 
     /// Whether it stands for content with a digest.

@@ -16,6 +16,7 @@ use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
 use crate::cache::Expected;
+use crate::config::Package;
 
 /// The format of `package: cargo`.
 pub(super) struct Cargo;
@@ -35,7 +36,13 @@ const CRATE_TYPE: &str = "application/gzip";
 /// Stands between `api` and what it offers (<https://doc.rust-lang.org/cargo/reference/registry-web-api.html>).
 const API: &str = "api/v1/";
 
+static PACKAGE: Package = Package::named("cargo");
+
 impl Format for Cargo {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let (path, checksum) = without_checksum(asked.path);
         let path = if checksum.is_none() { in_lower_case(path) } else { path };

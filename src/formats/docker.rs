@@ -5,9 +5,10 @@
 //! A path here is what follows `/v2/{remote}/`: `{name}/manifests/{tag or digest}`, `{name}/blobs/{digest}`,
 //! `{name}/tags/list`, `{name}/referrers/{digest}`.
 
-pub mod names;
-pub mod pages;
-pub mod referrers;
+mod names;
+mod pages;
+mod referrers;
+mod root;
 
 use std::sync::LazyLock;
 
@@ -16,13 +17,42 @@ use serde_json::json;
 use url::Url;
 
 use super::accept::wish;
+use super::root::Root;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
-use crate::config::Remote;
+use crate::config::{DefaultRemote, Holds, OwnKey, Package, Remote};
+use crate::headers::Names;
 use crate::status::is_absent;
 
 /// The format of `package: docker`.
-pub struct Docker;
+pub(super) struct Docker;
+
+static PACKAGE: Package = Package {
+    keys: &[&TOKEN_REALMS],
+    // Docker Hub's way of saying that somebody has pulled too much.
+    serve_stale_on: &[429],
+    may_be_local: false,
+    default_remote: Some(DefaultRemote {
+        flag: "--docker-default-remote",
+        variable: "ARTIFACTAPI_DOCKER_DEFAULT_REMOTE",
+        help: "Where images without a remote's name come from",
+    }),
+    headers: Names {
+        families: &["docker-", "oci-"],
+        never: &["docker-distribution-api-version", "oci-namespace"],
+        ..Names::NONE
+    },
+    ..Package::named("docker")
+};
+
+/// Further hosts whose token service may see the credentials.
+static TOKEN_REALMS: OwnKey = OwnKey {
+    name: "token_realms",
+    follows: "file_hosts",
+    example: "[auth.example.com]",
+    help: "further hosts whose token service may see the credentials (https)",
+    holds: Holds::TokenRealms,
+};
 
 /// Docker Hub's names for itself: what clients say in `?ns=`, and where it is.
 const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
@@ -30,12 +60,12 @@ const HUB: [&str; 3] = ["docker.io", "index.docker.io", "registry-1.docker.io"];
 const OFFICIAL: &str = "library/";
 
 /// The media type of an image index (image-spec, media-types.md), in which referrers are listed too.
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 /// distribution-spec, "Pulling manifests": what a registry says of the body that it sends.
-pub const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const CONTENT_DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
 /// The types of manifests that decide what a tag resolves to.
 const TYPES: [&str; 4] = [INDEX, DOCKER_LIST, MANIFEST, DOCKER_MANIFEST];
 /// All of them: a client that names these, or takes anything.
@@ -201,9 +231,12 @@ fn beside(path: &str, digest: &str) -> Option<String> {
 }
 
 impl Format for Docker {
-    /// distribution-spec, "Endpoints".
-    fn root(&self) -> Option<&'static str> {
-        Some("/v2/")
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
+    fn root(&self) -> Option<&'static dyn Root> {
+        Some(&Docker)
     }
 
     fn greeting_url(&self, remote: &Remote) -> Option<Url> {
@@ -246,9 +279,9 @@ impl Format for Docker {
         asset.token_scope = Some(format!("repository:{part}{prefix}{name}:pull"));
         let is_content = matches!(what, What::Manifest(_) | What::Blob(_));
         asset.nature = (!is_content).then_some(Class::Mutable);
-        asset.digest_field = is_content.then_some(CONTENT_DIGEST);
+        asset.digest_field = (!queried).then_some(CONTENT_DIGEST);
         asset.varies = matches!(what, What::Tag(_) | What::Manifest(_));
-        asset.pages = queried;
+        asset.pages = queried.then_some(pages::check);
         let listed = |accept| Form {
             name: "",
             accept: Some(accept),
@@ -271,7 +304,8 @@ impl Format for Docker {
                 asset.shared_path = Some(format!("blobs/{digest}"));
                 asset.digest = Some(digest);
             }
-            What::Tags | What::Referrers(_) => {}
+            What::Tags => {}
+            What::Referrers(_) => asset.stand_in = referrers::stand_in(&asset.path).map(Box::new),
         }
         Reading::Artifact(Box::new(asset))
     }

@@ -2,11 +2,18 @@
 //! the patterns of the remote decide everything, and redirects are followed on the way up.
 
 use super::Format;
+use crate::config::Package;
 
 /// The format of `package: generic`.
 pub(super) struct Generic;
 
-impl Format for Generic {}
+static PACKAGE: Package = Package::named("generic");
+
+impl Format for Generic {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+}
 
 #[cfg(test)]
 mod tests {

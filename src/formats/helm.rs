@@ -10,6 +10,7 @@ use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::yaml;
 use super::{ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Reading, View, ViewContext};
+use crate::config::Package;
 
 /// The format of `package: helm`.
 pub(super) struct Helm;
@@ -27,7 +28,13 @@ const URLS: Place = &[
     Step::Item,
 ];
 
+static PACKAGE: Package = Package::named("helm");
+
 impl Format for Helm {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let path = with_query(&asked.path).unwrap_or(asked.path);
         let mut asset = Asset::new(asked.remote, path, governing_path).named_by(|_| Some("index.yaml".to_owned()));

@@ -2,13 +2,13 @@
 //! holds all that is known of it, and says what an error looks like; what reads an ecosystem's index, to its [`Fact`]s, is part
 //! of the asset. Everything else (caching, ranges, conditions, streaming) is the same for all of them and lives elsewhere.
 //!
-//! A package type is added by one file here and one line in [`of`].
+//! A package type is added by one file here and one line in [`FORMATS`].
 
 pub mod accept;
 mod alpine;
 pub mod asset;
 mod cargo;
-pub mod docker;
+mod docker;
 mod generic;
 mod helm;
 mod html;
@@ -19,9 +19,13 @@ mod npm;
 pub mod path;
 mod pypi;
 pub mod release;
+pub mod root;
 mod rpm;
+pub mod stand_in;
 #[cfg(test)]
 pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 mod yaml;
 
 use std::sync::Arc;
@@ -32,6 +36,7 @@ use url::Url;
 pub use asset::{Asset, Binding, Foreign, Location, Member, View};
 pub use index::{Fact, IndexError, IndexReader};
 use links::Style;
+use root::Root;
 
 pub use crate::cache::Class;
 use crate::config::{Package, Remote, RemoteType};
@@ -103,13 +108,16 @@ pub struct ViewContext<'a> {
 /// What is particular to one ecosystem. All methods are pure.
 #[deny(missing_docs)]
 pub trait Format: Send + Sync {
+    /// The package type: its name, and what the configuration of its remotes may say besides what all may.
+    fn package(&self) -> &'static Package;
+
     /// Reads what is asked for to all that is known of it.
     fn read(&self, asked: Asked<'_>) -> Reading {
         Reading::Artifact(Box::new(Asset::new(asked.remote, asked.path, |path| path)))
     }
 
-    /// The path under which the ecosystem's clients ask, with slashes on both ends, where that is not ours to choose.
-    fn root(&self) -> Option<&'static str> {
+    /// The format as one whose clients ask below a root of their own, if they do.
+    fn root(&self) -> Option<&'static dyn Root> {
         None
     }
 
@@ -142,18 +150,33 @@ pub trait Format: Send + Sync {
     }
 }
 
+/// All package types. The first is that of a remote that names none.
+static FORMATS: &[&dyn Format] = &[
+    &generic::Generic,
+    &alpine::Alpine,
+    &rpm::Rpm,
+    &docker::Docker,
+    &pypi::Pypi,
+    &npm::Npm,
+    &helm::Helm,
+    &cargo::Cargo,
+];
+
+/// All package types, as the configuration wants them.
+pub fn packages() -> Vec<&'static Package> {
+    FORMATS.iter().map(|format| format.package()).collect()
+}
+
+/// The package types that have a root.
+pub fn roots() -> impl Iterator<Item = &'static dyn Root> {
+    FORMATS.iter().filter_map(|format| format.root())
+}
+
 /// The format of a package type.
-pub fn of(package: Package) -> &'static dyn Format {
-    match package {
-        Package::Generic => &generic::Generic,
-        Package::Alpine => &alpine::Alpine,
-        Package::Rpm => &rpm::Rpm,
-        Package::Docker => &docker::Docker,
-        Package::Pypi => &pypi::Pypi,
-        Package::Npm => &npm::Npm,
-        Package::Helm => &helm::Helm,
-        Package::Cargo => &cargo::Cargo,
-    }
+fn of(package: &Package) -> &'static dyn Format {
+    let found = FORMATS.iter().find(|format| format.package() == package);
+    // What remotes are of is one of `packages`.
+    *found.unwrap_or(&FORMATS[0])
 }
 
 /// The format of what `remote` serves: a local remote holds plain files, whatever package they belong to.

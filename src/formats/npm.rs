@@ -14,10 +14,31 @@ use super::release::DatedBy;
 use super::{
     ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
-use crate::config::TarballUrls;
+use crate::config::{Holds, OwnKey, Package};
+use crate::headers::Names;
 
 /// The format of `package: npm`.
 pub(super) struct Npm;
+
+static PACKAGE: Package = Package {
+    keys: &[&TARBALL_URLS],
+    metadata_pattern: Some(r"'^(?!.*\.tgz$).*'"),
+    headers: Names {
+        kept: &["npm-notice"],
+        ..Names::NONE
+    },
+    ..Package::named("npm")
+};
+
+/// What `dist.tarball` names.
+static TARBALL_URLS: OwnKey = OwnKey {
+    name: "tarball_urls",
+    follows: "client_revalidation",
+    example: REWRITE,
+    help: "`upstream` leaves dist.tarball at the public registry",
+    holds: Holds::Word(&[REWRITE, "upstream"]),
+};
+const REWRITE: &str = "rewrite";
 
 const FULL: Form = Form {
     name: "full",
@@ -50,6 +71,10 @@ const RESOLVED: Step = Step::Key("_resolved");
 const RESTRICTED: Step = Step::Key("policyRestrictions");
 
 impl Format for Npm {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let (remote, method) = (asked.remote, asked.method);
         let path = undoubled(&remote.name, asked.path);
@@ -94,9 +119,9 @@ impl Format for Npm {
         asset.varies = is_package && !holds;
         asset.media_type = "application/json";
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
-        let view = match remote.tarball_urls {
-            TarballUrls::Rewrite => Some(View::new(Style::Absolute, reader)),
-            TarballUrls::Upstream => (holds && is_package).then_some(View::new(Style::Relative, AsItIs::reader)),
+        let view = match remote.own.word(&TARBALL_URLS) == REWRITE {
+            true => Some(View::new(Style::Absolute, reader)),
+            false => (holds && is_package).then_some(View::new(Style::Relative, AsItIs::reader)),
         };
         asset.view = match is_package {
             true => view.map(|view| view.held_by(remote, &dated::PACKUMENT)),

@@ -18,10 +18,48 @@ use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
     ViewContext,
 };
-use crate::config::Remote;
+use crate::config::{Doubt, Holds, OwnKey, Package, Remote};
+use crate::headers::Names;
 
 /// The format of `package: pypi`.
 pub(super) struct Pypi;
+
+static PACKAGE: Package = Package {
+    keys: &[&INDEX_URL],
+    headers: Names {
+        kept: &["x-pypi-last-serial"],
+        ..Names::NONE
+    },
+    ..Package::named("pypi")
+};
+
+/// What stands before `/simple/…` and `/pypi/…/json`. Absent: the index is under `base_url`.
+static INDEX_URL: OwnKey = OwnKey {
+    name: "index_url",
+    follows: "check_mutable_updates",
+    example: "\"https://...\"",
+    help: "what stands before /simple/",
+    holds: Holds::Url {
+        implied: public_index,
+        doubt: |url| {
+            url.path().ends_with("/simple/").then_some(Doubt {
+                message: "ends in /simple, which is added to it",
+                hint: "leave the last part out",
+            })
+        },
+    },
+};
+/// The public index, which answers `simple/` and `pypi/…/json` for [`PUBLIC_FILES_HOST`].
+const PUBLIC_INDEX: &str = "https://pypi.org/";
+/// Where that index keeps its files: a `base_url` on this host has no index of its own.
+const PUBLIC_FILES_HOST: &str = "files.pythonhosted.org";
+
+/// The public files host has no index of its own: it belongs to the public index, however its URL is spelled.
+fn public_index(base_url: &Url) -> Option<Url> {
+    let host = base_url.host_str()?;
+    let is_files = host.strip_suffix('.').unwrap_or(host) == PUBLIC_FILES_HOST && base_url.port().is_none();
+    is_files.then(|| Url::parse(PUBLIC_INDEX).ok()).flatten()
+}
 
 /// PEP 691: the chosen type first, then what an upstream that has only the other can answer.
 const JSON: Form = Form {
@@ -55,6 +93,10 @@ const FILES: &[Place] = &[
 ];
 
 impl Format for Pypi {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         if let Some(mut location) = canonical(&asked.path) {
             if let Some(query) = &asked.path.query {
@@ -103,7 +145,7 @@ impl Format for Pypi {
 
 /// Where an index is that another host has than the files.
 fn index_url(remote: &Remote, path: &ArtifactPath) -> Option<Url> {
-    let index = remote.index_url.as_ref()?;
+    let index = remote.own.url(&INDEX_URL)?;
     is_on_index(&path.encoded).then(|| links::under(index, path))
 }
 
@@ -150,7 +192,7 @@ fn presented_as(accept: Option<&str>) -> Option<&'static str> {
 
 fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     let base = context.remote.base_url.as_ref();
-    let links = match &context.remote.index_url {
+    let links = match context.remote.own.url(&INDEX_URL) {
         Some(index) => {
             let mut bases: Vec<(&Url, Serves)> = vec![(index, is_on_index)];
             bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as Serves)));

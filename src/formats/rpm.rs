@@ -5,12 +5,19 @@
 mod repomd;
 
 use super::{Asked, Asset, Binding, Class, Format, Reading};
+use crate::config::Package;
 use repomd::Repomd;
 
 /// The format of `package: rpm`.
 pub(super) struct Rpm;
 
+static PACKAGE: Package = Package::named("rpm");
+
 impl Format for Rpm {
+    fn package(&self) -> &'static Package {
+        &PACKAGE
+    }
+
     fn read(&self, asked: Asked<'_>) -> Reading {
         let mut asset = Asset::new(asked.remote, asked.path, |path| path);
         asset.nature = nature(&asset.governing);

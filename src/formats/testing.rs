@@ -14,7 +14,7 @@ use url::Url;
 
 use super::links::{PATH, Style, decode_once, normal};
 use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
-use crate::config::{CredentialsWithin, OwnHost, Package, Remote, RemoteType, TarballUrls, Timeouts, Ttls};
+use crate::config::{CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
 pub(crate) const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -27,28 +27,30 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
     Remote {
         name: "r".to_owned(),
         kind: RemoteType::Remote,
-        package: Package::ALL.into_iter().find(|known| known.name() == package).unwrap(),
+        package: super::packages()
+            .into_iter()
+            .find(|known| known.name == package)
+            .unwrap(),
         description: String::new(),
         base_url: Some(base_url),
-        index_url: None,
         credentials: None,
         headers: Vec::new(),
         credentials_within: CredentialsWithin::Host,
         headers_keep: Vec::new(),
+        known_headers: super::packages().iter().map(|package| package.headers).collect(),
         active_content: false,
         immutable_patterns: None,
         mutable_patterns: Vec::new(),
         check_mutable_updates: false,
         hosts: Vec::new(),
         file_hosts: Vec::new(),
-        token_realms: Vec::new(),
         own_hosts,
         proxy: None,
         offline: false,
         serve_stale_on: Vec::new(),
         quarantine_days: None,
         client_revalidation: false,
-        tarball_urls: TarballUrls::Rewrite,
+        own: OwnKeys::default(),
         ttl: Ttls {
             immutable: Duration::ZERO,
             mutable: Duration::from_secs(3600),

@@ -15,7 +15,7 @@ use super::head::{head_is_enough, head_must_be_get};
 use super::relay;
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::serve::{self, Dress};
-use super::{Client, Ctx, registry};
+use super::{Client, Ctx};
 use crate::cache::{Key, Left, Object, Origin as CameFrom, now_ms};
 use crate::config::{Config, Remote};
 use crate::fields;
@@ -186,8 +186,11 @@ impl Client {
         match resolve::resolve(&remote, &method, target, accept.as_deref()) {
             Resolution::Artifact(resolved) => {
                 let resolved = Arc::new(resolved);
+                if let Some(stand_in) = &resolved.stand_in {
+                    return Box::pin(self.list(session, ctx, Arc::clone(&resolved), stand_in)).await;
+                }
                 // Lists take the long way: of them more is looked at than whether they are fresh.
-                if let Some(hot) = hot.filter(|_| !resolved.pages) {
+                if let Some(hot) = hot.filter(|_| resolved.pages.is_none()) {
                     self.hot.insert(hot, Arc::clone(&resolved));
                 }
                 self.resolved(session, ctx, config, resolved).await
@@ -554,7 +557,7 @@ impl Client {
         {
             return Ok(true);
         }
-        if let Err(reason) = registry::check_pages(&request.asset, &original.head.headers) {
+        if let Err(reason) = request.asset.check_page(&original.head.headers) {
             let problem = Problem::new(502, reason).at(&request.remote.name, &request.path.encoded);
             return self.refuse(session, Some(request.format), problem).await;
         }

@@ -65,7 +65,7 @@ impl<'a> Shown<'a> {
 /// A header that cannot be built.
 pub(super) fn of_content(status: u16, of: &HeaderMap, shown: &Shown<'_>, by_coding: bool) -> Result<ResponseHeader> {
     // What is stored may have been kept by other rules.
-    let mut kept = headers::kept(of, &shown.asset.remote.headers_keep);
+    let mut kept = headers::kept(of, shown.asset.remote.keep());
     match headers::known_coding(of) {
         Some(coding) => kept.insert(header::CONTENT_ENCODING, headers::value(coding)),
         None => kept.remove(header::CONTENT_ENCODING),
@@ -100,7 +100,7 @@ pub(super) fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str
         path,
         url,
         document: false,
-        keep: &shown.asset.remote.headers_keep,
+        keep: shown.asset.remote.keep(),
     };
     let (kept, length) = headers::of_stored(response, &asked);
     let status = shown.format.status_of(response.status.as_u16());

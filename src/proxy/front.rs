@@ -30,7 +30,7 @@ use super::gate::{Gate, READ};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
 use super::wire::{self, Head, Refusal};
-use super::{Client, Hooks, registry, serve};
+use super::{Client, Hooks, root, serve};
 use crate::cache::{Body, Object, Reader};
 use crate::config::ClientSettings;
 use crate::session::public::{self, Arrival};
@@ -255,7 +255,7 @@ impl Front {
         };
         let hot = Hot::key(&config, &host, plain.target, plain.accept)?;
         let resolved = client.hot.get(&hot)?;
-        let lines = registry::lines_of_hits(&resolved, plain.target)?;
+        let lines = root::lines_of_hits(&resolved, plain.target)?;
         let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
         let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
         serve::write_head(&hit.object, &hit.dress, lines, head)?;

@@ -14,12 +14,12 @@ mod node;
 mod pass;
 pub mod range;
 mod reference;
-mod referrers;
-mod registry;
 mod relay;
 mod resolve;
+mod root;
 mod route;
 mod serve;
+mod stand_in;
 mod threads;
 mod wire;
 
@@ -68,7 +68,7 @@ impl ProxyHttp for Hooks {
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
         // In place of Pingora's compression, which is never used here.
-        modules.add_module(Box::new(registry::VoiceBuilder));
+        modules.add_module(Box::new(root::VoiceBuilder));
     }
 
     async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
@@ -110,8 +110,8 @@ impl ProxyHttp for Hooks {
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
-            if resolved.format.root().is_some() {
-                registry::speak(session);
+            if let Some(root) = resolved.format.root() {
+                root::speak(session, root);
             }
             let plain =
                 session.req_header().method == Method::GET && !serve::has_conditions(&session.req_header().headers);
@@ -138,7 +138,7 @@ impl ProxyHttp for Hooks {
                     raw,
                     query,
                     bound_host,
-                    registry: false,
+                    below_root: false,
                 };
                 Box::pin(self.artifact(session, ctx, &config, remote, target, hot)).await
             }
@@ -146,10 +146,7 @@ impl ProxyHttp for Hooks {
                 Box::pin(self.api.answer(session, &config, endpoint)).await?;
                 Ok(true)
             }
-            Route::Registry { raw, query, bound } => {
-                let asked = registry::Asked { raw, query, bound };
-                Box::pin(self.registry(session, ctx, &config, asked, hot)).await
-            }
+            Route::Root(asked) => Box::pin(self.below_root(session, ctx, &config, asked, hot)).await,
             Route::UnknownRemote { name, path } => {
                 let detail = "there is no such remote; `GET /` lists those there are";
                 reply::problem(session, None, Problem::new(404, detail).at(&name, &path)).await?;

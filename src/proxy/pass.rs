@@ -1,4 +1,4 @@
-//! What goes to upstream by itself: what cannot be stored, a range far ahead of its fill, the services of a registry.
+//! What goes to upstream by itself: what cannot be stored, a range far ahead of its fill, services.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use super::artifact::Request;
 use super::dress::{self, NO_CACHE, Shown};
 use super::range::{self, Ranges};
 use super::resolve::Resolved;
-use super::{Client, Ctx, registry};
+use super::{Client, Ctx};
 use crate::cache::{Expected, Object, Origin, Verifier};
 use crate::fill::view::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
@@ -330,7 +330,7 @@ async fn dressed(
     wanted: &Wanted,
     cache_status: &str,
 ) -> std::result::Result<(ResponseHeader, Answering), Failure> {
-    if let Err(reason) = registry::check_pages(shown.asset, &answering.header.headers) {
+    if let Err(reason) = shown.asset.check_page(&answering.header.headers) {
         return Err(Failure::refused(reason));
     }
     match header_of(&mut answering, shown, wanted, cache_status).await {

@@ -25,8 +25,8 @@ pub(super) struct Target {
     pub query: Option<String>,
     /// By the name of a host that is bound to the remote.
     pub bound_host: bool,
-    /// By the registry API.
-    pub registry: bool,
+    /// Below the root of its package type.
+    pub below_root: bool,
 }
 
 /// A request, understood.
@@ -62,8 +62,8 @@ pub(super) enum Resolution {
 pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, accept: Option<&str>) -> Resolution {
     let shown = String::from_utf8_lossy(&target.raw).into_owned();
     let format = formats::of_remote(remote);
-    if let Some(root) = format.root().filter(|_| !target.registry) {
-        let package = remote.package.name();
+    if let Some(root) = format.root().filter(|_| !target.below_root) {
+        let (package, root) = (remote.package.name, root.path());
         let detail = if target.bound_host {
             format!("this is a remote of package {package}: it is served under {root}…")
         } else {

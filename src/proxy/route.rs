@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
+use super::root::BelowRoot;
 use crate::api::Endpoint;
-use crate::config::{Config, Package, Remote};
+use crate::config::{Config, Remote};
 use crate::formats;
 
 const REMOTE_PREFIX: &str = "/api/v1/remote/";
 
 /// What a path is about.
-#[derive(Debug, Clone)]
 pub(super) enum Route {
     /// An artifact: the raw path below the remote, as received.
     Artifact {
@@ -18,13 +18,8 @@ pub(super) enum Route {
         query: Option<String>,
         bound_host: bool,
     },
-    /// The registry API: the raw path below its format's root, as received.
-    Registry {
-        raw: Vec<u8>,
-        query: Option<String>,
-        /// The remote that the host is bound to.
-        bound: Option<Arc<Remote>>,
-    },
+    /// Below the root of a package type.
+    Root(BelowRoot),
     UnknownRemote {
         name: String,
         path: String,
@@ -43,20 +38,21 @@ pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
         None => (target, None),
     };
     let bound = config.hosts.get(host);
-    let roots = Package::ALL
-        .into_iter()
-        .filter_map(|package| formats::of(package).root());
-    for root in roots {
-        let raw = path.strip_prefix(root.trim_end_matches('/').as_bytes());
+    for root in formats::roots() {
+        let raw = path.strip_prefix(root.path().trim_end_matches('/').as_bytes());
         let raw = raw.filter(|rest| matches!(rest, [] | [b'/', ..]));
         // On the host of another package this is a path like any other.
-        let is_meant = bound.is_none_or(|remote| formats::of_remote(remote).root() == Some(root));
+        let is_meant = bound.is_none_or(|remote| {
+            let own = formats::of_remote(remote).root();
+            own.is_some_and(|own| own.path() == root.path())
+        });
         if let Some(raw) = raw.filter(|_| is_meant) {
-            return Route::Registry {
+            return Route::Root(BelowRoot {
+                root,
                 raw: raw.strip_prefix(b"/").unwrap_or(raw).to_vec(),
                 query,
                 bound: bound.map(Arc::clone),
-            };
+            });
         }
     }
     if let Some(remote) = bound {

@@ -40,10 +40,9 @@ impl Upstream {
 
     /// Whether nobody but an outbound proxy resolves the name of `own`.
     fn is_proxied(&self, remote: &Remote, own: &OwnHost) -> bool {
-        let own_urls = [&remote.base_url, &remote.index_url].into_iter().flatten();
-        let listed = remote.file_hosts.iter().chain(&remote.token_realms);
+        let listed = remote.file_hosts.iter().chain(remote.own.token_realms());
         let listed: Vec<Url> = listed.filter_map(FileHost::url).collect();
-        let mut urls = own_urls.chain(&listed).filter(|url| {
+        let mut urls = remote.urls().chain(&listed).filter(|url| {
             let host = url.host_str().unwrap_or_default();
             OwnHost::name_of(host) == own.name
         });

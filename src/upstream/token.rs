@@ -125,7 +125,7 @@ impl Tokens {
         let base = remote.base_url.as_ref().map(Url::as_str);
         let print = self
             .hasher
-            .hash_one((who, base, &remote.token_realms, remote.credentials_within));
+            .hash_one((who, base, remote.own.token_realms(), remote.credentials_within));
         format!("{} {print:016x} {scope}", remote.name)
     }
 
@@ -387,7 +387,12 @@ mod tests {
             data_dir: Some(folder.path().to_owned()),
             ..Default::default()
         };
-        let loaded = crate::config::load(&flags, &crate::config::Environment::default(), 1);
+        let loaded = crate::config::load(
+            &crate::formats::packages(),
+            &flags,
+            &crate::config::Environment::default(),
+            1,
+        );
         let config = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.problems));
         let upstream = Arc::new(Upstream::new(&config, Arc::new(crate::metrics::Metrics::new())).unwrap());
         upstream.share_tokens(Arc::clone(shelf) as Arc<dyn SharedTokens>);

@@ -48,7 +48,7 @@ pub(super) fn may_see_credentials(remote: &Remote, realm: &Url) -> bool {
     }
     let safe = realm.scheme() == "https" || realm.host().is_some_and(|host| is_loopback(&host));
     let related = remote.credentials_within == CredentialsWithin::Host && same_domain(base, realm);
-    safe && (related || listed(&remote.token_realms, realm))
+    safe && (related || listed(remote.own.token_realms(), realm))
 }
 
 fn same_domain(a: &Url, b: &Url) -> bool {
@@ -68,6 +68,7 @@ fn same_domain(a: &Url, b: &Url) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OwnValue;
     use crate::formats::testing::remote;
 
     #[test]
@@ -226,7 +227,8 @@ mod tests {
                 host: (*host).to_owned(),
                 port: None,
             });
-            remote.token_realms = hosts.collect();
+            let key = remote.package.keys[0];
+            remote.own.set(key, OwnValue::TokenRealms(hosts.collect()));
             let realm = Url::parse(realm).unwrap();
             for (within, expected) in [(CredentialsWithin::Host, host), (CredentialsWithin::BaseUrl, base_url)] {
                 remote.credentials_within = within;

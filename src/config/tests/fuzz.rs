@@ -7,6 +7,7 @@ use proptest::prelude::*;
 
 use crate::config::problem::Report;
 use crate::config::{Environment, Flags, Timeouts, remotes, settings, yaml};
+use crate::formats;
 
 /// Texts made of what matters to YAML and to this loader.
 fn yaml_like() -> impl Strategy<Value = String> {
@@ -86,8 +87,9 @@ fn survives(text: &str) {
         whole: Duration::from_secs(1),
     };
     let report = Report::default();
-    remotes::read(file, text, &env, timeouts, &report);
-    settings::read(&Flags::default(), &env, Some((file, text)), &report);
+    let packages = formats::packages();
+    remotes::read(&packages, file, text, &env, timeouts, &report);
+    settings::read(&packages, &Flags::default(), &env, Some((file, text)), &report);
     let lines = text.matches(['\n', '\r']).count() + 1;
     for problem in report.finish().0 {
         assert!(

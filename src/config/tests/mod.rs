@@ -4,6 +4,7 @@ use std::fs;
 use std::sync::Arc;
 
 use super::*;
+use crate::formats;
 
 const SHIPPED: &str = include_str!("../../../remotes.yaml");
 const SHIPPED_CONF: &str = include_str!("../../../conf/artifactapi.yaml");
@@ -52,7 +53,12 @@ impl Case {
     }
 
     fn load(&self) -> Loaded {
-        load(&self.flags, &self.variables.iter().cloned().collect(), 1)
+        load(
+            &formats::packages(),
+            &self.flags,
+            &self.variables.iter().cloned().collect(),
+            1,
+        )
     }
 
     /// Problems as they are printed, without the folder.

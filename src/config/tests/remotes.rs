@@ -301,6 +301,25 @@ fn null_patterns_differ_from_none() {
 }
 
 #[test]
+fn unknown_keys_are_told_all_that_there_are() {
+    finds(
+        &generic("zzzzzzzzzzzz: 1"),
+        &[
+            "the keys here are base_url, type, package, description, username, password, password_file, \
+           password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
+           immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
+           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, client_revalidation, tarball_urls, \
+           upstream, cache",
+        ],
+    );
+}
+
+fn index_url(remote: &Remote) -> Option<url::Url> {
+    let key = remote.package.keys.iter().find(|key| key.name == "index_url")?;
+    remote.own.url(key).cloned()
+}
+
+#[test]
 fn the_public_python_index_belongs_to_its_files() {
     let shipped = Case::new(SHIPPED).config();
     let files = shipped.remotes["pypi"]
@@ -309,13 +328,8 @@ fn the_public_python_index_belongs_to_its_files() {
         .and_then(|u| u.host_str())
         .expect("a host")
         .to_owned();
-    let index = shipped.remotes["pypi"].index_url.clone().expect("an index");
-    let of = |url: &str, more: &str| {
-        one(&format!("base_url: {url}\npackage: pypi\n{more}"))
-            .remote("x")
-            .index_url
-            .clone()
-    };
+    let index = index_url(&shipped.remotes["pypi"]).expect("an index");
+    let of = |url: &str, more: &str| index_url(&one(&format!("base_url: {url}\npackage: pypi\n{more}")).remote("x"));
     let upper = files.to_uppercase();
     for url in [
         format!("http://{files}"),
@@ -335,7 +349,7 @@ fn the_public_python_index_belongs_to_its_files() {
     let own = of(&format!("https://{files}"), "index_url: https://i.example/root");
     assert_eq!(own.map(String::from).as_deref(), Some("https://i.example/root/"));
     let generic = one(&format!("base_url: https://{files}")).remote("x");
-    assert_eq!(generic.index_url, None);
+    assert_eq!(index_url(&generic), None);
     let simple = one("base_url: https://a\npackage: pypi\nindex_url: https://a/simple");
     finds(&simple, &["5:16: warning: remote \"x\": `index_url` ends in /simple"]);
 }
@@ -360,7 +374,7 @@ fn a_password_may_come_from_a_program() {
         }
         other => panic!("{other:?}"),
     }
-    assert_eq!(remote.token_realms[0].host, "auth.example.org");
+    assert_eq!(remote.own.token_realms()[0].host, "auth.example.org");
     let shown = case.config().to_redacted_json()["remotes"]["x"].clone();
     assert_eq!(shown["password_command"], serde_json::json!(["aws", "***"]));
     let shown = shown.to_string();
@@ -395,9 +409,9 @@ fn the_default_remote_is_a_registry() {
         "remotes:\n  hub: {package: docker, base_url: https://r.example}\n  files: {base_url: https://f.example}\n";
     let case = || Case::new(remotes);
     let conf = case().conf("docker: {default_remote: hub}").config();
-    assert_eq!(conf.settings.docker_default_remote.as_deref(), Some("hub"));
+    assert_eq!(conf.settings.default_remotes["docker"], "hub");
     let from_env = case().env("ARTIFACTAPI_DOCKER_DEFAULT_REMOTE", "hub").config();
-    assert_eq!(from_env.settings.docker_default_remote.as_deref(), Some("hub"));
+    assert_eq!(from_env.settings.default_remotes["docker"], "hub");
     for name in ["files", "none"] {
         let case = case().conf(&format!("docker: {{default_remote: {name}}}"));
         finds(&case, &["is no remote of package docker"]);

@@ -41,6 +41,7 @@ fn a_flag_wins_over_its_variable_and_that_over_the_file() {
     case.flags.listen = vec!["example:4".into()];
     finds(&case, &["error: --listen \"example:4\": not an address"]);
     let default = load(
+        &formats::packages(),
         &Flags {
             remotes: case.flags.remotes.clone(),
             ..Flags::default()

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 
-use super::is_hub;
-use crate::config::{Config, Package, Remote};
+use super::{PACKAGE, is_hub};
+use crate::config::{Config, Remote};
 use crate::formats::{ArtifactPath, links};
 
 /// Whether `remote` is the registry that clients call `namespace`: a host, with a port where it is not the usual one.
-pub fn is_called(remote: &Remote, namespace: &str) -> bool {
+pub(super) fn is_called(remote: &Remote, namespace: &str) -> bool {
     let Some(base) = &remote.base_url else { return false };
     let host = base.host_str().unwrap_or_default();
     let own = match base.port() {
@@ -26,7 +26,7 @@ pub fn is_called(remote: &Remote, namespace: &str) -> bool {
 ///
 /// # Errors
 /// There is none; what is to be done.
-pub fn choose(
+pub(super) fn choose(
     config: &Config,
     bound: Option<&Arc<Remote>>,
     path: &ArtifactPath,
@@ -44,14 +44,11 @@ pub fn choose(
         decoded: links::decode_once(rest),
         query: path.query.clone(),
     };
-    let mut registries = config
-        .remotes
-        .values()
-        .filter(|remote| remote.package == Package::Docker);
+    let mut registries = config.remotes.values().filter(|remote| *remote.package == PACKAGE);
     let called = namespace.and_then(|namespace| registries.find(|remote| is_called(remote, namespace)));
     // An organisation of that registry may be called as one of our remotes is.
     let named = named.filter(|named| called.is_none_or(|called| Arc::ptr_eq(called, named)));
-    let registry = named.filter(|remote| remote.package == Package::Docker);
+    let registry = named.filter(|remote| *remote.package == PACKAGE);
     // `manifests/{tag}` alone has no repository left: the first part was one, then.
     let has_name = rest.split('/').count() > 2;
     if let Some(remote) = registry.filter(|_| has_name) {
@@ -66,7 +63,7 @@ pub fn choose(
             )),
         };
     }
-    let default = config.settings.docker_default_remote.as_ref();
+    let default = config.settings.default_remotes.get(PACKAGE.name);
     if let Some(remote) = default.and_then(|name| config.remotes.get(name)) {
         return Ok((Arc::clone(remote), path.clone()));
     }
@@ -82,7 +79,7 @@ pub fn choose(
 }
 
 /// Takes `ns=` out of a query, which containerd adds for mirrors: it is neither part of a key nor upstream's business.
-pub fn without_namespace(query: Option<&str>) -> (Option<String>, Option<String>) {
+pub(super) fn without_namespace(query: Option<&str>) -> (Option<String>, Option<String>) {
     let Some(query) = query else { return (None, None) };
     let mut namespace = None;
     let mut rest = Vec::new();

@@ -6,14 +6,20 @@ use crate::fields;
 
 /// A `Link` of which it cannot be told where the next page is.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Unreadable;
+pub(super) struct Unreadable;
+
+/// Whether a page can be handed on ([`crate::formats::asset::CheckPage`]).
+pub(super) fn check(headers: &HeaderMap) -> Result<(), &'static str> {
+    let unreadable = "upstream's list has another page, and its Link header does not say where: the rest cannot be had";
+    next_page(headers).map(|_| ()).map_err(|_| unreadable)
+}
 
 /// The query of the next page (distribution-spec, "Content Discovery": the same list with another query): that of the link
 /// with `rel=next`, else, as clients read it, of the first link that says nothing of what it is.
 ///
 /// # Errors
 /// There is a next page, and clients could not be told where.
-pub fn next_page(headers: &HeaderMap) -> Result<Option<String>, Unreadable> {
+pub(super) fn next_page(headers: &HeaderMap) -> Result<Option<String>, Unreadable> {
     let mut unnamed = None;
     for field in headers.get_all(header::LINK) {
         let field = String::from_utf8_lossy(field.as_bytes());

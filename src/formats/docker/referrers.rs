@@ -1,14 +1,19 @@
 //! Lists of what refers to an image (distribution-spec, "Listing Referrers").
 
 use bytes::Bytes;
+use http::HeaderName;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::{INDEX, What, parse};
+use crate::formats::ArtifactPath;
+use crate::formats::stand_in::{Filter, StandIn};
+
+static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// Of a referrers request: the subject's digest, and the path of the tag that lists referrers where a registry has no API
 /// for them (distribution-spec, "Referrers Tag Schema").
-pub fn tag(path: &str) -> Option<String> {
+fn tag(path: &str) -> Option<String> {
     let (name, What::Referrers(digest)) = parse(path).ok()? else {
         return None;
     };
@@ -18,26 +23,37 @@ pub fn tag(path: &str) -> Option<String> {
     Some(format!("{name}/manifests/{algorithm}-{checksum}"))
 }
 
-/// Whether a document of this type is such a list.
-pub fn is_index(content_type: &str) -> bool {
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    media_type.eq_ignore_ascii_case(INDEX)
+/// What stands in for the list under `path` where a registry has no API for it: the index that the fallback tag names
+/// (distribution-spec, "Unavailable Referrers API").
+pub(super) fn stand_in(path: &ArtifactPath) -> Option<StandIn> {
+    let filter = artifact_type(path.query.as_deref()).map(|wanted| Filter {
+        applied: (FILTERS.clone(), "artifactType"),
+        wanted,
+        keep: filtered,
+    });
+    Some(StandIn {
+        name: "list of referrers",
+        media_type: INDEX,
+        pointer: tag(&path.decoded)?,
+        empty: none,
+        filter,
+    })
 }
 
 /// The list of nothing.
-pub fn none() -> Bytes {
+fn none() -> Bytes {
     let empty = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": []});
     empty.to_string().into()
 }
 
 /// `artifactType=` of a query.
-pub fn artifact_type(query: Option<&str>) -> Option<String> {
+fn artifact_type(query: Option<&str>) -> Option<String> {
     let value = query?.split('&').find_map(|pair| pair.strip_prefix("artifactType="))?;
     Some(percent_decode_str(value).decode_utf8_lossy().into_owned())
 }
 
 /// The index with those of its manifests that have this type.
-pub fn filtered(index: &[u8], artifact_type: &str) -> Bytes {
+fn filtered(index: &[u8], artifact_type: &str) -> Bytes {
     let Ok(mut index) = serde_json::from_slice::<Value>(index) else {
         return Bytes::copy_from_slice(index);
     };

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use url::Url;
 
 use super::*;
-use crate::config::Remote;
+use crate::config::{OwnValue, Remote};
 use crate::formats::testing::{
     REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read, read_by, reader, remote, request, tool,
 };
@@ -217,7 +217,7 @@ fn documents_and_files() {
         assert_eq!(file.nature, None);
     }
     let mut upstream = remote("npm", "https://registry.example/");
-    upstream.tarball_urls = TarballUrls::Upstream;
+    upstream.own.set(&TARBALL_URLS, OwnValue::Word("upstream"));
     let document = read(&Arc::new(upstream), "name", None).unwrap();
     assert_eq!((style(&document), document.media_type), (None, "application/json"));
     assert_eq!(asset("name/-/name-1.tgz", None).media_type, "application/gzip");

@@ -4,6 +4,7 @@ use http::Method;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::OwnValue;
 use crate::formats::html::MAX_TAG;
 use crate::formats::testing::{
     self, REMOTE_URL, asked, client, cut, cuts, drive, linked, many, read_by, reader, remote, request, tool,
@@ -12,7 +13,8 @@ use crate::formats::testing::{
 /// Files on one host, the index on another.
 fn split() -> Arc<Remote> {
     let mut remote = remote("pypi", "https://files.example/");
-    remote.index_url = Some(Url::parse("https://index.example/").unwrap());
+    let index = OwnValue::Url(Url::parse("https://index.example/").unwrap());
+    remote.own.set(&INDEX_URL, index);
     Arc::new(remote)
 }
 

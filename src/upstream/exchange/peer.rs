@@ -9,7 +9,6 @@ use std::time::Duration;
 use http::Method;
 use pingora_core::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 use pingora_error::Result;
-use url::Url;
 
 use super::Exchange;
 use crate::config::OwnHost;
@@ -181,11 +180,10 @@ impl Exchange {
 
     /// Whether the host asked now is one that the configuration names.
     fn is_own_host(&self) -> bool {
-        let own = |url: &Option<Url>| url.as_ref().is_some_and(|own| own.host() == self.url.host());
-        own(&self.remote.base_url)
-            || own(&self.remote.index_url)
+        let mut own_urls = self.remote.urls();
+        own_urls.any(|own| own.host() == self.url.host())
             || listed(&self.remote.file_hosts, &self.url)
-            || listed(&self.remote.token_realms, &self.url)
+            || listed(self.remote.own.token_realms(), &self.url)
     }
 
     async fn base_is_private(&self) -> bool {

@@ -1,6 +1,5 @@
-//! What refers to an image: signatures, attestations, SBOMs (distribution-spec, "Listing Referrers"). Upstream's own list
-//! where it has one, else the index that the fallback tag names (distribution-spec, "Unavailable Referrers API"), else a
-//! list of nothing: clients take an error for a broken registry.
+//! A list that is answered also where upstream does not have it ([`StandIn`]): upstream's own where it has one, else the one
+//! that a name of upstream's stands for, else a list of nothing.
 
 use std::sync::Arc;
 
@@ -9,19 +8,16 @@ use http::{HeaderName, Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request, accept};
-use super::resolve::{self, Resolution, Resolved, Target};
+use super::artifact::{Origin, Request};
+use super::resolve::Resolved;
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Reader, now_ms};
-use crate::config::Remote;
 use crate::fill::reference::MAX_CONTENT;
 use crate::fill::{Answer, How, Outcome, Wanted};
-use crate::formats::docker::{INDEX, referrers};
+use crate::formats::stand_in::StandIn;
 use crate::formats::{self, path};
 use crate::policy;
 use crate::session::reply::{self, Problem};
-
-static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// What was found.
 enum Brought {
@@ -34,42 +30,32 @@ enum Brought {
 }
 
 impl Client {
-    pub(super) async fn referrers(
+    /// Answers a request for a list that has a stand-in.
+    pub(super) async fn list(
         &self,
         session: &mut Session,
         ctx: &mut Ctx,
-        remote: Arc<Remote>,
-        target: Target,
+        resolved: Arc<Resolved>,
+        stand_in: &StandIn,
     ) -> Result<bool> {
-        ctx.remote = Some(Arc::clone(&remote));
-        let method = session.req_header().method.clone();
-        let accept = accept(session).map(std::borrow::Cow::into_owned);
-        let resolved = match resolve::resolve(&remote, &method, target, accept.as_deref()) {
-            Resolution::Artifact(resolved) => Arc::new(resolved),
-            Resolution::Refused(format, problem) => return self.refuse(session, format, problem).await,
-            Resolution::PassThrough(..) | Resolution::Redirect(_) => {
-                return self
-                    .refuse(session, None, Problem::new(404, "there is no such list"))
-                    .await;
-            }
-        };
-        let request = Request::plain(Arc::clone(&resolved), method == Method::HEAD);
+        let head = session.req_header().method == Method::HEAD;
+        let request = Request::plain(Arc::clone(&resolved), head);
         let mut instead = None;
         let brought = match Wanted::of(Arc::clone(&resolved.asset), resolved.policy) {
             Some(wanted) => self.bring(ctx, wanted).await,
             None => Brought::Offline,
         };
         match brought {
-            Brought::Object(object, origin) if referrers::is_index(object.head.content_type()) => {
+            Brought::Object(object, origin) if stand_in.is_list(object.head.content_type()) => {
                 return self.deliver(session, ctx, &request, object, origin).await;
             }
             // Anything that is not this list means that there is none.
             Brought::Object(..) => {}
-            Brought::Answer(answer) if has_no_api(&answer) => {}
-            // What an unreachable upstream had before may be stored as the fallback.
+            Brought::Answer(answer) if has_none(&answer) => {}
+            // What an unreachable upstream had before may be stored under the name.
             unknown => instead = Some(unknown),
         }
-        let fallback = self.fallback(ctx, &remote, &resolved.path.decoded).await;
+        let fallback = self.fallback(ctx, &resolved, stand_in).await;
         let fallback = match (fallback, instead) {
             (Ok(None) | Err(_), Some(unknown)) => Err(unknown),
             (fallback, _) => fallback,
@@ -78,23 +64,24 @@ impl Client {
             Ok(Some((body, origin))) => (body, origin.source, origin.cache_status.into_owned()),
             Ok(None) => {
                 let status = "artifactapi; fwd=miss; detail=none".to_owned();
-                (referrers::none(), "cache", status)
+                ((stand_in.empty)(), "cache", status)
             }
             Err(unknown) => return self.unknown(session, &resolved, unknown).await,
         };
         ctx.source = Some(source);
         let mut headers = vec![
-            (header::CONTENT_TYPE, INDEX.to_owned()),
+            (header::CONTENT_TYPE, stand_in.media_type.to_owned()),
             (header::CACHE_CONTROL, "no-cache".to_owned()),
             (HeaderName::from_static("x-artifact-source"), source.to_owned()),
             (HeaderName::from_static("cache-status"), status),
         ];
-        let body = match referrers::artifact_type(resolved.path.query.as_deref()) {
+        let body = match stand_in.filter.clone() {
             None => body,
-            Some(wanted) => {
-                headers.push((FILTERS.clone(), "artifactType".to_owned()));
+            Some(filter) => {
+                let (name, value) = filter.applied;
+                headers.push((name, value.to_owned()));
                 // A list may be long: others are waiting for this thread.
-                let filtered = tokio::task::spawn_blocking(move || referrers::filtered(&body, &wanted));
+                let filtered = tokio::task::spawn_blocking(move || (filter.keep)(&body, &filter.wanted));
                 match filtered.await {
                     Ok(filtered) => filtered,
                     // Only when the process ends.
@@ -106,7 +93,7 @@ impl Client {
         Ok(true)
     }
 
-    /// Whether anything refers to it cannot be told: an error, never an empty list.
+    /// What is on the list cannot be told: an error, never an empty list.
     async fn unknown(&self, session: &mut Session, resolved: &Resolved, why: Brought) -> Result<bool> {
         let problem = match why {
             Brought::Answer(answer) => {
@@ -119,7 +106,8 @@ impl Client {
                 Problem::new(504, detail)
             }
             Brought::Object(..) | Brought::Unstorable => {
-                let detail = "upstream's list of referrers cannot be stored, and so not be read; try again";
+                let list = resolved.stand_in.as_ref().map_or("list", |stand_in| stand_in.name);
+                let detail = format!("upstream's {list} cannot be stored, and so not be read; try again");
                 Problem::new(503, detail).header(header::RETRY_AFTER, "5")
             }
         };
@@ -127,31 +115,34 @@ impl Client {
         self.refuse(session, Some(resolved.format), problem).await
     }
 
-    /// The index that the fallback tag of `path` names. `Ok(None)`: there is none.
+    /// The list that a name of upstream's stands for. `Ok(None)`: there is none.
     async fn fallback(
         &self,
         ctx: &mut Ctx,
-        remote: &Arc<Remote>,
-        path: &str,
+        resolved: &Resolved,
+        stand_in: &StandIn,
     ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
-        let tag = referrers::tag(path).and_then(|tag| path::of_decoded(&tag).ok());
-        let tag = tag.and_then(|tag| formats::asset(remote, tag, Some(INDEX)));
-        let Some(tag) = tag.map(Arc::new) else { return Ok(None) };
-        let wanted = policy::classify(&tag).and_then(|policy| Wanted::of(Arc::clone(&tag), policy));
+        let remote = &resolved.remote;
+        let name = path::of_decoded(&stand_in.pointer).ok();
+        let name = name.and_then(|name| formats::asset(remote, name, Some(stand_in.media_type)));
+        let Some(name) = name.map(Arc::new) else {
+            return Ok(None);
+        };
+        let wanted = policy::classify(&name).and_then(|policy| Wanted::of(Arc::clone(&name), policy));
         let Some(wanted) = wanted else { return Ok(None) };
         let (pointer, origin) = match self.bring(ctx, wanted).await {
             Brought::Object(pointer, origin) => (pointer, origin),
-            Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
+            Brought::Answer(answer) if has_none(&answer) => return Ok(None),
             unknown => return Err(unknown),
         };
         let stands_for = pointer.head.stands_for.as_ref();
-        let content = stands_for.and_then(|referent| tag.content(&referent.digest));
+        let content = stands_for.and_then(|referent| name.content(&referent.digest));
         let content = content.and_then(|content| Wanted::of(Arc::new(content), policy::of_content(remote)));
         let Some(wanted) = content else { return Ok(None) };
         let object = match self.bring(ctx, wanted).await {
-            Brought::Object(object, _) if referrers::is_index(object.head.content_type()) => object,
+            Brought::Object(object, _) if stand_in.is_list(object.head.content_type()) => object,
             Brought::Object(..) => return Ok(None),
-            Brought::Answer(answer) if has_no_api(&answer) => return Ok(None),
+            Brought::Answer(answer) if has_none(&answer) => return Ok(None),
             unknown => return Err(unknown),
         };
         match Reader::new(object).collect(MAX_CONTENT).await {
@@ -187,6 +178,6 @@ impl Client {
 }
 
 /// Whether upstream's own answer says no more than that it has nothing like this.
-fn has_no_api(answer: &Answer) -> bool {
+fn has_none(answer: &Answer) -> bool {
     answer.reason.is_none() && !matches!(answer.status, 401 | 403 | 429 | 500..)
 }

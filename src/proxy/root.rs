@@ -1,0 +1,128 @@
+//! Requests below the root of a package type ([`Root`]), and what all answers to them say.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header;
+use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, Module};
+use pingora_error::Result;
+use pingora_http::ResponseHeader;
+use pingora_proxy::Session;
+
+use super::resolve::{HotKey, Resolved, Target};
+use super::{Client, Ctx, wire};
+use crate::config::{Config, Remote};
+use crate::formats::root::{Below, Meant, Root};
+use crate::session::reply::{self, Problem};
+
+/// A request below a root, as it was routed.
+pub(super) struct BelowRoot {
+    pub root: &'static dyn Root,
+    pub raw: Vec<u8>,
+    pub query: Option<String>,
+    /// The remote that the host is bound to.
+    pub bound: Option<Arc<Remote>>,
+}
+
+impl Client {
+    /// Answers a request below a root.
+    pub(super) async fn below_root(
+        &self,
+        session: &mut Session,
+        ctx: &mut Ctx,
+        config: &Config,
+        asked: BelowRoot,
+        hot: Option<HotKey>,
+    ) -> Result<bool> {
+        speak(session, asked.root);
+        let meant = asked.root.choose(Below {
+            config,
+            bound: asked.bound.as_ref(),
+            method: &session.req_header().method,
+            raw: &asked.raw,
+            query: asked.query.as_deref(),
+        });
+        match meant {
+            Meant::Artifact { remote, path, query } => {
+                let target = Target {
+                    raw: path.into_bytes(),
+                    query,
+                    bound_host: asked.bound.is_some(),
+                    below_root: true,
+                };
+                self.artifact(session, ctx, config, remote, target, hot).await
+            }
+            Meant::Document(document) => {
+                reply::json(session, 200, &document).await?;
+                Ok(true)
+            }
+            Meant::Refused { status, detail, path } => {
+                let mut problem = Problem {
+                    path,
+                    ..Problem::new(status, detail)
+                };
+                // RFC 9110 section 15.5.6.
+                if status == 405 {
+                    problem = problem.header(header::ALLOW, "GET, HEAD");
+                }
+                self.refuse(session, Some(asked.root), problem).await
+            }
+        }
+    }
+}
+
+/// What [`Voice`] would add to a hit, in lines of HTTP/1.1; `None` where that depends on the request or the list stored.
+pub(super) fn lines_of_hits(resolved: &Resolved, target: &[u8]) -> Option<&'static [u8]> {
+    match resolved.format.root() {
+        None => Some(b""),
+        Some(root) => root.says_of_stored(&resolved.asset, target),
+    }
+}
+
+/// From now on this answer says what all answers below `root` say.
+pub(super) fn speak(session: &mut Session, root: &'static dyn Root) {
+    let target = wire::origin_form(session.req_header().raw_path());
+    let target = String::from_utf8_lossy(target).into_owned();
+    if let Some(voice) = session.downstream_modules_ctx.get_mut::<Voice>() {
+        voice.0 = Some((root, target));
+    }
+}
+
+/// Makes a [`Voice`] for each request.
+pub(super) struct VoiceBuilder;
+
+impl HttpModuleBuilder for VoiceBuilder {
+    fn init(&self) -> Module {
+        Box::new(Voice(None))
+    }
+}
+
+/// Adds to answers below a root, wherever they are written, what all of them say. Holds the target that was asked for.
+struct Voice(Option<(&'static dyn Root, String)>);
+
+#[async_trait]
+impl HttpModule for Voice {
+    async fn response_header_filter(&mut self, response: &mut ResponseHeader, _: bool) -> Result<()> {
+        let Some((root, target)) = self.0.as_ref().filter(|_| response.status.as_u16() >= 200) else {
+            return Ok(());
+        };
+        for (name, value) in root.says(target, &response.headers) {
+            match value {
+                Some(value) => response.insert_header(name, value)?,
+                None => {
+                    response.remove_header(&name);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn as_any_mut(&mut self) -> &mut dyn Any {
+        self
+    }
+}
