@@ -383,7 +383,10 @@ impl Fills {
             while let Some(found) = found.next().await {
                 let Ok(Some(copy)) = found else { continue };
                 if copy.head.stored_at < at && self.shared.ledger.is_flushed(&copy.key, copy.head.stored_at) {
-                    bucket.remove_older(&copy.key, at);
+                    let bucket = Arc::clone(bucket);
+                    let removing = tokio::task::spawn_blocking(move || bucket.remove_older(&copy.key, at));
+                    // The task fails only when the process ends.
+                    let _ = removing.await;
                     removed += 1;
                 }
             }

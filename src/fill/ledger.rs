@@ -1,5 +1,6 @@
 //! Flushes as this node knows them: what was stored before one, and is covered by it, is flushed, wherever it comes from.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,11 +17,19 @@ pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
 /// Reads a flush's request.
 pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
 
+/// A flush that was read.
+struct Understood {
+    id: String,
+    at: Millis,
+    covers: Covers,
+    /// Whether the bodies stay.
+    expire: bool,
+}
+
 /// Flushes that were read.
 struct Known {
     of: Arc<Vec<Flush>>,
-    /// When, what, and whether the bodies stay.
-    flushes: Vec<(Millis, Covers, bool)>,
+    flushes: Vec<Arc<Understood>>,
 }
 
 /// The flushes that count here: the fleet's, or this node's own.
@@ -83,6 +92,16 @@ impl Ledger {
         (self.read)(flush)
     }
 
+    fn understand(&self, flush: &Flush) -> Option<Arc<Understood>> {
+        let (covers, expire) = (self.read)(flush)?;
+        Some(Arc::new(Understood {
+            id: flush.id.clone(),
+            at: flush.at,
+            covers,
+            expire,
+        }))
+    }
+
     /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
     /// that. Both times are Redis's.
     pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
@@ -106,15 +125,21 @@ impl Ledger {
             return None;
         }
         if !Arc::ptr_eq(&of, &self.known.load().of) {
-            let read = |flush: &Flush| (self.read)(flush).map(|(covers, expire)| (flush.at, covers, expire));
-            let flushes = of.iter().filter_map(read).collect();
+            let known = self.known.load();
+            let before: HashMap<&str, _> = known.flushes.iter().map(|flush| (&*flush.id, flush)).collect();
+            let understood = |flush: &Flush| match before.get(&*flush.id) {
+                // A pattern is compiled once, not with every flush that follows.
+                Some(known) => Some(Arc::clone(known)),
+                None => self.understand(flush),
+            };
+            let flushes = of.iter().filter_map(understood).collect();
             self.known.store(Arc::new(Known { of, flushes }));
         }
         let mut only_expired = None;
-        for (at, covers, expire) in &self.known.load().flushes {
-            let moment = if *expire { checked_at } else { stored_at };
-            if is_before(moment, *at) && covers(&key.text) {
-                if !expire {
+        for flush in &self.known.load().flushes {
+            let moment = if flush.expire { checked_at } else { stored_at };
+            if is_before(moment, flush.at) && (flush.covers)(&key.text) {
+                if !flush.expire {
                     return Some(false);
                 }
                 only_expired = Some(true);

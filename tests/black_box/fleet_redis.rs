@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use crate::common::link::Link;
 use crate::common::redis::Redis;
 use crate::common::upstream::Authority;
@@ -39,25 +40,26 @@ impl Ear {
     }
 }
 
+#[async_trait]
 impl Listener for Ear {
-    fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+    async fn changed(&self, hash: Hash, key_text: &str, record: Record) {
         assert_eq!(hash, key_of(key_text).hash);
         self.note(Heard::Changed(key_text.to_owned(), record));
     }
-    fn removed(&self, _: Hash, key_text: &str) {
+    async fn removed(&self, _: Hash, key_text: &str) {
         self.note(Heard::Removed(key_text.to_owned()));
     }
-    fn expired(&self, _: Hash, key_text: &str, at: u64) {
+    async fn expired(&self, _: Hash, key_text: &str, at: u64) {
         assert!(at <= now_ms());
         self.note(Heard::Expired(key_text.to_owned()));
     }
-    fn flushed(&self, flush: Flush) {
+    async fn flushed(&self, flush: Flush) {
         self.note(Heard::Flushed(flush.id));
     }
-    fn reupload(&self, _: Hash, key_text: &str, id: u64) {
+    async fn reupload(&self, _: Hash, key_text: &str, id: u64) {
         self.note(Heard::Reupload(key_text.to_owned(), id));
     }
-    fn distrust(&self, at: u64) {
+    async fn distrust(&self, at: u64) {
         assert!(at <= now_ms());
         self.note(Heard::Distrust);
     }
