@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use crate::common::link::Link;
 use crate::common::redis::Redis;
 use crate::common::upstream::Authority;
@@ -16,6 +15,7 @@ use artifactapi::breaker::Away;
 use artifactapi::cache::{Class, Hash, Key, now_ms};
 use artifactapi::config::Secret;
 use artifactapi::fleet::{Fence, Fleet, Flush, Lease, Listener, Node, Published, Record, Seen, Take};
+use async_trait::async_trait;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -623,6 +623,7 @@ fn expired_and_uploaded_change_the_word() {
         assert_eq!(seen, Some(uploaded.clone()));
         a.hears(Heard::Changed(key.text.to_string(), uploaded)).await;
 
+        // Redis's clock goes on.
         tokio::time::sleep(Duration::from_millis(5)).await;
         b.fleet.expired(&key);
         a.hears(Heard::Expired(key.text.to_string())).await;
@@ -764,6 +765,7 @@ fn what_was_said_while_redis_was_away_is_sent_and_still_fenced() {
         a.fleet.removed(&late);
         a.fleet.removed(&gone);
         a.fleet.keep_token("name", "token".into(), Duration::from_secs(60));
+        // Redis's clock goes on: what B does is later.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let current = fill(&b, &early, 2).await;
         fill(&b, &late, 3).await;

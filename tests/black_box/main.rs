@@ -52,4 +52,5 @@ mod redirects;
 mod reload;
 mod rpm;
 mod startup;
+mod stores;
 mod streaming;
