@@ -92,6 +92,32 @@ impl Ledger {
         (self.read)(flush)
     }
 
+    /// Reads what is new, which may mean to compile patterns, so that whoever asks next need not. Blocks.
+    pub(super) fn catch_up(&self) {
+        self.known();
+    }
+
+    fn known(&self) -> Arc<Known> {
+        let of = match &self.fleet {
+            Some(fleet) => fleet.flushes(),
+            None => self.own.load_full(),
+        };
+        let known = self.known.load_full();
+        if Arc::ptr_eq(&of, &known.of) || (of.is_empty() && known.of.is_empty()) {
+            return known;
+        }
+        let before: HashMap<&str, _> = known.flushes.iter().map(|flush| (&*flush.id, flush)).collect();
+        let understood = |flush: &Flush| match before.get(&*flush.id) {
+            // A pattern is compiled once, not with every flush that follows.
+            Some(known) => Some(Arc::clone(known)),
+            None => self.understand(flush),
+        };
+        let flushes = of.iter().filter_map(understood).collect();
+        let known = Arc::new(Known { of, flushes });
+        self.known.store(Arc::clone(&known));
+        known
+    }
+
     fn understand(&self, flush: &Flush) -> Option<Arc<Understood>> {
         let (covers, expire) = (self.read)(flush)?;
         Some(Arc::new(Understood {
@@ -117,26 +143,8 @@ impl Ledger {
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
     pub(super) fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
-        let of = match &self.fleet {
-            Some(fleet) => fleet.flushes(),
-            None => self.own.load_full(),
-        };
-        if of.is_empty() {
-            return None;
-        }
-        if !Arc::ptr_eq(&of, &self.known.load().of) {
-            let known = self.known.load();
-            let before: HashMap<&str, _> = known.flushes.iter().map(|flush| (&*flush.id, flush)).collect();
-            let understood = |flush: &Flush| match before.get(&*flush.id) {
-                // A pattern is compiled once, not with every flush that follows.
-                Some(known) => Some(Arc::clone(known)),
-                None => self.understand(flush),
-            };
-            let flushes = of.iter().filter_map(understood).collect();
-            self.known.store(Arc::new(Known { of, flushes }));
-        }
         let mut only_expired = None;
-        for flush in &self.known.load().flushes {
+        for flush in &self.known().flushes {
             let moment = if flush.expire { checked_at } else { stored_at };
             if is_before(moment, flush.at) && (flush.covers)(&key.text) {
                 if !flush.expire {
