@@ -672,6 +672,17 @@ mod tests {
         assert!(acted && again.waiting().uploads == 0);
     }
 
+    #[test]
+    fn what_is_known_can_be_asked_for_while_a_file_is_removed() {
+        let (_dir, queue) = queue();
+        admit(&queue, &[1; 16], 4096);
+        let mut waiting = None;
+        queue.unless_waiting(&[2; 16], &mut || {
+            waiting = Some((queue.is_waiting(&[1; 16]), queue.waiting().uploads))
+        });
+        assert_eq!(waiting, Some((true, 1)));
+    }
+
     #[tokio::test]
     async fn the_last_worker_is_for_small_ones_and_what_failed_waits() {
         let (_dir, queue) = queue();

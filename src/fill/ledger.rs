@@ -156,3 +156,31 @@ impl Ledger {
         only_expired
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn a_flush_is_read_once_however_many_follow() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        let read = move |flush: &Flush| -> Option<(Covers, bool)> {
+            counted.fetch_add(1, Relaxed);
+            let prefix = flush.request["prefix"].as_str()?.to_owned();
+            Some((Box::new(move |key: &str| key.starts_with(&prefix)), false))
+        };
+        let ledger = Ledger::new(None, Box::new(read), None);
+        let key = |path: &str| Key::new("files", path, None, "");
+        assert!(!ledger.is_flushed(&key("a/1"), 0));
+        for (number, prefix) in ["files\0a/", "files\0b/", "files\0c/"].into_iter().enumerate() {
+            ledger.remember(Flush::new(serde_json::json!({"prefix": prefix})));
+            ledger.catch_up();
+            assert!(ledger.is_flushed(&key("a/1"), 0));
+            assert_eq!(ledger.is_flushed(&key("b/1"), 0), number >= 1);
+            assert_eq!(reads.load(Relaxed), number + 1);
+        }
+    }
+}

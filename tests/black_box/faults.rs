@@ -454,8 +454,11 @@ fn a_flush_stays_in_force_while_something_cannot_be_read_that_may_be_meant() {
         proxy.launch().await;
         eventually(
             Duration::from_secs(10),
-            "the catalogue is known to list all",
-            async || proxy.data_dir().join("catalogue-whole").exists(),
+            "the catalogue is known to list all, also after this start",
+            async || {
+                let listed = proxy.log().matches("was listed again").count();
+                listed == 2 && proxy.data_dir().join("catalogue-whole").exists()
+            },
         )
         .await;
         unreadable(&proxy.data_dir());
