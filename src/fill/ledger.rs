@@ -18,7 +18,7 @@ pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
 pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
 
 /// A flush that was read.
-struct Understood {
+struct Meaning {
     id: String,
     at: Millis,
     covers: Covers,
@@ -27,9 +27,9 @@ struct Understood {
 }
 
 /// Flushes that were read.
-struct Known {
+struct Understood {
     of: Arc<Vec<Flush>>,
-    flushes: Vec<Arc<Understood>>,
+    flushes: Vec<Arc<Meaning>>,
 }
 
 /// The flushes that count here: the fleet's, or this node's own.
@@ -39,7 +39,7 @@ pub struct Ledger {
     unfinished: Option<Arc<Unfinished>>,
     /// Those of this node, where there is no Redis to remember them.
     own: ArcSwap<Vec<Flush>>,
-    known: ArcSwap<Known>,
+    known: ArcSwap<Understood>,
 }
 
 impl Ledger {
@@ -49,7 +49,7 @@ impl Ledger {
             read,
             unfinished: unfinished.map(Arc::new),
             own: ArcSwap::default(),
-            known: ArcSwap::from_pointee(Known {
+            known: ArcSwap::from_pointee(Understood {
                 of: Arc::default(),
                 flushes: Vec::new(),
             }),
@@ -97,7 +97,7 @@ impl Ledger {
         self.known();
     }
 
-    fn known(&self) -> Arc<Known> {
+    fn known(&self) -> Arc<Understood> {
         let of = match &self.fleet {
             Some(fleet) => fleet.flushes(),
             None => self.own.load_full(),
@@ -113,14 +113,14 @@ impl Ledger {
             None => self.understand(flush),
         };
         let flushes = of.iter().filter_map(understood).collect();
-        let known = Arc::new(Known { of, flushes });
+        let known = Arc::new(Understood { of, flushes });
         self.known.store(Arc::clone(&known));
         known
     }
 
-    fn understand(&self, flush: &Flush) -> Option<Arc<Understood>> {
+    fn understand(&self, flush: &Flush) -> Option<Arc<Meaning>> {
         let (covers, expire) = (self.read)(flush)?;
-        Some(Arc::new(Understood {
+        Some(Arc::new(Meaning {
             id: flush.id.clone(),
             at: flush.at,
             covers,
