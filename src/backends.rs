@@ -115,8 +115,8 @@ impl Backends {
         let state = Arc::clone(state);
         let read_flush = move |flush: &Flush| {
             let request = FlushRequest::parse(flush.request.to_string().as_bytes()).ok()?;
-            let (config, filter) = (state.config(), request.filter);
-            let covers: Covers = Box::new(move |key| covered(&config, &filter, key));
+            let (state, filter) = (Arc::clone(&state), request.filter);
+            let covers: Covers = Box::new(move |key| covered(&state.config(), &filter, key));
             Some((covers, request.mode == FlushMode::Expire))
         };
         Ok(Shared::new(

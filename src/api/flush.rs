@@ -4,7 +4,7 @@ use http::header;
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::{Api, MAX_BODY, local};
+use super::{Api, MAX_BODY, local, parsed};
 use crate::catalog::FlushRequest;
 use crate::config::Config;
 use crate::session::body;
@@ -19,7 +19,9 @@ impl Api {
             Ok(body) => body,
             Err(problem) => return reply::problem(session, None, problem).await,
         };
-        let request = match FlushRequest::parse(&body.bytes) {
+        // A pattern is compiled, which takes its time.
+        let parsed = parsed(move || FlushRequest::parse(&body.bytes)).await;
+        let request = match parsed {
             Ok(request) => request,
             Err(error) => return reply::problem(session, None, Problem::new(400, error.to_string())).await,
         };

@@ -15,7 +15,7 @@ use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
 use crate::cache::Key;
 use crate::cache::StoreStats;
-use crate::catalog::{Artifact, ListAnswer, ListQuery};
+use crate::catalog::{Artifact, ListAnswer, ListQuery, QueryError};
 use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
@@ -173,7 +173,8 @@ impl Api {
     }
 
     async fn list(&self, session: &mut Session, query: &str) -> Result<()> {
-        let query = match ListQuery::parse(query) {
+        let query = query.to_owned();
+        let query = match parsed(move || ListQuery::parse(&query)).await {
             Ok(query) => query,
             Err(error) => return reply::problem(session, None, Problem::new(400, error.to_string())).await,
         };
@@ -227,6 +228,14 @@ impl Api {
             Err(error) => reply::problem(session, None, away(&error)).await,
         }
     }
+}
+
+/// What a client asks for, read where a pattern of its may take long to compile.
+async fn parsed<T: Send + 'static>(
+    parse: impl FnOnce() -> Result<T, QueryError> + Send + 'static,
+) -> Result<T, QueryError> {
+    let parsing = tokio::task::spawn_blocking(parse).await;
+    parsing.unwrap_or_else(|_| Err(QueryError::new("the process ends")))
 }
 
 /// How the store fares: what cannot be stored, or was found damaged lately, is for people to see to.

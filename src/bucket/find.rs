@@ -15,7 +15,7 @@ use super::client::{self, Client, Failure, within};
 use super::metadata;
 use super::{Bucket, FIND_LIMIT, LIST_LIMIT, name};
 use crate::breaker::Away;
-use crate::cache::{Described, Key};
+use crate::cache::{Described, Hash, Key};
 
 /// A request waits no longer for the first bytes of a body.
 const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(2);
@@ -51,12 +51,22 @@ impl Bucket {
     /// # Errors
     /// The service is away, or did not answer within a second.
     pub async fn find(self: &Arc<Self>, key: &Key) -> Result<Option<Copy>, Away> {
-        if !key.is_shared() || self.queue.is_removing(&key.hash) {
+        if !key.is_shared() || self.is_removing(key.hash).await {
             return Ok(None);
         }
         let object = name::of(key);
         let found = self.head(FIND_LIMIT, object).await?;
         Ok(found.filter(|copy| copy.key == *key))
+    }
+
+    async fn is_removing(self: &Arc<Self>, hash: Hash) -> bool {
+        if self.queue.is_scanned() {
+            return self.queue.is_removing(&hash);
+        }
+        let bucket = Arc::clone(self);
+        // The task fails only when the process ends.
+        let looking = tokio::task::spawn_blocking(move || bucket.queue.is_removing(&hash));
+        looking.await.unwrap_or(true)
     }
 
     /// What the bucket holds under a name from [`Bucket::list`].

@@ -121,13 +121,16 @@ impl Bucket {
     }
 
     /// Removes the object of `key` from the bucket: from now on [`Bucket::find`] finds none here, and S3 is asked until it
-    /// has done so. An upload that waits is given up. Writes a small file.
-    pub fn remove(&self, key: &Key) {
-        self.remove_by(key, &name::of(key));
+    /// has done so. An upload that waits is given up.
+    pub async fn remove(self: &Arc<Self>, key: &Key) {
+        let (bucket, key) = (Arc::clone(self), key.clone());
+        let removing = tokio::task::spawn_blocking(move || bucket.remove_by(&key, &name::of(&key)));
+        // The task fails only when the process ends.
+        let _ = removing.await;
     }
 
     /// [`Bucket::remove`], unless what the bucket has by then was fetched at `before` or later: a flush takes a while, and
-    /// other nodes fetch meanwhile.
+    /// other nodes fetch meanwhile. Blocks: writes a small file.
     pub fn remove_older(&self, key: &Key, before: Millis) {
         self.remove_by(key, &queue::order(&name::of(key), before));
     }

@@ -122,6 +122,53 @@ mod tests {
         );
     }
 
+    /// As the version wrote them that had no types for keys.
+    #[test]
+    fn names_are_those_of_the_version_before() {
+        for (text, object) in [
+            ("files\0dir/app.bin\0", "artifactapi/files/dir/app.bin!f11c3ec74fedba2b"),
+            (
+                "files\0get?file=a/b&rev=2\0",
+                "artifactapi/files/get?file=a%2Fb&rev=2!468bba94d43840e4",
+            ),
+            ("pypi\0simple/six/\0", "artifactapi/pypi/simple/six/!b2b557a219ba6dd2"),
+            (
+                "pypi\0simple/six/\0json",
+                "artifactapi/pypi/simple/six/!470d895188b55f48",
+            ),
+            (
+                "pypi\0-/host/files.example/six-1.0.tar.gz\0",
+                "artifactapi/pypi/-/host/files.example/six-1.0.tar.gz!577576e84e4dca30",
+            ),
+            (
+                "npm\0@scope%2Fname\0corgi",
+                "artifactapi/npm/@scope%2Fname!6938d6d7f0e0bf3d",
+            ),
+            (
+                "rpms\0repodata/primary.xml\0is sha256:00ff",
+                "artifactapi/rpms/repodata/primary.xml!5103dab3c2b743f4",
+            ),
+            (
+                "rpms\0repodata/repomd.xml.asc\0with 00ff",
+                "artifactapi/rpms/repodata/repomd.xml.asc!a7ad80eefe464e6a",
+            ),
+            (
+                "images\0manifests/sha256:00ff\0",
+                "artifactapi/images/manifests/sha256:00ff!66bb65d10f76198a",
+            ),
+            (
+                "images\0team/app/manifests/v1\0application/vnd.oci.image.manifest.v1+json",
+                "artifactapi/images/team/app/manifests/v1!80218b305a67234e",
+            ),
+            (
+                "files\0it's!new//a/./..\0",
+                "artifactapi/files/it's%21new/_/a/_/_!437af9ef7dfab176",
+            ),
+        ] {
+            assert_eq!(of(&Key::read(text).unwrap()), object, "{text:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn every_key_has_a_name_of_its_own_that_every_server_can_bear(

@@ -3,6 +3,9 @@
 //!
 //! A job belongs to a key's hash and means: make the bucket what this node holds now. So an object that is replaced while
 //! it waits is uploaded once, as it is then. The same hash is never worked on twice at once.
+//!
+//! What changes a job's file together with what is known of it holds the lock of that hash's files, on threads that may
+//! block. The lock of what is known, which event loops take, is never held over the disk.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -13,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::cache::{Hash, Millis, in_folder, now_ms, parse_hash};
@@ -24,6 +27,9 @@ pub(super) const LARGE: u64 = 32 << 20;
 /// What the fleet calls outdated is so once it has said so for this long.
 const SETTLED: Duration = Duration::from_secs(5);
 
+/// So many hashes' files change at once.
+const FILES: usize = 64;
+
 /// The folders and what is known of them.
 pub(super) struct Queue {
     uploads: PathBuf,
@@ -31,6 +37,8 @@ pub(super) struct Queue {
     /// Whether markers are to outlast a loss of power.
     sync: bool,
     state: Mutex<State>,
+    /// By the first byte of a hash; taken before `state`.
+    files: [Mutex<()>; FILES],
     /// Whether everything that the folders hold is in `state`.
     scanned: AtomicBool,
     more: Notify,
@@ -125,6 +133,7 @@ impl Queue {
             removals: data_dir.join("removals"),
             sync,
             state: Mutex::default(),
+            files: [const { Mutex::new(()) }; FILES],
             scanned: AtomicBool::new(false),
             more: Notify::new(),
             idle: Notify::new(),
@@ -138,6 +147,11 @@ impl Queue {
 
     fn removal(&self, hash: &Hash) -> PathBuf {
         self.removals.join(hex::encode(hash))
+    }
+
+    /// Held while the files of `hash` change with what is known of it, or must not. Blocks.
+    fn files(&self, hash: &Hash) -> MutexGuard<'_, ()> {
+        self.files[usize::from(hash[0]) % FILES].lock()
     }
 
     /// Takes up what an earlier process left. `size` says what a stored object takes of the disk.
@@ -176,6 +190,7 @@ impl Queue {
     /// The marker cannot be made.
     pub(super) fn admitting(&self, hash: &Hash) -> io::Result<()> {
         {
+            let _files = self.files(hash);
             let mut state = self.state.lock();
             let job = state.job(*hash, now_ms());
             let waited = job.waits();
@@ -231,6 +246,7 @@ impl Queue {
     /// # Errors
     /// The marker cannot be made: the removal is lost if the process ends before it is done.
     pub(super) fn remove(&self, hash: &Hash, name: &str) -> io::Result<()> {
+        let files = self.files(hash);
         let written = self.write_whole(&self.removal(hash), name);
         {
             let mut state = self.state.lock();
@@ -245,29 +261,38 @@ impl Queue {
             state.uploaded(hash);
             state.enqueue(*hash);
         }
+        drop(files);
         self.more.notify_waiters();
         written
     }
 
-    /// Whether what is stored under `hash` waits to be uploaded.
-    pub(super) fn is_waiting(&self, hash: &Hash) -> bool {
-        let waits = self.state.lock().jobs.get(hash).is_some_and(Job::waits);
-        waits || (!self.scanned.load(SeqCst) && self.marker(hash).exists())
+    /// Whether everything that an earlier process left is known, so that no question blocks.
+    pub(super) fn is_scanned(&self) -> bool {
+        self.scanned.load(SeqCst)
     }
 
-    /// Does `act` unless what is stored under `hash` waits; none begins to wait meanwhile.
+    /// Whether what is stored under `hash` waits to be uploaded. Blocks until [`Queue::is_scanned`].
+    pub(super) fn is_waiting(&self, hash: &Hash) -> bool {
+        // First: what is scanned from here on is looked for on the disk.
+        let scanned = self.is_scanned();
+        let waits = self.state.lock().jobs.get(hash).is_some_and(Job::waits);
+        waits || (!scanned && self.marker(hash).exists())
+    }
+
+    /// Does `act` unless what is stored under `hash` waits; none begins to wait meanwhile. Blocks.
     pub(super) fn unless_waiting(&self, hash: &Hash, act: &mut dyn FnMut()) {
-        let state = self.state.lock();
-        let waits = state.jobs.get(hash).is_some_and(Job::waits);
-        if !waits && (self.scanned.load(SeqCst) || !self.marker(hash).exists()) {
+        let _files = self.files(hash);
+        if !self.is_waiting(hash) {
             act();
         }
     }
 
-    /// Whether the object of `hash` is to be removed from the bucket, so that what the bucket holds does not count.
+    /// Whether the object of `hash` is to be removed from the bucket, so that what the bucket holds does not count. Blocks
+    /// until [`Queue::is_scanned`].
     pub(super) fn is_removing(&self, hash: &Hash) -> bool {
+        let scanned = self.is_scanned();
         let removes = self.state.lock().jobs.get(hash).is_some_and(|job| job.remove);
-        removes || (!self.scanned.load(SeqCst) && self.removal(hash).exists())
+        removes || (!scanned && self.removal(hash).exists())
     }
 
     pub(super) fn waiting_bytes(&self) -> u64 {
@@ -291,7 +316,7 @@ impl Queue {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            if self.scanned.load(SeqCst) && self.state.lock().jobs.is_empty() {
+            if self.is_scanned() && self.state.lock().jobs.is_empty() {
                 return;
             }
             idle.await;
@@ -356,27 +381,25 @@ impl Queue {
 
     /// The object is removed from the bucket. Blocks, shortly.
     pub(super) fn removed(&self, taken: &Taken) {
-        let mut state = self.state.lock();
-        let Some(job) = state.jobs.get_mut(&taken.hash) else {
-            return;
-        };
-        // One that was asked for meanwhile is another one.
-        if job.remove && job.removes == taken.removes {
-            job.remove = false;
-            state.removals -= 1;
+        let _files = self.files(&taken.hash);
+        if self.state.lock().removed(taken) {
             let _ = fs::remove_file(self.removal(&taken.hash));
         }
     }
 
     /// The bucket has it, or need not have it. Blocks, shortly.
     pub(super) fn uploaded(&self, taken: &Taken) {
-        let mut state = self.state.lock();
-        let current = state
-            .jobs
-            .get(&taken.hash)
-            .is_some_and(|job| job.asked == taken.asked && job.admitting == 0);
+        let _files = self.files(&taken.hash);
+        let current = {
+            let mut state = self.state.lock();
+            let job = state.jobs.get(&taken.hash);
+            let current = job.is_some_and(|job| job.asked == taken.asked && job.admitting == 0);
+            if current {
+                state.uploaded(&taken.hash);
+            }
+            current
+        };
         if current {
-            state.uploaded(&taken.hash);
             let _ = fs::remove_file(self.marker(&taken.hash));
         }
     }
@@ -458,6 +481,17 @@ impl State {
             since,
             ..Job::default()
         })
+    }
+
+    /// Whether the removal that was taken is done with: one that was asked for meanwhile is another one.
+    fn removed(&mut self, taken: &Taken) -> bool {
+        let job = self.jobs.get_mut(&taken.hash);
+        let Some(job) = job.filter(|job| job.remove && job.removes == taken.removes) else {
+            return false;
+        };
+        job.remove = false;
+        self.removals -= 1;
+        true
     }
 
     /// Nothing of `hash` is to be uploaded, but for what is about to get its name.
@@ -636,6 +670,17 @@ mod tests {
         again.cancel(&hash);
         again.unless_waiting(&hash, &mut || acted = true);
         assert!(acted && again.waiting().uploads == 0);
+    }
+
+    #[test]
+    fn what_is_known_can_be_asked_for_while_a_file_is_removed() {
+        let (_dir, queue) = queue();
+        admit(&queue, &[1; 16], 4096);
+        let mut waiting = None;
+        queue.unless_waiting(&[2; 16], &mut || {
+            waiting = Some((queue.is_waiting(&[1; 16]), queue.waiting().uploads))
+        });
+        assert_eq!(waiting, Some((true, 1)));
     }
 
     #[tokio::test]

@@ -185,6 +185,38 @@ mod tests {
         }
     }
 
+    /// As the version wrote them that had no types for keys: under these names objects lie on disk.
+    #[test]
+    fn hashes_are_those_of_the_version_before() {
+        for (text, hash) in [
+            ("files\0dir/app.bin\0", "f11c3ec74fedba2bd945fab4b317c2e9"),
+            ("files\0get?file=a/b&rev=2\0", "468bba94d43840e4eb809e270ffc922d"),
+            ("pypi\0simple/six/\0", "b2b557a219ba6dd27628bd6a6448beaf"),
+            ("pypi\0simple/six/\0json", "470d895188b55f482cdf1e1891bb3095"),
+            (
+                "pypi\0-/host/files.example/six-1.0.tar.gz\0",
+                "577576e84e4dca30e025fc505ee59020",
+            ),
+            ("npm\0@scope%2Fname\0corgi", "6938d6d7f0e0bf3d8d90cc24d8d333b8"),
+            (
+                "rpms\0repodata/primary.xml\0is sha256:00ff",
+                "5103dab3c2b743f41339b1a58c8bb271",
+            ),
+            (
+                "rpms\0repodata/repomd.xml.asc\0with 00ff",
+                "a7ad80eefe464e6a0d56cbc6cf064e85",
+            ),
+            ("images\0manifests/sha256:00ff\0", "66bb65d10f76198a6160d0eb71107c63"),
+            (
+                "images\0team/app/manifests/v1\0application/vnd.oci.image.manifest.v1+json",
+                "80218b305a67234e9cf3d6dd8054aec9",
+            ),
+            ("files\0it's!new//a/./..\0", "437af9ef7dfab176baad15f7617345c5"),
+        ] {
+            assert_eq!(hex::encode(Key::read(text).unwrap().hash), hash, "{text:?}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn what_is_put_together_comes_apart(

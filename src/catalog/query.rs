@@ -26,7 +26,7 @@ pub struct QueryError {
 }
 
 impl QueryError {
-    pub(super) fn new(message: impl Into<String>) -> QueryError {
+    pub(crate) fn new(message: impl Into<String>) -> QueryError {
         QueryError {
             message: message.into(),
         }

@@ -304,7 +304,7 @@ impl Fills {
     }
 
     /// From now on nothing that is covered is served here, and the other nodes are told.
-    async fn begin_flush(&self, config: &Arc<Config>, request: &FlushRequest, flush: &Flush) -> Arc<Sweep> {
+    async fn begin_flush(self: &Arc<Self>, config: &Arc<Config>, request: &FlushRequest, flush: &Flush) -> Arc<Sweep> {
         self.shared.ledger.note(flush, true).await;
         let (config, filter) = (Arc::clone(config), request.filter.clone());
         let covers = move |key: &str| covered(&config, &filter, key);
@@ -322,6 +322,9 @@ impl Fills {
             Some(fleet) => fleet.flush(flush.clone()).await,
             None => self.shared.ledger.remember(flush.clone()),
         }
+        let fills = Arc::clone(self);
+        // The task fails only when the process ends.
+        let _ = tokio::task::spawn_blocking(move || fills.shared.ledger.catch_up()).await;
         for key in self.store.growing_keys() {
             match (covers(&key.text), request.mode) {
                 (true, FlushMode::Delete) => {
@@ -338,6 +341,7 @@ impl Fills {
 
     /// Makes, on `runtime`, what an earlier process of this node has begun. Nothing of it is served from now on.
     pub fn finish_flushes(self: &Arc<Self>, runtime: &Handle) {
+        self.shared.ledger.catch_up();
         for flush in self.shared.ledger.begun() {
             tracing::info!(request = %flush.request, "a flush that was under way when this node stopped is made");
             if self.shared.fleet.is_none() {
@@ -383,7 +387,10 @@ impl Fills {
             while let Some(found) = found.next().await {
                 let Ok(Some(copy)) = found else { continue };
                 if copy.head.stored_at < at && self.shared.ledger.is_flushed(&copy.key, copy.head.stored_at) {
-                    bucket.remove_older(&copy.key, at);
+                    let bucket = Arc::clone(bucket);
+                    let removing = tokio::task::spawn_blocking(move || bucket.remove_older(&copy.key, at));
+                    // The task fails only when the process ends.
+                    let _ = removing.await;
                     removed += 1;
                 }
             }
@@ -403,7 +410,9 @@ impl Fills {
     }
 
     /// Makes a flush that another node, or an earlier process of this one, has begun: by what is listed if `by_list`.
+    /// Blocks for as long as its pattern takes.
     fn make_again(self: &Arc<Self>, flush: Flush, runtime: &Handle, by_list: bool) {
+        self.shared.ledger.catch_up();
         let request = FlushRequest::parse(flush.request.to_string().as_bytes());
         let (Some((covers, expire)), Ok(request)) = (self.shared.ledger.read(&flush), request) else {
             tracing::warn!(request = %flush.request, "another node made a flush that is not understood here; is it of a later version?");

@@ -149,7 +149,7 @@ impl Fills {
             None => {}
             Some(true) => copy.described.fresh_until = copy.fresh_until.min(copy.checked_at),
             Some(false) => {
-                bucket.remove(&wanted.key);
+                bucket.remove(&wanted.key).await;
                 return None;
             }
         }

@@ -1,5 +1,6 @@
 //! Flushes as this node knows them: what was stored before one, and is covered by it, is flushed, wherever it comes from.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -16,11 +17,19 @@ pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
 /// Reads a flush's request.
 pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
 
+/// A flush that was read.
+struct Meaning {
+    id: String,
+    at: Millis,
+    covers: Covers,
+    /// Whether the bodies stay.
+    expire: bool,
+}
+
 /// Flushes that were read.
-struct Known {
+struct Understood {
     of: Arc<Vec<Flush>>,
-    /// When, what, and whether the bodies stay.
-    flushes: Vec<(Millis, Covers, bool)>,
+    flushes: Vec<Arc<Meaning>>,
 }
 
 /// The flushes that count here: the fleet's, or this node's own.
@@ -30,7 +39,7 @@ pub struct Ledger {
     unfinished: Option<Arc<Unfinished>>,
     /// Those of this node, where there is no Redis to remember them.
     own: ArcSwap<Vec<Flush>>,
-    known: ArcSwap<Known>,
+    known: ArcSwap<Understood>,
 }
 
 impl Ledger {
@@ -40,7 +49,7 @@ impl Ledger {
             read,
             unfinished: unfinished.map(Arc::new),
             own: ArcSwap::default(),
-            known: ArcSwap::from_pointee(Known {
+            known: ArcSwap::from_pointee(Understood {
                 of: Arc::default(),
                 flushes: Vec::new(),
             }),
@@ -83,6 +92,42 @@ impl Ledger {
         (self.read)(flush)
     }
 
+    /// Reads what is new, which may mean to compile patterns, so that whoever asks next need not. Blocks.
+    pub(super) fn catch_up(&self) {
+        self.known();
+    }
+
+    fn known(&self) -> Arc<Understood> {
+        let of = match &self.fleet {
+            Some(fleet) => fleet.flushes(),
+            None => self.own.load_full(),
+        };
+        let known = self.known.load_full();
+        if Arc::ptr_eq(&of, &known.of) || (of.is_empty() && known.of.is_empty()) {
+            return known;
+        }
+        let before: HashMap<&str, _> = known.flushes.iter().map(|flush| (&*flush.id, flush)).collect();
+        let understood = |flush: &Flush| match before.get(&*flush.id) {
+            // A pattern is compiled once, not with every flush that follows.
+            Some(known) => Some(Arc::clone(known)),
+            None => self.understand(flush),
+        };
+        let flushes = of.iter().filter_map(understood).collect();
+        let known = Arc::new(Understood { of, flushes });
+        self.known.store(Arc::clone(&known));
+        known
+    }
+
+    fn understand(&self, flush: &Flush) -> Option<Arc<Meaning>> {
+        let (covers, expire) = (self.read)(flush)?;
+        Some(Arc::new(Meaning {
+            id: flush.id.clone(),
+            at: flush.at,
+            covers,
+            expire,
+        }))
+    }
+
     /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
     /// that. Both times are Redis's.
     pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
@@ -98,28 +143,44 @@ impl Ledger {
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
     pub(super) fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
-        let of = match &self.fleet {
-            Some(fleet) => fleet.flushes(),
-            None => self.own.load_full(),
-        };
-        if of.is_empty() {
-            return None;
-        }
-        if !Arc::ptr_eq(&of, &self.known.load().of) {
-            let read = |flush: &Flush| (self.read)(flush).map(|(covers, expire)| (flush.at, covers, expire));
-            let flushes = of.iter().filter_map(read).collect();
-            self.known.store(Arc::new(Known { of, flushes }));
-        }
         let mut only_expired = None;
-        for (at, covers, expire) in &self.known.load().flushes {
-            let moment = if *expire { checked_at } else { stored_at };
-            if is_before(moment, *at) && covers(&key.text) {
-                if !expire {
+        for flush in &self.known().flushes {
+            let moment = if flush.expire { checked_at } else { stored_at };
+            if is_before(moment, flush.at) && (flush.covers)(&key.text) {
+                if !flush.expire {
                     return Some(false);
                 }
                 only_expired = Some(true);
             }
         }
         only_expired
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    #[test]
+    fn a_flush_is_read_once_however_many_follow() {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&reads);
+        let read = move |flush: &Flush| -> Option<(Covers, bool)> {
+            counted.fetch_add(1, Relaxed);
+            let prefix = flush.request["prefix"].as_str()?.to_owned();
+            Some((Box::new(move |key: &str| key.starts_with(&prefix)), false))
+        };
+        let ledger = Ledger::new(None, Box::new(read), None);
+        let key = |path: &str| Key::new("files", path, None, "");
+        assert!(!ledger.is_flushed(&key("a/1"), 0));
+        for (number, prefix) in ["files\0a/", "files\0b/", "files\0c/"].into_iter().enumerate() {
+            ledger.remember(Flush::new(serde_json::json!({"prefix": prefix})));
+            ledger.catch_up();
+            assert!(ledger.is_flushed(&key("a/1"), 0));
+            assert_eq!(ledger.is_flushed(&key("b/1"), 0), number >= 1);
+            assert_eq!(reads.load(Relaxed), number + 1);
+        }
     }
 }

@@ -457,7 +457,7 @@ impl Fills {
                 task.let_go();
                 let (outcome, removed) = self.after_answer(&wanted, previous.as_ref(), answer).await;
                 if let Some(key) = removed {
-                    self.note_removed(&key);
+                    self.note_removed(&key).await;
                 }
                 return landing.publish(outcome);
             }

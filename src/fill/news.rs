@@ -12,49 +12,62 @@ use crate::cache::{Class, FOR_EVER, Hash, Key, Millis, distrust};
 use crate::fleet::{Fleet, Flush, Listener, Record};
 use crate::relist;
 
-/// Does here what was done elsewhere. Called from the bus's own task: what it does to one object takes some microseconds of
-/// disk; a flush has a task of its own.
+/// Does here what was done elsewhere. What it does to one object takes some microseconds of disk, on a thread that may block.
 pub struct News(pub Weak<Fills>);
 
-impl Listener for News {
-    fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+impl News {
+    /// Does `work` where it may block, to its end: news are heard in their order.
+    async fn blocking(&self, work: impl FnOnce(Arc<Fills>) + Send + 'static) {
         let Some(fills) = self.0.upgrade() else { return };
-        fills.forget(|key| key == key_text);
-        if fills.shared.ledger.is_flushed_word(&Key::from_text(key_text), &record) {
-            return;
-        }
-        if record.class == Class::Mutable {
-            fills.outrun(&hash, record.generation);
-        }
-        let life = (record.class, record.checked_at, record.fresh_until);
-        tokio::task::block_in_place(|| fills.store.adopt(&hash, record.id, life));
+        // The task fails only when the process ends.
+        let _ = tokio::task::spawn_blocking(move || work(fills)).await;
+    }
+}
+
+#[async_trait]
+impl Listener for News {
+    async fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+        let key = Key::from_text(key_text);
+        self.blocking(move |fills| {
+            fills.forget(|other| *other == *key.text);
+            if fills.shared.ledger.is_flushed_word(&key, &record) {
+                return;
+            }
+            if record.class == Class::Mutable {
+                fills.outrun(&hash, record.generation);
+            }
+            fills
+                .store
+                .adopt(&hash, record.id, (record.class, record.checked_at, record.fresh_until));
+        })
+        .await;
     }
 
-    fn removed(&self, hash: Hash, key_text: &str) {
-        let Some(fills) = self.0.upgrade() else { return };
-        tokio::task::block_in_place(|| {
+    async fn removed(&self, hash: Hash, key_text: &str) {
+        let key = Key::from_text(key_text);
+        self.blocking(move |fills| {
             fills.store.remove_stored(&hash);
             if !fills.catalog.is_shared() {
-                let removed = record::removed(&Key::from_text(key_text));
-                relist::strike(&fills.catalog, fills.store, &hash, removed);
+                relist::strike(&fills.catalog, fills.store, &hash, record::removed(&key));
             }
-        });
+        })
+        .await;
     }
 
-    fn expired(&self, hash: Hash, _: &str, at: Millis) {
-        if let Some(fills) = self.0.upgrade() {
-            tokio::task::block_in_place(|| fills.store.expire_stored(&hash, at));
-        }
+    async fn expired(&self, hash: Hash, _: &str, at: Millis) {
+        self.blocking(move |fills| {
+            fills.store.expire_stored(&hash, at);
+        })
+        .await;
     }
 
-    fn flushed(&self, flush: Flush) {
-        if let Some(fills) = self.0.upgrade() {
-            // What it does at once is done in memory.
-            fills.make_elsewhere(flush, &Handle::current());
-        }
+    async fn flushed(&self, flush: Flush) {
+        // What it asks for is to be understood first, which may mean a pattern.
+        self.blocking(move |fills| fills.make_elsewhere(flush, &Handle::current()))
+            .await;
     }
 
-    fn reupload(&self, _: Hash, key_text: &str, id: u64) {
+    async fn reupload(&self, _: Hash, key_text: &str, id: u64) {
         let Some(fills) = self.0.upgrade() else { return };
         let key = Key::from_text(key_text);
         tokio::spawn(async move {
@@ -68,7 +81,7 @@ impl Listener for News {
         });
     }
 
-    fn distrust(&self, at: Millis) {
+    async fn distrust(&self, at: Millis) {
         tracing::warn!("news of the other nodes were missed: what is mutable is verified before it is served again");
         distrust(at.min(FOR_EVER - 1));
     }

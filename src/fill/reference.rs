@@ -8,7 +8,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::gunzip::gunzip;
 use super::view::{GZIP, is_gzip};
@@ -111,31 +111,20 @@ impl Fills {
             (true, Err(_)) => return Err(refused("upstream's manifest is longer than any registry takes")),
             (false, _) => return Err(Failure::broken_off()),
         };
-        let body = match arrived.head.content_encoding() {
-            Some(coding) if !is_gzip(coding) => {
-                return Err(refused("upstream sent its manifest in a coding that nobody asked for"));
-            }
-            // Unasked, and not always said; a digest is that of the content, not of its coding.
-            _ if body.starts_with(&GZIP) => {
-                let damaged = refused("the coding of upstream's manifest is damaged, or hides too much");
-                gunzip(&body, MAX_CONTENT).ok_or(damaged)?
-            }
-            _ => body,
-        };
-        if arrived.head.content_type().starts_with("text/html") {
-            return Err(refused("upstream sent a page, not a manifest"));
-        }
-        let said =
-            digest_named(wanted, &arrived.head.headers).and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
-        match said {
-            Some(digest) if digest.is_of(&body) => Ok((digest, body)),
-            None => Ok((Expected::sha256(&body), body)),
-            Some(digest) => {
+        let (arrived, field) = (Arc::clone(arrived), wanted.asset.digest_field.clone());
+        // It may be long: others are waiting for this thread.
+        let reading = tokio::task::spawn_blocking(move || content(&arrived.head, field.as_ref(), body));
+        match reading.await {
+            Ok(Ok(content)) => Ok(content),
+            Ok(Err(Useless::Because(reason))) => Err(refused(reason)),
+            Ok(Err(Useless::OtherThan(digest))) => {
                 self.metrics.wrong_digest(&wanted.remote().name);
                 let reason = format!("upstream's manifest has another digest than {digest}, which its header names");
                 tracing::warn!(remote = %wanted.remote().name, path = %wanted.key.parts().path, %reason, "a manifest was not admitted");
                 Err(refused(&reason))
             }
+            // Only when the process ends.
+            Err(_) => Err(Failure::broken_off()),
         }
     }
 
@@ -264,6 +253,40 @@ fn digest_named<'h>(wanted: &Wanted, headers: &'h HeaderMap) -> Option<&'h Heade
 fn name_digest(wanted: &Wanted, headers: &mut HeaderMap, digest: &str) {
     if let Some(field) = &wanted.asset.digest_field {
         headers.insert(field.clone(), headers::value(digest));
+    }
+}
+
+/// Why what arrived by a name is no content.
+enum Useless {
+    Because(&'static str),
+    /// Its header names this digest.
+    OtherThan(Expected),
+}
+
+/// The content of a whole body with this header, and its digest, which `field` may name. Decodes and hashes up to [`MAX_CONTENT`] bytes.
+fn content(head: &Head, field: Option<&HeaderName>, body: Vec<u8>) -> Result<(Expected, Vec<u8>), Useless> {
+    let body = match head.content_encoding() {
+        Some(coding) if !is_gzip(coding) => {
+            return Err(Useless::Because(
+                "upstream sent its manifest in a coding that nobody asked for",
+            ));
+        }
+        // Unasked, and not always said; a digest is that of the content, not of its coding.
+        _ if body.starts_with(&GZIP) => {
+            let damaged = "the coding of upstream's manifest is damaged, or hides too much";
+            gunzip(&body, MAX_CONTENT).ok_or(Useless::Because(damaged))?
+        }
+        _ => body,
+    };
+    if head.content_type().starts_with("text/html") {
+        return Err(Useless::Because("upstream sent a page, not a manifest"));
+    }
+    let said = field.and_then(|field| head.headers.get(field));
+    let said = said.and_then(|value| Expected::parse(value.to_str().ok()?.trim()));
+    match said {
+        Some(digest) if digest.is_of(&body) => Ok((digest, body)),
+        None => Ok((Expected::sha256(&body), body)),
+        Some(digest) => Err(Useless::OtherThan(digest)),
     }
 }
 

@@ -155,10 +155,10 @@ impl Fills {
     }
 
     /// Tells the catalogue, the bucket and the other nodes that an object is gone upstream.
-    pub(super) fn note_removed(&self, key: &Key) {
+    pub(super) async fn note_removed(&self, key: &Key) {
         self.catalog.record(record::removed(key));
         if let Some(bucket) = self.shared.bucket.as_ref().filter(|_| key.is_shared()) {
-            bucket.remove(key);
+            bucket.remove(key).await;
         }
         if let Some(fleet) = self.shared.fleet.as_ref().filter(|_| key.is_shared()) {
             fleet.removed(key);

@@ -227,7 +227,7 @@ impl Fills {
                 if source.origin == Origin::Bucket
                     && let Some(bucket) = &self.shared.bucket
                 {
-                    bucket.remove(&wanted.key);
+                    bucket.remove(&wanted.key).await;
                 }
                 None
             }

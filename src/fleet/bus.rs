@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::streams::StreamReadReply;
@@ -67,12 +68,17 @@ pub(super) enum Joined {
     Anew,
 }
 
-/// What one question for news brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Read {
-    /// There is more, most likely.
-    pub more: bool,
-    /// Messages were missed for good.
+/// A message as it came.
+pub(super) struct Message {
+    id: String,
+    number: u64,
+    fields: Fields,
+}
+
+/// What a message brings.
+pub(super) struct Opened {
+    pub news: Vec<News>,
+    /// Messages before it were missed for good.
     pub missed: bool,
 }
 
@@ -148,7 +154,8 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
         Ok(Joined::Anew)
     }
 
-    /// Hears what there is by now; if that is nothing and it may `wait`, what comes within a moment.
+    /// The messages that there are by now; if there are none and it may `wait`, those that come within a moment. Whether there
+    /// are more, most likely.
     ///
     /// # Errors
     /// Why Redis could not tell.
@@ -156,8 +163,7 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
         &self,
         connection: &mut MultiplexedConnection,
         wait: bool,
-        mut hear: impl FnMut(News),
-    ) -> Result<Read, String> {
+    ) -> Result<(Vec<Message>, bool), String> {
         let (_, id) = self.position();
         let mut read = redis::cmd("XREAD");
         if wait {
@@ -170,38 +176,37 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
             None => return Err(format!("the bus is silent for {SILENCE:?}")),
         };
         let messages = reply.into_iter().flat_map(|reply| reply.keys).flat_map(|key| key.ids);
-        let (mut count, mut missed) = (0, false);
-        for message in messages {
-            count += 1;
+        let messages = messages.map(|message| {
             let fields = message.map.into_iter();
             let fields = fields.filter_map(|(name, value)| Some((name, redis::from_redis_value(value).ok()?)));
-            missed |= !self.heard(message.id, fields.collect(), &mut hear);
-        }
-        Ok(Read {
-            more: count == BATCH,
-            missed,
-        })
+            Message::new(message.id, fields.collect())
+        });
+        let messages: Vec<Message> = messages.collect();
+        let more = messages.len() == BATCH;
+        Ok((messages, more))
     }
 
-    /// Whether it was the message that was to come next.
-    fn heard(&self, id: String, fields: Fields, hear: &mut impl FnMut(News)) -> bool {
+    /// What a message has to tell here.
+    pub(super) fn open(&self, message: &Message) -> Opened {
         self.received.fetch_add(1, Relaxed);
-        let number = fields.get("n").and_then(|number| number.parse().ok()).unwrap_or(0);
-        let expected = self.position().0 + 1;
-        if number != expected {
+        let mut news = Vec::new();
+        let (number, expected) = (message.number, self.position().0 + 1);
+        let missed = number != expected;
+        if missed {
             tracing::warn!(expected, number, "messages of other nodes were missed");
-            hear(News::Distrust(now_ms()));
+            news.push(News::Distrust(now_ms()));
         }
-        let own = fields.get("by").is_some_and(|by| *by == self.me);
-        if let Some(news) = News::parse(&fields).filter(|_| !own) {
-            hear(news);
-        }
-        // Only now: what was not heard to its end is heard again after a crash.
+        let own = message.fields.get("by").is_some_and(|by| *by == self.me);
+        news.extend(News::parse(&message.fields).filter(|_| !own));
+        Opened { news, missed }
+    }
+
+    /// All that a message told is done. What was not heard to its end is heard again after a crash.
+    pub(super) fn heard(&self, message: Message) {
         if let Some(position) = &mut *self.position.lock() {
-            position.number = number;
-            position.id = id;
+            position.number = message.number;
+            position.id = message.id;
         }
-        number == expected
     }
 
     /// Saves the position if it changed, `always` or when it was not saved for a while.
@@ -226,6 +231,13 @@ return {known[1], known[2] or '0', last[1] and last[1][1] or '0-0'}
     }
 }
 
+impl Message {
+    fn new(id: String, fields: Fields) -> Self {
+        let number = fields.get("n").and_then(|number| number.parse().ok()).unwrap_or(0);
+        Message { id, number, fields }
+    }
+}
+
 async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, String> {
     match within(PATIENT, asking).await {
         Some((answer, _)) => answer.map_err(|error| said(&error)),
@@ -233,22 +245,23 @@ async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, Str
     }
 }
 
-/// Is told what other nodes did, in the order in which Redis had it, from one task: it must not block for long.
+/// Is told what other nodes did, in the order in which Redis had it, from one task: the next comes when this is done.
 #[deny(missing_docs)]
+#[async_trait]
 pub trait Listener: Send + Sync {
     /// Another node published a newer word.
-    fn changed(&self, hash: Hash, key_text: &str, record: Record);
+    async fn changed(&self, hash: Hash, key_text: &str, record: Record);
     /// Another node found that upstream has no such object any more, and removed it.
-    fn removed(&self, hash: Hash, key_text: &str);
+    async fn removed(&self, hash: Hash, key_text: &str);
     /// What was checked before `at` is to be asked of upstream again.
-    fn expired(&self, hash: Hash, key_text: &str, at: Millis);
+    async fn expired(&self, hash: Hash, key_text: &str, at: Millis);
     /// Comes once for each flush, or again after a crash.
-    fn flushed(&self, flush: Flush);
+    async fn flushed(&self, flush: Flush);
     /// An older body has overwritten the one of identity `id` in the bucket: who has that uploads it again.
-    fn reupload(&self, hash: Hash, key_text: &str, id: u64);
+    async fn reupload(&self, hash: Hash, key_text: &str, id: u64);
     /// Messages were missed for good: nothing mutable that was checked before `at` may be trusted without asking Redis
     /// again.
-    fn distrust(&self, at: Millis);
+    async fn distrust(&self, at: Millis);
 }
 
 /// What the bus brings.
@@ -290,14 +303,14 @@ impl News {
         })
     }
 
-    pub(super) fn tell(self, listener: &dyn Listener) {
+    pub(super) async fn tell(self, listener: &dyn Listener) {
         match self {
-            News::Changed(hash, text, record) => listener.changed(hash, &text, record),
-            News::Removed(hash, text) => listener.removed(hash, &text),
-            News::Expired(hash, text, at) => listener.expired(hash, &text, at),
-            News::Reupload(hash, text, id) => listener.reupload(hash, &text, id),
-            News::Flushed(flush) => listener.flushed(flush),
-            News::Distrust(at) => listener.distrust(at),
+            News::Changed(hash, text, record) => listener.changed(hash, &text, record).await,
+            News::Removed(hash, text) => listener.removed(hash, &text).await,
+            News::Expired(hash, text, at) => listener.expired(hash, &text, at).await,
+            News::Reupload(hash, text, id) => listener.reupload(hash, &text, id).await,
+            News::Flushed(flush) => listener.flushed(flush).await,
+            News::Distrust(at) => listener.distrust(at).await,
         }
     }
 }
@@ -342,9 +355,11 @@ mod tests {
                 ("key", "a\0b\0c".to_owned()),
             ];
             let fields = fields.map(|(name, value)| (name.to_owned(), value));
-            bus.heard(format!("{number}-0"), fields.into_iter().collect(), &mut |news| {
-                heard.push(news)
-            })
+            let message = Message::new(format!("{number}-0"), fields.into_iter().collect());
+            let opened = bus.open(&message);
+            heard.extend(opened.news);
+            bus.heard(message);
+            !opened.missed
         };
         assert!(message(8, "me"));
         assert!(message(9, "other"));

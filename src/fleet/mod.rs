@@ -233,7 +233,7 @@ impl Fleet {
         self.set_clock(&mut ear).await?;
         if self.bus.join(&mut ear).await? == Joined::Anew {
             tracing::info!("Redis has lost what it knew, or is new here: what is stored here is asked about again");
-            listener.distrust(now_ms());
+            listener.distrust(now_ms()).await;
         }
         self.read_flushes(&mut ear, listener).await?;
         // Whoever finds Redis answering has heard what it missed.
@@ -328,22 +328,30 @@ impl Fleet {
 
     /// Hears what is new; whether there is more.
     async fn hear(&self, ear: &mut MultiplexedConnection, wait: bool, listener: &dyn Listener) -> Result<bool, String> {
-        let hear = |news| match news {
-            News::Flushed(flush) => self.heard_flush(flush, listener),
-            news => news.tell(listener),
-        };
-        let read = self.bus.read(ear, wait, hear).await?;
-        if read.missed {
+        let (messages, more) = self.bus.read(ear, wait).await?;
+        let mut missed = false;
+        for message in messages {
+            let opened = self.bus.open(&message);
+            missed |= opened.missed;
+            for news in opened.news {
+                match news {
+                    News::Flushed(flush) => self.heard_flush(flush, listener).await,
+                    news => news.tell(listener).await,
+                }
+            }
+            self.bus.heard(message);
+        }
+        if missed {
             self.read_flushes(ear, listener).await?;
         }
-        Ok(read.more)
+        Ok(more)
     }
 
-    fn heard_flush(&self, flush: Flush, listener: &dyn Listener) {
+    async fn heard_flush(&self, flush: Flush, listener: &dyn Listener) {
         if !self.flushes.is_known(&flush.id) {
             // First: what is brought back from now on is held against it.
             self.flushes.add([flush.clone()]);
-            listener.flushed(flush);
+            listener.flushed(flush).await;
             self.outbox.wake.notify_one(); // which saves it
         }
     }
@@ -362,7 +370,7 @@ impl Fleet {
             .collect();
         let ids: HashSet<String> = there.iter().map(|flush| flush.id.clone()).collect();
         for flush in self.flushes.unknown(there) {
-            self.heard_flush(flush, listener);
+            self.heard_flush(flush, listener).await;
         }
         if ids.len() < KEPT {
             self.flushes.restore(&ids);
@@ -423,8 +431,8 @@ impl Fleet {
             Parcel::Word(key, Word::Is(record)) => {
                 match self.publish_now(PATIENT, key, record).await? {
                     // What this node heard before it stored the older body was of no use to it.
-                    Published::Outdated(Some(newer)) => listener.changed(key.hash, &key.text, newer),
-                    Published::Outdated(None) => listener.removed(key.hash, &key.text),
+                    Published::Outdated(Some(newer)) => listener.changed(key.hash, &key.text, newer).await,
+                    Published::Outdated(None) => listener.removed(key.hash, &key.text).await,
                     Published::Yes | Published::Away => {}
                 }
                 Ok(())

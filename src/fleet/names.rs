@@ -25,3 +25,22 @@ pub(super) fn word(key: &Key) -> String {
 pub(super) fn token(name: &str) -> String {
     format!("artifactapi:token:{name}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the version wrote them that had no file of their names.
+    #[test]
+    fn names_are_those_of_the_version_before() {
+        let key = Key::read("pypi\0simple/six/\0json").unwrap();
+        assert_eq!(fill(&key), "artifactapi:fill:470d895188b55f482cdf1e1891bb3095");
+        assert_eq!(word(&key), "artifactapi:fresh:470d895188b55f482cdf1e1891bb3095");
+        assert_eq!(token("0a1b"), "artifactapi:token:0a1b");
+        let rest = [NEWS, EPOCH, FLUSHES, NODES];
+        assert_eq!(
+            rest.map(|name| name.strip_prefix("artifactapi:")),
+            ["news", "epoch", "flushes", "nodes"].map(Some)
+        );
+    }
+}

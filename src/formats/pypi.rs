@@ -533,6 +533,9 @@ impl IndexReader for HtmlIndex {
 
 /// Resolves the character references of an attribute value (HTML, section 13.2.5.72): the numeric ones and those named
 /// ones that a URL can be made of. Any other stays as it is written; none of them hides a host.
+///
+/// `htmlize` reads as browsers do; Pythons before 3.14 read `&copy=1` as `©=1`, and no Python reads anything in `&#1;`. A query
+/// that has `&copy&` is meant as it stands.
 fn unescape(value: &str) -> String {
     let mut out = String::with_capacity(value.len());
     let mut rest = value;

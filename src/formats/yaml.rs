@@ -3,6 +3,11 @@
 //! What a link is, the client decides, so that the document is read as Helm's library reads it (go-yaml 2, a descendant
 //! of libyaml, YAML 1.1): the same tokens in the same places, anchors, aliases and merge keys, and JSON besides, which
 //! Helm reads by another library. What cannot be followed is an error: it may lead anywhere.
+//!
+//! A library does not do it. Measured on an index of 20 MB: the events of `saphyr-parser` alone come at 62 to 77 MB/s (over a
+//! bounded channel the least), this scanner rewrites at 175. Positions of events are in characters, and the end of a quoted
+//! scalar lies behind the comment that follows it, so that links cannot be put in byte for byte; and YAML 1.2 is read there,
+//! not what Helm reads.
 
 mod scan;
 mod text;

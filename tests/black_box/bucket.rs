@@ -348,11 +348,11 @@ fn replaced(kind: Kind) {
         assert_eq!(node.whole(&key).await, vec![b'b'; 1000]);
         assert_eq!(s3::names(&server.client("packages")).await.len(), 1);
 
-        node.bucket.remove(&key);
+        node.bucket.remove(&key).await;
         assert!(node.bucket.find(&key).await.expect("an answer").is_none());
         node.drained().await;
         assert_eq!(s3::names(&server.client("packages")).await, [""; 0]);
-        node.bucket.remove(&key);
+        node.bucket.remove(&key).await;
         node.drained().await;
         assert_eq!(node.bucket.status().failed, 0);
     });
@@ -531,7 +531,7 @@ fn outage_at_start(kind: Kind) {
         // Another life, which ends as early; then the server comes.
         let node = Node::new(folder.path(), &server.settings("packages"));
         node.admit(&key("b"), "later").await;
-        node.bucket.remove(&key("c"));
+        node.bucket.remove(&key("c")).await;
         eventually(LONG, "it knows of both", async || {
             node.bucket.status().uploads_waiting == 2
         })
@@ -689,7 +689,7 @@ fn removals_outlast_an_outage_and_a_crash() {
         link.cut();
         for path in ["a", "b"] {
             node.store.remove(key(path).hash).await;
-            node.bucket.remove(&key(path));
+            node.bucket.remove(&key(path)).await;
         }
         node.is_healthy(false).await;
         // Removed, and stored again before the bucket could be told.
@@ -802,7 +802,7 @@ fn what_others_keep_in_the_bucket_is_not_touched() {
                 .key,
             key("a")
         );
-        node.bucket.remove(&key("a"));
+        node.bucket.remove(&key("a")).await;
         node.drained().await;
         for object in others {
             assert!(client.head(object).await.expect("an answer").is_some(), "{object}");

@@ -300,6 +300,7 @@ fn the_preface_of_http_2_may_come_in_any_pieces() {
             let mut connection = proxy.connect().await;
             let (first, rest) = preface.split_at(cut);
             connection.write_raw(first).await;
+            // So that the rest comes by itself.
             tokio::time::sleep(Duration::from_millis(2)).await;
             connection.write_raw(rest).await;
             // An empty SETTINGS frame (RFC 9113 section 6.5), to which one of the server's own is the answer.

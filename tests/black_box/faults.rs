@@ -2,7 +2,7 @@
 //! places where it must not go.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use crate::common::client::Headers;
 use crate::common::clients::{bounded, program, tool};
 use crate::common::dns::Dns;
 use crate::common::packages::{IndexForm, Wheel, serve_pypi};
-use crate::common::server::at;
+use crate::common::server::{at, stored_files};
 use crate::common::{Pattern, Proxy, Reply, Upstream, eventually, run, run_for};
 use tokio::task::JoinSet;
 
@@ -437,7 +437,7 @@ fn a_flush_stays_in_force_while_something_cannot_be_read_that_may_be_meant() {
         let up = Upstream::start().await;
         up.under("/", |seen| Reply::ok(seen.path.clone()));
         let mut proxy = Proxy::start(&format!("files:\n  base_url: {}\n", up.base())).await;
-        for path in ["a/1", "b/1"] {
+        for path in ["a/1", "b/1", "c/1"] {
             proxy.fetch("files", path).await.ok();
             proxy.until_cached("files", path).await;
         }
@@ -451,11 +451,18 @@ fn a_flush_stays_in_force_while_something_cannot_be_read_that_may_be_meant() {
         };
         // Known to list all: nothing else is looked at.
         proxy.stop().await;
+        // What is listed and not there is struck when that is known.
+        let is_third = |file: &PathBuf| String::from_utf8_lossy(&std::fs::read(file).unwrap()).contains("/c/1");
+        let third = stored_files(&proxy.data_dir()).into_iter().find(is_third).unwrap();
+        std::fs::remove_file(third).unwrap();
         proxy.launch().await;
         eventually(
             Duration::from_secs(10),
             "the catalogue is known to list all",
-            async || proxy.data_dir().join("catalogue-whole").exists(),
+            async || {
+                let listed = proxy.request("GET", "/api/v1/artifacts", &[], b"").await.ok().json();
+                listed["total"] == 2 && proxy.data_dir().join("catalogue-whole").exists()
+            },
         )
         .await;
         unreadable(&proxy.data_dir());

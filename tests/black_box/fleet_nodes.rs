@@ -580,6 +580,7 @@ fn a_node_that_cannot_reach_upstream_is_not_in_the_way_of_one_that_can() {
         };
         eventually(Duration::from_secs(5), "A holds the lock", async || fills().await == 1).await;
         let mut second = asking(&b, "x").await;
+        // Nothing tells that it waits for A; it would have asked upstream by then.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert_eq!(up.total(), 0);
         link.cut();
@@ -906,8 +907,12 @@ fn an_old_upload_that_passes_late_is_put_right_again() {
         link.stall();
         gate.open();
         assert_eq!(first.read_body().await, "old content");
-        // The upload is on its way, as far as the link.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        eventually(
+            Duration::from_secs(5),
+            "the upload is on its way, as far as the link",
+            async || link.holds("PUT /"),
+        )
+        .await;
         assert_eq!(link.bytes(), before);
         eventually(Duration::from_secs(5), "B has the new one", async || {
             fresh_text(&b, "live/page").await == "new content"
@@ -925,6 +930,7 @@ fn an_old_upload_that_passes_late_is_put_right_again() {
             only_body(&backends.s3).await == "new content"
         })
         .await;
+        // And keeps it.
         tokio::time::sleep(Duration::from_millis(500)).await;
         fleet::settled(&b).await;
         assert_eq!(only_body(&backends.s3).await, "new content");

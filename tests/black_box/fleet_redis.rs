@@ -15,6 +15,7 @@ use artifactapi::breaker::Away;
 use artifactapi::cache::{Class, Hash, Key, now_ms};
 use artifactapi::config::Secret;
 use artifactapi::fleet::{Fence, Fleet, Flush, Lease, Listener, Node, Published, Record, Seen, Take};
+use async_trait::async_trait;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -39,25 +40,26 @@ impl Ear {
     }
 }
 
+#[async_trait]
 impl Listener for Ear {
-    fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+    async fn changed(&self, hash: Hash, key_text: &str, record: Record) {
         assert_eq!(hash, key_of(key_text).hash);
         self.note(Heard::Changed(key_text.to_owned(), record));
     }
-    fn removed(&self, _: Hash, key_text: &str) {
+    async fn removed(&self, _: Hash, key_text: &str) {
         self.note(Heard::Removed(key_text.to_owned()));
     }
-    fn expired(&self, _: Hash, key_text: &str, at: u64) {
+    async fn expired(&self, _: Hash, key_text: &str, at: u64) {
         assert!(at <= now_ms());
         self.note(Heard::Expired(key_text.to_owned()));
     }
-    fn flushed(&self, flush: Flush) {
+    async fn flushed(&self, flush: Flush) {
         self.note(Heard::Flushed(flush.id));
     }
-    fn reupload(&self, _: Hash, key_text: &str, id: u64) {
+    async fn reupload(&self, _: Hash, key_text: &str, id: u64) {
         self.note(Heard::Reupload(key_text.to_owned(), id));
     }
-    fn distrust(&self, at: u64) {
+    async fn distrust(&self, at: u64) {
         assert!(at <= now_ms());
         self.note(Heard::Distrust);
     }
@@ -621,6 +623,7 @@ fn expired_and_uploaded_change_the_word() {
         assert_eq!(seen, Some(uploaded.clone()));
         a.hears(Heard::Changed(key.text.to_string(), uploaded)).await;
 
+        // Redis's clock goes on.
         tokio::time::sleep(Duration::from_millis(5)).await;
         b.fleet.expired(&key);
         a.hears(Heard::Expired(key.text.to_string())).await;
@@ -762,6 +765,7 @@ fn what_was_said_while_redis_was_away_is_sent_and_still_fenced() {
         a.fleet.removed(&late);
         a.fleet.removed(&gone);
         a.fleet.keep_token("name", "token".into(), Duration::from_secs(60));
+        // Redis's clock goes on: what B does is later.
         tokio::time::sleep(Duration::from_millis(20)).await;
         let current = fill(&b, &early, 2).await;
         fill(&b, &late, 3).await;

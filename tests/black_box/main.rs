@@ -53,4 +53,5 @@ mod redirects;
 mod reload;
 mod rpm;
 mod startup;
+mod stores;
 mod streaming;

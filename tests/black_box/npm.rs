@@ -792,6 +792,7 @@ fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
             begun() == 3
         })
         .await;
+        // And no more.
         tokio::time::sleep(std::time::Duration::from_millis(300)).await;
         assert_eq!(begun(), 3);
         // They take nobody's place: upstream may take long.
@@ -834,7 +835,12 @@ fn a_view_that_nobody_waits_for_is_dropped() {
             clients.push(connection);
         }
         clients.pop().expect("the second").reset();
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        crate::common::eventually(
+            std::time::Duration::from_secs(10),
+            "it is known to have left",
+            async || proxy.metric("artifactapi_requests_total", &["remote=\"npm\""]).await == 1.0,
+        )
+        .await;
         gate.open();
         clients.pop().expect("the first").read_body().await;
         crate::common::eventually(std::time::Duration::from_secs(10), "a view is stored", async || {

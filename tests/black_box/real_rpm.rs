@@ -43,6 +43,7 @@ fn a_new_repository_is_seen_after_the_ttl() {
         let url = format!("{}/api/v1/remote/rpms", proxy.base());
         dnf(&home, "one", &url).await.ok();
         tree(&home, "2.0", program("createrepo_c"), &[]).await;
+        // The TTL passes.
         tokio::time::sleep(Duration::from_millis(1100)).await;
         dnf(&home, "two", &url).await.ok();
         assert_eq!(home.read("two/opt/hello/version"), "2.0\n");

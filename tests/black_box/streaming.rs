@@ -554,6 +554,7 @@ fn a_limit_on_concurrent_fetches_queues_and_does_not_refuse() {
             });
         }
         up.wait_in_flight(4).await;
+        // And no more.
         tokio::time::sleep(Duration::from_millis(200)).await;
         assert_eq!(up.in_flight(), 4);
         gate.open();

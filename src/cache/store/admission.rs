@@ -208,9 +208,13 @@ impl Store {
         }
         // A flush that came while it was given its name found nothing to remove.
         if object.doomed.load(SeqCst) {
-            let change = self.usage.change(&hash);
-            change.removed(self.disk.remove(&hash, None).unwrap_or_default());
-            self.is_removed(&hash);
+            let remove = move || {
+                let change = self.usage.change(&hash);
+                change.removed(self.disk.remove(&hash, None).unwrap_or_default());
+                self.is_removed(&hash);
+            };
+            // The task fails only when the process ends.
+            let _ = tokio::task::spawn_blocking(remove).await;
             return Ok(false);
         }
         Ok(true)

@@ -27,6 +27,16 @@ const KEPT: usize = 1 << 20;
 struct Passed {
     bytes: AtomicU64,
     first: Mutex<Vec<u8>>,
+    /// The first megabyte of what came while nothing passed.
+    held: Mutex<Vec<u8>>,
+}
+
+impl Passed {
+    fn keep(kept: &Mutex<Vec<u8>>, piece: &[u8]) {
+        let mut kept = kept.lock().expect("whole");
+        let room = KEPT.saturating_sub(kept.len()).min(piece.len());
+        kept.extend_from_slice(&piece[..room]);
+    }
 }
 
 /// A link to one server; dropping it cuts it for good.
@@ -84,6 +94,12 @@ impl Link {
     /// Bytes that have passed, in both directions.
     pub fn bytes(&self) -> u64 {
         self.passed.bytes.load(Relaxed)
+    }
+
+    /// Whether `text` came in one piece while nothing passed.
+    pub fn holds(&self, text: &str) -> bool {
+        let held = self.passed.held.lock().expect("whole");
+        held.windows(text.len()).any(|part| part == text.as_bytes())
     }
 
     /// The first megabyte of what has passed, in both directions.
@@ -156,6 +172,9 @@ async fn pass(
     let mut buffer = vec![0; 64 << 10];
     loop {
         let got = from.read(&mut buffer).await.unwrap_or(0);
+        if *mode.borrow() == Mode::Stalled {
+            Passed::keep(&passed.held, &buffer[..got]);
+        }
         let Ok(now) = mode
             .wait_for(|mode| matches!(mode, Mode::Passing(_)))
             .await
@@ -173,8 +192,6 @@ async fn pass(
             return;
         }
         passed.bytes.fetch_add(got as u64, Relaxed);
-        let mut first = passed.first.lock().expect("whole");
-        let room = KEPT.saturating_sub(first.len()).min(got);
-        first.extend_from_slice(&buffer[..room]);
+        Passed::keep(&passed.first, &buffer[..got]);
     }
 }

@@ -117,23 +117,33 @@ fn indent(line: &str) -> usize {
 
 /// What a program has said so far, on both of its outputs.
 #[derive(Clone, Default)]
-pub struct Log(Arc<Mutex<String>>);
+pub struct Log {
+    text: Arc<Mutex<String>>,
+    /// Held by whoever still reads its outputs.
+    followers: Arc<()>,
+}
 
 impl Log {
     fn follow(&self, output: impl Read + Send + 'static) {
-        let log = self.0.clone();
+        let Log { text, followers } = self.clone();
         std::thread::spawn(move || {
+            let _follower = followers;
             let mut reader = BufReader::new(output);
             let mut line = Vec::new();
             while matches!(reader.read_until(b'\n', &mut line), Ok(read) if read > 0) {
-                log.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
+                text.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
                 line.clear();
             }
         });
     }
 
+    /// Whether more may come.
+    fn is_followed(&self) -> bool {
+        Arc::strong_count(&self.followers) > 1
+    }
+
     pub fn text(&self) -> String {
-        self.0.lock().unwrap().clone()
+        self.text.lock().unwrap().clone()
     }
 }
 
@@ -171,7 +181,8 @@ impl Proxy {
                 }
             }
             if let Ok(Some(status)) = child.try_wait() {
-                std::thread::sleep(Duration::from_millis(50));
+                let limit = Duration::from_secs(5);
+                super::eventually(limit, "all that it said is read", async || !self.log.is_followed()).await;
                 let log = self.log.text();
                 // Somebody else took the port between our look and the program's start.
                 assert!(
