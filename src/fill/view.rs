@@ -535,6 +535,10 @@ impl Views {
 
     async fn compress(&self, original: &Object, plain: Arc<Object>, mut writer: Writer) -> Result<(), MakeError> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+        plain.begun().await;
+        // What is due in the one is due in the other: known before its first byte.
+        let (made, fresh) = (&writer.object().fresh, &plain.fresh);
+        made.set(Class::Immutable, fresh.checked_at(), fresh.fresh_until());
         let mut reader = Reader::new(Arc::clone(&plain));
         while let Some(piece) = reader.next().await? {
             for part in piece.chunks(PIECE) {
@@ -546,12 +550,6 @@ impl Views {
             }
         }
         writer.write(encoder.finish()?.into()).await?;
-        // What is due in the one is due in the other.
-        let fresh = &plain.fresh;
-        writer
-            .object()
-            .fresh
-            .set(Class::Immutable, fresh.checked_at(), fresh.fresh_until());
         if !plain.is_kept() {
             writer.doom();
         }

@@ -5,10 +5,13 @@ use std::time::{Duration, SystemTime};
 use crate::common::client::Headers;
 use crate::common::clock::Clock;
 use crate::common::image::Manifest;
-use crate::common::packages::{Crate, serve_crates};
+use crate::common::packages::{
+    Crate, IndexForm, NPM_ABBREVIATED, NpmVersion, SIMPLE_JSON, Wheel, gunzip, serve_crates, serve_npm, serve_pypi,
+};
 use crate::common::pull::{get_blob, get_manifest, refused};
 use crate::common::registry::{Registry, blob_at};
-use crate::common::{File, Pattern, Proxy, Reply, Response, Upstream, run};
+use crate::common::{File, Pattern, Proxy, Reply, Response, Upstream, eventually, run};
+use serde_json::json;
 
 const DAY: u64 = 24 * 3600;
 
@@ -149,6 +152,176 @@ fn what_is_stored_is_held_by_a_reload_and_let_through_by_the_clock() {
         let proxy = at(2 * DAY + 600).start().await;
         proxy.fetch("files", "new.tar").await.is("cache", "new");
         assert_eq!(up.total(), 1);
+    });
+}
+
+/// Two releases of a project, the newer one a day old, whose file has an old `Last-Modified`.
+async fn wheels(keys: &str) -> (Upstream, [Wheel; 2], String) {
+    let up = Upstream::start().await;
+    let old = Wheel::new("demo", "1.0", &[], 100);
+    let new = Wheel::new("demo", "2.0", &[], 100).published(published(1));
+    serve_pypi(&up, &up, IndexForm::Both, &[old.clone(), new.clone()]);
+    let remotes = format!("pypi:\n  base_url: {}\n  package: pypi\n  {keys}\n", up.base());
+    (up, [old, new], remotes)
+}
+
+const HELD: &str = "quarantine_new: true\n  quarantine_days: 3";
+
+#[test]
+fn an_index_names_what_is_held_when_it_is_due_and_upstream_is_not_asked() {
+    run(async {
+        let up = Upstream::start().await;
+        // Due in a few seconds.
+        let due = SystemTime::now() + Duration::from_secs(4);
+        let new = Wheel::new("demo", "2.0", &[], 100).published(due - Duration::from_secs(3 * DAY));
+        let old = Wheel::new("demo", "1.0", &[], 100);
+        serve_pypi(&up, &up, IndexForm::Both, &[old.clone(), new.clone()]);
+        let proxy = Proxy::start(&format!(
+            "pypi:\n  base_url: {}\n  package: pypi\n  {HELD}\n",
+            up.base()
+        ))
+        .await;
+        for (accept, gzip) in [
+            (SIMPLE_JSON, "identity"),
+            (SIMPLE_JSON, "gzip"),
+            ("text/html", "identity"),
+        ] {
+            let headers = [("Accept", accept), ("Accept-Encoding", gzip)];
+            let answer = proxy.fetch_with("pypi", "simple/demo/", &headers).await.ok();
+            assert!(answer.must("content-type").starts_with(accept), "{:?}", answer.headers);
+            assert_eq!(answer.header("last-modified"), None);
+            let seconds = answer
+                .must("cache-control")
+                .rsplit('=')
+                .next()
+                .unwrap()
+                .parse::<u64>()
+                .unwrap();
+            assert!(seconds <= 4, "{:?}", answer.headers);
+            let text = match gzip {
+                "gzip" => String::from_utf8(gunzip(&answer.body)).unwrap(),
+                _ => answer.text(),
+            };
+            assert!(text.contains(&old.file) && !text.contains(&new.file), "{text}");
+        }
+        let headers = [("Accept", SIMPLE_JSON)];
+        let before = proxy.fetch_with("pypi", "simple/demo/", &headers).await;
+        assert!(SystemTime::now() < due, "the machine is too slow for this test");
+        let tag = before.must("etag").to_owned();
+        eventually(Duration::from_secs(20), "it is due", async || {
+            let again = proxy
+                .fetch_with(
+                    "pypi",
+                    "simple/demo/",
+                    &[("Accept", SIMPLE_JSON), ("If-None-Match", &tag)],
+                )
+                .await;
+            again.status == 200 && again.text().contains(&new.file)
+        })
+        .await;
+        assert!(SystemTime::now() >= due);
+        for (accept, gzip) in [(SIMPLE_JSON, "gzip"), ("text/html", "identity")] {
+            let headers = [("Accept", accept), ("Accept-Encoding", gzip)];
+            let answer = proxy.fetch_with("pypi", "simple/demo/", &headers).await.ok();
+            let text = match gzip {
+                "gzip" => String::from_utf8(gunzip(&answer.body)).unwrap(),
+                _ => answer.text(),
+            };
+            assert!(text.contains(&old.file) && text.contains(&new.file), "{text}");
+        }
+        assert_eq!(up.count("GET", "/simple/demo/"), 1);
+        proxy.fetch("pypi", &new.path()[1..]).await.is("remote", &new.bytes);
+    });
+}
+
+#[test]
+fn the_index_dates_a_file_that_nobody_asked_the_index_for() {
+    run(async {
+        let (up, [old, new], remotes) = wheels(HELD).await;
+        let proxy = Proxy::start(&remotes).await;
+        for _ in 0..2 {
+            is_held(&proxy.fetch("pypi", &new.path()[1..]).await, published(1));
+            is_held(
+                &proxy.fetch("pypi", &format!("{}.metadata", &new.path()[1..])).await,
+                published(1),
+            );
+            proxy.fetch("pypi", &old.path()[1..]).await.ok();
+            proxy
+                .fetch("pypi", &format!("{}.metadata", &old.path()[1..]))
+                .await
+                .ok();
+        }
+        proxy
+            .until_cached("pypi", &old.path()[1..])
+            .await
+            .is("cache", &old.bytes);
+        // One question for all files of the project.
+        assert_eq!(up.count("GET", "/simple/demo/"), 1);
+        // An old date in the index counts for more than a young file.
+        let moved = Wheel::new("moved", "1.0", &[], 100);
+        serve_pypi(&up, &up, IndexForm::Both, std::slice::from_ref(&moved));
+        up.file(&moved.path(), File::new(moved.bytes.clone()).modified(published(0)));
+        proxy.fetch("pypi", &moved.path()[1..]).await.is("remote", &moved.bytes);
+        // Where the index cannot be had, the file's own date is all there is.
+        let alone = Wheel::new("alone", "1.0", &[], 100);
+        up.file(&alone.path(), File::new(alone.bytes.clone()).modified(published(1)));
+        is_held(&proxy.fetch("pypi", &alone.path()[1..]).await, published(1));
+    });
+}
+
+#[test]
+fn files_on_another_host_are_held_too() {
+    run(async {
+        let (index, files) = (Upstream::start().await, Upstream::start().await);
+        let new = Wheel::new("demo", "2.0", &[], 100).published(published(1));
+        serve_pypi(&index, &files, IndexForm::Both, std::slice::from_ref(&new));
+        let remotes = format!("pypi:\n  base_url: {}\n  package: pypi\n  {HELD}\n", index.base());
+        let proxy = Proxy::start(&remotes).await;
+        let path = format!("-/host/{}{}", files.authority(), new.path());
+        for _ in 0..2 {
+            is_held(&proxy.fetch("pypi", &path).await, published(1));
+        }
+        assert_eq!((files.total(), index.count("GET", "/simple/demo/")), (0, 1));
+    });
+}
+
+#[test]
+fn npm_finds_the_newest_that_may_be_had_in_both_forms() {
+    run(async {
+        let up = Upstream::start().await;
+        let versions = [
+            NpmVersion::new("plain", "1.0.0", json!({})),
+            NpmVersion::new("plain", "1.1.0", json!({})).published(published(1)),
+        ];
+        serve_npm(&up, &up, &versions);
+        let remotes = format!(
+            "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^(?!.*\\.tgz$).*']\n  {HELD}\n",
+            up.base()
+        );
+        let proxy = Proxy::start(&remotes).await;
+        for accept in [NPM_ABBREVIATED, "application/json"] {
+            let answer = proxy
+                .fetch_with("npm", "plain", &[("Accept", accept)])
+                .await
+                .ok()
+                .json();
+            assert_eq!(answer["dist-tags"], json!({"latest": "1.0.0"}));
+            assert_eq!(answer["versions"].as_object().unwrap().len(), 1);
+            assert!(
+                answer["versions"]["1.0.0"]["dist"]["tarball"]
+                    .as_str()
+                    .unwrap()
+                    .starts_with(&proxy.base())
+            );
+            assert!(answer["policyRestrictions"]["versions"]["1.1.0"].is_object());
+            assert!(answer["time"].get("1.1.0").is_none());
+        }
+        assert_eq!(up.count("GET", "/plain"), 1);
+        is_held(&proxy.fetch("npm", &versions[1].path()[1..]).await, published(1));
+        proxy
+            .fetch("npm", &versions[0].path()[1..])
+            .await
+            .is("remote", &versions[0].bytes);
     });
 }
 

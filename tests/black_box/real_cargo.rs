@@ -1,7 +1,7 @@
 //! cargo through the proxy: builds, updates, searches; with the set-up that README shows.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::common::clients::{Home, Output, readme_block};
 use crate::common::packages::{Crate, serve_crates};
@@ -54,6 +54,30 @@ fn remote(index: &Upstream, lines: &str) -> String {
         "rust:\n  base_url: {}/index\n  package: cargo\n  {lines}\n",
         index.base()
     )
+}
+
+#[test]
+fn what_is_held_is_not_chosen_and_says_why_where_it_is_locked() {
+    run_for(Duration::from_secs(300), async {
+        let new = SystemTime::now() - Duration::from_secs(24 * 3600);
+        let crates = [
+            Crate::new("outer", "1.2.0", &[]),
+            Crate::new("outer", "1.3.0", &[]).published(new),
+        ];
+        let (index, _files) = registry(&crates).await;
+        let held = Proxy::start(&remote(&index, "quarantine_new: true\n  quarantine_days: 3")).await;
+        let first = project(&held, "outer = \"1\"");
+        assert_eq!(cargo(&first, &["run", "--quiet"]).await.ok().stdout, "outer 1.2.0\n");
+        // A lock file that was made where nothing is held.
+        let open = Proxy::start(&remote(&index, "description: x")).await;
+        let other = project(&open, "outer = \"1\"");
+        println!("{}", open.fetch("rust", "ou/te/outer").await.text());
+        assert_eq!(cargo(&other, &["run", "--quiet"]).await.ok().stdout, "outer 1.3.0\n");
+        let locked = project(&held, "outer = \"1\"");
+        locked.write("Cargo.lock", &other.read("Cargo.lock"));
+        let said = cargo(&locked, &["build", "--locked"]).await.fails().text();
+        assert!(said.contains("held back until"), "{said}");
+    });
 }
 
 #[test]

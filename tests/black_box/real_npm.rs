@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::common::client::Headers;
 use crate::common::clients::{Home, Output, tool};
@@ -63,6 +63,15 @@ async fn npm(home: &Home, args: &[&str]) -> Output {
     home.run(command).await
 }
 
+async fn pnpm(home: &Home, args: &[&str]) -> Output {
+    let mut command = home.command(tool("node/node_modules/.bin/pnpm"));
+    command.args(args);
+    command.arg("--store-dir").arg(home.path("tmp").join("store"));
+    let cache = home.path("tmp").join("cache");
+    command.arg(format!("--config.cacheDir={}", cache.display()));
+    home.run(command).await
+}
+
 #[track_caller]
 fn installed(folder: &Path) {
     for (path, version) in [("plain", "1.1.0"), ("@scope/inner", "2.0.0")] {
@@ -79,6 +88,48 @@ fn second(first: &Home, proxy: &Proxy, locks: &[&str]) -> Home {
         home.write(lock, &first.read(lock));
     }
     home
+}
+
+#[test]
+fn what_is_held_is_not_chosen_and_says_why_where_it_is_pinned() {
+    run_for(Duration::from_secs(240), async {
+        let (registry, tarballs) = (Upstream::start().await, Upstream::start().await);
+        let mut versions = versions();
+        versions.push(
+            NpmVersion::new("plain", "1.2.0", json!({})).published(SystemTime::now() - Duration::from_secs(24 * 3600)),
+        );
+        serve_npm(&registry, &tarballs, &versions);
+        let held = "quarantine_new: true\n  quarantine_days: 3\n";
+        let free = format!("npm:\n  base_url: {}\n  {REMOTE}", registry.base());
+        let proxy = Proxy::start(&format!("{free}  {held}")).await;
+        let home = project(&proxy);
+        npm(&home, &["install"]).await.ok();
+        installed(&home.work());
+        let of_pnpm = project(&proxy);
+        pnpm(&of_pnpm, &["install"]).await.ok();
+        installed(&of_pnpm.work());
+        for script in ["yarn/bin/yarn.js", "@yarnpkg/cli-dist/bin/yarn.js"] {
+            let home = project(&proxy);
+            home.write("yarn.lock", "");
+            let mut command = node(&home, script);
+            command.arg("install");
+            home.run(command).await.ok();
+            installed(&home.work());
+        }
+        // npm itself names the policy.
+        let said = npm(&home, &["install", "plain@1.2.0"]).await.fails().text();
+        assert!(said.contains("quarantine"), "{said}");
+        // A lock file that was made where nothing is held.
+        let open = Proxy::start(&free).await;
+        let other = project(&open);
+        npm(&other, &["install"]).await.ok();
+        let lock = other.read("package-lock.json");
+        assert!(lock.contains("plain-1.2.0.tgz"), "{lock}");
+        let pinned = project(&proxy);
+        pinned.write("package-lock.json", &lock.replace(&open.base(), &proxy.base()));
+        let said = npm(&pinned, &["ci"]).await.fails().text();
+        assert!(said.contains("404") && said.contains("plain-1.2.0.tgz"), "{said}");
+    });
 }
 
 #[test]
@@ -103,18 +154,6 @@ fn npm_installs_and_installs_from_its_lock_file_without_upstream() {
 fn pnpm_installs_and_installs_from_its_lock_file_without_upstream() {
     run_for(Duration::from_secs(180), async {
         let (registry, tarballs, proxy) = registry().await;
-        let pnpm = async |home: &Home, args: &[&str]| {
-            let mut command = home.command(tool("node/node_modules/.bin/pnpm"));
-            command
-                .args(args)
-                .arg("--store-dir")
-                .arg(home.path("tmp").join("store"));
-            command.arg(format!(
-                "--config.cacheDir={}",
-                home.path("tmp").join("cache").display()
-            ));
-            home.run(command).await
-        };
         let first = project(&proxy);
         pnpm(&first, &["install"]).await.ok();
         installed_by_pnpm(&first);

@@ -1,10 +1,11 @@
 //! pip (two versions) and uv through the proxy; and the indexes that they read.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::common::client::Headers;
 use crate::common::clients::{Home, Output, tool};
+use crate::common::clock::Clock;
 use crate::common::packages::{IndexForm, SIMPLE_JSON, Wheel, serve_pypi};
 use crate::common::{Proxy, Response, Upstream, run, run_for};
 
@@ -101,6 +102,65 @@ fn pip_and_uv_install_with_hashes_and_again_without_upstream() {
             }
             assert!(index.log().iter().all(|seen| seen.path.starts_with("/simple/")));
         }
+    });
+}
+
+#[test]
+fn what_is_held_is_not_chosen_until_it_is_due() {
+    run_for(Duration::from_secs(240), async {
+        let (index, files) = (Upstream::start().await, Upstream::start().await);
+        let mut wheels = wheels();
+        wheels[1] = wheels[1]
+            .clone()
+            .published(SystemTime::now() - Duration::from_secs(24 * 3600));
+        serve_pypi(&index, &files, IndexForm::Both, &wheels);
+        let data = tempfile::tempdir().unwrap();
+        let remotes = format!(
+            "pypi:\n  base_url: {}\n  index_url: {}\n  package: pypi\n  quarantine_new: true\n  quarantine_days: 3\n",
+            files.base(),
+            index.base()
+        );
+        let settings = Proxy::settings().remotes(&remotes).data_dir(data.path());
+        let clock = Clock::new();
+        for (days, version) in [(0, "1.0"), (3, "1.1")] {
+            let env = clock.env(days * 24 * 3600).into_iter();
+            let settings = env.fold(settings.clone(), |settings, (name, value)| settings.env(name, value));
+            let mut proxy = settings.start().await;
+            let url = proxy.url("pypi", "simple");
+            let home = Home::new();
+            for (name, python) in [("new", "venv/bin/python"), ("old", "old-pip/bin/python")] {
+                pip(&home, tool(python), &url, name, &["demo-app"]).await.ok();
+            }
+            uv(&home, &url, "uv", &["demo-app"]).await.ok();
+            for target in ["new", "old", "uv"] {
+                let said = home.read(&format!("{target}/demo_app/__init__.py"));
+                assert_eq!(said, format!("__version__ = \"{version}\"\n"), "{target}");
+            }
+            if days == 0 {
+                home.write("requirements.txt", &requirements());
+                let what = ["--require-hashes", "-r", "requirements.txt"];
+                let said = pip(&home, tool("venv/bin/python"), &url, "pinned", &what)
+                    .await
+                    .fails()
+                    .text();
+                assert!(said.contains("demo-app==1.1"), "{said}");
+                uv(&home, &url, "pinned", &what).await.fails();
+                // By the file's URL, as lock files name it.
+                let file = format!(
+                    "{}#sha256={}",
+                    proxy.url("pypi", &wheels[1].path()[1..]),
+                    wheels[1].sha256()
+                );
+                let what = format!("demo-app @ {file}");
+                let said = pip(&home, tool("venv/bin/python"), &url, "pinned", &[&what])
+                    .await
+                    .fails()
+                    .text();
+                assert!(said.contains("404"), "{said}");
+            }
+            proxy.stop().await;
+        }
+        assert_eq!(files.count("GET", &wheels[1].path()), 1);
     });
 }
 

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -10,6 +11,13 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256, Sha512};
 
 use super::upstream::{File, Reply, Seen, Upstream};
+
+/// A moment as indexes write it (RFC 3339).
+pub fn rfc3339(at: SystemTime) -> String {
+    let at = time::OffsetDateTime::from(at);
+    at.format(&time::format_description::well_known::Rfc3339)
+        .expect("a date")
+}
 
 /// A zip archive whose members are stored, not compressed.
 pub fn zip(members: &[(String, Vec<u8>)]) -> Vec<u8> {
@@ -102,6 +110,8 @@ pub struct Wheel {
     pub file: String,
     pub bytes: Bytes,
     pub metadata: String,
+    /// As the index says it.
+    pub published: String,
 }
 
 impl Wheel {
@@ -142,7 +152,13 @@ impl Wheel {
             file,
             bytes: zip(&members).into(),
             metadata,
+            published: "2024-01-02T03:04:05.678901Z".into(),
         }
+    }
+
+    pub fn published(mut self, at: SystemTime) -> Self {
+        self.published = rfc3339(at);
+        self
     }
 
     pub fn sha256(&self) -> String {
@@ -201,7 +217,7 @@ pub fn pypi_pages(project: &str, wheels: &[&Wheel], files: &str) -> (String, Str
             "requires-python": ">=3.7",
             "core-metadata": {"sha256": meta},
             "size": wheel.bytes.len(),
-            "upload-time": "2024-01-02T03:04:05.678901Z",
+            "upload-time": wheel.published,
             "yanked": false,
             "x-unknown": {"kept": [1, 2.50, null]},
         }));
@@ -274,6 +290,8 @@ pub struct NpmVersion {
     pub version: String,
     pub bytes: Bytes,
     pub dependencies: Value,
+    /// As the packument says it.
+    pub published: String,
 }
 
 impl NpmVersion {
@@ -290,7 +308,13 @@ impl NpmVersion {
             version: version.into(),
             bytes: bytes.into(),
             dependencies,
+            published: "2021-01-01T00:00:00.000Z".into(),
         }
+    }
+
+    pub fn published(mut self, at: SystemTime) -> Self {
+        self.published = rfc3339(at);
+        self
     }
 
     /// `/@scope/name/-/name-1.0.0.tgz`.
@@ -338,7 +362,7 @@ pub fn packuments(versions: &[&NpmVersion], tarballs: &str) -> (Value, Value) {
         // shasum is a SHA-1, which nothing here computes: integrity stands in for it.
         manifest["dist"].as_object_mut().expect("an object").remove("shasum");
         list.insert(version.version.clone(), manifest);
-        time.insert(version.version.clone(), "2021-01-01T00:00:00.000Z".into());
+        time.insert(version.version.clone(), version.published.clone().into());
     }
     let full = json!({"_id": name, "name": name, "dist-tags": {"latest": latest}, "versions": list,
                       "time": time, "readme": "# read me", "license": "MIT"});
@@ -453,6 +477,8 @@ pub struct Crate {
     pub version: String,
     pub bytes: Bytes,
     dependencies: Vec<(String, String)>,
+    /// As the index says it, where it does.
+    published: Option<String>,
 }
 
 impl Crate {
@@ -479,7 +505,13 @@ impl Crate {
                 .iter()
                 .map(|(name, requirement)| ((*name).into(), (*requirement).into()))
                 .collect(),
+            published: None,
         }
+    }
+
+    pub fn published(mut self, at: SystemTime) -> Self {
+        self.published = Some(rfc3339(at));
+        self
     }
 
     /// Hexadecimal.
@@ -506,10 +538,13 @@ impl Crate {
             })
         };
         let dependencies: Vec<Value> = self.dependencies.iter().map(dependency).collect();
-        let line = json!({
+        let mut line = json!({
             "name": self.name, "vers": self.version, "deps": dependencies, "cksum": self.checksum(), "features": {},
             "yanked": false,
         });
+        if let Some(published) = &self.published {
+            line["pubtime"] = published.clone().into();
+        }
         format!("{line}\n")
     }
 
