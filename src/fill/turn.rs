@@ -11,9 +11,10 @@ use futures_util::FutureExt as _;
 
 use super::decision::{self, Known, Step, plan};
 use super::node::Life;
-use super::peer::Joined;
+use super::from_bucket::FromBucket;
+use super::from_node::FromNode;
 use super::said::Held;
-use super::take::publish;
+use super::take::{Asked, publish};
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::Copy;
 use crate::cache::{Freshness, Millis, Object, now_ms};
@@ -111,20 +112,20 @@ impl Fills {
             for step in plan(&known) {
                 match (step, &holder, &record) {
                     (Step::Join, Some(holder), _) => {
-                        let joined = self.join_node(wanted, landing, holder, previous.as_ref());
-                        match joined.boxed().await {
-                            Joined::Done => return None,
+                        let source = FromNode::new(self, key, holder);
+                        match self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                            Asked::Done => return None,
                             // Its fill may have ended just now.
-                            Joined::Ended if refused < MAX_REFUSALS => {
+                            Asked::Ended if refused < MAX_REFUSALS => {
                                 refused += 1;
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
-                            Joined::NoWay if Instant::now() < patience && self.may_wait(holder) => {
+                            Asked::NoWay if Instant::now() < patience && self.may_wait(holder) => {
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
-                            Joined::Ended | Joined::NoWay | Joined::Alone => {}
+                            Asked::Ended | Asked::NoWay | Asked::Alone => {}
                         }
                     }
                     (Step::Trust, _, Some(record)) => {
@@ -135,21 +136,19 @@ impl Fills {
                         }
                     }
                     (Step::BringNamed, _, Some(record)) => {
-                        if let Some(copy) = self.named(wanted, &mut copy, record).await
-                            && self
-                                .bring(wanted, landing, copy, Life::said_by(record), previous.as_ref())
-                                .boxed()
-                                .await
-                        {
-                            return None;
+                        if let Some(copy) = self.named(wanted, &mut copy, record).await {
+                            let source = FromBucket::new(self, copy, Life::said_by(record));
+                            if let Asked::Done = self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                                return None;
+                            }
                         }
                     }
                     (Step::AskNamed, _, Some(record)) => {
-                        let joined = self.join_node(wanted, landing, &record.node, previous.as_ref());
-                        match joined.boxed().await {
-                            Joined::Done => return None,
+                        let source = FromNode::new(self, key, &record.node);
+                        match self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                            Asked::Done => return None,
                             // It is on its way into the bucket.
-                            Joined::NoWay if Instant::now() < patience && self.will_be_in_bucket(record) => {
+                            Asked::NoWay if Instant::now() < patience && self.will_be_in_bucket(record) => {
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
@@ -162,10 +161,11 @@ impl Fills {
                         }
                     }
                     (Step::Bring, ..) => {
-                        if let (Some(copy), Some(life)) = (copy.take(), life)
-                            && self.bring(wanted, landing, copy, life, None).boxed().await
-                        {
-                            return None;
+                        if let (Some(copy), Some(life)) = (copy.take(), life) {
+                            let source = FromBucket::new(self, copy, life);
+                            if let Asked::Done = self.ask_source(&source, wanted, landing, None).await {
+                                return None;
+                            }
                         }
                     }
                     (Step::BringBack, ..) => {
