@@ -29,8 +29,8 @@ pub use described::Described;
 pub use disk::in_folder;
 pub use expected::{Expected, Verifier};
 pub use freshness::{
-    Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, is_before,
-    until as freshness_until,
+    Adoption, Class, FOR_EVER, Freshness, Left, adoption, code as class_code, decode as class_of, distrust, is_before,
+    until as freshness_until, was_before,
 };
 pub use head::{Finished, Head, Referent, identity};
 pub use key::{Aside, Bound, Hash, Key, Parts, parse_hash};

@@ -1,4 +1,67 @@
-//! What a flight does, by what it knows of the other nodes and the bucket, before it asks upstream: a pure function.
+//! What a flight does, by what it knows of the other nodes and the bucket, before it asks upstream: pure functions.
+
+#[cfg(test)]
+mod model;
+
+use super::node::Life;
+use crate::cache::{Freshness, Millis};
+use crate::fleet::Record;
+use crate::formats::Class;
+use crate::policy::Policy;
+
+/// What was fetched within this time may be news.
+const LATELY_MS: Millis = 5_000;
+
+/// What a look around has found.
+pub(super) struct Look<'a> {
+    /// The identity of what is stored here, which is expired.
+    pub own: Option<u64>,
+    /// Whether Redis answers.
+    pub is_seen: bool,
+    pub is_filled_elsewhere: bool,
+    /// The fleet's word, unless what it is said of was flushed since.
+    pub word: Option<&'a Record>,
+    /// What the bucket has, by its own times.
+    pub copy: Option<(u64, Life)>,
+    pub is_forced: bool,
+    pub may_lock: bool,
+}
+
+/// Whether what others say is fresh, now, by today's policy.
+pub(super) fn is_fresh(policy: Policy, life: Life, now: Millis) -> bool {
+    let (class, checked_at, fresh_until) = life.parts();
+    let left = Freshness::new(class, checked_at, fresh_until);
+    left.verify(now);
+    left.left(policy.class, policy.ttl, now).is_fresh()
+}
+
+/// Whether the word that was heard under the lock is of something that was not seen before it was taken.
+pub(super) fn is_news(policy: Policy, own: Option<u64>, word: &Record, now: Millis) -> bool {
+    is_fresh(policy, Life::said_by(word), now)
+        && own != Some(word.id)
+        && now.saturating_sub(word.checked_at) < LATELY_MS
+}
+
+impl Known {
+    pub(super) fn by(look: &Look<'_>, policy: Policy, now: Millis) -> Known {
+        // Of what is mutable the copy's own times count only where the fleet cannot be asked.
+        let copy_counts = !(look.is_seen && policy.class == Class::Mutable);
+        Known {
+            own: look.own,
+            is_filled_elsewhere: look.is_filled_elsewhere,
+            word: look.word.map(|word| Said {
+                identity: word.id,
+                is_fresh: is_fresh(policy, Life::said_by(word), now),
+            }),
+            copy: look.copy.map(|(identity, life)| Said {
+                identity,
+                is_fresh: copy_counts && is_fresh(policy, life, now),
+            }),
+            is_forced: look.is_forced,
+            may_lock: look.may_lock,
+        }
+    }
+}
 
 /// What is known of a key.
 #[derive(Debug, Clone, Copy, Default)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use http::Method;
 
-use super::turn::is_fresh;
+use super::decision::is_fresh;
 use super::{Fills, Outcome, Wanted};
 use crate::bucket::{Copy, Pieces};
-use crate::cache::{Elsewhere, Object, Reader};
+use crate::cache::{Elsewhere, Object, Reader, now_ms};
 use crate::formats::Class;
 
 /// Reads what the bucket has, a part at a time; what S3 does not finish comes from wherever else it is, in the end from
@@ -102,7 +102,7 @@ impl Fills {
         let (copy, record) = tokio::join!(self.find(wanted), self.word(wanted));
         let copy = copy?;
         let life = self.life_of(wanted, &copy, record.as_ref())?;
-        is_fresh(wanted, life).then(|| {
+        is_fresh(wanted.policy, life, now_ms()).then(|| {
             let (head, finished) = (copy.head.clone(), copy.finished);
             let body = InBucket {
                 fills: Arc::clone(self),

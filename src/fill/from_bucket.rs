@@ -73,7 +73,7 @@ impl Source for FromBucket {
 }
 
 /// By the copy's own times.
-fn own_life(copy: &Copy) -> Life {
+pub(super) fn own_life(copy: &Copy) -> Life {
     Life {
         immutable: copy.class == Class::Immutable,
         checked_at: copy.checked_at,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::unfinished::Unfinished;
-use crate::cache::{Key, Millis, is_before};
-use crate::fleet::{Fence, Fleet, Flush, Record};
+use crate::cache::{Key, Millis, now_ms, was_before};
+use crate::fleet::{Fleet, Flush, Record};
 
 /// Flushes that a node without Redis remembers.
 const MAX_OWN_FLUSHES: usize = 1000;
@@ -86,7 +86,7 @@ impl Ledger {
     /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
     /// that. Both times are Redis's.
     pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
-        let began = Fence(record.generation).millis();
+        let began = record.began();
         self.flushed(key, began, began).is_some()
     }
 
@@ -110,16 +110,61 @@ impl Ledger {
             let flushes = of.iter().filter_map(read).collect();
             self.known.store(Arc::new(Known { of, flushes }));
         }
-        let mut only_expired = None;
-        for (at, covers, expire) in &self.known.load().flushes {
-            let moment = if *expire { checked_at } else { stored_at };
-            if is_before(moment, *at) && covers(&key.text) {
-                if !expire {
-                    return Some(false);
-                }
-                only_expired = Some(true);
+        let known = self.known.load();
+        let flushes = known.flushes.iter().map(|(at, covers, expire)| (*at, *expire, covers));
+        judge(flushes, |covers| covers(&key.text), (stored_at, checked_at), now_ms())
+    }
+}
+
+/// What becomes, by `flushes` (when, whether bodies stay, and of what, of which `covers` tells whether the object is among it),
+/// of what was stored and checked at these times; see [`Ledger::flushed`].
+pub(super) fn judge<T>(
+    flushes: impl Iterator<Item = (Millis, bool, T)>,
+    covers: impl Fn(T) -> bool,
+    (stored_at, checked_at): (Millis, Millis),
+    now: Millis,
+) -> Option<bool> {
+    let mut only_expired = None;
+    for (at, expire, what) in flushes {
+        let moment = if expire { checked_at } else { stored_at };
+        if was_before(moment, at, now) && covers(what) {
+            if !expire {
+                return Some(false);
             }
+            only_expired = Some(true);
         }
-        only_expired
+    }
+    only_expired
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::Class;
+    use crate::fleet::{Fence, Node};
+
+    #[test]
+    fn a_word_that_was_said_late_of_what_was_fetched_before_a_flush_is_flushed() {
+        let ledger = Ledger::new(None, Box::new(|_| Some((Box::new(|_: &str| true), true))), None);
+        let flush = Flush::new(serde_json::Value::Null);
+        let (key, at) = (Key::from_text("a\0b\0"), flush.at);
+        let word = |fence: Millis, checked_at| Record {
+            id: 1,
+            class: Class::Mutable,
+            checked_at,
+            fresh_until: at + 60_000,
+            etag: None,
+            generation: fence * 1000,
+            node: Node::new(None),
+            in_bucket: false,
+        };
+        assert!(!ledger.is_flushed_word(&key, &word(at - 2, at - 1)));
+        ledger.remember(flush);
+        assert!(ledger.is_flushed_word(&key, &word(at - 2, at - 1)));
+        // The flush came between the question to upstream and the lock, which was taken for the rest of the body.
+        assert_eq!(Fence(word(at + 1, at - 1).generation).millis(), at + 1);
+        assert!(ledger.is_flushed_word(&key, &word(at + 1, at - 1)));
+        assert!(ledger.is_flushed_word(&key, &word(at - 1, at + 1)));
+        assert!(!ledger.is_flushed_word(&key, &word(at, at + 1)));
     }
 }

@@ -10,7 +10,7 @@ use super::node::Life;
 use super::{Fills, record};
 use crate::cache::{Hash, Key, Object, now_ms};
 use crate::catalog::Event;
-use crate::fleet::{Lease, Published, Record, Take};
+use crate::fleet::{Lease, Published, Record};
 use crate::formats::Class;
 
 /// What is being said.
@@ -175,20 +175,17 @@ impl Fills {
                 node: fleet.me().clone(),
                 in_bucket: false,
             };
-            let lease = match lease {
-                Some(lease) => Some(lease),
-                None => match fleet.take(&object.key).await {
-                    Ok(Take::Mine(lease)) => Some(Arc::new(lease)),
-                    // Its word will be newer.
-                    Ok(Take::Theirs(node)) if node != *fleet.me() => return,
-                    Ok(Take::Theirs(_)) | Err(_) => None,
-                },
+            let fence = match &lease {
+                Some(lease) => lease.fence(),
+                // Whoever has the lock now may have asked upstream before.
+                None => fleet.fence().of_what_was_checked(word.checked_at),
             };
-            let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
             let published = fleet.publish(&object.key, &word, fence).await;
             drop(speaking);
             if let Published::Outdated(newer) = published {
                 tracing::info!(key = %object.key.shown(), "another node has fetched this since: what is stored here is outdated");
+                // What is said of what was flushed counts no more than nothing.
+                let newer = newer.filter(|newer| !fills.shared.ledger.is_flushed_word(&object.key, newer));
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
                     Some(newer) => store.adopt(&hash, newer.id, Life::said_by(&newer).parts()),

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use super::How;
 use super::answer::Answer;
 use super::node::Life;
 use super::transfer::Transfer;
-use super::How;
 use crate::cache::{Finished, Head, Object, Origin};
 
 /// Somebody who may have what is wanted.
@@ -70,7 +70,9 @@ pub(super) struct Offer {
 impl Offer {
     /// The whole length, where it is known.
     pub(super) fn length(&self) -> Option<u64> {
-        self.finished.map(|finished| finished.length).or(self.head.content_length)
+        self.finished
+            .map(|finished| finished.length)
+            .or(self.head.content_length)
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
+use super::node::Life;
 use super::source::{Begun, Found, Offer, Source};
 use super::{Fills, How, Landing, Outcome, Purpose, Wanted, record};
-use crate::cache::{Aside, Expected, Finish, Key, NoSpace, Object, Origin, Writer};
+use crate::cache::{Aside, Expected, Finish, Head, Key, NoSpace, Object, Origin, Writer};
 
 /// How often one body may be taken up elsewhere.
 const MAX_HAND_OVERS: usize = 8;
@@ -37,18 +38,18 @@ impl Fills {
         let Ok(found) = source.ask(0, have).await else {
             return Asked::NoWay;
         };
+        // Whoever says so has not heard of the flush yet.
+        let is_flushed = |head: &Head, life: &Life| {
+            let ledger = &self.shared.ledger;
+            ledger.flushed(&wanted.key, head.stored_at, life.checked_at).is_some()
+        };
         match (found, previous) {
-            (Found::Offer(offer), _) => {
-                // Whoever has it has not heard of the flush yet.
-                let (stored_at, checked_at) = (offer.head.stored_at, offer.life.checked_at);
-                if self.shared.ledger.flushed(&wanted.key, stored_at, checked_at).is_some() {
-                    return Asked::Ended;
-                }
-                match self.take_in(wanted, landing, (source, *offer), previous).boxed().await {
-                    true => Asked::Done,
-                    false => Asked::Alone,
-                }
-            }
+            (Found::Offer(offer), _) if is_flushed(&offer.head, &offer.life) => Asked::Ended,
+            (Found::Same(life), Some(stored)) if is_flushed(&stored.head, &life) => Asked::Ended,
+            (Found::Offer(offer), _) => match self.take_in(wanted, landing, (source, *offer), previous).boxed().await {
+                true => Asked::Done,
+                false => Asked::Alone,
+            },
             (Found::Same(life), Some(stored)) => {
                 self.trust(wanted, stored, life).await;
                 publish(landing, Outcome::Object(Arc::clone(stored), How::Found));

@@ -9,15 +9,15 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 
-use super::decision::{self, Known, Step, plan};
-use super::node::Life;
-use super::from_bucket::FromBucket;
+use super::decision::{Known, Look, Step, is_news, plan};
+use super::from_bucket::{FromBucket, own_life};
 use super::from_node::FromNode;
+use super::node::Life;
 use super::said::Held;
 use super::take::{Asked, publish};
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::Copy;
-use crate::cache::{Freshness, Millis, Object, now_ms};
+use crate::cache::{Millis, Object, now_ms};
 use crate::fleet::{Fleet, Record, Take};
 use crate::formats::Class;
 
@@ -26,9 +26,6 @@ pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a node that fills something may say that it has nothing to give before this one goes on without it.
 const MAX_REFUSALS: u32 = 5;
-
-/// What was fetched within this time may be news.
-const LATELY_MS: Millis = 5_000;
 
 /// How often a flight that has the lock goes back because others were faster.
 const MAX_NEWS: usize = 3;
@@ -42,14 +39,6 @@ pub(super) struct Turn {
     pub previous: Option<Arc<Object>>,
     /// Held until the end of the flight; `None` where nobody gives one.
     pub lease: Option<Held>,
-}
-
-/// Whether a record, or a copy, is fresh by today's policy.
-pub(super) fn is_fresh(wanted: &Wanted, life: Life) -> bool {
-    let (class, checked_at, fresh_until) = life.parts();
-    let left = Freshness::new(class, checked_at, fresh_until);
-    left.verify(now_ms());
-    left.left(wanted.policy.class, wanted.policy.ttl, now_ms()).is_fresh()
 }
 
 impl Fills {
@@ -75,6 +64,8 @@ impl Fills {
         let fleet = self.shared.fleet.as_ref();
         let (mut news, mut refused) = (0, 0);
         'looking: loop {
+            // It may have been flushed while others were waited for.
+            previous = self.unless_gone(previous);
             let find = async {
                 match previous {
                     None => self.find(wanted).await,
@@ -88,27 +79,20 @@ impl Fills {
                 }
             };
             let (mut copy, seen) = tokio::join!(find, look);
-            // Of what is mutable the copy's own times count only where the fleet cannot be asked.
-            let nobody = if seen.is_some() { Ok(&None) } else { Err(&()) };
-            let life = copy.as_ref().and_then(|copy| self.life_of(wanted, copy, nobody));
+            let is_seen = seen.is_some();
             let (record, holder) = seen.map_or((None, None), |seen| (seen.record, seen.holder));
             let holder = holder.filter(|node| !self.is_me(node));
             let record = record.filter(|record| !self.shared.ledger.is_flushed_word(key, record));
-            let own = previous.as_ref().and_then(|stored| stored.identity());
-            let known = Known {
-                own,
+            let look = Look {
+                own: previous.as_ref().and_then(|stored| stored.identity()),
+                is_seen,
                 is_filled_elsewhere: holder.is_some(),
-                word: record.as_ref().map(|record| decision::Said {
-                    identity: record.id,
-                    is_fresh: is_fresh(wanted, Life::said_by(record)),
-                }),
-                copy: copy.as_ref().map(|copy| decision::Said {
-                    identity: copy.identity(),
-                    is_fresh: life.is_some_and(|life| is_fresh(wanted, life)),
-                }),
+                word: record.as_ref(),
+                copy: copy.as_ref().map(|copy| (copy.identity(), own_life(copy))),
                 is_forced: wanted.force,
                 may_lock: fleet.is_some() && !wanted.remote().offline,
             };
+            let known = Known::by(&look, wanted.policy, now_ms());
             for step in plan(&known) {
                 match (step, &holder, &record) {
                     (Step::Join, Some(holder), _) => {
@@ -161,8 +145,8 @@ impl Fills {
                         }
                     }
                     (Step::Bring, ..) => {
-                        if let (Some(copy), Some(life)) = (copy.take(), life) {
-                            let source = FromBucket::new(self, copy, life);
+                        if let Some(copy) = copy.take() {
+                            let source = FromBucket::by_its_own_times(self, copy);
                             if let Asked::Done = self.ask_source(&source, wanted, landing, None).await {
                                 return None;
                             }
@@ -233,12 +217,9 @@ impl Fills {
         let Ok(seen) = fleet.look(&wanted.key).await else {
             return false;
         };
-        seen.record.is_some_and(|record| {
-            is_fresh(wanted, Life::said_by(&record))
-                && !wanted.force
-                && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
-        })
+        let own = previous.and_then(|stored| stored.identity());
+        let is_news = |record: Record| is_news(wanted.policy, own, &record, now_ms());
+        !wanted.force && seen.record.is_some_and(is_news)
     }
 
     /// [`Fills::verify`], behind the answer.

@@ -43,6 +43,12 @@ impl Fence {
     pub fn millis(self) -> Millis {
         self.0 / 1000
     }
+
+    /// The fence, taken now, for what a fill without a lock brought and checked then: what others fetched since is newer,
+    /// though this is said later.
+    pub fn of_what_was_checked(self, at: Millis) -> Fence {
+        self.min(Fence(at.saturating_mul(1000)))
+    }
 }
 
 /// The fleet's word on one object.
@@ -68,6 +74,12 @@ pub struct Record {
 pub(super) type Fields = std::collections::HashMap<String, String>;
 
 impl Record {
+    /// When whoever said it asked upstream, at the latest that can be told. A fill that took up what another began has a lock
+    /// that is younger than what it brought.
+    pub fn began(&self) -> Millis {
+        Fence(self.generation).millis().min(self.checked_at)
+    }
+
     /// All fields but the three that the scripts compare: `fence`, `checked` and `until`.
     pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![
