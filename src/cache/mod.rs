@@ -34,7 +34,7 @@ pub use freshness::{
 };
 pub use head::{Finished, Head, Referent, identity};
 pub use key::{Aside, Bound, Hash, Key, Parts, parse_hash};
-pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, State};
+pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, Stage};
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};

@@ -99,9 +99,9 @@ impl Fills {
         if !wanted.key.is_shared() || wanted.is_set() || wanted.force {
             return None;
         }
-        let (copy, record) = tokio::join!(self.find(wanted), self.word(wanted));
+        let (copy, word) = tokio::join!(self.find(wanted), self.word(wanted));
         let copy = copy?;
-        let life = self.life_of(wanted, &copy, record.as_ref())?;
+        let life = self.life_of(wanted, &copy, word.as_ref())?;
         is_fresh(wanted.policy, life, now_ms()).then(|| {
             let (head, finished) = (copy.head.clone(), copy.finished);
             let body = InBucket {

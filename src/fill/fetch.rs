@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::flight::Landing;
-use super::upstream::{Ticket, Word};
+use super::upstream::{Opening, Ticket};
 use super::{Fills, How, Outcome, PATIENCE, Wanted};
 use crate::cache::storage::FillSpec;
 use crate::cache::{Finish, Object, now_ms};
@@ -45,7 +45,7 @@ impl Fills {
             .with_scope(wanted.asset.token_scope.clone());
             let deadline = Arc::clone(&exchange.deadline);
             let (done, mut ended) = oneshot::channel();
-            let (word, mut first_word) = oneshot::channel();
+            let (opening, mut opened) = oneshot::channel();
             let spec = Arc::new(FillSpec {
                 key: wanted.key.clone(),
                 class: wanted.policy.class,
@@ -59,11 +59,11 @@ impl Fills {
             });
             let began = now_ms();
             // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
-            let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says()), word);
+            let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says()), opening);
             let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
-            let word = tokio::select! {
-                word = &mut first_word => word.unwrap_or_else(|_| Word::Failed(Failure {
+            let opening = tokio::select! {
+                opening = &mut opened => opening.unwrap_or_else(|_| Opening::Failed(Failure {
                     status: 502,
                     reason: "the request to upstream ended without an answer".to_owned(),
                     unreachable: true,
@@ -74,12 +74,12 @@ impl Fills {
                     return landing.publish(self.after_failure(wanted, previous, failure).await);
                 }
             };
-            let growing = match word {
-                Word::Growing(object) => {
+            let growing = match opening {
+                Opening::Growing(object) => {
                     landing.publish(Outcome::Object(Arc::clone(&object), How::Fetched));
                     object
                 }
-                Word::NotModified => {
+                Opening::NotModified => {
                     task.let_go();
                     let is_confirmed = previous.is_some();
                     previous = self.unless_gone(previous);
@@ -89,7 +89,7 @@ impl Fills {
                     }
                     return landing.publish(self.not_modified(wanted, previous, began).await);
                 }
-                Word::Answer(answer) => {
+                Opening::Answer(answer) => {
                     task.let_go();
                     let (outcome, removed) = self.after_answer(wanted, previous.as_ref(), answer).await;
                     if let Some(key) = removed {
@@ -97,18 +97,20 @@ impl Fills {
                     }
                     return landing.publish(outcome);
                 }
-                Word::Coded => {
+                Opening::Coded => {
                     drop(task);
                     drop(place);
                     return landing.publish(self.fetch_coded(wanted, previous).await);
                 }
-                Word::Direct(why) => {
+                Opening::Direct(why) => {
                     if let Some(why) = why {
                         tracing::warn!(key = %wanted.key.shown(), %why, "an answer passes by unstored");
                     }
                     return landing.publish(Outcome::Direct);
                 }
-                Word::Failed(failure) => return landing.publish(self.after_failure(wanted, previous, failure).await),
+                Opening::Failed(failure) => {
+                    return landing.publish(self.after_failure(wanted, previous, failure).await);
+                }
             };
             let finish = tokio::select! {
                 finish = &mut ended => {

@@ -12,7 +12,7 @@ use super::transfer::Transfer;
 use super::{Fills, How, Wanted, record};
 use crate::bucket::Copy;
 use crate::cache::{Expected, Finish, Object, Origin, now_ms};
-use crate::fleet::Record;
+use crate::fleet::Word;
 use crate::formats::Class;
 
 /// An expired copy up to this is brought out of the bucket before upstream is asked about it; a longer one costs more than
@@ -84,10 +84,10 @@ pub(super) fn own_life(copy: &Copy) -> Life {
 impl Fills {
     /// How long a copy may be trusted. Of what is mutable only the fleet can tell, as long as it answers; `None`: it calls
     /// another body current, or none.
-    pub(super) fn life_of(&self, wanted: &Wanted, copy: &Copy, record: Result<&Option<Record>, &()>) -> Option<Life> {
-        match record {
-            Ok(Some(record)) if record.id == copy.identity() => {
-                (!self.shared.ledger.is_flushed_word(&wanted.key, record)).then(|| Life::said_by(record))
+    pub(super) fn life_of(&self, wanted: &Wanted, copy: &Copy, word: Result<&Option<Word>, &()>) -> Option<Life> {
+        match word {
+            Ok(Some(word)) if word.id == copy.identity() => {
+                (!self.shared.ledger.is_flushed_word(&wanted.key, word)).then(|| Life::said_by(word))
             }
             Ok(_) if wanted.policy.class == Class::Mutable => None,
             Ok(_) | Err(_) => Some(own_life(copy)),

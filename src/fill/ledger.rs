@@ -6,7 +6,7 @@ use arc_swap::ArcSwap;
 
 use super::unfinished::Unfinished;
 use crate::cache::{Key, Millis, now_ms, was_before};
-use crate::fleet::{Fleet, Flush, Record};
+use crate::fleet::{Fleet, Flush, Word};
 
 /// Flushes that a node without Redis remembers.
 const MAX_OWN_FLUSHES: usize = 1000;
@@ -17,7 +17,7 @@ pub type Covers = Box<dyn Fn(&str) -> bool + Send + Sync>;
 pub type ReadFlush = Box<dyn Fn(&Flush) -> Option<(Covers, bool)> + Send + Sync>;
 
 /// Flushes that were read.
-struct Known {
+struct Understood {
     of: Arc<Vec<Flush>>,
     /// When, what, and whether the bodies stay.
     flushes: Vec<(Millis, Covers, bool)>,
@@ -30,7 +30,7 @@ pub struct Ledger {
     unfinished: Option<Arc<Unfinished>>,
     /// Those of this node, where there is no Redis to remember them.
     own: ArcSwap<Vec<Flush>>,
-    known: ArcSwap<Known>,
+    known: ArcSwap<Understood>,
 }
 
 impl Ledger {
@@ -40,7 +40,7 @@ impl Ledger {
             read,
             unfinished: unfinished.map(Arc::new),
             own: ArcSwap::default(),
-            known: ArcSwap::from_pointee(Known {
+            known: ArcSwap::from_pointee(Understood {
                 of: Arc::default(),
                 flushes: Vec::new(),
             }),
@@ -85,8 +85,8 @@ impl Ledger {
 
     /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
     /// that. Both times are Redis's.
-    pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
-        let began = record.began();
+    pub fn is_flushed_word(&self, key: &Key, word: &Word) -> bool {
+        let began = word.began();
         self.flushed(key, began, began).is_some()
     }
 
@@ -108,7 +108,7 @@ impl Ledger {
         if !Arc::ptr_eq(&of, &self.known.load().of) {
             let read = |flush: &Flush| (self.read)(flush).map(|(covers, expire)| (flush.at, covers, expire));
             let flushes = of.iter().filter_map(read).collect();
-            self.known.store(Arc::new(Known { of, flushes }));
+            self.known.store(Arc::new(Understood { of, flushes }));
         }
         let known = self.known.load();
         let flushes = known.flushes.iter().map(|(at, covers, expire)| (*at, *expire, covers));
@@ -148,7 +148,7 @@ mod tests {
         let ledger = Ledger::new(None, Box::new(|_| Some((Box::new(|_: &str| true), true))), None);
         let flush = Flush::new(serde_json::Value::Null);
         let (key, at) = (Key::from_text("a\0b\0"), flush.at);
-        let word = |fence: Millis, checked_at| Record {
+        let word = |fence: Millis, checked_at| Word {
             id: 1,
             class: Class::Mutable,
             checked_at,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Answer, Fills, Wanted, record};
-use crate::cache::{Key, Millis, Object, State, freshness_until, now_ms};
+use crate::cache::{Key, Millis, Object, Stage, freshness_until, now_ms};
 use crate::policy::Policy;
 use crate::status::is_absent;
 use crate::upstream::{Failure, shown as without_query};
@@ -137,7 +137,7 @@ impl Fills {
     /// The copy that `broken` was to take the place of, if it broke off and has left one: upstream may as well not have
     /// answered at all, as long as nothing of its answer has gone out.
     pub async fn copy_before(&self, broken: &Object, policy: Policy) -> Option<Arc<Object>> {
-        if broken.progress().state != State::Failed {
+        if broken.progress().state != Stage::Failed {
             return None;
         }
         let previous = self.store.stored(&broken.key).await?;

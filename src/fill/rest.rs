@@ -52,7 +52,7 @@ impl Fills {
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
-            let nodes = seen.holder.into_iter().chain(seen.record.map(|record| record.node));
+            let nodes = seen.holder.into_iter().chain(seen.word.map(|word| word.node));
             for node in nodes {
                 let source = FromNode::new(self, &wanted.key, &node);
                 if let Some(rest) = Rest::of(&source, begun, None).await {

@@ -10,7 +10,7 @@ use super::node::Life;
 use super::{Fills, record};
 use crate::cache::{Hash, Key, Object, now_ms};
 use crate::catalog::Event;
-use crate::fleet::{Lease, Published, Record};
+use crate::fleet::{Lease, Published, Word};
 use crate::formats::Class;
 
 /// What is being said.
@@ -165,7 +165,7 @@ impl Fills {
         let lease = self.shared.said.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
         tokio::spawn(async move {
-            let word = Record {
+            let word = Word {
                 id,
                 class: object.fresh.class(),
                 checked_at: object.fresh.checked_at(),

@@ -14,7 +14,7 @@ use crate::cache::{Aside, Expected, Finish, Head, Key, NoSpace, Object, Origin, 
 const MAX_HAND_OVERS: usize = 8;
 
 /// What became of asking a source.
-pub(super) enum Asked {
+pub(super) enum Obtained {
     /// Whoever waited has an answer.
     Done,
     /// The source knows nothing of it (any more): the fleet may know more by now.
@@ -33,10 +33,10 @@ impl Fills {
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
         previous: Option<&Arc<Object>>,
-    ) -> Asked {
+    ) -> Obtained {
         let have = previous.and_then(|stored| stored.identity());
         let Ok(found) = source.ask(0, have).await else {
-            return Asked::NoWay;
+            return Obtained::NoWay;
         };
         // Whoever says so has not heard of the flush yet.
         let is_flushed = |head: &Head, life: &Life| {
@@ -44,29 +44,29 @@ impl Fills {
             ledger.flushed(&wanted.key, head.stored_at, life.checked_at).is_some()
         };
         match (found, previous) {
-            (Found::Offer(offer), _) if is_flushed(&offer.head, &offer.life) => Asked::Ended,
-            (Found::Same(life), Some(stored)) if is_flushed(&stored.head, &life) => Asked::Ended,
+            (Found::Offer(offer), _) if is_flushed(&offer.head, &offer.life) => Obtained::Ended,
+            (Found::Same(life), Some(stored)) if is_flushed(&stored.head, &life) => Obtained::Ended,
             (Found::Offer(offer), _) => match self.take_in(wanted, landing, (source, *offer), previous).boxed().await {
-                true => Asked::Done,
-                false => Asked::Alone,
+                true => Obtained::Done,
+                false => Obtained::Alone,
             },
             (Found::Same(life), Some(stored)) => {
                 self.trust(wanted, stored, life).await;
                 publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
-                Asked::Done
+                Obtained::Done
             }
-            (Found::Same(_), None) | (Found::Nothing, _) => Asked::Ended,
+            (Found::Same(_), None) | (Found::Nothing, _) => Obtained::Ended,
             // One attempt in vain is enough for those who have something to serve.
             (Found::Unreachable, Some(stored)) => {
                 publish(landing, self.stale(wanted, stored, None).await);
-                Asked::Done
+                Obtained::Done
             }
-            (Found::Unreachable, None) | (Found::Unshared, _) => Asked::Alone,
+            (Found::Unreachable, None) | (Found::Unshared, _) => Obtained::Alone,
             (Found::Answer(answer), _) => {
                 // What is gone, whoever asked upstream has told the bucket and the others.
                 let (outcome, _) = self.after_answer(wanted, previous, answer).await;
                 publish(landing, outcome);
-                Asked::Done
+                Obtained::Done
             }
         }
     }

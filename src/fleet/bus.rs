@@ -19,7 +19,7 @@ use super::connection::{PATIENT, said};
 use super::flushes::Flush;
 use super::names::{EPOCH, NEWS};
 use super::random::random;
-use super::record::{Fields, Record};
+use super::word::{Fields, Word};
 use crate::breaker::within;
 use crate::cache::{Hash, Millis, now_ms, parse_hash};
 
@@ -237,7 +237,7 @@ async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, Str
 #[deny(missing_docs)]
 pub trait Listener: Send + Sync {
     /// Another node published a newer word.
-    fn changed(&self, hash: Hash, key_text: &str, record: Record);
+    fn changed(&self, hash: Hash, key_text: &str, word: Word);
     /// Another node found that upstream has no such object any more, and removed it.
     fn removed(&self, hash: Hash, key_text: &str);
     /// What was checked before `at` is to be asked of upstream again.
@@ -254,7 +254,7 @@ pub trait Listener: Send + Sync {
 /// What the bus brings.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum News {
-    Changed(Hash, String, Record),
+    Changed(Hash, String, Word),
     Removed(Hash, String),
     Expired(Hash, String, Millis),
     Reupload(Hash, String, u64),
@@ -270,7 +270,7 @@ impl News {
         Some(match fields.get("kind")?.as_str() {
             "changed" => {
                 let (hash, text) = key()?;
-                News::Changed(hash, text, Record::from_fields(fields)?)
+                News::Changed(hash, text, Word::from_fields(fields)?)
             }
             "removed" => {
                 let (hash, text) = key()?;
@@ -292,7 +292,7 @@ impl News {
 
     pub(super) fn tell(self, listener: &dyn Listener) {
         match self {
-            News::Changed(hash, text, record) => listener.changed(hash, &text, record),
+            News::Changed(hash, text, word) => listener.changed(hash, &text, word),
             News::Removed(hash, text) => listener.removed(hash, &text),
             News::Expired(hash, text, at) => listener.expired(hash, &text, at),
             News::Reupload(hash, text, id) => listener.reupload(hash, &text, id),

@@ -1,21 +1,26 @@
 //! The client's side: one thin hook each. Every request is answered in `request_filter`; Pingora's own way to upstream and
 //! its cache are for fills only.
 
+mod accept;
 mod artifact;
 mod chunks;
 mod client;
+mod deliver;
 mod dress;
 mod foreign;
 mod front;
 mod gate;
 mod head;
+mod hit;
 mod node;
 mod pass;
+mod provenance;
 pub mod range;
 mod reference;
 mod referrers;
 mod registry;
 mod relay;
+mod request;
 mod resolve;
 mod route;
 mod serve;
@@ -105,7 +110,7 @@ impl ProxyHttp for Hooks {
             return Ok(true);
         }
         let hot = match session.req_header().method {
-            Method::GET | Method::HEAD => Hot::key(&config, &host, target, artifact::accept(session).as_deref()),
+            Method::GET | Method::HEAD => Hot::key(&config, &host, target, accept::accept(session).as_deref()),
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
@@ -225,7 +230,7 @@ impl Client {
 
     /// A hit whose body is in memory and goes out in one piece.
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
-        let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
+        let gzip = resolved.view.is_some() && accept::wants_gzip(session);
         let remote_url = || {
             let arrival = public::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)

@@ -9,7 +9,9 @@ use http::{HeaderName, Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request, accept};
+use super::accept::accept;
+use super::provenance::Provenance;
+use super::request::Request;
 use super::resolve::{self, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Reader, now_ms};
@@ -25,7 +27,7 @@ static FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
 
 /// What was found.
 enum Brought {
-    Object(Arc<Object>, Origin),
+    Object(Arc<Object>, Provenance),
     Answer(Arc<Answer>),
     /// Not stored, and upstream is not asked.
     Offline,
@@ -133,7 +135,7 @@ impl Client {
         ctx: &mut Ctx,
         remote: &Arc<Remote>,
         path: &str,
-    ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
+    ) -> std::result::Result<Option<(Bytes, Provenance)>, Brought> {
         let tag = referrers::tag(path).and_then(|tag| path::of_decoded(&tag).ok());
         let tag = tag.and_then(|tag| formats::asset(remote, tag, Some(INDEX)));
         let Some(tag) = tag.map(Arc::new) else { return Ok(None) };
@@ -167,7 +169,10 @@ impl Client {
             let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
             if left.is_fresh() || wanted.remote().offline {
                 self.fills.store.count_use(object);
-                return Brought::Object(Arc::clone(object), Origin::of(object, &How::Found, false, false, ctx));
+                return Brought::Object(
+                    Arc::clone(object),
+                    Provenance::of(object, &How::Found, false, false, ctx),
+                );
             }
         } else if let Some(answer) = self.fills.remembered(&wanted.asked) {
             return Brought::Answer(answer);
@@ -177,7 +182,7 @@ impl Client {
         }
         match self.fills.obtain(wanted, Method::GET).await {
             (Outcome::Object(object, how), joined) => {
-                let origin = Origin::of(&object, &how, found.is_some(), joined, ctx);
+                let origin = Provenance::of(&object, &how, found.is_some(), joined, ctx);
                 Brought::Object(object, origin)
             }
             (Outcome::Answer(answer), _) => Brought::Answer(answer),

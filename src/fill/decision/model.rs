@@ -2,7 +2,7 @@
 //! run over it, and what must never be is looked for after each.
 //!
 //! What nodes decide is decided by the functions that they use: [`plan`] over [`Known::by`], [`is_news`], [`judge`],
-//! [`adoption`], [`Freshness`]. What the scripts in Redis (`fleet/words.rs`, `fleet/lock.rs`), the store and the network do is
+//! [`adoption`], [`Freshness`]. What the scripts in Redis (`fleet/publish.rs`, `fleet/lock.rs`), the store and the network do is
 //! written down here once more, no further than one key needs it: no refusals, no uploads that are cut, no clocks that differ.
 
 use std::time::Duration;
@@ -155,7 +155,7 @@ struct Server {
     /// When and how, in the order in which it heard of them.
     flushes: Vec<(Millis, Mode)>,
     unsent_flushes: Vec<(Millis, Mode)>,
-    outbox: Vec<Record>,
+    outbox: Vec<Word>,
     heard: usize,
     epoch: u64,
     distrusted: Millis,
@@ -175,7 +175,7 @@ impl Server {
         judge(flushes, |()| true, (stored_at, checked_at), now)
     }
 
-    fn is_flushed_word(&self, word: &Record, now: Millis) -> bool {
+    fn is_flushed_word(&self, word: &Word, now: Millis) -> bool {
         let began = word.began();
         self.judge(began, began, now).is_some()
     }
@@ -188,7 +188,7 @@ impl Server {
             .is_fresh()
     }
 
-    fn adopt(&mut self, word: &Record, now: Millis) {
+    fn adopt(&mut self, word: &Word, now: Millis) {
         let Some(stored) = &mut self.stored else { return };
         match adoption((stored.version, stored.checked_at), (word.id, word.checked_at)) {
             Adoption::Expired => stored.expire(now),
@@ -207,7 +207,7 @@ impl Server {
 
 #[derive(Debug, Clone)]
 enum News {
-    Changed(Record),
+    Changed(Word),
     Flushed(Millis, Mode),
     Reupload(u64),
 }
@@ -216,7 +216,7 @@ enum News {
 struct Redis {
     is_away: bool,
     epoch: u64,
-    word: Option<Record>,
+    word: Option<Word>,
     /// Who, under which fence, until when.
     lock: Option<(usize, u64, Millis)>,
     flushes: Vec<(Millis, Mode)>,
@@ -422,14 +422,7 @@ impl World {
         panic!("node {n} looks for ever");
     }
 
-    fn step(
-        &mut self,
-        n: usize,
-        step: Step,
-        holder: Option<usize>,
-        word: Option<&Record>,
-        copy: Option<Stored>,
-    ) -> Came {
+    fn step(&mut self, n: usize, step: Step, holder: Option<usize>, word: Option<&Word>, copy: Option<Stored>) -> Came {
         let now = self.now;
         let is_patient = now < self.nodes[n].flight.as_ref().unwrap().patience;
         match step {
@@ -799,7 +792,7 @@ impl World {
             Some(fence) => Fence(fence),
             None => Fence(self.fence()).of_what_was_checked(body.checked_at),
         };
-        let word = Record {
+        let word = Word {
             id: body.version,
             class: Class::Mutable,
             checked_at: body.checked_at,
@@ -818,8 +811,8 @@ impl World {
         }
     }
 
-    /// `fleet/words.rs`, PUBLISH.
-    fn publish(&mut self, n: usize, word: Record) {
+    /// `fleet/publish.rs`, PUBLISH.
+    fn publish(&mut self, n: usize, word: Word) {
         match &self.redis.word {
             Some(known) if known.generation > word.generation => {
                 let newer = known.clone();
@@ -1094,6 +1087,135 @@ fn run(events: &[Event]) {
         world.happens(event);
     }
     world.settles();
+}
+
+#[test]
+fn what_was_once_wrong_is_right() {
+    use Event::*;
+    use Mode::*;
+    let away = || Redis(Data::Kept);
+    let cases: [(&str, Vec<Event>); 7] = [
+        (
+            "the word on what was fetched before a flush, and said after it",
+            vec![
+                away(),
+                Ask(0),
+                Answer(0),
+                Flush(1, Expire),
+                away(),
+                End(0),
+                Pass(4001),
+                Ask(0),
+            ],
+        ),
+        (
+            "a word that was said late, of what others have newer since",
+            vec![
+                away(),
+                Ask(1),
+                Ask(0),
+                away(),
+                Answer(1),
+                Publish,
+                Answer(0),
+                End(0),
+                Ask(2),
+                End(1),
+                Pass(10),
+                Ask(2),
+            ],
+        ),
+        (
+            "a fill without a lock beside one with it, which asked before",
+            vec![
+                Ask(1),
+                Answer(1),
+                Flush(0, Expire),
+                Pass(30_000),
+                Ask(2),
+                Pass(30_000),
+                Ask(1),
+                Answer(1),
+                Publish,
+                Answer(2),
+                End(2),
+                End(1),
+                Hear(2),
+                Ask(2),
+            ],
+        ),
+        (
+            "another node, that has not heard of a flush, says that nothing has changed",
+            vec![
+                Ask(1),
+                Ask(0),
+                Answer(1),
+                Flush(0, Expire),
+                Ask(2),
+                End(1),
+                End(2),
+                Hear(2),
+                Ask(2),
+                Flush(1, Expire),
+                Ask(1),
+            ],
+        ),
+        (
+            "a newer word on what was flushed",
+            vec![
+                away(),
+                Ask(2),
+                Answer(2),
+                Ask(0),
+                Answer(0),
+                End(2),
+                End(0),
+                Flush(0, Expire),
+                away(),
+                Ask(2),
+            ],
+        ),
+        (
+            "flushed, body and all, while upstream was asked about it",
+            vec![
+                Ask(2),
+                Answer(2),
+                Flush(2, Expire),
+                End(2),
+                Flush(0, Delete),
+                Ask(2),
+                Pass(10),
+                Ask(2),
+                Ask(0),
+            ],
+        ),
+        (
+            "a stale copy of another node, older than what is here",
+            vec![
+                away(),
+                Ask(1),
+                Answer(1),
+                away(),
+                Ask(0),
+                Publish,
+                End(1),
+                away(),
+                Ask(0),
+                Answer(0),
+                End(0),
+                away(),
+                away(),
+                Redis(Data::Lost),
+                Ask(1),
+                Ask(0),
+                Fail(1),
+            ],
+        ),
+    ];
+    for (case, events) in cases {
+        println!("{case}");
+        run(&events);
+    }
 }
 
 /// What happens where all is well.
