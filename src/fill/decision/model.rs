@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 use super::*;
 use crate::cache::{Adoption, adoption, was_before};
@@ -48,6 +49,8 @@ enum Event {
     Upload(usize),
     /// The node is asked to flush the key.
     Flush(usize, Mode),
+    /// Space is made on this node.
+    Evict(usize),
     /// The node stands still, or goes on.
     Pause(usize),
     /// The node is killed, or started again.
@@ -111,8 +114,13 @@ impl Stored {
     }
 }
 
-/// A question, and which flushes its node knew when it was asked.
-type Waiter = usize;
+/// A question.
+#[derive(Debug, Clone, Copy)]
+struct Waiter {
+    since: Millis,
+    /// How many flushes its node knew then.
+    flushes: usize,
+}
 
 #[derive(Debug)]
 struct Flight {
@@ -139,6 +147,8 @@ enum Stage {
 struct Growing {
     body: Stored,
     from: Option<usize>,
+    /// Nobody else could be waited for.
+    is_alone: bool,
 }
 
 #[derive(Debug, Default)]
@@ -229,12 +239,17 @@ struct World {
     count: u64,
     last_fence: u64,
     upstream: u64,
+    /// When upstream got each version but the first.
+    published: Vec<Millis>,
     nodes: Vec<Server>,
     redis: Redis,
     is_bucket_away: bool,
     bucket: Option<Stored>,
     /// Nothing has failed yet, so that no more is fetched than needs be.
     is_well: bool,
+    /// Fences of fills that asked later and got the older answer, because upstream took longer over the other: the fleet goes by
+    /// the fence.
+    overtaken: Vec<u64>,
     /// When upstream was last asked, and until when its answer is fresh.
     last_fetch: Option<(Millis, Millis)>,
 }
@@ -256,6 +271,7 @@ impl World {
             count: 0,
             last_fence: 0,
             upstream: 1,
+            published: Vec::new(),
             nodes: (0..NODES)
                 .map(|name| Server {
                     name: name as u64,
@@ -267,6 +283,7 @@ impl World {
             is_bucket_away: false,
             bucket: None,
             is_well: true,
+            overtaken: Vec::new(),
             last_fetch: None,
         }
     }
@@ -275,13 +292,25 @@ impl World {
         self.now += 1;
         match *event {
             Event::Ask(n) if self.nodes[n].is_up() => self.ask(n),
-            Event::Publish => self.upstream += 1,
+            Event::Publish => {
+                self.upstream += 1;
+                self.published.push(self.now);
+            }
             Event::Answer(n) if self.nodes[n].is_up() => self.answer(n),
             Event::Fail(n) if self.nodes[n].is_up() => self.fail(n),
             Event::End(n) if self.nodes[n].is_up() => self.end(n),
             Event::Hear(n) if self.nodes[n].is_up() && self.nodes[n].is_connected => _ = self.hear(n),
             Event::Upload(n) if self.nodes[n].is_up() && !self.is_bucket_away => self.upload(n),
             Event::Flush(n, mode) if self.nodes[n].is_up() => self.flush(n, mode),
+            Event::Evict(n) => {
+                self.is_well = false;
+                let node = &mut self.nodes[n];
+                node.stored = None;
+                if !node.is_connected {
+                    // Of what it fetched alone nobody can tell it any more.
+                    node.served = 0;
+                }
+            }
             Event::Pause(n) if !self.nodes[n].is_dead => {
                 self.is_well = false;
                 self.nodes[n].is_paused = !self.nodes[n].is_paused;
@@ -311,7 +340,10 @@ impl World {
     // Clients.
 
     fn ask(&mut self, n: usize) {
-        let waiter = self.nodes[n].flushes.len();
+        let waiter = Waiter {
+            since: self.now,
+            flushes: self.nodes[n].flushes.len(),
+        };
         if let Some(Growing { mut body, .. }) = self.nodes[n].growing {
             // Whoever comes while upstream answers shares the answer, expired or not: that is what coalescing is.
             body.asked_at = self.now;
@@ -348,11 +380,22 @@ impl World {
             body.version,
             node.served
         );
+        let known_at = body.checked_at.max(body.asked_at);
+        let is_old = |waiter: &Waiter| waiter.since > known_at + TTL + FIRST_BYTE;
+        assert!(
+            !waiters.iter().any(is_old),
+            "node {n} serves what nobody has asked about: {body:?}"
+        );
+        let had = 1 + self.published.iter().filter(|at| **at <= body.checked_at).count() as u64;
+        assert!(
+            body.version >= had,
+            "node {n} serves what upstream did not have any more when it is said to have: {body:?}"
+        );
         // What is cut is no answer: see `end`.
         if node.growing.is_none() {
             node.served = body.version;
         }
-        for (at, mode) in waiters.iter().flat_map(|known| &node.flushes[..*known]) {
+        for (at, mode) in waiters.iter().flat_map(|waiter| &node.flushes[..waiter.flushes]) {
             let is_right = match mode {
                 Mode::Delete => body.stored_at >= *at,
                 Mode::Expire => body.checked_at >= *at || body.asked_at >= *at,
@@ -577,6 +620,7 @@ impl World {
         }
         if let Some(mut previous) = same {
             previous.trust(offered.life(), now);
+            previous.asked_at = offered.asked_at;
             self.nodes[n].put_back(previous);
             self.land(n, Some(previous));
             return Came::Done;
@@ -589,6 +633,7 @@ impl World {
             self.nodes[n].growing = Some(Growing {
                 body,
                 from: Some(other),
+                is_alone: false,
             });
             self.land(n, Some(body));
         } else {
@@ -609,9 +654,9 @@ impl World {
         let is_flushed = |began: Millis| last_flush.is_some_and(|at| at >= began);
         // Of a fetch that was flushed meanwhile nobody takes anything, and its lock is in their way: one gives up waiting.
         let is_outdated = self.nodes.iter().any(|node| match (&node.growing, &node.flight) {
-            (Some(growing), _) => is_flushed(growing.body.checked_at) || growing.from.is_none() && node.lease.is_none(),
+            (Some(growing), _) => is_flushed(growing.body.checked_at) || growing.is_alone,
             (None, Some(flight)) => match flight.stage {
-                Stage::Asking(began) => is_flushed(began) || node.lease.is_none(),
+                Stage::Asking(began) => is_flushed(began) || flight.refused > 0,
                 Stage::Looking | Stage::Joined(_) => false,
             },
             (None, None) => false,
@@ -661,7 +706,12 @@ impl World {
                     asked_at: now,
                 };
                 self.last_fetch = Some((began, body.fresh_until));
-                self.nodes[n].growing = Some(Growing { body, from: None });
+                let is_alone = self.nodes[n].flight.as_ref().unwrap().refused > 0;
+                self.nodes[n].growing = Some(Growing {
+                    body,
+                    from: None,
+                    is_alone,
+                });
                 self.land(n, Some(body));
             }
         }
@@ -712,7 +762,7 @@ impl World {
                 self.nodes[n].put_back(own);
                 self.land(n, Some(own));
             }
-            (None, Some(_)) => {}
+            (None, Some(stale)) => self.take_in(n, stale),
             (None, None) => self.ask_upstream(n),
         }
     }
@@ -825,7 +875,12 @@ impl World {
                 // brought: the fleet goes by the lock all the same.
                 node.served = node.served.min(newer.id);
             }
-            _ => {
+            known => {
+                let is_older = |known: &Word| known.id > word.id && known.generation / 1000 <= word.began();
+                if known.as_ref().is_some_and(is_older) {
+                    self.overtaken.push(word.generation);
+                    self.nodes[n].served = self.nodes[n].served.min(word.id);
+                }
                 self.redis.word = Some(word.clone());
                 self.redis.log.push((n, News::Changed(word)));
             }
@@ -849,10 +904,20 @@ impl World {
                     return true;
                 }
                 // `Fills::outrun`
-                if node.lease.is_some_and(|fence| fence < word.generation) {
+                if node.growing.is_some() && node.lease.is_some_and(|fence| fence < word.generation) {
                     node.growing = None;
+                    self.release(n);
                 }
+                let node = &mut self.nodes[n];
                 node.adopt(&word, now);
+                let is_older = |stored: &Stored| stored.version < word.id && node.is_fresh(stored, now);
+                assert!(
+                    !node.stored.as_ref().is_some_and(is_older),
+                    "node {n} goes on serving an older version than the fleet's"
+                );
+                if self.overtaken.contains(&word.generation) {
+                    node.served = node.served.min(word.id);
+                }
             }
             News::Flushed(at, mode) => self.learn(n, at, mode),
             News::Reupload(version) => {
@@ -890,6 +955,9 @@ impl World {
         }
         for word in std::mem::take(&mut self.nodes[n].outbox) {
             self.publish(n, word);
+        }
+        if self.nodes[n].lease.is_none() && self.holder() == Some(n) {
+            self.redis.lock = None;
         }
     }
 
@@ -1041,6 +1109,10 @@ impl World {
     /// Transfers of what is mutable take less than its TTL. (A node that fetched something newer, alone, while Redis was away,
     /// joins an older body that grows elsewhere for longer than that.)
     fn cut_what_is_slow(&mut self, n: usize) {
+        let stage = self.nodes[n].flight.as_ref().map(|flight| flight.stage);
+        if self.nodes[n].is_up() && matches!(stage, Some(Stage::Asking(began)) if began + FIRST_BYTE <= self.now) {
+            self.fail(n);
+        }
         if self.nodes[n]
             .growing
             .is_some_and(|growing| growing.body.checked_at + TTL <= self.now)
@@ -1094,7 +1166,7 @@ fn what_was_once_wrong_is_right() {
     use Event::*;
     use Mode::*;
     let away = || Redis(Data::Kept);
-    let cases: [(&str, Vec<Event>); 7] = [
+    let cases: [(&str, Vec<Event>); 6] = [
         (
             "the word on what was fetched before a flush, and said after it",
             vec![
@@ -1142,22 +1214,6 @@ fn what_was_once_wrong_is_right() {
                 End(1),
                 Hear(2),
                 Ask(2),
-            ],
-        ),
-        (
-            "another node, that has not heard of a flush, says that nothing has changed",
-            vec![
-                Ask(1),
-                Ask(0),
-                Answer(1),
-                Flush(0, Expire),
-                Ask(2),
-                End(1),
-                End(2),
-                Hear(2),
-                Ask(2),
-                Flush(1, Expire),
-                Ask(1),
             ],
         ),
         (
@@ -1239,6 +1295,7 @@ fn of_any_day() -> impl Strategy<Value = Event> {
     prop_oneof![
         20 => of_a_good_day(),
         1 => node().prop_map(Event::Fail),
+        1 => node().prop_map(Event::Evict),
         2 => node().prop_map(Event::Pause),
         1 => (node(), prop_oneof![Just(Disk::Kept), Just(Disk::Lost)]).prop_map(|(n, disk)| Event::Die(n, disk)),
         1 => prop_oneof![Just(Data::Kept), Just(Data::Lost)].prop_map(Event::Redis),
@@ -1247,8 +1304,24 @@ fn of_any_day() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// The same orders in each run; others by `PROPTEST_RNG_SEED` and `PROPTEST_CASES`.
+fn config() -> ProptestConfig {
+    let said = ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    match said.rng_seed {
+        RngSeed::Fixed(_) => said,
+        RngSeed::Random => ProptestConfig {
+            cases: 4000,
+            rng_seed: RngSeed::Fixed(11),
+            ..said
+        },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn no_node_goes_back_nothing_flushed_is_served_and_nobody_waits_for_ever(
