@@ -40,7 +40,12 @@ impl World {
                 may_lock: true,
             };
             let mut came = Came::ToNothing;
-            for step in plan(&Known::by(&look, POLICY, self.now)) {
+            let steps = plan(&Known::by(&look, POLICY, self.now));
+            assert!(
+                matches!(steps.last(), Some(Step::Lock | Step::Alone)),
+                "a plan must conclude: {steps:?}"
+            );
+            for step in steps {
                 came = self.step(n, step, holder, word.as_ref(), copy);
                 if !matches!(came, Came::ToNothing) {
                     break;
