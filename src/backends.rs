@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 use crate::breaker::{Breaker, Standing};
-use crate::bucket::{Bucket, Fence, Unfenced};
+use crate::bucket::{Arbiter, Bucket, Undisputed};
 use crate::cache::{Store, distrust, now_ms};
 use crate::catalog::{Catalog, CatalogError, FlushMode, FlushRequest};
 use crate::config::Settings;
@@ -18,7 +18,7 @@ use crate::fill::Fills;
 use crate::fill::flush::covered;
 use crate::fill::ledger::Covers;
 use crate::fill::neighbours::Neighbours;
-use crate::fill::news::{Fenced, News};
+use crate::fill::news::{ByFleet, News};
 use crate::fill::node::Peers;
 use crate::fill::shared::Shared;
 use crate::fill::unfinished::Unfinished;
@@ -143,11 +143,11 @@ impl Backends {
             self.runtime.spawn(neighbours.keep_trying(Arc::clone(fills)));
         }
         if let Some(bucket) = &self.bucket {
-            let fence: Arc<dyn Fence> = match &self.fleet {
-                Some(fleet) => Arc::new(Fenced(Arc::clone(fleet), Arc::downgrade(fills))),
-                None => Arc::new(Unfenced),
+            let arbiter: Arc<dyn Arbiter> = match &self.fleet {
+                Some(fleet) => Arc::new(ByFleet(Arc::clone(fleet), Arc::downgrade(fills))),
+                None => Arc::new(Undisputed),
             };
-            bucket.start(fence);
+            bucket.start(arbiter);
         }
     }
 

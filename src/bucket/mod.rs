@@ -6,11 +6,11 @@
 //!
 //! An object is its body as it is, under a name that a person can read ([`name`]), with metadata from which all that is
 //! known of it is rebuilt ([`metadata`]). Neither locks nor compare-and-swap are asked of the service: what is named by its
-//! content is the same whoever puts it, and of the rest the fleet says which is current ([`Fence`]).
+//! content is the same whoever puts it, and of the rest the fleet says which is current ([`Arbiter`]).
 
+mod arbiter;
 mod ask;
 mod client;
-mod fence;
 mod find;
 mod health;
 mod janitor;
@@ -33,8 +33,8 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+pub use arbiter::{Arbiter, Undisputed};
 pub use client::{Client, Failure, Listed, Page, Unfinished, told};
-pub use fence::{Fence, Unfenced};
 pub use find::{Copy, Pieces};
 pub use health::BucketStatus;
 pub use name::PREFIX;

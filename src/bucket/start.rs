@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::arbiter::Arbiter;
 use super::client::within;
-use super::fence::Fence;
 use super::{Bucket, LIST_LIMIT, reconcile, upload};
 
 /// Objects that are uploaded at once.
@@ -12,7 +12,7 @@ const WORKERS: usize = 4;
 impl Bucket {
     /// Begins to work: sees to it that there is a bucket, looks for a service that is away, uploads and removes what
     /// waits, also from before.
-    pub fn start(self: &Arc<Self>, fence: Arc<dyn Fence>) {
+    pub fn start(self: &Arc<Self>, arbiter: Arc<dyn Arbiter>) {
         let bucket = Arc::clone(self);
         self.runtime.spawn(async move {
             let scanning = Arc::clone(&bucket);
@@ -26,7 +26,7 @@ impl Bucket {
             }
             // Only now: they need the bucket.
             for worker in 0..WORKERS {
-                tokio::spawn(upload::work(Arc::clone(&bucket), Arc::clone(&fence), worker > 0));
+                tokio::spawn(upload::work(Arc::clone(&bucket), Arc::clone(&arbiter), worker > 0));
             }
             bucket.breaker.keep_probing(|| bucket.probe()).await;
         });

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use reqwest::Body;
 
+use super::arbiter::Arbiter;
 use super::client::{Failure, within};
-use super::fence::Fence;
 use super::find::describe;
 use super::health::Blame;
 use super::marker::{Plan, Progress};
@@ -28,7 +28,7 @@ const SHORT: Duration = Duration::from_secs(10);
 /// A service may put together thousands of parts before it answers.
 const COMPLETE: Duration = Duration::from_secs(300);
 /// What the fleet says comes from Redis, which has a breaker of its own.
-const FENCE: Duration = Duration::from_secs(5);
+const ARBITER_LIMIT: Duration = Duration::from_secs(5);
 /// Of the file, read and handed over at once.
 const PIECE: u64 = 256 << 10;
 /// Parts of an upload, unless there would be too many: S3 takes ten thousand.
@@ -64,14 +64,14 @@ impl From<io::Error> for Trouble {
 }
 
 /// Works for ever. `large`: takes what is uploaded in parts, too.
-pub(super) async fn work(bucket: Arc<Bucket>, fence: Arc<dyn Fence>, large: bool) {
+pub(super) async fn work(bucket: Arc<Bucket>, arbiter: Arc<dyn Arbiter>, large: bool) {
     loop {
         while !bucket.breaker.is_closed() {
             tokio::time::sleep(AWAY_PAUSE).await;
         }
         let taken = bucket.queue.take(large).await;
         let again = if bucket.breaker.is_closed() {
-            let done = bucket.job(&taken, &*fence).await;
+            let done = bucket.job(&taken, &*arbiter).await;
             bucket.judge(&taken, done).await
         } else {
             Some(Again::Soon)
@@ -82,7 +82,7 @@ pub(super) async fn work(bucket: Arc<Bucket>, fence: Arc<dyn Fence>, large: bool
 }
 
 impl Bucket {
-    async fn job(self: &Arc<Self>, taken: &Taken, fence: &dyn Fence) -> Result<(), Trouble> {
+    async fn job(self: &Arc<Self>, taken: &Taken, arbiter: &dyn Arbiter) -> Result<(), Trouble> {
         if taken.remove {
             let bucket = Arc::clone(self);
             let hash = taken.hash;
@@ -104,7 +104,7 @@ impl Bucket {
             .await?;
         }
         if taken.upload {
-            self.upload(taken, fence).await?;
+            self.upload(taken, arbiter).await?;
         } else {
             self.give_up_parts(taken, None).await?;
         }
@@ -194,7 +194,7 @@ impl Bucket {
         false
     }
 
-    async fn upload(self: &Arc<Self>, taken: &Taken, fence: &dyn Fence) -> Result<(), Trouble> {
+    async fn upload(self: &Arc<Self>, taken: &Taken, arbiter: &dyn Arbiter) -> Result<(), Trouble> {
         let (store, hash) = (self.store, taken.hash);
         let open = move || match store.open_stored(&hash) {
             None if !store.is_missing(&hash) => Err(io::Error::other("the object cannot be read now")),
@@ -215,7 +215,7 @@ impl Bucket {
         if !content_type.is_empty() && content_type.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
             about.push(("content-type".to_owned(), content_type.to_owned()));
         }
-        let said = self.is_outdated(&stored, fence).await;
+        let said = self.is_outdated(&stored, arbiter).await;
         if self.queue.is_outdated(taken, said) {
             self.counters.outdated.fetch_add(1, Relaxed);
             return self.give_up_parts(taken, None).await;
@@ -240,10 +240,10 @@ impl Bucket {
         self.note_takes(None);
         self.counters.uploaded.fetch_add(1, Relaxed);
         self.counters.uploaded_bytes.fetch_add(length, Relaxed);
-        if self.is_outdated(&stored, fence).await {
+        if self.is_outdated(&stored, arbiter).await {
             // It was paused, and has put an old body over a newer one.
             self.counters.outdated.fetch_add(1, Relaxed);
-            let _ = tokio::time::timeout(FENCE, fence.overwrote(&stored.key)).await;
+            let _ = tokio::time::timeout(ARBITER_LIMIT, arbiter.overwrote(&stored.key)).await;
         } else if self.queue.is_current(taken) {
             let (store, id) = (self.store, stored.id);
             blocking(move || {
@@ -251,13 +251,13 @@ impl Bucket {
                 Ok(())
             })
             .await?;
-            let _ = tokio::time::timeout(FENCE, fence.uploaded(&stored.key, stored.identity())).await;
+            let _ = tokio::time::timeout(ARBITER_LIMIT, arbiter.uploaded(&stored.key, stored.identity())).await;
         }
         Ok(())
     }
 
-    async fn is_outdated(&self, stored: &Stored, fence: &dyn Fence) -> bool {
-        let asked = tokio::time::timeout(FENCE, fence.is_outdated(&stored.key, stored.identity()));
+    async fn is_outdated(&self, stored: &Stored, arbiter: &dyn Arbiter) -> bool {
+        let asked = tokio::time::timeout(ARBITER_LIMIT, arbiter.is_outdated(&stored.key, stored.identity()));
         asked.await.unwrap_or(false)
     }
 

@@ -26,7 +26,35 @@ pub(super) fn is_ahead(at: Millis, now: Millis) -> bool {
 /// Whether something that is dated `moment` was before `at`. What is dated later than now has its date from a clock that was
 /// wrong: it counts as before, because it may have been.
 pub fn is_before(moment: Millis, at: Millis) -> bool {
-    moment < at || is_ahead(moment, now_ms())
+    was_before(moment, at, now_ms())
+}
+
+/// [`is_before`], as seen at `now`.
+pub fn was_before(moment: Millis, at: Millis, now: Millis) -> bool {
+    moment < at || is_ahead(moment, now)
+}
+
+/// What another node's word does to what is stored here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Adoption {
+    /// It is the content that is current, for as long as the word says.
+    Trusted,
+    /// It is, and more is known here already.
+    Known,
+    /// Another content is current.
+    Expired,
+}
+
+/// What becomes of content that was `stored` (identity, last checked), when it is `said` which one is current and when that
+/// was checked.
+pub fn adoption(stored: (u64, Millis), said: (u64, Millis)) -> Adoption {
+    if stored.0 != said.0 {
+        Adoption::Expired
+    } else if said.1 >= stored.1 {
+        Adoption::Trusted
+    } else {
+        Adoption::Known
+    }
 }
 
 /// What is mutable and was verified before this may have changed without this node being told.
@@ -106,12 +134,17 @@ impl Freshness {
     /// refresh counts at once, another TTL from the next refresh on. No more than the TTL is left of anything, and nothing
     /// of what was checked at a time that lies ahead.
     pub fn left(&self, class: Class, ttl: Duration, now: Millis) -> Left {
+        self.left_since(distrusted_before(now), (class, ttl), now)
+    }
+
+    /// [`Freshness::left`], where nothing mutable is trusted that was verified before `distrusted`.
+    pub(crate) fn left_since(&self, distrusted: Millis, (class, ttl): (Class, Duration), now: Millis) -> Left {
         let fresh_until = if self.class.load(Relaxed) == code(class) {
             self.fresh_until.load(Relaxed)
         } else {
             until(class, self.checked_at.load(Relaxed), ttl)
         };
-        let is_distrusted = class == Class::Mutable && self.verified_at.load(Relaxed) < distrusted_before(now);
+        let is_distrusted = class == Class::Mutable && self.verified_at.load(Relaxed) < distrusted;
         let left = Duration::from_millis(fresh_until.saturating_sub(now));
         if is_distrusted {
             Left::Expired(Duration::from_millis(now.saturating_sub(fresh_until)))

@@ -29,12 +29,12 @@ pub use described::Described;
 pub use disk::in_folder;
 pub use expected::{Expected, Verifier};
 pub use freshness::{
-    Class, FOR_EVER, Freshness, Left, code as class_code, decode as class_of, distrust, is_before,
-    until as freshness_until,
+    Adoption, Class, FOR_EVER, Freshness, Left, adoption, code as class_code, decode as class_of, distrust, is_before,
+    until as freshness_until, was_before,
 };
 pub use head::{Finished, Head, Referent, identity};
 pub use key::{Aside, Bound, Hash, Key, Parts, parse_hash};
-pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, State};
+pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, Stage};
 pub use overflow::bound as bound_overflow;
 pub use reader::{ReadError, Reader};
 pub use scrub::{Verified, verify};

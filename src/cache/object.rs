@@ -20,7 +20,7 @@ use super::time::Millis;
 
 /// How far a growing object has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum Stage {
     Growing,
     Complete,
     /// Ended short, or with a wrong digest: readers must fail, never end cleanly.
@@ -32,7 +32,7 @@ pub enum State {
 pub struct Progress {
     /// Bytes that may be read.
     pub visible: u64,
-    pub state: State,
+    pub state: Stage,
 }
 
 /// Where the bytes are.
@@ -144,7 +144,7 @@ impl Object {
     pub(super) fn growing(mut self, overflow: Overflow) -> Object {
         let (growth, _) = watch::channel(Progress {
             visible: 0,
-            state: State::Growing,
+            state: Stage::Growing,
         });
         self.growth = Some(growth);
         self.overflow = overflow.into();
@@ -210,12 +210,12 @@ impl Object {
         match (self.finished(), &self.growth) {
             (Some(finished), _) => Progress {
                 visible: finished.length,
-                state: State::Complete,
+                state: Stage::Complete,
             },
             (None, Some(growth)) => *growth.borrow(),
             (None, None) => Progress {
                 visible: 0,
-                state: State::Failed,
+                state: Stage::Failed,
             },
         }
     }
@@ -225,9 +225,9 @@ impl Object {
     pub fn has_arrived(&self) -> bool {
         let progress = self.progress();
         match progress.state {
-            State::Complete => true,
-            State::Growing => self.head.content_length == Some(progress.visible),
-            State::Failed => false,
+            Stage::Complete => true,
+            Stage::Growing => self.head.content_length == Some(progress.visible),
+            Stage::Failed => false,
         }
     }
 
@@ -238,8 +238,8 @@ impl Object {
         }
         let Some(growth) = &self.growth else { return false };
         let mut watch = growth.subscribe();
-        let settled = watch.wait_for(|progress| progress.state != State::Growing).await;
-        settled.is_ok_and(|progress| progress.state == State::Complete)
+        let settled = watch.wait_for(|progress| progress.state != Stage::Growing).await;
+        settled.is_ok_and(|progress| progress.state == Stage::Complete)
     }
 
     /// Waits until something can be read, or nothing more will come.
@@ -248,7 +248,7 @@ impl Object {
             let mut watch = growth.subscribe();
             // An error means that the writer is gone: what `progress` then says is final.
             let _ = watch
-                .wait_for(|progress| progress.visible > 0 || progress.state != State::Growing)
+                .wait_for(|progress| progress.visible > 0 || progress.state != Stage::Growing)
                 .await;
         }
         self.progress()

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use super::object::{Body, Object, Progress, State};
+use super::object::{Body, Object, Progress, Stage};
 use super::overflow::{Place, Position};
 use super::read::read_now;
 
@@ -158,9 +158,9 @@ impl Reader {
                 break limit;
             }
             match progress.state {
-                State::Complete => return Ok(None),
-                State::Failed => return Err(ReadError::FillFailed),
-                State::Growing => {}
+                Stage::Complete => return Ok(None),
+                Stage::Failed => return Err(ReadError::FillFailed),
+                Stage::Growing => {}
             }
             let Some(watch) = &mut self.watch else {
                 return Err(ReadError::FillFailed);

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 use super::disk;
 use super::expected::Expected;
 use super::head::{Finished, identity};
-use super::object::{Body, Object, Progress, State};
+use super::object::{Body, Object, Progress, Stage};
 use super::overflow::Overflow;
 use super::store::{Room, Space, Store};
 
@@ -144,7 +144,7 @@ impl Writer {
         self.written = end;
         self.show(Progress {
             visible: self.visible(),
-            state: State::Growing,
+            state: Stage::Growing,
         });
         Ok(())
     }
@@ -298,7 +298,7 @@ impl Writer {
         self.store.settle(&self.object, matches!(finish, Finish::Admitted(_)));
         self.show(Progress {
             visible: finished.length,
-            state: State::Complete,
+            state: Stage::Complete,
         });
         Ok(finish)
     }
@@ -354,7 +354,7 @@ impl Writer {
         let visible = self.object.progress().visible;
         self.show(Progress {
             visible,
-            state: State::Failed,
+            state: Stage::Failed,
         });
     }
 }

@@ -1,4 +1,67 @@
-//! What a flight does, by what it knows of the other nodes and the bucket, before it asks upstream: a pure function.
+//! What a flight does, by what it knows of the other nodes and the bucket, before it asks upstream: pure functions.
+
+#[cfg(test)]
+mod model;
+
+use super::node::Life;
+use crate::cache::{Freshness, Millis};
+use crate::fleet::Word;
+use crate::formats::Class;
+use crate::policy::Policy;
+
+/// What was fetched within this time may be news.
+const LATELY_MS: Millis = 5_000;
+
+/// What a look around has found.
+pub(super) struct Look<'a> {
+    /// The identity of what is stored here, which is expired.
+    pub own: Option<u64>,
+    /// Whether Redis answers.
+    pub is_seen: bool,
+    pub is_filled_elsewhere: bool,
+    /// The fleet's word, unless what it is said of was flushed since.
+    pub word: Option<&'a Word>,
+    /// What the bucket has, by its own times.
+    pub copy: Option<(u64, Life)>,
+    pub is_forced: bool,
+    pub may_lock: bool,
+}
+
+/// Whether what others say is fresh, now, by today's policy.
+pub(super) fn is_fresh(policy: Policy, life: Life, now: Millis) -> bool {
+    let (class, checked_at, fresh_until) = life.parts();
+    let left = Freshness::new(class, checked_at, fresh_until);
+    left.verify(now);
+    left.left(policy.class, policy.ttl, now).is_fresh()
+}
+
+/// Whether the word that was heard under the lock is of something that was not seen before it was taken.
+pub(super) fn is_news(policy: Policy, own: Option<u64>, word: &Word, now: Millis) -> bool {
+    is_fresh(policy, Life::said_by(word), now)
+        && own != Some(word.id)
+        && now.saturating_sub(word.checked_at) < LATELY_MS
+}
+
+impl Known {
+    pub(super) fn by(look: &Look<'_>, policy: Policy, now: Millis) -> Known {
+        // Of what is mutable the copy's own times count only where the fleet cannot be asked.
+        let copy_counts = !(look.is_seen && policy.class == Class::Mutable);
+        Known {
+            own: look.own,
+            is_filled_elsewhere: look.is_filled_elsewhere,
+            word: look.word.map(|word| Current {
+                identity: word.id,
+                is_fresh: is_fresh(policy, Life::said_by(word), now),
+            }),
+            copy: look.copy.map(|(identity, life)| Current {
+                identity,
+                is_fresh: copy_counts && is_fresh(policy, life, now),
+            }),
+            is_forced: look.is_forced,
+            may_lock: look.may_lock,
+        }
+    }
+}
 
 /// What is known of a key.
 #[derive(Debug, Clone, Copy, Default)]
@@ -8,9 +71,9 @@ pub(super) struct Known {
     /// Another node holds the fill lock.
     pub is_filled_elsewhere: bool,
     /// The fleet's word, unless what it is said of was flushed since.
-    pub word: Option<Said>,
+    pub word: Option<Current>,
     /// What the bucket has, as far as its own times can be trusted. Only looked for where nothing is stored here.
-    pub copy: Option<Said>,
+    pub copy: Option<Current>,
     /// Upstream is to be asked though something is fresh.
     pub is_forced: bool,
     /// There are fill locks, and upstream may be asked.
@@ -19,7 +82,7 @@ pub(super) struct Known {
 
 /// Which content is current, or was.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Said {
+pub(super) struct Current {
     pub identity: u64,
     pub is_fresh: bool,
 }
@@ -52,8 +115,8 @@ pub(super) fn plan(known: &Known) -> Vec<Step> {
     if known.is_filled_elsewhere {
         return vec![Step::Join, Step::Alone];
     }
-    let is_usable = |said: &Said| said.is_fresh && !known.is_forced;
-    let is_own = |said: &Said| known.own == Some(said.identity);
+    let is_usable = |said: &Current| said.is_fresh && !known.is_forced;
+    let is_own = |said: &Current| known.own == Some(said.identity);
     let mut plan = match (&known.word, &known.copy) {
         (Some(word), _) if is_usable(word) && is_own(word) => vec![Step::Trust],
         (Some(word), _) if is_usable(word) => vec![Step::BringNamed, Step::AskNamed],
@@ -74,8 +137,8 @@ mod tests {
     use super::Step::*;
     use super::*;
 
-    fn said(identity: u64, is_fresh: bool) -> Option<Said> {
-        Some(Said { identity, is_fresh })
+    fn said(identity: u64, is_fresh: bool) -> Option<Current> {
+        Some(Current { identity, is_fresh })
     }
 
     #[test]
@@ -231,7 +294,7 @@ mod tests {
             word in proptest::option::of((0..3_u64, proptest::bool::ANY)),
             copy in proptest::option::of((0..3_u64, proptest::bool::ANY)),
         ) {
-            let said = |said: Option<(u64, bool)>| said.map(|(identity, is_fresh)| Said { identity, is_fresh });
+            let said = |said: Option<(u64, bool)>| said.map(|(identity, is_fresh)| Current { identity, is_fresh });
             let known = Known { own, is_filled_elsewhere, word: said(word), copy: said(copy), is_forced, may_lock };
             let steps = plan(&known);
             let (last, before) = steps.split_last().unwrap();

@@ -165,7 +165,7 @@ impl Making {
             return false;
         }
         let seen = Handle::current().block_on(fleet.look(key));
-        let word = seen.ok().and_then(|seen| seen.record);
+        let word = seen.ok().and_then(|seen| seen.word);
         word.is_some_and(|word| !self.fills.shared.ledger.is_flushed_word(key, &word))
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use super::unfinished::Unfinished;
-use crate::cache::{Key, Millis, is_before};
-use crate::fleet::{Fence, Fleet, Flush, Record};
+use crate::cache::{Key, Millis, now_ms, was_before};
+use crate::fleet::{Fleet, Flush, Word};
 
 /// Flushes that a node without Redis remembers.
 const MAX_OWN_FLUSHES: usize = 1000;
@@ -130,8 +130,8 @@ impl Ledger {
 
     /// Whether what a word is said of was flushed since the fill that said it began: whoever has it may not have heard of
     /// that. Both times are Redis's.
-    pub fn is_flushed_word(&self, key: &Key, record: &Record) -> bool {
-        let began = Fence(record.generation).millis();
+    pub fn is_flushed_word(&self, key: &Key, word: &Word) -> bool {
+        let began = word.began();
         self.flushed(key, began, began).is_some()
     }
 
@@ -143,18 +143,34 @@ impl Ledger {
     /// Whether what was stored and checked at these times is flushed since: `Some(true)` where the body may still be
     /// revalidated.
     pub(super) fn flushed(&self, key: &Key, stored_at: Millis, checked_at: Millis) -> Option<bool> {
-        let mut only_expired = None;
-        for flush in &self.known().flushes {
-            let moment = if flush.expire { checked_at } else { stored_at };
-            if is_before(moment, flush.at) && (flush.covers)(&key.text) {
-                if !flush.expire {
-                    return Some(false);
-                }
-                only_expired = Some(true);
-            }
-        }
-        only_expired
+        let known = self.known();
+        let flushes = known
+            .flushes
+            .iter()
+            .map(|flush| (flush.at, flush.expire, &flush.covers));
+        judge(flushes, |covers| covers(&key.text), (stored_at, checked_at), now_ms())
     }
+}
+
+/// What becomes, by `flushes` (when, whether bodies stay, and of what, of which `covers` tells whether the object is among it),
+/// of what was stored and checked at these times; see [`Ledger::flushed`].
+pub(super) fn judge<T>(
+    flushes: impl Iterator<Item = (Millis, bool, T)>,
+    covers: impl Fn(T) -> bool,
+    (stored_at, checked_at): (Millis, Millis),
+    now: Millis,
+) -> Option<bool> {
+    let mut only_expired = None;
+    for (at, expire, what) in flushes {
+        let moment = if expire { checked_at } else { stored_at };
+        if was_before(moment, at, now) && covers(what) {
+            if !expire {
+                return Some(false);
+            }
+            only_expired = Some(true);
+        }
+    }
+    only_expired
 }
 
 #[cfg(test)]
@@ -162,6 +178,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
     use super::*;
+    use crate::cache::Class;
+    use crate::fleet::{Fence, Node};
 
     #[test]
     fn a_flush_is_read_once_however_many_follow() {
@@ -182,5 +200,30 @@ mod tests {
             assert_eq!(ledger.is_flushed(&key("b/1"), 0), number >= 1);
             assert_eq!(reads.load(Relaxed), number + 1);
         }
+    }
+
+    #[test]
+    fn a_word_that_was_said_late_of_what_was_fetched_before_a_flush_is_flushed() {
+        let ledger = Ledger::new(None, Box::new(|_| Some((Box::new(|_: &str| true), true))), None);
+        let flush = Flush::new(serde_json::Value::Null);
+        let (key, at) = (Key::from_text("a\0b\0"), flush.at);
+        let word = |fence: Millis, checked_at| Word {
+            id: 1,
+            class: Class::Mutable,
+            checked_at,
+            fresh_until: at + 60_000,
+            etag: None,
+            generation: fence * 1000,
+            node: Node::new(None),
+            in_bucket: false,
+        };
+        assert!(!ledger.is_flushed_word(&key, &word(at - 2, at - 1)));
+        ledger.remember(flush);
+        assert!(ledger.is_flushed_word(&key, &word(at - 2, at - 1)));
+        // The flush came between the question to upstream and the lock, which was taken for the rest of the body.
+        assert_eq!(Fence(word(at + 1, at - 1).generation).millis(), at + 1);
+        assert!(ledger.is_flushed_word(&key, &word(at + 1, at - 1)));
+        assert!(ledger.is_flushed_word(&key, &word(at - 1, at + 1)));
+        assert!(!ledger.is_flushed_word(&key, &word(at, at + 1)));
     }
 }

@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 
 use super::{Fills, record};
-use crate::bucket::Fence;
+use crate::bucket::Arbiter;
 use crate::cache::{Class, FOR_EVER, Hash, Key, Millis, distrust};
-use crate::fleet::{Fleet, Flush, Listener, Record};
+use crate::fleet::{Fleet, Flush, Listener, Word};
 use crate::relist;
 
 /// Does here what was done elsewhere. What it does to one object takes some microseconds of disk, on a thread that may block.
@@ -26,19 +26,19 @@ impl News {
 
 #[async_trait]
 impl Listener for News {
-    async fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+    async fn changed(&self, hash: Hash, key_text: &str, word: Word) {
         let key = Key::from_text(key_text);
         self.blocking(move |fills| {
             fills.forget(|other| *other == *key.text);
-            if fills.shared.ledger.is_flushed_word(&key, &record) {
+            if fills.shared.ledger.is_flushed_word(&key, &word) {
                 return;
             }
-            if record.class == Class::Mutable {
-                fills.outrun(&hash, record.generation);
+            if word.class == Class::Mutable {
+                fills.outrun(&hash, word.generation);
             }
             fills
                 .store
-                .adopt(&hash, record.id, (record.class, record.checked_at, record.fresh_until));
+                .adopt(&hash, word.id, (word.class, word.checked_at, word.fresh_until));
         })
         .await;
     }
@@ -92,10 +92,10 @@ const WORD_LIMIT: Duration = Duration::from_secs(1);
 const WORD_PAUSE: Duration = Duration::from_millis(10);
 
 /// So that a node that was paused overwrites nothing in the bucket.
-pub struct Fenced(pub Arc<Fleet>, pub Weak<Fills>);
+pub struct ByFleet(pub Arc<Fleet>, pub Weak<Fills>);
 
 #[async_trait]
-impl Fence for Fenced {
+impl Arbiter for ByFleet {
     async fn is_outdated(&self, key: &Key, id: u64) -> bool {
         // Until then the fleet's word is on the body before this one.
         let until = Instant::now() + WORD_LIMIT;
@@ -108,14 +108,14 @@ impl Fence for Fenced {
             tokio::time::sleep(WORD_PAUSE).await;
         }
         let seen = self.0.look(key).await;
-        seen.is_ok_and(|seen| seen.record.is_some_and(|record| record.id != id))
+        seen.is_ok_and(|seen| seen.word.is_some_and(|word| word.id != id))
     }
 
     async fn overwrote(&self, key: &Key) {
         if let Ok(seen) = self.0.look(key).await
-            && let Some(record) = seen.record
+            && let Some(word) = seen.word
         {
-            self.0.reupload(key, record.id);
+            self.0.reupload(key, word.id);
         }
     }
 

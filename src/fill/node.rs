@@ -17,7 +17,7 @@ mod seal;
 mod tests;
 
 pub use message::{Life, Question, Reply};
-pub use peers::{Body, Incoming, Peers};
+pub use peers::Peers;
 pub use seal::{Asked, Seal};
 
 /// Where nodes answer one another.

@@ -1,75 +1,62 @@
 //! A body that was cut is taken up where it stopped: from the bucket or a node that has the very same, or from upstream, which
 //! is asked once more for the whole.
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures_util::{FutureExt as _, StreamExt as _};
-use http::Method;
-
-use super::node::{Body, Incoming, Reply};
+use super::from_bucket::FromBucket;
+use super::from_node::FromNode;
+use super::from_upstream::FromUpstream;
 use super::said::Held;
-use super::take::SILENCE;
+use super::source::{Begun, Source};
+use super::transfer::Transfer;
 use super::turn::PAUSE;
-use super::{Fills, How, Outcome, Wanted};
-use crate::cache::{Aside, Finished, Head, Object, Reader, identity};
-use crate::fleet::{Node, Take};
+use super::{Fills, Wanted};
+use crate::cache::Origin;
+use crate::fleet::Take;
 
 /// A body that was cut is taken up elsewhere; this is how long it may take to find who has the rest.
 const HAND_OVER: Duration = Duration::from_secs(15);
 
 /// What comes after a cut.
 pub(super) struct Rest {
-    pub body: Body,
-    pub node: Option<Node>,
-    pub from_upstream: bool,
+    pub transfer: Transfer,
+    pub origin: Origin,
+    /// The fill lock, where upstream is asked under it.
     pub held: Option<Held>,
 }
 
 impl Rest {
-    fn of(body: Body, node: Option<Node>) -> Rest {
-        Rest {
-            body,
-            node,
-            from_upstream: false,
-            held: None,
-        }
+    async fn of(source: &dyn Source, begun: &Begun<'_>, held: Option<Held>) -> Option<Rest> {
+        let transfer = source.rest(begun).await?;
+        Some(Rest {
+            transfer,
+            origin: source.origin(),
+            held,
+        })
     }
 }
 
 impl Fills {
-    /// The rest of a body of which `written` bytes are there: from the bucket or a node that has the very same, or, with the
-    /// fill lock, from upstream.
-    pub(super) async fn rest_of(
-        self: &Arc<Self>,
-        wanted: &Wanted,
-        growing: &Arc<Object>,
-        (finished, written, is_stuck): (Option<Finished>, u64, bool),
-        held: bytes::Bytes,
-    ) -> Option<Rest> {
+    /// The rest of what `begun` is the beginning of: from the bucket or a node that has the very same, or, with the fill lock,
+    /// from upstream. At once from upstream if the others are `stuck`.
+    pub(super) async fn rest_of(self: &Arc<Self>, wanted: &Wanted, begun: &Begun<'_>, stuck: bool) -> Option<Rest> {
         let until = Instant::now() + HAND_OVER;
         let mut lease_held = None;
-        while Instant::now() < until && !is_stuck {
-            let copy = self.find(wanted).await;
-            let same = copy.filter(|copy| match finished {
-                Some(finished) => copy.identity() == identity(&finished, growing.head.stands_for.as_ref()),
-                None => is_same_fill(&copy.head, &growing.head),
-            });
-            if let (Some(copy), Some(bucket)) = (same, &self.shared.bucket)
-                && let Ok(body) = bucket.read(&copy, written, copy.finished.length).await
-            {
-                return Some(Rest::of(Body::new(body, Some(copy.finished)), None));
+        while Instant::now() < until && !stuck {
+            if let Some(copy) = self.find(wanted).await {
+                let source = FromBucket::by_its_own_times(self, copy);
+                if let Some(rest) = Rest::of(&source, begun, None).await {
+                    return Some(rest);
+                }
             }
             let Some(fleet) = &self.shared.fleet else { break };
             let Ok(seen) = fleet.look(&wanted.key).await else { break };
-            let nodes = seen.holder.into_iter().chain(seen.record.map(|record| record.node));
-            for node in nodes.filter(|node| !self.is_me(node)) {
-                if let Ok((Reply::Object { head, .. }, body)) =
-                    self.ask(&wanted.key, &node, written, None).boxed().await
-                    && is_same_fill(&head, &growing.head)
-                {
-                    return Some(Rest::of(body, Some(node)));
+            let nodes = seen.holder.into_iter().chain(seen.word.map(|word| word.node));
+            for node in nodes {
+                let source = FromNode::new(self, &wanted.key, &node);
+                if let Some(rest) = Rest::of(&source, begun, None).await {
+                    return Some(rest);
                 }
             }
             match fleet.take(&wanted.key).await {
@@ -81,85 +68,6 @@ impl Fills {
                 Ok(Take::Theirs(_)) | Err(_) => break,
             }
         }
-        let body = self.rest_from_upstream(wanted, growing, written, held).boxed().await?;
-        Some(Rest {
-            body: Body::new(body, None),
-            node: None,
-            from_upstream: true,
-            held: lease_held,
-        })
+        Rest::of(&FromUpstream::new(self, wanted), begun, lease_held).await
     }
-
-    /// Fetches the whole again, aside, and hands on what comes after `written`; what came before, of which `held` was not
-    /// shown yet, has to be the same.
-    pub(super) async fn rest_from_upstream(
-        self: &Arc<Self>,
-        wanted: &Wanted,
-        growing: &Arc<Object>,
-        written: u64,
-        mut held: bytes::Bytes,
-    ) -> Option<Incoming> {
-        let mut aside = wanted.aside(Aside::Rest);
-        aside.policy.conditional = false;
-        let hash = aside.key.hash;
-        let Outcome::Object(again, How::Fetched) = self.obtain_aside(aside, Method::GET).await else {
-            return None;
-        };
-        let has_other_length = again
-            .length()
-            .is_some_and(|length| growing.length().is_some_and(|whole| whole != length));
-        if has_other_length || !is_same_version(&again.head, &growing.head) {
-            return None;
-        }
-        // Of a body with a known digest the last piece is neither shown nor held: the digest will tell.
-        let shown = growing.progress().visible.min(written);
-        let known = shown + held.len() as u64;
-        let mut old = Reader::range(Arc::clone(growing), 0, shown);
-        let mut new = Reader::range(Arc::clone(&again), 0, known);
-        let (mut left, mut right) = (bytes::Bytes::new(), bytes::Bytes::new());
-        let mut compared = 0;
-        while compared < known {
-            if left.is_empty() {
-                left = match compared < shown {
-                    true => old.next().await.ok()??,
-                    false => std::mem::take(&mut held),
-                };
-            }
-            if right.is_empty() {
-                right = tokio::time::timeout(SILENCE, new.next()).await.ok()?.ok()??;
-            }
-            let length = left.len().min(right.len());
-            if left.split_to(length) != right.split_to(length) {
-                tracing::warn!(key = %wanted.key.shown(), "upstream has another body by now: a transfer cannot go on");
-                return None;
-            }
-            compared += length as u64;
-        }
-        let store = self.store;
-        let rest = futures_util::stream::unfold(
-            Some(Reader::range(again, written, u64::MAX)),
-            move |reader| async move {
-                let mut reader = reader?;
-                match reader.next().await {
-                    Ok(Some(piece)) => Some((Ok(piece), Some(reader))),
-                    Ok(None) => {
-                        store.remove(hash).await;
-                        None
-                    }
-                    Err(error) => Some((Err(io::Error::other(error)), None)),
-                }
-            },
-        );
-        Some(rest.boxed())
-    }
-}
-
-/// Upstream says the same of both bodies.
-fn is_same_version(a: &Head, b: &Head) -> bool {
-    (a.etag(), a.last_modified(), a.content_encoding()) == (b.etag(), b.last_modified(), b.content_encoding())
-}
-
-/// Two nodes read what one fetched: then all that came before the body is the same, to the millisecond.
-fn is_same_fill(a: &Head, b: &Head) -> bool {
-    a.url == b.url && a.stored_at == b.stored_at && a.headers == b.headers
 }

@@ -3,16 +3,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use parking_lot::Mutex;
 
 use super::node::Life;
-use super::turn::PAUSE;
-use super::{Fills, PATIENCE, record};
+use super::{Fills, record};
 use crate::cache::{Hash, Key, Object, now_ms};
 use crate::catalog::Event;
-use crate::fleet::{Fleet, Lease, Published, Record, Take};
+use crate::fleet::{Lease, Published, Word};
 use crate::formats::Class;
 
 /// What is being said.
@@ -70,30 +68,6 @@ impl Drop for Speaking {
         let mut speaking = self.fills.shared.said.speaking.lock();
         if let Some(at) = speaking.iter().position(|hash| *hash == self.hash) {
             speaking.swap_remove(at);
-        }
-    }
-}
-
-/// The lock to say `word` under, which was fetched without one; none where Redis is away or this very node has it. Another
-/// node that has it may fail, and say nothing: that is waited for.
-///
-/// # Errors
-/// Another node has said something newer, or is about to.
-async fn to_say(fleet: &Arc<Fleet>, key: &Key, word: &Record) -> Result<Option<Arc<Lease>>, Option<Record>> {
-    let patience = Instant::now() + PATIENCE;
-    loop {
-        match fleet.take(key).await {
-            Ok(Take::Mine(lease)) => {
-                let said = fleet.look(key).await.ok().and_then(|seen| seen.record);
-                return match said.filter(|said| said.id != word.id && said.checked_at > word.checked_at) {
-                    Some(newer) => Err(Some(newer)),
-                    None => Ok(Some(Arc::new(lease))),
-                };
-            }
-            Ok(Take::Theirs(node)) if node == *fleet.me() => return Ok(None),
-            Ok(Take::Theirs(_)) if Instant::now() < patience => tokio::time::sleep(PAUSE).await,
-            Ok(Take::Theirs(_)) => return Err(None),
-            Err(_) => return Ok(None),
         }
     }
 }
@@ -191,7 +165,7 @@ impl Fills {
         let lease = self.shared.said.leases.lock().get(&object.key.hash).cloned();
         let (fills, fleet, object) = (Arc::clone(self), Arc::clone(fleet), Arc::clone(object));
         tokio::spawn(async move {
-            let word = Record {
+            let word = Word {
                 id,
                 class: object.fresh.class(),
                 checked_at: object.fresh.checked_at(),
@@ -201,20 +175,17 @@ impl Fills {
                 node: fleet.me().clone(),
                 in_bucket: false,
             };
-            let lease = match lease {
-                Some(lease) => Ok(Some(lease)),
-                None => to_say(&fleet, &object.key, &word).await,
+            let fence = match &lease {
+                Some(lease) => lease.fence(),
+                // Whoever has the lock now may have asked upstream before.
+                None => fleet.fence().of_what_was_checked(word.checked_at),
             };
-            let published = match &lease {
-                Ok(lease) => {
-                    let fence = lease.as_ref().map_or_else(|| fleet.fence(), |lease| lease.fence());
-                    fleet.publish(&object.key, &word, fence).await
-                }
-                Err(newer) => Published::Outdated(newer.clone()),
-            };
+            let published = fleet.publish(&object.key, &word, fence).await;
             drop(speaking);
             if let Published::Outdated(newer) = published {
                 tracing::info!(key = %object.key.shown(), "another node has fetched this since: what is stored here is outdated");
+                // What is said of what was flushed counts no more than nothing.
+                let newer = newer.filter(|newer| !fills.shared.ledger.is_flushed_word(&object.key, newer));
                 let (store, hash) = (fills.store, object.key.hash);
                 let _ = tokio::task::spawn_blocking(move || match newer {
                     Some(newer) => store.adopt(&hash, newer.id, Life::said_by(&newer).parts()),

@@ -1,62 +1,105 @@
-//! What somebody else has is made to grow here, while it comes, and everybody reads it meanwhile.
+//! What a source has is made to grow here, while it comes, and everybody reads it meanwhile.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
 
-use super::node::{Body, Life};
+use super::node::Life;
+use super::source::{Begun, Found, Offer, Source};
 use super::{Fills, How, Landing, Outcome, Purpose, Wanted, record};
-use crate::cache::{Aside, Expected, Finish, Finished, Head, Key, NoSpace, Object, Origin, Writer};
-use crate::fleet::Node;
+use crate::cache::{Aside, Expected, Finish, Head, Key, NoSpace, Object, Origin, Writer};
 
-/// A source that says nothing for so long is given up, whatever the lock says.
-pub(super) const SILENCE: Duration = Duration::from_secs(60);
 /// How often one body may be taken up elsewhere.
 const MAX_HAND_OVERS: usize = 8;
 
-/// What somebody else has, whole or growing.
-pub(super) struct Source {
-    pub head: Head,
-    pub life: Life,
-    /// Where it is complete.
-    pub finished: Option<Finished>,
-    pub origin: Origin,
-    /// Who sends it, if it is a node.
-    pub node: Option<Node>,
+/// What became of asking a source.
+pub(super) enum Obtained {
+    /// Whoever waited has an answer.
+    Done,
+    /// The source knows nothing of it (any more): the fleet may know more by now.
+    Ended,
+    /// What it has cannot be passed on, or cannot be stored here: nothing is gained by waiting for it.
+    Alone,
+    /// The source cannot be asked.
+    NoWay,
 }
 
 impl Fills {
-    /// Makes the body of `source` grow here and lets everybody read it meanwhile. `false`: nothing came of it, and nobody
-    /// has been answered.
-    pub(super) async fn take_in(
+    /// Asks `source` for what is wanted, and answers those who wait with what it says.
+    pub(super) async fn ask_source(
+        self: &Arc<Self>,
+        source: &dyn Source,
+        wanted: &Wanted,
+        landing: &mut Option<Landing<'_>>,
+        previous: Option<&Arc<Object>>,
+    ) -> Obtained {
+        let have = previous.and_then(|stored| stored.identity());
+        let Ok(found) = source.ask(0, have).await else {
+            return Obtained::NoWay;
+        };
+        // Whoever says so has not heard of the flush yet.
+        let is_flushed = |head: &Head, life: &Life| {
+            let ledger = &self.shared.ledger;
+            ledger.flushed(&wanted.key, head.stored_at, life.checked_at).is_some()
+        };
+        match (found, previous) {
+            (Found::Offer(offer), _) if is_flushed(&offer.head, &offer.life) => Obtained::Ended,
+            (Found::Same(life), Some(stored)) if is_flushed(&stored.head, &life) => Obtained::Ended,
+            (Found::Offer(offer), _) => match self.take_in(wanted, landing, (source, *offer), previous).boxed().await {
+                true => Obtained::Done,
+                false => Obtained::Alone,
+            },
+            (Found::Same(life), Some(stored)) => {
+                self.trust(wanted, stored, life).await;
+                publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
+                Obtained::Done
+            }
+            (Found::Same(_), None) | (Found::Nothing, _) => Obtained::Ended,
+            // One attempt in vain is enough for those who have something to serve.
+            (Found::Unreachable, Some(stored)) => {
+                publish(landing, self.stale(wanted, stored, None).await);
+                Obtained::Done
+            }
+            (Found::Unreachable, None) | (Found::Unshared, _) => Obtained::Alone,
+            (Found::Answer(answer), _) => {
+                // What is gone, whoever asked upstream has told the bucket and the others.
+                let (outcome, _) = self.after_answer(wanted, previous, answer).await;
+                publish(landing, outcome);
+                Obtained::Done
+            }
+        }
+    }
+
+    /// Makes the body that `source` offers grow here and lets everybody read it meanwhile. `false`: nothing came of it, and
+    /// nobody has been answered.
+    async fn take_in(
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Body),
-        how: How,
+        (source, offer): (&dyn Source, Offer),
         previous: Option<&Arc<Object>>,
     ) -> bool {
         if wanted.is_set() {
             return self
-                .take_in_set(wanted, landing, (source, body), previous)
+                .take_in_set(wanted, landing, (source, offer), previous)
                 .boxed()
                 .await;
         }
-        let Ok(writer) = self.writer_for(wanted, &wanted.key, &source, previous).await else {
+        let writer = self.writer_for(wanted, &wanted.key, (source, &offer), previous);
+        let Ok(writer) = writer.await else {
             return false;
         };
         let growing = Arc::clone(writer.object());
         if !self.passes_flushes(&growing) {
             return false;
         }
-        self.metrics.shared(match source.origin {
+        self.metrics.shared(match source.origin() {
             Origin::Bucket => "bucket",
             Origin::Node | Origin::Upstream => "node",
         });
-        publish(landing, Outcome::Object(growing, how));
-        let kept = self.copy_in(wanted, writer, source, body).boxed().await;
+        publish(landing, Outcome::Object(growing, offer.how.clone()));
+        let kept = self.copy_in(wanted, writer, (source, offer)).boxed().await;
         if let Some(object) = kept {
             self.verify(wanted, &object).await;
         }
@@ -64,19 +107,19 @@ impl Fills {
     }
 
     /// A manifest is shown only when the files that it names here are verified.
-    pub(super) async fn take_in_set(
+    async fn take_in_set(
         self: &Arc<Self>,
         wanted: &Wanted,
         landing: &mut Option<Landing<'_>>,
-        (source, body): (Source, Body),
+        (source, offer): (&dyn Source, Offer),
         previous: Option<&Arc<Object>>,
     ) -> bool {
         let Purpose::Set(reader) = wanted.purpose else {
             return false;
         };
         let aside = wanted.key.aside(Aside::Arriving);
-        let life = source.life;
-        let Ok(writer) = self.writer_for(wanted, &aside, &source, None).await else {
+        let life = offer.life;
+        let Ok(writer) = self.writer_for(wanted, &aside, (source, &offer), None).await else {
             return false;
         };
         let arrived = Arc::clone(writer.object());
@@ -88,7 +131,7 @@ impl Fills {
         {
             return false;
         }
-        let whole = self.copy_in(wanted, writer, source, body).boxed().await;
+        let whole = self.copy_in(wanted, writer, (source, offer)).boxed().await;
         if whole.is_none() && !arrived.is_complete() {
             return false;
         }
@@ -103,7 +146,7 @@ impl Fills {
     }
 
     /// Holds what begins to grow against the flushes that are known by now: whoever flushes from now on sees it grow.
-    pub(super) fn passes_flushes(&self, growing: &Arc<Object>) -> bool {
+    fn passes_flushes(&self, growing: &Arc<Object>) -> bool {
         let fresh = &growing.fresh;
         match self
             .shared
@@ -122,56 +165,47 @@ impl Fills {
         }
     }
 
-    pub(super) async fn writer_for(
+    /// Begins the object of `key` that `offer` is to fill.
+    fn writer_for(
         &self,
         wanted: &Wanted,
         key: &Key,
-        source: &Source,
+        (source, offer): (&dyn Source, &Offer),
         previous: Option<&Arc<Object>>,
-    ) -> Result<Writer, NoSpace> {
-        let expected = match (&wanted.expected, source.finished) {
+    ) -> impl Future<Output = Result<Writer, NoSpace>> + use<> {
+        let expected = match (&wanted.expected, offer.finished) {
             (Some(expected), _) => Some(expected.clone()),
             (None, Some(finished)) => Some(Expected::Sha256(finished.sha256)),
             (None, None) => None,
         };
-        let mut head = source.head.clone();
-        if let Some(finished) = source.finished {
+        let mut head = offer.head.clone();
+        if let Some(finished) = offer.finished {
             head.content_length = Some(finished.length);
         }
-        let particulars = (source.life.parts(), source.origin);
+        let particulars = (offer.life.parts(), source.origin());
         self.store
             .restore(key.clone(), head, particulars, previous.cloned(), expected)
-            .await
     }
 
     /// Writes what comes; what is cut is taken up elsewhere. What is kept, if it was kept.
-    pub(super) async fn copy_in(
+    async fn copy_in(
         self: &Arc<Self>,
         wanted: &Wanted,
         mut writer: Writer,
-        source: Source,
-        mut body: Body,
+        (source, offer): (&dyn Source, Offer),
     ) -> Option<Arc<Object>> {
         let growing = Arc::clone(writer.object());
-        if source.finished.is_none() {
+        let finished = offer.finished;
+        if finished.is_none() {
             writer.hold_back();
         }
-        let mut written = 0_u64;
-        let whole = source
-            .finished
-            .map(|finished| finished.length)
-            .or(growing.head.content_length);
-        let (mut node, mut from_upstream, mut hand_overs, mut reached) = (source.node, false, 0, None);
+        let (length, mut transfer, mut origin) = (offer.length(), offer.transfer, source.origin());
+        let (mut written, mut hand_overs, mut reached) = (0_u64, 0, None);
         // A lease of one's own is held to the end.
         let mut held = None;
         loop {
-            let next = body.pieces.next();
-            let piece = match &node {
-                Some(node) => self.while_it_lives(&wanted.key, node, next).await,
-                None => tokio::time::timeout(SILENCE, next).await.map_err(io::Error::from),
-            };
-            let failure = match piece {
-                Ok(Some(Ok(piece))) => {
+            let failure = match transfer.pieces.next().await {
+                Some(Ok(piece)) => {
                     written += piece.len() as u64;
                     if let Err(error) = writer.write(piece).await {
                         tracing::warn!(key = %growing.key.shown(), %error, "what another node or the bucket has cannot be stored");
@@ -179,29 +213,32 @@ impl Fills {
                     }
                     continue;
                 }
-                Ok(None) if whole.is_none_or(|whole| whole == written) => break,
-                Ok(None) => io::ErrorKind::UnexpectedEof.into(),
-                Ok(Some(Err(error))) | Err(error) => error,
+                None if length.is_none_or(|length| length == written) => break,
+                None => io::ErrorKind::UnexpectedEof.into(),
+                Some(Err(error)) => error,
             };
             self.metrics.shared("taken_up");
             tracing::info!(key = %growing.key.shown(), %failure, written, "a body is taken up elsewhere");
             hand_overs += 1;
-            if hand_overs > MAX_HAND_OVERS || from_upstream {
+            if hand_overs > MAX_HAND_OVERS || origin == Origin::Upstream {
                 return None;
             }
             // Whoever stopped at this very byte before will stop again.
             let is_stuck = reached.replace(written) == Some(written);
-            let rest = self
-                .rest_of(wanted, &growing, (source.finished, written, is_stuck), writer.held())
-                .boxed()
-                .await?;
-            body = rest.body;
-            (node, from_upstream, held) = (rest.node, rest.from_upstream, rest.held.or(held));
+            let begun = Begun {
+                growing: &growing,
+                finished,
+                written,
+                held: writer.held(),
+            };
+            let rest = self.rest_of(wanted, &begun, is_stuck).boxed().await?;
+            (transfer, origin, held) = (rest.transfer, rest.origin, rest.held.or(held));
         }
-        if from_upstream {
+        let is_taken_over = origin == Origin::Upstream;
+        if is_taken_over {
             growing.take_over();
         }
-        if let Some(whole) = body.whole.get() {
+        if let Some(whole) = transfer.whole.get() {
             writer.expect(Expected::Sha256(whole.sha256));
         }
         let finish = writer.finish().await;
@@ -210,7 +247,7 @@ impl Fills {
             Finish::Admitted(object) => {
                 // What arrives aside is nobody's yet.
                 match record::stored(&object, object.fresh.class()).filter(|_| object.key.is_shared()) {
-                    Some(_) if from_upstream => self.note_stored(&object, wanted.policy.class),
+                    Some(_) if is_taken_over => self.note_stored(&object, wanted.policy.class),
                     Some(event) => self.note_listed(&object, event),
                     None => {}
                 }
@@ -224,11 +261,7 @@ impl Fills {
             Finish::Failed(reason) | Finish::Wrong(reason) => {
                 self.metrics.fill_failed();
                 tracing::warn!(key = %growing.key.shown(), %reason, "what another node or the bucket has is of no use");
-                if source.origin == Origin::Bucket
-                    && let Some(bucket) = &self.shared.bucket
-                {
-                    bucket.remove(&wanted.key).await;
-                }
+                source.is_wrong().await;
                 None
             }
         }

@@ -9,15 +9,16 @@ use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 
-use super::decision::{self, Known, Step, plan};
+use super::decision::{Known, Look, Step, is_news, plan};
+use super::from_bucket::{FromBucket, own_life};
+use super::from_node::FromNode;
 use super::node::Life;
-use super::peer::Joined;
 use super::said::Held;
-use super::take::publish;
+use super::take::{Obtained, publish};
 use super::{Fills, How, Landing, Outcome, Wanted, record};
 use crate::bucket::Copy;
-use crate::cache::{Freshness, Millis, Object, now_ms};
-use crate::fleet::{Fleet, Record, Take};
+use crate::cache::{Millis, Object, now_ms};
+use crate::fleet::{Fleet, Take, Word};
 use crate::formats::Class;
 
 /// Between two looks at what another node does.
@@ -25,9 +26,6 @@ pub(super) const PAUSE: Duration = Duration::from_millis(100);
 
 /// How often a node that fills something may say that it has nothing to give before this one goes on without it.
 const MAX_REFUSALS: u32 = 5;
-
-/// What was fetched within this time may be news.
-const LATELY_MS: Millis = 5_000;
 
 /// How often a flight that has the lock goes back because others were faster.
 const MAX_NEWS: usize = 3;
@@ -43,19 +41,11 @@ pub(super) struct Turn {
     pub lease: Option<Held>,
 }
 
-/// Whether a record, or a copy, is fresh by today's policy.
-pub(super) fn is_fresh(wanted: &Wanted, life: Life) -> bool {
-    let (class, checked_at, fresh_until) = life.parts();
-    let left = Freshness::new(class, checked_at, fresh_until);
-    left.verify(now_ms());
-    left.left(wanted.policy.class, wanted.policy.ttl, now_ms()).is_fresh()
-}
-
 impl Fills {
     /// The fleet's word: `Err(())` where nobody can be asked.
-    pub(super) async fn word(&self, wanted: &Wanted) -> Result<Option<Record>, ()> {
+    pub(super) async fn word(&self, wanted: &Wanted) -> Result<Option<Word>, ()> {
         let fleet = self.shared.fleet.as_ref().ok_or(())?;
-        fleet.look(&wanted.key).await.map(|seen| seen.record).map_err(|_| ())
+        fleet.look(&wanted.key).await.map(|seen| seen.word).map_err(|_| ())
     }
 
     /// Makes the steps of [`plan`]. `None`: whoever waited has been answered.
@@ -74,6 +64,8 @@ impl Fills {
         let fleet = self.shared.fleet.as_ref();
         let (mut news, mut refused) = (0, 0);
         'looking: loop {
+            // It may have been flushed while others were waited for.
+            previous = self.unless_gone(previous);
             let find = async {
                 match previous {
                     None => self.find(wanted).await,
@@ -87,85 +79,77 @@ impl Fills {
                 }
             };
             let (mut copy, seen) = tokio::join!(find, look);
-            // Of what is mutable the copy's own times count only where the fleet cannot be asked.
-            let nobody = if seen.is_some() { Ok(&None) } else { Err(&()) };
-            let life = copy.as_ref().and_then(|copy| self.life_of(wanted, copy, nobody));
-            let (record, holder) = seen.map_or((None, None), |seen| (seen.record, seen.holder));
+            let is_seen = seen.is_some();
+            let (word, holder) = seen.map_or((None, None), |seen| (seen.word, seen.holder));
             let holder = holder.filter(|node| !self.is_me(node));
-            let record = record.filter(|record| !self.shared.ledger.is_flushed_word(key, record));
-            let own = previous.as_ref().and_then(|stored| stored.identity());
-            let known = Known {
-                own,
+            let word = word.filter(|word| !self.shared.ledger.is_flushed_word(key, word));
+            let look = Look {
+                own: previous.as_ref().and_then(|stored| stored.identity()),
+                is_seen,
                 is_filled_elsewhere: holder.is_some(),
-                word: record.as_ref().map(|record| decision::Said {
-                    identity: record.id,
-                    is_fresh: is_fresh(wanted, Life::said_by(record)),
-                }),
-                copy: copy.as_ref().map(|copy| decision::Said {
-                    identity: copy.identity(),
-                    is_fresh: life.is_some_and(|life| is_fresh(wanted, life)),
-                }),
+                word: word.as_ref(),
+                copy: copy.as_ref().map(|copy| (copy.identity(), own_life(copy))),
                 is_forced: wanted.force,
                 may_lock: fleet.is_some() && !wanted.remote().offline,
             };
+            let known = Known::by(&look, wanted.policy, now_ms());
             for step in plan(&known) {
-                match (step, &holder, &record) {
+                match (step, &holder, &word) {
                     (Step::Join, Some(holder), _) => {
-                        let joined = self.join_node(wanted, landing, holder, previous.as_ref());
-                        match joined.boxed().await {
-                            Joined::Done => return None,
+                        let source = FromNode::new(self, key, holder);
+                        match self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                            Obtained::Done => return None,
                             // Its fill may have ended just now.
-                            Joined::Ended if refused < MAX_REFUSALS => {
+                            Obtained::Ended if refused < MAX_REFUSALS => {
                                 refused += 1;
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
-                            Joined::NoWay if Instant::now() < patience && self.may_wait(holder) => {
+                            Obtained::NoWay if Instant::now() < patience && self.may_wait(holder) => {
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
-                            Joined::Ended | Joined::NoWay | Joined::Alone => {}
+                            Obtained::Ended | Obtained::NoWay | Obtained::Alone => {}
                         }
                     }
-                    (Step::Trust, _, Some(record)) => {
+                    (Step::Trust, _, Some(word)) => {
                         if let Some(stored) = &previous {
-                            self.trust(wanted, stored, Life::said_by(record)).await;
+                            self.trust(wanted, stored, Life::said_by(word)).await;
                             publish(landing, Outcome::Object(Arc::clone(stored), How::Found));
                             return None;
                         }
                     }
-                    (Step::BringNamed, _, Some(record)) => {
-                        if let Some(copy) = self.named(wanted, &mut copy, record).await
-                            && self
-                                .bring(wanted, landing, copy, Life::said_by(record), previous.as_ref())
-                                .boxed()
-                                .await
-                        {
-                            return None;
+                    (Step::BringNamed, _, Some(word)) => {
+                        if let Some(copy) = self.named(wanted, &mut copy, word).await {
+                            let source = FromBucket::new(self, copy, Life::said_by(word));
+                            if let Obtained::Done = self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                                return None;
+                            }
                         }
                     }
-                    (Step::AskNamed, _, Some(record)) => {
-                        let joined = self.join_node(wanted, landing, &record.node, previous.as_ref());
-                        match joined.boxed().await {
-                            Joined::Done => return None,
+                    (Step::AskNamed, _, Some(word)) => {
+                        let source = FromNode::new(self, key, &word.node);
+                        match self.ask_source(&source, wanted, landing, previous.as_ref()).await {
+                            Obtained::Done => return None,
                             // It is on its way into the bucket.
-                            Joined::NoWay if Instant::now() < patience && self.will_be_in_bucket(record) => {
+                            Obtained::NoWay if Instant::now() < patience && self.will_be_in_bucket(word) => {
                                 tokio::time::sleep(PAUSE).await;
                                 continue 'looking;
                             }
                             _ => {}
                         }
                     }
-                    (Step::BringBackNamed, _, Some(record)) => {
-                        if let Some(copy) = self.named(wanted, &mut copy, record).await {
+                    (Step::BringBackNamed, _, Some(word)) => {
+                        if let Some(copy) = self.named(wanted, &mut copy, word).await {
                             previous = self.bring_back(wanted, copy).boxed().await.or(previous);
                         }
                     }
                     (Step::Bring, ..) => {
-                        if let (Some(copy), Some(life)) = (copy.take(), life)
-                            && self.bring(wanted, landing, copy, life, None).boxed().await
-                        {
-                            return None;
+                        if let Some(copy) = copy.take() {
+                            let source = FromBucket::by_its_own_times(self, copy);
+                            if let Obtained::Done = self.ask_source(&source, wanted, landing, None).await {
+                                return None;
+                            }
                         }
                     }
                     (Step::BringBack, ..) => {
@@ -201,12 +185,12 @@ impl Fills {
     }
 
     /// The bucket's copy of what the word names: the one that was found, or looked for now.
-    async fn named(&self, wanted: &Wanted, found: &mut Option<Copy>, record: &Record) -> Option<Copy> {
+    async fn named(&self, wanted: &Wanted, found: &mut Option<Copy>, word: &Word) -> Option<Copy> {
         let copy = match found.take() {
             Some(copy) => Some(copy),
             None => self.find(wanted).await,
         };
-        copy.filter(|copy| copy.identity() == record.id)
+        copy.filter(|copy| copy.identity() == word.id)
     }
 
     /// What is stored is fresh for as long as others say.
@@ -218,14 +202,14 @@ impl Fills {
     }
 
     /// Whether a fresh body that cannot be read from its node is about to be in the bucket.
-    pub(super) fn will_be_in_bucket(&self, record: &Record) -> bool {
+    pub(super) fn will_be_in_bucket(&self, word: &Word) -> bool {
         let is_open = self
             .shared
             .bucket
             .as_ref()
             .is_some_and(|bucket| bucket.breaker().is_closed());
-        let is_young = now_ms().saturating_sub(record.checked_at) < UPLOAD_MS;
-        is_open && is_young && !record.in_bucket && !self.can_ask(&record.node) && !self.is_me(&record.node)
+        let is_young = now_ms().saturating_sub(word.checked_at) < UPLOAD_MS;
+        is_open && is_young && !word.in_bucket && !self.can_ask(&word.node) && !self.is_me(&word.node)
     }
 
     /// Whether the fleet has a fresh body that this flight did not see.
@@ -233,12 +217,9 @@ impl Fills {
         let Ok(seen) = fleet.look(&wanted.key).await else {
             return false;
         };
-        seen.record.is_some_and(|record| {
-            is_fresh(wanted, Life::said_by(&record))
-                && !wanted.force
-                && previous.and_then(|stored| stored.identity()) != Some(record.id)
-                && now_ms().saturating_sub(record.checked_at) < LATELY_MS
-        })
+        let own = previous.and_then(|stored| stored.identity());
+        let is_news = |word: Word| is_news(wanted.policy, own, &word, now_ms());
+        !wanted.force && seen.word.is_some_and(is_news)
     }
 
     /// [`Fills::verify`], behind the answer.
@@ -252,12 +233,12 @@ impl Fills {
         if wanted.policy.class == Class::Immutable {
             return;
         }
-        let record = self.word(wanted).await.ok().flatten();
-        if let Some(record) = record.filter(|record| !self.shared.ledger.is_flushed_word(&wanted.key, record)) {
+        let word = self.word(wanted).await.ok().flatten();
+        if let Some(word) = word.filter(|word| !self.shared.ledger.is_flushed_word(&wanted.key, word)) {
             let hash = object.key.hash;
             let store = self.store;
-            let parts = Life::said_by(&record).parts();
-            let _ = tokio::task::spawn_blocking(move || store.adopt(&hash, record.id, parts)).await;
+            let parts = Life::said_by(&word).parts();
+            let _ = tokio::task::spawn_blocking(move || store.adopt(&hash, word.id, parts)).await;
         }
     }
 }

@@ -29,9 +29,9 @@ use crate::upstream::{Exchange, Failure};
 /// Tries of one fill: addresses and redirects together.
 const MAX_TRIES: usize = 32;
 
-/// The first word of a fill: what those who wait for it will get.
+/// How a fill begins: what those who wait for it will get.
 #[derive(Debug)]
-pub enum Word {
+pub enum Opening {
     Growing(Arc<Object>),
     NotModified,
     Answer(Answer),
@@ -48,7 +48,7 @@ pub struct Ticket {
     spec: Arc<FillSpec>,
     policy: Policy,
     says: HeaderMap,
-    word: Option<oneshot::Sender<Word>>,
+    opening: Option<oneshot::Sender<Opening>>,
 }
 
 impl Ticket {
@@ -56,14 +56,14 @@ impl Ticket {
         exchange: Exchange,
         spec: Arc<FillSpec>,
         (policy, says): (Policy, HeaderMap),
-        word: oneshot::Sender<Word>,
+        opening: oneshot::Sender<Opening>,
     ) -> Self {
         Ticket {
             exchange,
             spec,
             policy,
             says,
-            word: Some(word),
+            opening: Some(opening),
         }
     }
 
@@ -91,10 +91,10 @@ impl Ticket {
         coded && literal && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
     }
 
-    fn say(&mut self, word: Word) {
-        if let Some(sender) = self.word.take() {
+    fn say(&mut self, opening: Opening) {
+        if let Some(sender) = self.opening.take() {
             // Nobody listens any more: the flight timed out and this task is about to be aborted.
-            let _ = sender.send(word);
+            let _ = sender.send(opening);
         }
     }
 }
@@ -231,7 +231,7 @@ impl ProxyHttp for Hooks {
         let ticket = ctx.ticket()?;
         ticket.exchange.read_header(response)?;
         if ticket.is_coded(response) {
-            ticket.say(Word::Coded);
+            ticket.say(Opening::Coded);
             return Err(Error::explain(ErrorType::InternalError, "nobody reads this coding"));
         }
         match response.status.as_u16() {
@@ -300,14 +300,14 @@ impl ProxyHttp for Hooks {
         let ticket = ctx.ticket()?;
         let object = ticket.spec.object.get().cloned();
         if not_modified {
-            ticket.say(Word::NotModified);
+            ticket.say(Opening::NotModified);
         } else if ticket.exchange.ask().method == Method::HEAD {
             let (mut kept, length) = ticket.kept(response);
             if let Some(length) = length {
                 kept.insert(header::CONTENT_LENGTH, length.into());
             }
             let retry_after = headers::retry_after(response);
-            ticket.say(Word::Answer(Answer {
+            ticket.say(Opening::Answer(Answer {
                 status,
                 headers: kept,
                 body: Bytes::new(),
@@ -316,15 +316,15 @@ impl ProxyHttp for Hooks {
                 retry_after,
             }));
         } else if let (200, true, Some(object)) = (status, stored, object) {
-            ticket.say(Word::Growing(object));
+            ticket.say(Opening::Growing(object));
         } else if status == 200 {
             let why = ticket.spec.refused.get().cloned();
-            ticket.say(Word::Direct(why));
+            ticket.say(Opening::Direct(why));
         } else if status >= 400 {
             // Clients get a body of ours: upstream's may be long, or drip.
             let retry_after = headers::retry_after(response);
             let headers = headers::of_answer(response, ticket.exchange.remote.keep());
-            ticket.say(Word::Answer(Answer {
+            ticket.say(Opening::Answer(Answer {
                 status,
                 headers,
                 body: Bytes::new(),
@@ -366,7 +366,7 @@ impl ProxyHttp for Hooks {
         }
         if long {
             ctx.passing = None;
-            ctx.ticket()?.say(Word::Direct(None));
+            ctx.ticket()?.say(Opening::Direct(None));
         }
         Ok(None)
     }
@@ -388,7 +388,7 @@ impl ProxyHttp for Hooks {
     ) -> Box<Error> {
         match &ctx.ticket {
             // Once the header was passed on, another try could only bring a second answer.
-            Some(ticket) => ticket.exchange.transfer_failed(error, reused, ticket.word.is_some()),
+            Some(ticket) => ticket.exchange.transfer_failed(error, reused, ticket.opening.is_some()),
             None => error,
         }
     }
@@ -396,7 +396,7 @@ impl ProxyHttp for Hooks {
     async fn fail_to_proxy(&self, _: &mut Session, error: &Error, ctx: &mut Ctx) -> FailToProxy {
         if let Some(ticket) = &mut ctx.ticket {
             let failure = ticket.exchange.failure(error);
-            ticket.say(Word::Failed(failure));
+            ticket.say(Opening::Failed(failure));
         }
         // No client: whatever is written here goes nowhere.
         FailToProxy {
@@ -411,7 +411,7 @@ impl ProxyHttp for Hooks {
         match (passing, error) {
             (Some((status, headers, body)), None) => {
                 let retry_after = headers::retry_after_of(&headers);
-                ticket.say(Word::Answer(Answer {
+                ticket.say(Opening::Answer(Answer {
                     status,
                     headers,
                     body: body.freeze(),
@@ -422,9 +422,9 @@ impl ProxyHttp for Hooks {
             }
             (_, Some(error)) => {
                 let failure = ticket.exchange.failure(error);
-                ticket.say(Word::Failed(failure));
+                ticket.say(Opening::Failed(failure));
             }
-            (None, None) => ticket.say(Word::Failed(Failure {
+            (None, None) => ticket.say(Opening::Failed(Failure {
                 status: 502,
                 reason: "upstream's answer could not be used".to_owned(),
                 unreachable: false,

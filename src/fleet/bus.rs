@@ -20,7 +20,7 @@ use super::connection::{PATIENT, said};
 use super::flushes::Flush;
 use super::names::{EPOCH, NEWS};
 use super::random::random;
-use super::record::{Fields, Record};
+use super::word::{Fields, Word};
 use crate::breaker::within;
 use crate::cache::{Hash, Millis, now_ms, parse_hash};
 
@@ -250,7 +250,7 @@ async fn timed<T>(asking: impl Future<Output = RedisResult<T>>) -> Result<T, Str
 #[async_trait]
 pub trait Listener: Send + Sync {
     /// Another node published a newer word.
-    async fn changed(&self, hash: Hash, key_text: &str, record: Record);
+    async fn changed(&self, hash: Hash, key_text: &str, word: Word);
     /// Another node found that upstream has no such object any more, and removed it.
     async fn removed(&self, hash: Hash, key_text: &str);
     /// What was checked before `at` is to be asked of upstream again.
@@ -267,7 +267,7 @@ pub trait Listener: Send + Sync {
 /// What the bus brings.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum News {
-    Changed(Hash, String, Record),
+    Changed(Hash, String, Word),
     Removed(Hash, String),
     Expired(Hash, String, Millis),
     Reupload(Hash, String, u64),
@@ -283,7 +283,7 @@ impl News {
         Some(match fields.get("kind")?.as_str() {
             "changed" => {
                 let (hash, text) = key()?;
-                News::Changed(hash, text, Record::from_fields(fields)?)
+                News::Changed(hash, text, Word::from_fields(fields)?)
             }
             "removed" => {
                 let (hash, text) = key()?;
@@ -305,7 +305,7 @@ impl News {
 
     pub(super) async fn tell(self, listener: &dyn Listener) {
         match self {
-            News::Changed(hash, text, record) => listener.changed(hash, &text, record).await,
+            News::Changed(hash, text, word) => listener.changed(hash, &text, word).await,
             News::Removed(hash, text) => listener.removed(hash, &text).await,
             News::Expired(hash, text, at) => listener.expired(hash, &text, at).await,
             News::Reupload(hash, text, id) => listener.reupload(hash, &text, id).await,

@@ -14,7 +14,7 @@ use redis::{
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 
-use super::record::Fence;
+use super::word::Fence;
 use crate::breaker::{Away, Breaker, own_micros};
 use crate::cache::set_clock;
 use crate::config::Secret;

@@ -34,12 +34,12 @@ pub struct Lease {
     fence: Fence,
     /// Names this very holding of the lock.
     holding: String,
-    held: Arc<Held>,
+    held: Arc<Renewed>,
     renewal: AbortHandle,
 }
 
 #[derive(Debug)]
-struct Held {
+struct Renewed {
     /// When the last renewal that succeeded was asked for.
     renewed: Mutex<Instant>,
     /// Somebody else has it, or has had it and spoken.
@@ -47,7 +47,7 @@ struct Held {
     went: Notify,
 }
 
-impl Held {
+impl Renewed {
     fn is_lost(&self) -> bool {
         self.gone.load(Relaxed) || self.renewed.lock().elapsed() >= LIFE
     }
@@ -164,7 +164,7 @@ return {fence, false, false}
     }
 
     fn lease(self: &Arc<Self>, key: Key, fence: Fence, holding: String, began: Instant) -> Lease {
-        let held = Arc::new(Held {
+        let held = Arc::new(Renewed {
             renewed: Mutex::new(began),
             gone: AtomicBool::new(false),
             went: Notify::new(),
@@ -180,7 +180,7 @@ return {fence, false, false}
         }
     }
 
-    async fn renew(self: Arc<Self>, key: Key, fence: Fence, holding: String, held: Arc<Held>) {
+    async fn renew(self: Arc<Self>, key: Key, fence: Fence, holding: String, held: Arc<Renewed>) {
         // A lock that is free is taken again: it ended while Redis or this process stood still, or Redis lost it; unless
         // another fill came and went meanwhile.
         static RENEW: LazyLock<Script> = LazyLock::new(|| {

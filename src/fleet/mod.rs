@@ -11,10 +11,10 @@ mod lock;
 mod names;
 mod nodes;
 mod outbox;
+mod publish;
 mod random;
-mod record;
 mod tokens;
-mod words;
+mod word;
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -39,9 +39,9 @@ pub use flushes::{Flush, replace};
 use flushes::{Flushes, KEPT};
 pub use lock::{Lease, Take};
 use names::{EPOCH, FLUSHES, NEWS};
-use outbox::{Outbox, Parcel, Word};
+use outbox::{Outbox, Parcel, Saying};
 pub use random::random;
-pub use record::{Fence, Node, Record};
+pub use word::{Fence, Node, Word};
 
 /// Between two questions whether all is well.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// What the fleet knows of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Seen {
-    pub record: Option<Record>,
+    pub word: Option<Word>,
     /// Who fills it now.
     pub holder: Option<Node>,
 }
@@ -68,7 +68,7 @@ pub enum Published {
     /// What was said is the fleet's word now.
     Yes,
     /// A later fill has spoken; `None`: it found that there is no such object.
-    Outdated(Option<Record>),
+    Outdated(Option<Word>),
     /// Redis is away: it is kept and sent when it answers again, still fenced.
     Away,
 }
@@ -428,8 +428,8 @@ impl Fleet {
 
     async fn send(&self, parcel: &Parcel, listener: &dyn Listener) -> Result<(), Failure> {
         match parcel {
-            Parcel::Word(key, Word::Is(record)) => {
-                match self.publish_now(PATIENT, key, record).await? {
+            Parcel::Word(key, Saying::Is(word)) => {
+                match self.publish_now(PATIENT, key, word).await? {
                     // What this node heard before it stored the older body was of no use to it.
                     Published::Outdated(Some(newer)) => listener.changed(key.hash, &key.text, newer).await,
                     Published::Outdated(None) => listener.removed(key.hash, &key.text).await,
@@ -437,8 +437,8 @@ impl Fleet {
                 }
                 Ok(())
             }
-            Parcel::Word(key, Word::Gone(fence)) => self.say_gone(key, *fence).await,
-            Parcel::Word(key, Word::Expired(fence, at)) => self.say_expired(key, *fence, *at).await,
+            Parcel::Word(key, Saying::Gone(fence)) => self.say_gone(key, *fence).await,
+            Parcel::Word(key, Saying::Expired(fence, at)) => self.say_expired(key, *fence, *at).await,
             Parcel::Uploaded(key, id) => self.say_uploaded(key, *id).await,
             Parcel::Reupload(key, id) => self.say_reupload(key, *id).await,
             Parcel::Release(key, holding) => self.release(key, holding).await,

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::connection::PATIENT;
 use super::names::NODES;
-use super::record::Fields;
+use super::word::Fields;
 use super::{Fleet, Node};
 use crate::breaker::Away;
 

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::record::{Fence, Record};
+use super::word::{Fence, Word};
 use crate::cache::{Hash, Key, Millis, now_ms};
 use crate::config::Secret;
 
@@ -16,7 +16,7 @@ const BOUND: usize = 10_000;
 /// Something for Redis to hear.
 #[derive(Debug, Clone)]
 pub(super) enum Parcel {
-    Word(Key, Word),
+    Word(Key, Saying),
     /// The body with this id is in the bucket.
     Uploaded(Key, u64),
     Reupload(Key, u64),
@@ -33,28 +33,28 @@ pub(super) enum Parcel {
 
 /// What is said of a key.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Word {
-    Is(Record),
+pub(super) enum Saying {
+    Is(Word),
     Gone(Fence),
     /// For whoever began to fill before the fence; since when.
     Expired(Fence, Millis),
 }
 
-impl Word {
+impl Saying {
     /// The one that is left of two, of which `self` was said first.
-    fn then(self, next: Word) -> Word {
+    fn then(self, next: Saying) -> Saying {
         match (self, next) {
-            (Word::Is(a), Word::Is(b)) => Word::Is(if b.generation < a.generation { a } else { b }),
-            (Word::Gone(fence), Word::Is(record)) if Fence(record.generation) < fence => Word::Gone(fence),
-            (Word::Is(record), Word::Gone(fence)) if fence < Fence(record.generation) => Word::Is(record),
-            (Word::Is(record), Word::Expired(fence, at)) | (Word::Expired(fence, at), Word::Is(record)) => {
-                let expired = Fence(record.generation) < fence;
-                Word::Is(Record {
-                    fresh_until: record.fresh_until.min(if expired { at } else { Millis::MAX }),
-                    ..record
+            (Saying::Is(a), Saying::Is(b)) => Saying::Is(if b.generation < a.generation { a } else { b }),
+            (Saying::Gone(fence), Saying::Is(word)) if Fence(word.generation) < fence => Saying::Gone(fence),
+            (Saying::Is(word), Saying::Gone(fence)) if fence < Fence(word.generation) => Saying::Is(word),
+            (Saying::Is(word), Saying::Expired(fence, at)) | (Saying::Expired(fence, at), Saying::Is(word)) => {
+                let expired = Fence(word.generation) < fence;
+                Saying::Is(Word {
+                    fresh_until: word.fresh_until.min(if expired { at } else { Millis::MAX }),
+                    ..word
                 })
             }
-            (Word::Gone(fence), Word::Expired(..)) => Word::Gone(fence),
+            (Saying::Gone(fence), Saying::Expired(..)) => Saying::Gone(fence),
             (_, next) => next,
         }
     }
@@ -63,7 +63,7 @@ impl Word {
 /// Of two parcels for one slot the newer replaces the other.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Slot {
-    Word(Hash),
+    Saying(Hash),
     Uploaded(Hash),
     Reupload(Hash),
     Release(String),
@@ -74,7 +74,7 @@ enum Slot {
 impl Parcel {
     fn slot(&self) -> Slot {
         match self {
-            Parcel::Word(key, _) => Slot::Word(key.hash),
+            Parcel::Word(key, _) => Slot::Saying(key.hash),
             Parcel::Uploaded(key, _) => Slot::Uploaded(key.hash),
             Parcel::Reupload(key, _) => Slot::Reupload(key.hash),
             Parcel::Release(_, holding) => Slot::Release(holding.clone()),
@@ -158,8 +158,8 @@ mod tests {
     use super::*;
     use crate::cache::Class;
 
-    fn record(generation: u64, checked_at: Millis) -> Record {
-        Record {
+    fn record(generation: u64, checked_at: Millis) -> Word {
+        Word {
             id: generation,
             class: Class::Mutable,
             checked_at,
@@ -174,27 +174,35 @@ mod tests {
     #[test]
     fn of_two_words_the_later_fill_counts_and_what_expired_is_not_fresh() {
         let (old, new) = (record(1, 100), record(2, 200));
-        let is = |record: &Record| Word::Is(record.clone());
-        let expired = Word::Is(Record {
+        let is = |word: &Word| Saying::Is(word.clone());
+        let expired = Saying::Is(Word {
             fresh_until: 150,
             ..old.clone()
         });
         for (said, next, left) in [
             (is(&old), is(&new), is(&new)),
             (is(&new), is(&old), is(&new)),
-            (Word::Gone(Fence(2)), is(&old), Word::Gone(Fence(2))),
-            (Word::Gone(Fence(1)), is(&new), is(&new)),
-            (is(&old), Word::Gone(Fence(2)), Word::Gone(Fence(2))),
-            (is(&new), Word::Gone(Fence(1)), is(&new)),
-            (is(&old), Word::Expired(Fence(2), 150), expired.clone()),
-            (Word::Expired(Fence(2), 150), is(&old), expired),
-            (Word::Expired(Fence(2), 150), is(&new), is(&new)),
-            (Word::Expired(Fence(2), 150), Word::Gone(Fence(1)), Word::Gone(Fence(1))),
-            (Word::Gone(Fence(1)), Word::Expired(Fence(2), 150), Word::Gone(Fence(1))),
+            (Saying::Gone(Fence(2)), is(&old), Saying::Gone(Fence(2))),
+            (Saying::Gone(Fence(1)), is(&new), is(&new)),
+            (is(&old), Saying::Gone(Fence(2)), Saying::Gone(Fence(2))),
+            (is(&new), Saying::Gone(Fence(1)), is(&new)),
+            (is(&old), Saying::Expired(Fence(2), 150), expired.clone()),
+            (Saying::Expired(Fence(2), 150), is(&old), expired),
+            (Saying::Expired(Fence(2), 150), is(&new), is(&new)),
             (
-                Word::Expired(Fence(2), 150),
-                Word::Expired(Fence(3), 160),
-                Word::Expired(Fence(3), 160),
+                Saying::Expired(Fence(2), 150),
+                Saying::Gone(Fence(1)),
+                Saying::Gone(Fence(1)),
+            ),
+            (
+                Saying::Gone(Fence(1)),
+                Saying::Expired(Fence(2), 150),
+                Saying::Gone(Fence(1)),
+            ),
+            (
+                Saying::Expired(Fence(2), 150),
+                Saying::Expired(Fence(3), 160),
+                Saying::Expired(Fence(3), 160),
             ),
         ] {
             assert_eq!(said.clone().then(next.clone()), left, "{said:?}, then {next:?}");
@@ -221,7 +229,7 @@ mod tests {
             outbox.put(Parcel::Release(key(0), number.to_string()));
         }
         for number in outbox.len()..BOUND {
-            outbox.put(Parcel::Word(key(number), Word::Gone(Fence(1))));
+            outbox.put(Parcel::Word(key(number), Saying::Gone(Fence(1))));
         }
         let distrusts = || outbox.waiting.lock().contains_key(&Slot::Distrust);
         for number in 0..BOUND / 10 {

@@ -25,7 +25,7 @@ use pingora_timeout::timeout;
 use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::artifact::accepted;
+use super::accept::accepted;
 use super::gate::{Gate, READ};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;

@@ -4,8 +4,9 @@ use http::{HeaderMap, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request};
 use super::dress::{self, Shown};
+use super::provenance::Provenance;
+use super::request::Request;
 use super::{Client, range};
 use crate::fill::Answer;
 use crate::headers;
@@ -19,7 +20,7 @@ impl Client {
         request: &Request,
         headers: &HeaderMap,
         cache_control: &str,
-        origin: &Origin,
+        origin: &Provenance,
     ) -> Result<bool> {
         let shown = Shown::of(request);
         let mut response = dress::of_content(200, headers, &shown, false)?;

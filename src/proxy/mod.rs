@@ -1,20 +1,25 @@
 //! The client's side: one thin hook each. Every request is answered in `request_filter`; Pingora's own way to upstream and
 //! its cache are for fills only.
 
+mod accept;
 mod artifact;
 mod chunks;
 mod client;
+mod deliver;
 mod dress;
 mod foreign;
 mod front;
 mod gate;
 mod head;
 mod held;
+mod hit;
 mod node;
 mod pass;
+mod provenance;
 pub mod range;
 mod reference;
 mod relay;
+mod request;
 mod resolve;
 mod root;
 mod route;
@@ -106,7 +111,7 @@ impl ProxyHttp for Hooks {
             return Ok(true);
         }
         let hot = match session.req_header().method {
-            Method::GET | Method::HEAD => Hot::key(&config, &host, target, artifact::accept(session).as_deref()),
+            Method::GET | Method::HEAD => Hot::key(&config, &host, target, accept::accept(session).as_deref()),
             _ => None,
         };
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
@@ -223,7 +228,7 @@ impl Client {
 
     /// A hit whose body is in memory and goes out in one piece.
     fn small_hit(&self, session: &Session, config: &Config, resolved: &Resolved) -> Result<Option<SmallHit>> {
-        let gzip = resolved.view.is_some() && artifact::wants_gzip(session);
+        let gzip = resolved.view.is_some() && accept::wants_gzip(session);
         let remote_url = || {
             let arrival = public::arrival(session);
             public::of_remote(&config.settings, &arrival, &resolved.remote.name, resolved.bound_host)

@@ -8,9 +8,10 @@ use pingora_error::{Error, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
-use super::artifact::Request;
 use super::dress::{self, NO_CACHE, Shown};
+use super::provenance::Provenance;
 use super::range::{self, Ranges};
+use super::request::Request;
 use super::resolve::Resolved;
 use super::{Client, Ctx};
 use crate::cache::{Expected, Object, Origin, Verifier};
@@ -110,7 +111,7 @@ impl Client {
         if growing.origin() == Origin::Bucket
             && let Some(object) = self.fills.elsewhere(&wanted).await
         {
-            let origin = super::artifact::Origin::of(&object, &How::Restored, false, false, ctx);
+            let origin = Provenance::of(&object, &How::Restored, false, false, ctx);
             return Box::pin(self.deliver(session, ctx, request, object, origin)).await;
         }
         ctx.cache = "partial";

@@ -6,7 +6,8 @@ use http::{Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request};
+use super::provenance::Provenance;
+use super::request::Request;
 use super::{Client, Ctx, relay};
 use crate::cache::{Left, Object, now_ms};
 use crate::fill::{How, Outcome, Wanted};
@@ -22,7 +23,7 @@ impl Client {
         ctx: &mut Ctx,
         request: &Request,
         pointer: Arc<Object>,
-        origin: Origin,
+        origin: Provenance,
     ) -> Result<bool> {
         let stands_for = pointer.head.stands_for.as_ref();
         let content = stands_for.and_then(|referent| request.asset.content(&referent.digest));
@@ -64,7 +65,7 @@ impl Client {
             (Outcome::Object(object, how), joined) => {
                 let fetched = how == How::Fetched;
                 let origin = match fetched {
-                    true => Origin::of(&object, &how, false, joined, ctx),
+                    true => Provenance::of(&object, &how, false, joined, ctx),
                     false => origin,
                 };
                 self.deliver(session, ctx, &content, object, origin).await
@@ -80,7 +81,7 @@ impl Client {
                         }
                         && how == How::Fetched
                     {
-                        let origin = Origin::of(&moved, &how, true, joined, ctx);
+                        let origin = Provenance::of(&moved, &how, true, joined, ctx);
                         return Box::pin(self.deliver_referent(session, ctx, request, moved, origin)).await;
                     }
                 }

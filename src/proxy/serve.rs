@@ -14,7 +14,7 @@ use pingora_proxy::Session;
 
 use super::dress::{self, Shown};
 use super::range::{self, Condition, Ranges};
-use crate::cache::{Body, Left, Object, Prepared, Reader, State};
+use crate::cache::{Body, Left, Object, Prepared, Reader, Stage};
 use crate::formats::Class;
 use crate::headers;
 use crate::policy::{Basis, Policy};
@@ -369,5 +369,5 @@ pub(super) fn needs_whole(session: &Session, object: &Object) -> bool {
 /// Waits until the first bytes of a growing object can be read, so that an early failure is still an error answer.
 /// `false`: it failed.
 pub(super) async fn has_begun(object: &Arc<Object>) -> bool {
-    object.begun().await.state != State::Failed
+    object.begun().await.state != Stage::Failed
 }

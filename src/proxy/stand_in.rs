@@ -8,7 +8,8 @@ use http::{HeaderName, Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::artifact::{Origin, Request};
+use super::provenance::Provenance;
+use super::request::Request;
 use super::resolve::Resolved;
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Reader, now_ms};
@@ -21,7 +22,7 @@ use crate::session::reply::{self, Problem};
 
 /// What was found.
 enum Brought {
-    Object(Arc<Object>, Origin),
+    Object(Arc<Object>, Provenance),
     Answer(Arc<Answer>),
     /// Not stored, and upstream is not asked.
     Offline,
@@ -121,7 +122,7 @@ impl Client {
         ctx: &mut Ctx,
         resolved: &Resolved,
         stand_in: &StandIn,
-    ) -> std::result::Result<Option<(Bytes, Origin)>, Brought> {
+    ) -> std::result::Result<Option<(Bytes, Provenance)>, Brought> {
         let remote = &resolved.remote;
         let name = path::of_decoded(&stand_in.pointer).ok();
         let name = name.and_then(|name| formats::asset(remote, name, Some(stand_in.media_type)));
@@ -158,7 +159,10 @@ impl Client {
             let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());
             if left.is_fresh() || wanted.remote().offline {
                 self.fills.store.count_use(object);
-                return Brought::Object(Arc::clone(object), Origin::of(object, &How::Found, false, false, ctx));
+                return Brought::Object(
+                    Arc::clone(object),
+                    Provenance::of(object, &How::Found, false, false, ctx),
+                );
             }
         } else if let Some(answer) = self.fills.remembered(&wanted.asked) {
             return Brought::Answer(answer);
@@ -168,7 +172,7 @@ impl Client {
         }
         match self.fills.obtain(wanted, Method::GET).await {
             (Outcome::Object(object, how), joined) => {
-                let origin = Origin::of(&object, &how, found.is_some(), joined, ctx);
+                let origin = Provenance::of(&object, &how, found.is_some(), joined, ctx);
                 Brought::Object(object, origin)
             }
             (Outcome::Answer(answer), _) => Brought::Answer(answer),

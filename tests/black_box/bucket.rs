@@ -13,7 +13,7 @@ use crate::common::s3::{self, Kind, S3Server};
 use crate::common::server::run_binary;
 use crate::common::{Pattern, Proxy, Reply, Upstream, eventually, run, run_for};
 use artifactapi::breaker::Away;
-use artifactapi::bucket::{Bucket, Client, Copy, Fence, Unfenced};
+use artifactapi::bucket::{Arbiter, Bucket, Client, Copy, Undisputed};
 use artifactapi::cache::{Class, FOR_EVER, Finish, Head, Key, Object, Observer, Referent, Store, now_ms};
 use artifactapi::catalog::Catalog;
 use artifactapi::config::{CacheSettings, MinFree, S3, Secret};
@@ -35,10 +35,10 @@ struct Node {
 
 impl Node {
     fn new(folder: &Path, s3: &S3) -> Node {
-        Node::with(folder, s3, 1 << 40, Arc::new(Unfenced))
+        Node::with(folder, s3, 1 << 40, Arc::new(Undisputed))
     }
 
-    fn with(folder: &Path, s3: &S3, disk_bytes: u64, fence: Arc<dyn Fence>) -> Node {
+    fn with(folder: &Path, s3: &S3, disk_bytes: u64, arbiter: Arc<dyn Arbiter>) -> Node {
         let cache = CacheSettings {
             disk_bytes,
             disk_min_free: MinFree::Bytes(0),
@@ -50,7 +50,7 @@ impl Node {
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.worker_threads(1).enable_all().build().expect("a runtime");
         let bucket = Bucket::new(s3, folder, store, runtime.handle().clone()).expect("a bucket");
-        bucket.start(fence);
+        bucket.start(arbiter);
         Node {
             store,
             bucket,
@@ -740,7 +740,12 @@ fn what_waits_to_be_uploaded_is_not_evicted() {
     run(async {
         let mut server = S3Server::prepare(Kind::Minio);
         let folder = folder();
-        let node = Node::with(folder.path(), &server.settings("packages"), 2 * MB, Arc::new(Unfenced));
+        let node = Node::with(
+            folder.path(),
+            &server.settings("packages"),
+            2 * MB,
+            Arc::new(Undisputed),
+        );
         let seen: &'static Seen = Box::leak(Box::default());
         node.store.observe(Box::new(seen));
         let body = |n: u64| Pattern::new(n, 100_000).whole();
@@ -1097,7 +1102,7 @@ struct Fleet {
 }
 
 #[async_trait]
-impl Fence for Fleet {
+impl Arbiter for Fleet {
     async fn is_outdated(&self, _: &Key, _: u64) -> bool {
         let second = self.asked.fetch_add(1, SeqCst) % 2 == 1;
         self.outdated.load(SeqCst) || (second && self.overtaken.load(SeqCst))

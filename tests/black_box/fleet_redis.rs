@@ -14,7 +14,7 @@ use crate::common::{eventually, run};
 use artifactapi::breaker::Away;
 use artifactapi::cache::{Class, Hash, Key, now_ms};
 use artifactapi::config::Secret;
-use artifactapi::fleet::{Fence, Fleet, Flush, Lease, Listener, Node, Published, Record, Seen, Take};
+use artifactapi::fleet::{Fence, Fleet, Flush, Lease, Listener, Node, Published, Seen, Take, Word};
 use async_trait::async_trait;
 use serde_json::json;
 use tokio::task::JoinSet;
@@ -23,7 +23,7 @@ const SOON: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, PartialEq)]
 enum Heard {
-    Changed(String, Record),
+    Changed(String, Word),
     Removed(String),
     Expired(String),
     Flushed(String),
@@ -42,7 +42,7 @@ impl Ear {
 
 #[async_trait]
 impl Listener for Ear {
-    async fn changed(&self, hash: Hash, key_text: &str, record: Record) {
+    async fn changed(&self, hash: Hash, key_text: &str, record: Word) {
         assert_eq!(hash, key_of(key_text).hash);
         self.note(Heard::Changed(key_text.to_owned(), record));
     }
@@ -143,11 +143,11 @@ impl Member {
         seen.expect("an answer")
     }
 
-    async fn word(&self, key: &Key) -> Record {
-        self.look(key).await.record.expect("a record")
+    async fn word(&self, key: &Key) -> Word {
+        self.look(key).await.word.expect("a record")
     }
 
-    async fn publish(&self, key: &Key, record: &Record, fence: Fence) -> Published {
+    async fn publish(&self, key: &Key, record: &Word, fence: Fence) -> Published {
         let mut published = Published::Away;
         eventually(SOON, "an answer", async || {
             published = self.fleet.publish(key, record, fence).await;
@@ -188,8 +188,8 @@ fn key_of(text: &str) -> Key {
     Key::new(part(), part(), None, part())
 }
 
-fn record(member: &Member, id: u64) -> Record {
-    Record {
+fn record(member: &Member, id: u64) -> Word {
+    Word {
         id,
         class: Class::Mutable,
         checked_at: now_ms(),
@@ -201,13 +201,13 @@ fn record(member: &Member, id: u64) -> Record {
     }
 }
 
-fn fenced(mut record: Record, fence: Fence) -> Record {
+fn fenced(mut record: Word, fence: Fence) -> Word {
     record.generation = fence.0;
     record
 }
 
 /// Publishes a body as whoever fills it does.
-async fn fill(member: &Member, key: &Key, id: u64) -> Record {
+async fn fill(member: &Member, key: &Key, id: u64) -> Word {
     let lease = member.takes(key).await;
     let record = record(member, id);
     assert_eq!(member.publish(key, &record, lease.fence()).await, Published::Yes);
@@ -369,7 +369,7 @@ fn a_later_fill_is_not_overwritten_by_an_earlier_one() {
             Published::Outdated(Some(current.clone()))
         );
         let seen = a.look(&key).await;
-        assert_eq!(seen.record, Some(current.clone()));
+        assert_eq!(seen.word, Some(current.clone()));
         // The same fill may speak again.
         let mut again = current.clone();
         again.in_bucket = true;
@@ -449,7 +449,7 @@ fn a_process_that_was_stopped_finds_its_lock_lost_and_overwrites_nothing() {
         let said = said.expect("it says what became of it");
         assert!(said.starts_with("lost true Outdated(Some("), "{said}");
         let seen = b.look(&key).await;
-        assert_eq!(seen.record.expect("a record").id, 2);
+        assert_eq!(seen.word.expect("a record").id, 2);
     });
 }
 
@@ -521,7 +521,7 @@ fn a_redis_that_lost_everything_is_filled_again() {
         a.hears(Heard::Distrust).await;
         b.hears(Heard::Distrust).await;
         let seen = a.look(&key).await;
-        assert_eq!(seen.record, None);
+        assert_eq!(seen.word, None);
         // The holder goes on.
         eventually(SOON, "the lock is there again", async || {
             let seen = a.fleet.look(&key).await;
@@ -617,7 +617,7 @@ fn expired_and_uploaded_change_the_word() {
         assert!(!a.word(&key).await.in_bucket);
         b.fleet.uploaded(&key, 7);
         b.sent_all().await;
-        let seen = a.look(&key).await.record;
+        let seen = a.look(&key).await.word;
         let mut uploaded = word.clone();
         uploaded.in_bucket = true;
         assert_eq!(seen, Some(uploaded.clone()));
@@ -634,7 +634,7 @@ fn expired_and_uploaded_change_the_word() {
         let seen = a.word(&key).await;
         assert!(seen.fresh_until <= now_ms());
         let word = fill(&b, &key, 8).await;
-        assert_eq!(a.look(&key).await.record, Some(word));
+        assert_eq!(a.look(&key).await.word, Some(word));
     });
 }
 
@@ -653,7 +653,7 @@ fn nothing_is_kept_in_redis_for_ever() {
         immutable.fresh_until = u64::MAX;
         let fence = a.fleet.fence();
         assert_eq!(a.publish(&key("/immutable"), &immutable, fence).await, Published::Yes);
-        let seen = b.look(&key("/immutable")).await.record;
+        let seen = b.look(&key("/immutable")).await.word;
         assert_eq!(seen, Some(fenced(immutable, fence)));
         a.fleet.removed(&key("/removed"));
         a.fleet.expired(&key("/expired"));
@@ -776,7 +776,7 @@ fn what_was_said_while_redis_was_away_is_sent_and_still_fenced() {
         link.restore();
         a.is_up().await;
         a.sent_all().await;
-        let word = async |key: &Key| b.look(key).await.record;
+        let word = async |key: &Key| b.look(key).await.word;
         assert_eq!(word(&early).await, Some(current));
         assert_eq!(word(&late).await.expect("a record").id, 3);
         assert_eq!(word(&gone).await, None);
@@ -922,7 +922,7 @@ fn tls_with_the_systems_roots() {
         assert!(child.status.success(), "{child:?}");
         let plain = Member::joined(&redis.url(), folder.path()).await;
         let seen = plain.look(&key("/tls")).await;
-        assert_eq!(seen.record.expect("a record").id, 5);
+        assert_eq!(seen.word.expect("a record").id, 5);
         terminating.abort();
     });
 }

@@ -71,7 +71,6 @@ fn what_is_held_is_not_chosen_and_says_why_where_it_is_locked() {
         // A lock file that was made where nothing is held.
         let open = Proxy::start(&remote(&index, "description: x")).await;
         let other = project(&open, "outer = \"1\"");
-        println!("{}", open.fetch("rust", "ou/te/outer").await.text());
         assert_eq!(cargo(&other, &["run", "--quiet"]).await.ok().stdout, "outer 1.3.0\n");
         let locked = project(&held, "outer = \"1\"");
         locked.write("Cargo.lock", &other.read("Cargo.lock"));

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 
 use super::Store;
 use super::walk::Walked;
-use crate::cache::freshness::Class;
+use crate::cache::freshness::{Adoption, Class, adoption};
 use crate::cache::head;
 use crate::cache::key::Hash;
 use crate::cache::object::Object;
@@ -84,17 +84,19 @@ impl Store {
         let Some((_, record)) = self.load(hash) else {
             return;
         };
-        let same = head::identity(&record.finished, record.head.stands_for.as_ref()) == identity;
-        if !same {
-            self.expire_stored(hash, now_ms());
-            return;
-        }
-        if checked_at >= record.checked_at {
-            let _ = self.disk.refresh(hash, record.id, class, checked_at, until);
+        let stored = head::identity(&record.finished, record.head.stands_for.as_ref());
+        let adopted = |own: Millis| adoption((stored, own), (identity, checked_at));
+        match adopted(record.checked_at) {
+            Adoption::Expired => {
+                self.expire_stored(hash, now_ms());
+                return;
+            }
+            Adoption::Trusted => _ = self.disk.refresh(hash, record.id, class, checked_at, until),
+            Adoption::Known => {}
         }
         self.version(hash).fetch_add(1, SeqCst);
         if let Some(hot) = self.memory.get(hash).filter(|hot| hot.id == record.id)
-            && checked_at >= hot.fresh.checked_at()
+            && adopted(hot.fresh.checked_at()) == Adoption::Trusted
         {
             hot.fresh.set(class, checked_at, until);
         }

@@ -36,6 +36,8 @@ impl Fills {
             Some(Outcome::Object(object, _)) if object.is_complete() && object.identity() == question.have => {
                 (Reply::Same(Life::of(&object)), None)
             }
+            // Which of the two is older, only upstream can tell.
+            Some(Outcome::Object(_, How::Stale(_))) if question.have.is_some() => (Reply::Unreachable, None),
             Some(Outcome::Object(object, how)) => {
                 let reply = Reply::Object {
                     head: Box::new(object.head.clone()),

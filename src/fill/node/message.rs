@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cache::{Class, Head, Key, Millis, Object};
 use crate::fill::answer::Answer;
-use crate::fleet::Record;
+use crate::fleet::Word;
 
 /// What one node asks another for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,11 +130,11 @@ impl Life {
     }
 
     /// By the fleet's word.
-    pub fn said_by(record: &Record) -> Life {
+    pub fn said_by(word: &Word) -> Life {
         Life {
-            immutable: record.class == Class::Immutable,
-            checked_at: record.checked_at,
-            fresh_until: record.fresh_until,
+            immutable: word.class == Class::Immutable,
+            checked_at: word.checked_at,
+            fresh_until: word.fresh_until,
         }
     }
 

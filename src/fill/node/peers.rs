@@ -4,15 +4,16 @@ use std::io;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::StreamExt as _;
-use futures_util::stream::{self, BoxStream};
+use bytes::{Buf as _, BytesMut};
+use futures_util::{StreamExt as _, stream};
 
 use super::message::{Question, Reply};
 use super::seal::{Seal, Whole, bare};
 use super::{MAX_FRAME, PATH};
+use crate::bucket::Pieces;
 use crate::cache::Finished;
 use crate::config::Secret;
+use crate::fill::transfer::Transfer;
 
 /// A reply holds a stored header, which is bounded, and an error's body.
 const MAX_REPLY: usize = 4 << 20;
@@ -25,26 +26,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(1);
 pub struct Peers {
     client: reqwest::Client,
     secret: Secret,
-}
-
-/// Bytes on their way.
-pub type Incoming = BoxStream<'static, io::Result<Bytes>>;
-
-/// A body on its way.
-pub struct Body {
-    pub pieces: Incoming,
-    /// What the whole of it must be: known at once, or when all pieces were read, or never.
-    pub whole: Arc<OnceLock<Finished>>,
-}
-
-impl Body {
-    /// A body that must turn out to be what is known of it, if anything is.
-    pub fn new(pieces: Incoming, whole: Option<Finished>) -> Body {
-        Body {
-            pieces,
-            whole: Arc::new(whole.map_or_else(OnceLock::new, OnceLock::from)),
-        }
-    }
 }
 
 impl Peers {
@@ -68,7 +49,7 @@ impl Peers {
     ///
     /// # Errors
     /// That node cannot be reached, does not know this one, or somebody else answers.
-    pub async fn ask(&self, url: &str, question: &Question) -> io::Result<(Reply, Body)> {
+    pub async fn ask(&self, url: &str, question: &Question) -> io::Result<(Reply, Transfer)> {
         let (headers, seal) = question.headers(&self.secret, url);
         let request = self.client.get(format!("{}{PATH}", bare(url))).headers(headers);
         let response = request.send().await.map_err(failed)?;
@@ -87,7 +68,7 @@ impl Peers {
             Reply::Object { finished, .. } => finished.map(|(length, sha256)| Finished { length, sha256 }),
             _ => None,
         };
-        let mut body = Body::new(stream::empty().boxed(), finished);
+        let mut body = Transfer::new(stream::empty().boxed(), finished);
         body.pieces = match &reply {
             Reply::Object { finished: None, .. } => unframed(pieces, read, seal, Arc::clone(&body.whole)),
             _ => {
@@ -114,7 +95,7 @@ impl Peers {
 }
 
 /// Takes a line off what comes, without its end.
-async fn line(pieces: &mut Incoming, read: &mut BytesMut, most: usize) -> io::Result<BytesMut> {
+async fn line(pieces: &mut Pieces, read: &mut BytesMut, most: usize) -> io::Result<BytesMut> {
     loop {
         if let Some(end) = read.iter().position(|byte| *byte == b'\n') {
             let line = read.split_to(end);
@@ -135,7 +116,7 @@ async fn line(pieces: &mut Incoming, read: &mut BytesMut, most: usize) -> io::Re
 }
 
 /// The pieces of a body that grows, without what is between them; what the whole of it must be is in `whole` when they end.
-pub(super) fn unframed(pieces: Incoming, read: BytesMut, seal: Seal, whole: Arc<OnceLock<Finished>>) -> Incoming {
+pub(super) fn unframed(pieces: Pieces, read: BytesMut, seal: Seal, whole: Arc<OnceLock<Finished>>) -> Pieces {
     // What is left of the frame.
     let state = (pieces, read, seal, whole, 0_usize);
     stream::try_unfold(state, |(mut pieces, mut read, seal, whole, mut left)| async move {

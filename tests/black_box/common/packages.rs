@@ -14,7 +14,8 @@ use super::upstream::{File, Reply, Seen, Upstream};
 
 /// A moment as indexes write it (RFC 3339).
 pub fn rfc3339(at: SystemTime) -> String {
-    let at = time::OffsetDateTime::from(at);
+    // cargo knows whole seconds only.
+    let at = time::OffsetDateTime::from(at).replace_nanosecond(0).expect("a second");
     at.format(&time::format_description::well_known::Rfc3339)
         .expect("a date")
 }

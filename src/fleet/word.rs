@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::random::random;
 use crate::cache::{Class, Millis, class_code, class_of};
 
-/// How long a record of something mutable is kept at least and at most.
+/// How long a word of something mutable is kept at least and at most.
 pub(super) const MIN_KEPT: Duration = Duration::from_secs(24 * 3600);
 const MAX_KEPT: Duration = Duration::from_secs(30 * 24 * 3600);
 /// So long the word on something immutable is kept.
@@ -43,11 +43,17 @@ impl Fence {
     pub fn millis(self) -> Millis {
         self.0 / 1000
     }
+
+    /// The fence, taken now, for what a fill without a lock brought and checked then: what others fetched since is newer,
+    /// though this is said later.
+    pub fn of_what_was_checked(self, at: Millis) -> Fence {
+        self.min(Fence(at.saturating_mul(1000)))
+    }
 }
 
 /// The fleet's word on one object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record {
+pub struct Word {
     /// [`crate::cache::Object::id`] of the body that is current.
     pub id: u64,
     pub class: Class,
@@ -67,7 +73,13 @@ pub struct Record {
 /// Fields by name, as Redis gives them.
 pub(super) type Fields = std::collections::HashMap<String, String>;
 
-impl Record {
+impl Word {
+    /// When whoever said it asked upstream, at the latest that can be told. A fill that took up what another began has a lock
+    /// that is younger than what it brought.
+    pub fn began(&self) -> Millis {
+        Fence(self.generation).millis().min(self.checked_at)
+    }
+
     /// All fields but the three that the scripts compare: `fence`, `checked` and `until`.
     pub(super) fn fields(&self) -> Vec<(&'static str, String)> {
         let mut fields = vec![
@@ -86,7 +98,7 @@ impl Record {
         fn number<T: std::str::FromStr>(fields: &Fields, name: &str) -> Option<T> {
             fields.get(name)?.parse().ok()
         }
-        Some(Record {
+        Some(Word {
             id: number(fields, "id")?,
             class: class_of(number(fields, "class")?),
             checked_at: number(fields, "checked")?,
@@ -121,16 +133,16 @@ mod tests {
     use super::*;
     use crate::cache::{Hash, parse_hash};
 
-    fn encoded(record: &Record) -> Fields {
-        let mut fields: Fields = record
+    fn encoded(word: &Word) -> Fields {
+        let mut fields: Fields = word
             .fields()
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value))
             .collect();
         let compared = [
-            ("fence", record.generation),
-            ("checked", record.checked_at),
-            ("until", record.fresh_until),
+            ("fence", word.generation),
+            ("checked", word.checked_at),
+            ("until", word.fresh_until),
         ];
         fields.extend(compared.map(|(name, number)| (name.to_owned(), number.to_string())));
         fields
@@ -143,31 +155,38 @@ mod tests {
             etag in any::<Option<String>>(),
             name in any::<String>(),
             url in any::<Option<String>>(),
-        ) -> Record {
+        ) -> Word {
             let class = if immutable { Class::Immutable } else { Class::Mutable };
-            Record { id, class, checked_at, fresh_until, etag, generation, node: Node { name, url }, in_bucket }
+            Word { id, class, checked_at, fresh_until, etag, generation, node: Node { name, url }, in_bucket }
         }
+    }
+
+    #[test]
+    fn what_is_said_late_is_no_newer_for_it() {
+        assert_eq!(Fence(9_000_000).of_what_was_checked(7_000), Fence(7_000_000));
+        // A clock that was ahead.
+        assert_eq!(Fence(9_000_000).of_what_was_checked(Millis::MAX), Fence(9_000_000));
     }
 
     proptest! {
         #[test]
-        fn a_record_survives_its_encoding(record in records()) {
-            prop_assert_eq!(Record::from_fields(&encoded(&record)), Some(record));
+        fn a_record_survives_its_encoding(word in records()) {
+            prop_assert_eq!(Word::from_fields(&encoded(&word)), Some(word));
         }
 
         #[test]
-        fn half_a_record_is_none(record in records(), missing in 0usize..7, garbage in ".{0,12}") {
+        fn half_a_record_is_none(word in records(), missing in 0usize..7, garbage in ".{0,12}") {
             let name = ["id", "class", "node", "bucket", "fence", "checked", "until"][missing];
-            let mut fields = encoded(&record);
+            let mut fields = encoded(&word);
             fields.remove(name);
-            prop_assert_eq!(Record::from_fields(&fields), None);
+            prop_assert_eq!(Word::from_fields(&fields), None);
             fields.insert(name.to_owned(), garbage);
-            let _ = Record::from_fields(&fields);
+            let _ = Word::from_fields(&fields);
         }
 
         #[test]
-        fn it_is_kept_longer_than_it_is_fresh_and_not_for_ever(record in records()) {
-            let kept = record.kept();
+        fn it_is_kept_longer_than_it_is_fresh_and_not_for_ever(word in records()) {
+            let kept = word.kept();
             prop_assert!(kept >= Duration::from_secs(3600) && kept <= MAX_KEPT);
         }
 

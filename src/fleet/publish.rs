@@ -1,4 +1,4 @@
-//! The fleet's word on an object: a hash for each key with the fields of the [`Record`], its `fence`, and in `expired` the
+//! The fleet's word on an object: a hash for each key with the fields of the [`Word`], its `fence`, and in `expired` the
 //! moment, as a fence, up to which what fills find is expired. Of an object that is gone the fence stays.
 
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use redis::Script;
 use super::bus::TELL;
 use super::connection::{Failure, LIMIT, PATIENT};
 use super::names::{self, EPOCH, NEWS};
-use super::outbox::{Parcel, Word};
-use super::record::{Fields, MIN_KEPT};
-use super::{Fence, Fleet, Node, Published, Record, Seen};
+use super::outbox::{Parcel, Saying};
+use super::word::{Fields, MIN_KEPT};
+use super::{Fence, Fleet, Node, Published, Seen, Word};
 use crate::breaker::Away;
 use crate::cache::{Key, Millis, now_ms};
 
@@ -37,23 +37,23 @@ impl Fleet {
         });
         let ((holder, url), fields) = asked.await?;
         Ok(Seen {
-            record: Record::from_fields(&fields),
+            word: Word::from_fields(&fields),
             holder: holder.map(|name| Node { name, url }),
         })
     }
 
-    /// Makes `record` the fleet's word on `key` and tells the other nodes, unless a later fill has spoken. The record's
+    /// Makes `word` the fleet's word on `key` and tells the other nodes, unless a later fill has spoken. The word's
     /// `generation` becomes `fence`.
-    pub async fn publish(self: &Arc<Self>, key: &Key, record: &Record, fence: Fence) -> Published {
-        let mut record = record.clone();
-        record.generation = fence.0;
+    pub async fn publish(self: &Arc<Self>, key: &Key, word: &Word, fence: Fence) -> Published {
+        let mut word = word.clone();
+        word.generation = fence.0;
         let (fleet, key) = (Arc::clone(self), key.clone());
         // In a task of its own, so that it is done also when nobody waits for it any more.
         let publishing = self.runtime.spawn(async move {
-            match fleet.publish_now(LIMIT, &key, &record).await {
+            match fleet.publish_now(LIMIT, &key, &word).await {
                 Ok(published) => published,
                 Err(_) => {
-                    fleet.outbox.put(Parcel::Word(key, Word::Is(record)));
+                    fleet.outbox.put(Parcel::Word(key, Saying::Is(word)));
                     Published::Away
                 }
             }
@@ -61,7 +61,7 @@ impl Fleet {
         publishing.await.unwrap_or(Published::Away)
     }
 
-    pub(super) async fn publish_now(&self, limit: Duration, key: &Key, record: &Record) -> Result<Published, Failure> {
+    pub(super) async fn publish_now(&self, limit: Duration, key: &Key, word: &Word) -> Result<Published, Failure> {
         static PUBLISH: LazyLock<Script> = LazyLock::new(|| {
             telling(
                 "
@@ -85,19 +85,16 @@ return {1, {}}
         });
         let mut script = PUBLISH.key(names::word(key));
         script.key(NEWS).key(EPOCH);
-        script
-            .arg(record.generation)
-            .arg(record.checked_at)
-            .arg(record.fresh_until);
-        script.arg(record.kept().as_millis() as u64);
+        script.arg(word.generation).arg(word.checked_at).arg(word.fresh_until);
+        script.arg(word.kept().as_millis() as u64);
         script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
-        for (name, value) in record.fields() {
+        for (name, value) in word.fields() {
             script.arg(name).arg(value);
         }
         let (published, there): (bool, Fields) = self.redis.run(limit, script).await?;
         Ok(match published {
             true => Published::Yes,
-            false => Published::Outdated(Record::from_fields(&there)),
+            false => Published::Outdated(Word::from_fields(&there)),
         })
     }
 
@@ -108,12 +105,13 @@ return {1, {}}
 
     /// The object is gone: the fleet forgets it and the other nodes are told.
     pub fn removed(&self, key: &Key) {
-        self.outbox.put(Parcel::Word(key.clone(), Word::Gone(self.redis.now())));
+        self.outbox
+            .put(Parcel::Word(key.clone(), Saying::Gone(self.redis.now())));
     }
 
     /// What is stored was marked expired here: so is the fleet's word, and the other nodes are told.
     pub fn expired(&self, key: &Key) {
-        let word = Word::Expired(self.redis.now(), now_ms());
+        let word = Saying::Expired(self.redis.now(), now_ms());
         self.outbox.put(Parcel::Word(key.clone(), word));
     }
 

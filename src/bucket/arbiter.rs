@@ -7,7 +7,7 @@ use crate::cache::Key;
 /// What the fleet knows, so that a node that was paused overwrites nothing.
 #[deny(missing_docs)]
 #[async_trait]
-pub trait Fence: Send + Sync {
+pub trait Arbiter: Send + Sync {
     /// Whether the fleet knows other content than that of `identity` ([`crate::cache::identity`]) as the current one of
     /// `key`: then it is not uploaded (any more). Only if it keeps saying so for some seconds: a body may be on its way to
     /// the bucket before the fleet has been told of it.
@@ -19,10 +19,10 @@ pub trait Fence: Send + Sync {
 }
 
 /// For a node that shares its bucket with nobody.
-pub struct Unfenced;
+pub struct Undisputed;
 
 #[async_trait]
-impl Fence for Unfenced {
+impl Arbiter for Undisputed {
     async fn is_outdated(&self, _: &Key, _: u64) -> bool {
         false
     }
