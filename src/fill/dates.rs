@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::Method;
+use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use super::decoded::Decoded;
@@ -15,18 +16,28 @@ use crate::formats::release::{Dated, DatedBy};
 use crate::formats::{self, Asset, path};
 use crate::policy;
 
-/// Indexes whose dates are remembered.
+/// Indexes whose dates are remembered, and files in all of them: some 100 bytes each.
 const MAX_INDEXES: usize = 1024;
+const MAX_NAMES: u64 = 262_144;
 /// Files whose dates are remembered.
 const MAX_FILES: usize = 65_536;
 
 /// Dates by the names that an index has for files.
 type Published = HashMap<String, u64>;
 
+#[derive(Clone)]
+struct ByNames;
+
+impl Weighter<u64, Arc<Published>> for ByNames {
+    fn weight(&self, _: &u64, published: &Arc<Published>) -> u64 {
+        published.len() as u64 + 1
+    }
+}
+
 /// What the indexes that were read lately say.
 pub struct Dates {
     /// By the id of the index.
-    read: Cache<u64, Arc<Published>>,
+    read: Cache<u64, Arc<Published>, ByNames>,
     /// By the id of the file; none where the index has no date.
     files: Cache<u64, Option<u64>>,
 }
@@ -34,7 +45,7 @@ pub struct Dates {
 impl Default for Dates {
     fn default() -> Self {
         Dates {
-            read: Cache::new(MAX_INDEXES),
+            read: Cache::with_weighter(MAX_INDEXES, MAX_NAMES, ByNames),
             files: Cache::new(MAX_FILES),
         }
     }

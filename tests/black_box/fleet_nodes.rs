@@ -622,6 +622,12 @@ fn what_was_fetched_while_another_held_the_lock_is_said_though_that_one_says_not
             look.query_async(&mut connection).await.expect("an answer")
         })
         .await;
+        eventually(Duration::from_secs(10), "the lock has ended", async || {
+            let mut look = redis::cmd("EXISTS");
+            let there: bool = look.arg(&lock).query_async(&mut connection).await.expect("an answer");
+            !there
+        })
+        .await;
         a.fetch("files", "x").await.is("cache", "content");
         assert_eq!(up.total(), 1);
     });

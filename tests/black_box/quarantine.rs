@@ -220,6 +220,8 @@ fn an_index_names_what_is_held_when_it_is_due_and_upstream_is_not_asked() {
                     assert!(matches!(again.status, 200 | 304), "{}", again.status);
                 }
             }
+            // Real time passes, until it is due.
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
         let tag = |is_there| {
             tags.iter()
