@@ -80,7 +80,7 @@ const CODINGS: &[&str] = &[
 pub struct Names {
     /// What its clients and mirrors read of content.
     pub kept: &'static [&'static str],
-    /// The same by how names begin.
+    /// What they read, by how names begin.
     pub families: &'static [&'static str],
     /// What this proxy says in upstream's place.
     pub never: &'static [&'static str],

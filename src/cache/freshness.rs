@@ -37,9 +37,9 @@ pub fn was_before(moment: Millis, at: Millis, now: Millis) -> bool {
 /// What another node's word does to what is stored here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Adoption {
-    /// It is the content that is current, for as long as the word says.
+    /// What is stored is the current content, for as long as the word says.
     Trusted,
-    /// It is, and more is known here already.
+    /// What is stored is current, and more is known here already.
     Known,
     /// Another content is current.
     Expired,

@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// As the version wrote them that had no types for keys: under these names objects lie on disk.
+    /// Hashes that the version without types for keys wrote: under these names objects lie on disk.
     #[test]
     fn hashes_are_those_of_the_version_before() {
         for (text, hash) in [

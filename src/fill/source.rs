@@ -26,7 +26,7 @@ pub(super) trait Source: Send + Sync {
     /// Asks for what is wanted, from the byte `from` on, unless it is the content `have`.
     ///
     /// # Errors
-    /// It cannot be asked.
+    /// The source cannot be asked.
     async fn ask(&self, from: u64, have: Option<u64>) -> io::Result<Found>;
 
     /// The rest of a body that was cut, if it has the very same.

@@ -118,7 +118,7 @@ impl View {
         }
     }
 
-    /// The same, less what `remote` holds back.
+    /// This view, less what `remote` holds back.
     #[must_use]
     pub fn held_by(self, remote: &Remote, dated: &'static Dated) -> Self {
         View {

@@ -58,7 +58,7 @@ impl Reserved {
         Reserved(store, bytes)
     }
 
-    /// They are somebody else's to give back.
+    /// The bytes are somebody else's to give back.
     pub(super) fn taken_over(mut self) {
         self.1 = 0;
     }

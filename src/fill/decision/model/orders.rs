@@ -156,7 +156,7 @@ fn of_any_day() -> impl Strategy<Value = Event> {
     ]
 }
 
-/// The same orders in each run; others by `PROPTEST_RNG_SEED` and `PROPTEST_CASES`.
+/// Each run has these orders; others come by `PROPTEST_RNG_SEED` and `PROPTEST_CASES`.
 fn config() -> ProptestConfig {
     let said = ProptestConfig {
         failure_persistence: None,
