@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::Method;
+use http::{HeaderMap, Method};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -14,7 +14,7 @@ use super::{Fills, Outcome, Wanted};
 use crate::cache::{Object, now_ms};
 use crate::formats::release::{Dated, DatedBy};
 use crate::formats::{self, Asset, path};
-use crate::policy;
+use crate::policy::{self, quarantine};
 
 /// Indexes whose dates are remembered, and files in all of them: some 100 bytes each.
 const MAX_INDEXES: usize = 1024;
@@ -38,7 +38,7 @@ impl Weighter<u64, Arc<Published>> for ByNames {
 pub struct Dates {
     /// By the id of the index.
     read: Cache<u64, Arc<Published>, ByNames>,
-    /// By the id of the file; none where the index has no date.
+    /// By the id of the file; none where nobody has a date.
     files: Cache<u64, Option<u64>>,
 }
 
@@ -59,15 +59,24 @@ impl Dates {
 }
 
 impl Fills {
-    /// When `asset` was published by the word of its index, in Unix seconds; `file` is what is served of it. `None`: the index
-    /// does not say, or cannot be had.
-    pub async fn published(self: &Arc<Self>, asset: &Asset, file: Option<&Object>) -> Option<u64> {
-        let by = asset.dated_by.as_ref()?;
+    /// When `asset` was published, in Unix seconds: by the word of its index, else of `headers`, which upstream sent with its
+    /// content; `file` is what is stored of it. `None`: neither says.
+    pub async fn published(
+        self: &Arc<Self>,
+        asset: &Asset,
+        headers: Option<&HeaderMap>,
+        file: Option<&Object>,
+    ) -> Option<u64> {
         if let Some(known) = file.and_then(|file| self.dates.known(file)) {
             return known;
         }
-        let published = self.dated_by(asset, by).await?;
-        if let Some(file) = file {
+        let by_index = match &asset.dated_by {
+            Some(by) => self.dated_by(asset, by).await,
+            None => Some(None),
+        };
+        let published = by_index.flatten().or_else(|| quarantine::published(headers?));
+        // An index that cannot be had now may be had later.
+        if let (Some(file), Some(_)) = (file, by_index) {
             self.dates.files.insert(file.id, published);
         }
         published

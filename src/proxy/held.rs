@@ -27,10 +27,7 @@ impl Client {
         let Some(days) = quarantine::days(asset, policy) else {
             return Ok(false);
         };
-        let published = match Box::pin(self.fills.published(asset, file)).await {
-            Some(published) => Some(published),
-            None => headers.and_then(quarantine::published),
-        };
+        let published = Box::pin(self.fills.published(asset, headers, file)).await;
         let held = published.and_then(|published| quarantine::held_until(days, published, now_ms()));
         let Some(until) = held else {
             return Ok(false);
@@ -53,12 +50,9 @@ impl Client {
         let Some(days) = quarantine::days(asset, policy) else {
             return false;
         };
-        let by_index = match (&asset.dated_by, self.fills.dates.known(file)) {
-            (None, _) => None,
-            (Some(_), Some(known)) => known,
-            (Some(_), None) => return true,
+        let Some(published) = self.fills.dates.known(file) else {
+            return true;
         };
-        let published = by_index.or_else(|| quarantine::published(&file.head.headers));
         published.is_some_and(|published| quarantine::held_until(days, published, now_ms()).is_some())
     }
 }
