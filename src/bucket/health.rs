@@ -108,6 +108,7 @@ impl Bucket {
             (Some(_), None) => {
                 tracing::info!(bucket = self.client.bucket_name(), "S3 takes uploads again");
                 *refusing = None;
+                *self.takes_since.lock() = Some(Instant::now());
                 drop(refusing);
                 self.queue.hurry();
             }

@@ -73,6 +73,8 @@ pub struct Bucket {
     trouble: Mutex<Option<String>>,
     /// Why it takes no uploads though it answers, and since when.
     refusing: Mutex<Option<(String, Instant)>>,
+    /// When it was last found to take uploads again.
+    takes_since: Mutex<Option<Instant>>,
     /// When it last took one.
     took: Mutex<Option<Instant>>,
     /// Told when the bucket was found to be missing or new, so that it lacks what this node holds.
@@ -108,6 +110,7 @@ impl Bucket {
             counters: Counters::default(),
             trouble: Mutex::new(None),
             refusing: Mutex::new(None),
+            takes_since: Mutex::new(None),
             took: Mutex::new(None),
             is_new: Notify::new(),
         });

@@ -71,8 +71,9 @@ pub(super) async fn work(bucket: Arc<Bucket>, arbiter: Arc<dyn Arbiter>, large: 
         }
         let taken = bucket.queue.take(large).await;
         let again = if bucket.breaker.is_closed() {
+            let began = Instant::now();
             let done = bucket.job(&taken, &*arbiter).await;
-            bucket.judge(&taken, done).await
+            bucket.judge(&taken, began, done).await
         } else {
             Some(Again::Soon)
         };
@@ -124,8 +125,8 @@ impl Bucket {
         Ok(copy.is_some_and(|copy| !is_before(copy.head.stored_at, before)))
     }
 
-    /// Counts and tells what went wrong; when the job comes again.
-    async fn judge(&self, taken: &Taken, done: Result<(), Trouble>) -> Option<Again> {
+    /// Counts and tells what went wrong with a job that `began` then; when it comes again.
+    async fn judge(&self, taken: &Taken, began: Instant, done: Result<(), Trouble>) -> Option<Again> {
         let failure = match done {
             Ok(()) | Err(Trouble::Superseded) => return None,
             Err(Trouble::Unsettled) => return Some(Again::Soon),
@@ -158,6 +159,10 @@ impl Bucket {
                 // A removal that is refused says nothing of uploads.
                 if taken.upload {
                     self.note_takes(None);
+                    // It was refused like all others, and they are taken now.
+                    if self.takes_since.lock().is_some_and(|since| began <= since) {
+                        return Some(Again::Backoff);
+                    }
                 }
                 let store = self.store;
                 let hash = taken.hash;

@@ -941,6 +941,29 @@ fn a_bucket_that_takes_nothing_is_said_and_gets_everything_later() {
 }
 
 #[test]
+fn what_was_refused_while_the_bucket_began_to_take_uploads_is_soon_tried_again() {
+    run(async {
+        let up = Upstream::start().await;
+        let refuses = Arc::new(AtomicBool::new(true));
+        let now = refuses.clone();
+        scripted(&up, move |_| match now.load(SeqCst) {
+            true => Reply::new(403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>")
+                .delay(Duration::from_millis(500)),
+            false => Reply::status(200),
+        });
+        let folder = folder();
+        let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
+        node.admit(&key("object"), "x").await;
+        eventually(LONG, "it is said", async || node.bucket.status().refusing.is_some()).await;
+        // Refused already, and not told yet.
+        up.wait_in_flight(1).await;
+        refuses.store(false, SeqCst);
+        node.drained().await;
+        assert_eq!(node.bucket.status().uploaded, 1);
+    });
+}
+
+#[test]
 fn a_full_bucket_is_degraded_and_says_what_waits() {
     run(async {
         let up = Upstream::start().await;
