@@ -3,11 +3,14 @@
 //! rewritten scalar by scalar and byte for byte, nothing of it parsed into memory: as much is followed as it takes to know
 //! which scalar is an item of `entries.*[].urls`.
 
+mod dated;
+
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
+use super::release::DatedBy;
 use super::yaml;
 use super::{ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Reading, View, ViewContext};
 use crate::config::Package;
@@ -41,9 +44,14 @@ impl Format for Helm {
         asset.nature = asset.governing.ends_with("index.yaml").then_some(Class::Mutable);
         let path = asset.path.decoded.as_str();
         if path == "index.yaml" || path.ends_with("/index.yaml") {
-            asset.view = Some(View::new(Style::Relative, reader));
+            asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
+        } else {
+            asset.dated_by = dated::file_name(&asset.governing).map(|name| DatedBy {
+                index: "index.yaml".to_owned(),
+                name,
+            });
         }
-        if path.ends_with(".prov") {
+        if asset.path.decoded.ends_with(".prov") {
             asset.media_type = "text/plain; charset=utf-8";
         }
         Reading::Artifact(Box::new(asset))

@@ -1,10 +1,10 @@
 //! helm through the proxy: repo add, update, pull; and the index that it reads.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::common::client::Headers;
 use crate::common::clients::{Home, Output, tool};
-use crate::common::packages::{Chart, helm_index};
+use crate::common::packages::{Chart, helm_index, rfc3339};
 use crate::common::{File, Proxy, Reply, Upstream, run, run_for};
 
 async fn helm(home: &Home, args: &[&str]) -> Output {
@@ -66,6 +66,41 @@ fn charts_are_found_and_pulled_and_pulled_again_without_upstream() {
             up.switch_off().await;
             other.switch_off().await;
         }
+    });
+}
+
+#[test]
+fn what_is_held_is_not_chosen_and_says_why_where_it_is_pinned() {
+    run_for(Duration::from_secs(120), async {
+        let up = Upstream::start().await;
+        let (old, new) = (Chart::new("demo", "1.0.0"), Chart::new("demo", "2.0.0"));
+        let yesterday = rfc3339(SystemTime::now() - Duration::from_secs(24 * 3600));
+        let created = |entry: String| entry.replace("2024-01-02T03:04:05.678901234Z", &yesterday);
+        let entry = old.entry(&[&old.file()]);
+        let (_, versions) = entry.split_once('\n').unwrap();
+        let index = helm_index(&[created(new.entry(&[&new.file()])), versions.to_owned()]);
+        up.file("/charts/index.yaml", File::new(index).content_type("text/yaml"));
+        for chart in [&old, &new] {
+            up.file(&format!("/charts/{}", chart.file()), File::new(chart.bytes.clone()));
+        }
+        let proxy = Proxy::start(&format!(
+            "charts:\n  base_url: {}/charts\n  package: helm\n  quarantine_new: true\n  quarantine_days: 3\n",
+            up.base()
+        ))
+        .await;
+        let url = format!("{}/api/v1/remote/charts", proxy.base());
+        let home = Home::new();
+        helm(&home, &["repo", "add", "test", &url]).await.ok();
+        helm(&home, &["pull", "test/demo"]).await.ok();
+        assert_eq!(std::fs::read(home.work().join(old.file())).unwrap(), old.bytes);
+        helm(&home, &["pull", "test/demo", "--version", "2.0.0"]).await.fails();
+        let said = helm(&home, &["pull", &format!("{url}/{}", new.file())])
+            .await
+            .fails()
+            .text();
+        assert!(said.contains("404"), "{said}");
+        let answer = proxy.fetch("charts", &new.file()).await;
+        assert!(answer.text().contains("held back until"), "{}", answer.text());
     });
 }
 
