@@ -5,13 +5,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
-use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use quick_cache::{OptionsBuilder, Weighter};
 
-use super::decoded::Decoded;
+use super::decoded::{DecodeError, Decoded};
 use super::view::MAX_HELD;
 use super::{Fills, Outcome, Wanted};
-use crate::cache::{Object, now_ms};
+use crate::cache::{FOR_EVER, Hash, Millis, Object, now_ms};
 use crate::formats::release::{Dated, DatedBy};
 use crate::formats::{self, Asset, path};
 use crate::policy::{self, quarantine};
@@ -21,6 +21,8 @@ const MAX_INDEXES: usize = 1024;
 const MAX_NAMES: u64 = 262_144;
 /// Files whose dates are remembered.
 const MAX_FILES: usize = 65_536;
+/// What no index says now is asked again after this; so is an index that cannot be had.
+const AGAIN_MS: Millis = 60_000;
 
 /// Dates by the names that an index has for files.
 type Published = HashMap<String, u64>;
@@ -29,8 +31,9 @@ type Published = HashMap<String, u64>;
 struct ByNames;
 
 impl Weighter<u64, Arc<Published>> for ByNames {
+    /// One that is heavier than what there is room for would not be kept at all, and be read again for each file.
     fn weight(&self, _: &u64, published: &Arc<Published>) -> u64 {
-        published.len() as u64 + 1
+        (published.len() as u64 + 1).min(MAX_NAMES / 2)
     }
 }
 
@@ -38,15 +41,26 @@ impl Weighter<u64, Arc<Published>> for ByNames {
 pub struct Dates {
     /// By the id of the index.
     read: Cache<u64, Arc<Published>, ByNames>,
-    /// By the id of the file; none where nobody has a date.
-    files: Cache<u64, Option<u64>>,
+    /// By the id of the file: its date, if there is one, and until when that is not asked about again.
+    files: Cache<u64, (Option<u64>, Millis)>,
+    /// Indexes that could not be had, by the hash of their key, and until when they are not asked for again.
+    away: Cache<Hash, Millis>,
 }
 
 impl Default for Dates {
     fn default() -> Self {
+        let mut options = OptionsBuilder::new();
+        // One part: a large index has to fit into it.
+        let options = options.shards(1).estimated_items_capacity(MAX_INDEXES);
+        let read = match options.weight_capacity(MAX_NAMES).build() {
+            Ok(options) => Cache::with_options(options, ByNames, Default::default(), Default::default()),
+            // Only an option that is missing is an error.
+            Err(_) => Cache::with_weighter(MAX_INDEXES, MAX_NAMES, ByNames),
+        };
         Dates {
-            read: Cache::with_weighter(MAX_INDEXES, MAX_NAMES, ByNames),
+            read,
             files: Cache::new(MAX_FILES),
+            away: Cache::new(MAX_INDEXES),
         }
     }
 }
@@ -54,8 +68,18 @@ impl Default for Dates {
 impl Dates {
     /// The date of a file, if it was found out before.
     pub fn known(&self, file: &Object) -> Option<Option<u64>> {
-        self.files.get(&file.id)
+        let (published, until) = self.files.get(&file.id)?;
+        (now_ms() < until).then_some(published)
     }
+}
+
+/// What an index says of a file.
+enum Said {
+    Published(u64),
+    /// It does not name the file, or does not date it.
+    Nothing,
+    /// It cannot be had.
+    Away,
 }
 
 impl Fills {
@@ -70,64 +94,92 @@ impl Fills {
         if let Some(known) = file.and_then(|file| self.dates.known(file)) {
             return known;
         }
-        let by_index = match &asset.dated_by {
-            Some(by) => self.dated_by(asset, by).await,
-            None => Some(None),
+        let own = || quarantine::published(headers?);
+        let (published, until) = match &asset.dated_by {
+            None => (own(), FOR_EVER),
+            Some(by) => match self.dated_by(asset, by, file).await {
+                Some(published) => (Some(published), FOR_EVER),
+                // The index may name it later.
+                None => (own(), now_ms() + AGAIN_MS),
+            },
         };
-        let published = by_index.flatten().or_else(|| quarantine::published(headers?));
-        // An index that cannot be had now may be had later.
-        if let (Some(file), Some(_)) = (file, by_index) {
-            self.dates.files.insert(file.id, published);
+        if let Some(file) = file {
+            self.dates.files.insert(file.id, (published, until));
         }
         published
     }
 
-    /// `None`: the index cannot be had.
-    async fn dated_by(self: &Arc<Self>, asset: &Asset, by: &DatedBy) -> Option<Option<u64>> {
-        let index = path::parse(by.index.as_bytes(), None).ok()?;
-        let index = Arc::new(formats::asset(&asset.remote, index, None)?);
+    /// The date by the first of its indexes that has one.
+    async fn dated_by(self: &Arc<Self>, asset: &Asset, by: &DatedBy, file: Option<&Object>) -> Option<u64> {
+        for index in &by.indexes {
+            let path = path::parse(index.as_bytes(), None).ok()?;
+            let index = formats::asset(&asset.remote, path, None).map(Arc::new)?;
+            if let Said::Published(published) = self.said_of(index, &by.name, file).await? {
+                return Some(published);
+            }
+        }
+        None
+    }
+
+    /// What `index` says of the file that it calls `name`. `None`: it is no index that tells dates.
+    async fn said_of(self: &Arc<Self>, index: Arc<Asset>, name: &str, file: Option<&Object>) -> Option<Said> {
         let dated = index.view?.dated?;
         let policy = policy::classify(&index)?;
         let key = index.key();
-        let stored = self.store.open_object(&key).await;
-        let mut is_fresh = false;
-        if let Some(stored) = stored {
+        let mut is_forced = false;
+        if let Some(stored) = self.store.open_object(&key).await {
             // A date does not change: what is expired tells it as well.
             let published = self.read_dates(&stored, dated).await;
-            if let Some(published) = published.as_ref().and_then(|published| published.get(&by.name)) {
-                return Some(Some(*published));
+            if let Some(published) = published.as_ref().and_then(|published| published.get(name)) {
+                return Some(Said::Published(*published));
             }
-            is_fresh = published.is_some() && stored.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh();
+            let checked_at = stored.fresh.checked_at();
+            // What came after the index was seen cannot be in it.
+            is_forced = file.is_some_and(|file| checked_at.saturating_add(AGAIN_MS) < file.head.stored_at);
+            let is_fresh = stored.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh();
+            if published.is_some() && is_fresh && !is_forced {
+                return Some(Said::Nothing);
+            }
         }
-        if is_fresh {
-            return Some(None);
+        let is_away = self.dates.away.get(&key.hash).is_some_and(|until| now_ms() < until);
+        if index.remote.offline || is_away || self.remembered(&key).is_some() {
+            return Some(Said::Away);
         }
-        if asset.remote.offline || self.remembered(&key).is_some() {
-            return None;
-        }
-        let (outcome, _) = Box::pin(self.obtain(Wanted::of(index, policy)?, Method::GET)).await;
-        let Outcome::Object(index, _) = outcome else {
-            return None;
+        let mut wanted = Wanted::of(index, policy)?;
+        wanted.force = is_forced;
+        let (outcome, _) = Box::pin(self.obtain(wanted, Method::GET)).await;
+        let read = match outcome {
+            Outcome::Object(index, _) => self.read_dates(&index, dated).await,
+            Outcome::Answer(_) | Outcome::Direct => None,
         };
-        let published = self.read_dates(&index, dated).await?;
-        Some(published.get(&by.name).copied())
+        let Some(published) = read else {
+            self.dates.away.insert(key.hash, now_ms() + AGAIN_MS);
+            return Some(Said::Away);
+        };
+        let published = published.get(name);
+        Some(published.map_or(Said::Nothing, |published| Said::Published(*published)))
     }
 
+    /// The dates of an index, read by one at a time.
     async fn read_dates(&self, index: &Arc<Object>, dated: &'static Dated) -> Option<Arc<Published>> {
-        if let Some(read) = self.dates.read.get(&index.id) {
-            return Some(read);
-        }
-        let document = Decoded::new(index).await.whole(MAX_HELD).await.ok()?;
-        let read = tokio::task::spawn_blocking(move || {
-            let releases = (dated.releases)(&document).into_iter();
-            Arc::new(
-                releases
-                    .map(|release| (release.name, release.published))
-                    .collect::<Published>(),
-            )
-        });
-        let read = read.await.ok()?;
-        self.dates.read.insert(index.id, Arc::clone(&read));
-        Some(read)
+        let read = async {
+            let document = match Decoded::new(index).await.whole(MAX_HELD).await {
+                Ok(document) => document,
+                // Clients do not get it, either.
+                Err(DecodeError::TooLong(_) | DecodeError::TooLarge) => return Ok(Arc::default()),
+                Err(_) => return Err(()),
+            };
+            let reading = tokio::task::spawn_blocking(move || {
+                let mut published = Published::new();
+                for release in (dated.releases)(&document) {
+                    // Of two files of one name, the younger counts.
+                    let known = published.entry(release.name).or_default();
+                    *known = release.published.max(*known);
+                }
+                Arc::new(published)
+            });
+            reading.await.map_err(|_| ())
+        };
+        self.dates.read.get_or_insert_async(&index.id, read).await.ok()
     }
 }

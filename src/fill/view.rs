@@ -139,6 +139,11 @@ impl Kind {
     }
 }
 
+/// The type of what is made of a document of `content_type`, where it is another one.
+fn made_as(media_type: Option<&'static str>, content_type: &str) -> Option<&'static str> {
+    media_type.filter(|_| content_type.to_ascii_lowercase().contains("json"))
+}
+
 /// Whether a release that was held back when `view` was made is due: it is another document now.
 fn is_over(view: &Object) -> bool {
     view.fresh.fresh_until() <= now_ms()
@@ -402,7 +407,7 @@ impl Views {
                 // The document changes when a release is due, too.
                 kept.remove(header::LAST_MODIFIED);
             }
-            if let Some(media_type) = media_type {
+            if let Some(media_type) = made_as(media_type, original.head.content_type()) {
                 kept.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
             }
         }
@@ -435,7 +440,7 @@ impl Views {
         let content_type = original.head.content_type();
         let mut index = spec.rewriting.as_ref().map(|rewriting| {
             let view = rewriting.view;
-            let content_type = view.media_type.unwrap_or(content_type);
+            let content_type = made_as(view.media_type, content_type).unwrap_or(content_type);
             (view.reader)(&rewriting.context(document_url.clone(), content_type))
         });
         let mut document = Decoded::new(original).await;

@@ -103,7 +103,7 @@ pub struct View {
     pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
     /// How it tells when releases were published, where those that are held back are left out of it.
     pub dated: Option<&'static Dated>,
-    /// `Content-Type`, where it is another than upstream's.
+    /// `Content-Type` of what is made of a document in JSON, where it is another than upstream's.
     pub media_type: Option<&'static str>,
 }
 

@@ -150,7 +150,7 @@ fn dated_by(path: &str) -> Option<DatedBy> {
     let (name, version) = dated::of_path(path).filter(|(name, _)| is_name(name))?;
     let folders = folders(&name)?;
     Some(DatedBy {
-        index: format!("{folders}{name}").to_ascii_lowercase(),
+        indexes: vec![format!("{folders}{name}").to_ascii_lowercase()],
         name: dated::name(&name, version),
     })
 }

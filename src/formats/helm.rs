@@ -10,9 +10,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::DatedBy;
+use super::release::{self, DatedBy};
 use super::yaml;
-use super::{ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Reading, View, ViewContext};
+use super::{
+    ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
+};
 use crate::config::Package;
 
 /// The format of `package: helm`.
@@ -46,10 +48,7 @@ impl Format for Helm {
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
         } else {
-            asset.dated_by = dated::file_name(&asset.governing).map(|name| DatedBy {
-                index: "index.yaml".to_owned(),
-                name,
-            });
+            asset.dated_by = dated_by(&asset);
         }
         if asset.path.decoded.ends_with(".prov") {
             asset.media_type = "text/plain; charset=utf-8";
@@ -67,6 +66,19 @@ fn with_query(path: &ArtifactPath) -> Option<ArtifactPath> {
         decoded: links::decode_once(encoded),
         encoded: encoded.to_owned(),
         query: Some(query),
+    })
+}
+
+/// The indexes that may date a chart, and the name of its file.
+fn dated_by(chart: &Asset) -> Option<DatedBy> {
+    let path = release::plain(&chart.governing);
+    let folder = path
+        .rsplit_once('/')
+        .filter(|_| matches!(chart.location, Location::Upstream(_)));
+    let own = folder.map(|(folder, _)| format!("{folder}/index.yaml"));
+    Some(DatedBy {
+        indexes: [Some("index.yaml".to_owned()), own].into_iter().flatten().collect(),
+        name: dated::file_name(&path)?,
     })
 }
 

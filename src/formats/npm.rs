@@ -10,7 +10,7 @@ use super::accept::wish;
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
-use super::release::DatedBy;
+use super::release::{self, DatedBy};
 use super::{
     ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -212,9 +212,13 @@ fn index_naming(path: &str) -> Option<String> {
 
 /// The packument that dates the tarball under `path`, and the name that it has there.
 fn dated_by(path: &str) -> Option<DatedBy> {
-    let file = path.rsplit('/').next().filter(|file| file.ends_with(".tgz"))?;
+    let path = release::plain(path);
+    let file = path
+        .rsplit('/')
+        .next()
+        .filter(|file| file.to_ascii_lowercase().ends_with(".tgz"))?;
     Some(DatedBy {
-        index: index_naming(path)?,
+        indexes: vec![index_naming(&path)?],
         name: file.to_owned(),
     })
 }

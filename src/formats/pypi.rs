@@ -13,7 +13,7 @@ use super::accept::wish;
 use super::html::{Tokenizer, Value};
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::DatedBy;
+use super::release::{self, DatedBy};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
     ViewContext,
@@ -220,8 +220,9 @@ fn index_naming(path: &str) -> Option<String> {
 
 /// The index that dates the distribution file under `path`, and the name that it has there.
 fn dated_by(path: &str) -> Option<DatedBy> {
+    let path = release::plain(path);
     Some(DatedBy {
-        index: index_naming(path)?,
+        indexes: vec![index_naming(&path)?],
         name: path.rsplit('/').next()?.to_owned(),
     })
 }

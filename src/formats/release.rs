@@ -68,8 +68,8 @@ pub struct Release {
 /// Which index tells when a file was published.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DatedBy {
-    /// A path below the remote.
-    pub index: String,
+    /// Paths below the remote: the first that names the file counts.
+    pub indexes: Vec<String>,
     /// What the index calls the file.
     pub name: String,
 }
@@ -84,6 +84,12 @@ pub struct Dated {
 
 /// Leaves out of a document what is held.
 pub type Without = fn(&ViewContext<'_>, &[u8], &mut Hold) -> Result<Vec<u8>, IndexError>;
+
+/// A decoded path as an upstream may read it that takes an encoded slash for one, and none at the end.
+pub(super) fn plain(path: &str) -> String {
+    let path = path.replace("%2F", "/").replace("%2f", "/");
+    path.trim_end_matches('/').to_owned()
+}
 
 /// Unix seconds of a date and time by RFC 3339; what was before 1970 is that long ago.
 pub(super) fn seconds(text: &str) -> Option<u64> {

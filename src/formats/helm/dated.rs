@@ -1,6 +1,8 @@
 //! When charts were published: `created` of each version in `index.yaml`. A tool that writes an index anew may date all versions
 //! by that moment; then all are held.
 
+use std::ops::Range;
+
 use saphyr_parser::{Event, Parser, Span};
 use serde_json::value::RawValue;
 
@@ -27,6 +29,12 @@ struct Version {
     line: Option<usize>,
     urls: Vec<String>,
     published: Option<u64>,
+    /// Whether something elsewhere stands for a part of it (an alias of an anchor), so that it cannot go.
+    is_shared: bool,
+    /// Its anchors, as a range of all.
+    anchors: Range<usize>,
+    /// Its aliases, likewise.
+    aliases: Range<usize>,
 }
 
 /// A chart, with where its name stands.
@@ -71,7 +79,8 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
     for (at, chart) in charts.iter().enumerate() {
         let chart_ends = charts.get(at + 1).map_or(end, |next| next.line);
         let held: Vec<bool> = chart.versions.iter().map(|version| is_held(version, hold)).collect();
-        if !held.is_empty() && held.iter().all(|held| *held) && chart.versions.iter().all(|one| one.line.is_some()) {
+        let may_go = |version: &Version| version.line.is_some() && !version.is_shared;
+        if !held.is_empty() && held.iter().all(|held| *held) && chart.versions.iter().all(may_go) {
             cover(&mut left_out, chart.line, chart_ends);
             continue;
         }
@@ -80,7 +89,8 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
                 .versions
                 .get(number + 1)
                 .map_or(Some(chart_ends), |next| next.line);
-            if let (true, Some(line), Some(next)) = (held[number], version.line, next) {
+            let may_go = held[number] && may_go(version);
+            if let (true, Some(line), Some(next)) = (may_go, version.line, next) {
                 cover(&mut left_out, line, next);
             }
         }
@@ -109,9 +119,9 @@ fn json_version(version: &RawValue) -> Version {
     let version = Members::read(version.get()).unwrap_or_default();
     let urls = version.get("urls").and_then(items).unwrap_or_default();
     Version {
-        line: None,
         urls: urls.into_iter().filter_map(text).map(|url| url.into_owned()).collect(),
         published: version.text("created").and_then(|created| seconds(&created)),
+        ..Version::default()
     }
 }
 
@@ -145,14 +155,40 @@ fn json_without(index: &Members<'_>, hold: &mut Hold) -> String {
 /// The events of a document.
 struct Events<'a> {
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
+    /// By the parser's numbers.
+    anchors: Vec<usize>,
+    aliases: Vec<usize>,
 }
 
 impl<'a> Events<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), IndexError> {
         match self.parser.next_event() {
-            Some(Ok(event)) => Ok(event),
+            Some(Ok(event)) => {
+                match &event.0 {
+                    Event::Alias(alias) => self.aliases.push(*alias),
+                    Event::Scalar(_, _, anchor, _)
+                    | Event::SequenceStart(anchor, _)
+                    | Event::MappingStart(anchor, _)
+                        if *anchor > 0 =>
+                    {
+                        self.anchors.push(*anchor);
+                    }
+                    _ => {}
+                }
+                Ok(event)
+            }
             Some(Err(error)) => Err(IndexError(format!("upstream's index is no YAML: {error}"))),
             None => Err(IndexError("upstream's index ends early".to_owned())),
+        }
+    }
+
+    /// Notes which versions have parts that are named elsewhere.
+    fn mark_shared(&self, charts: &mut [Chart]) {
+        for version in charts.iter_mut().flat_map(|chart| &mut chart.versions) {
+            let own = &self.anchors[version.anchors.clone()];
+            let mut aliases = self.aliases.iter().enumerate();
+            version.is_shared =
+                !own.is_empty() && aliases.any(|(at, alias)| own.contains(alias) && !version.aliases.contains(&at));
         }
     }
 
@@ -202,6 +238,8 @@ fn read(document: &str) -> Result<(Vec<Chart>, usize), IndexError> {
     let lines: Vec<&str> = document.lines().collect();
     let mut events = Events {
         parser: Parser::new_from_str(document),
+        anchors: Vec::new(),
+        aliases: Vec::new(),
     };
     let (mut charts, mut end) = (Vec::new(), None);
     loop {
@@ -221,6 +259,7 @@ fn read(document: &str) -> Result<(Vec<Chart>, usize), IndexError> {
             value => events.skip(&value)?,
         }
     }
+    events.mark_shared(&mut charts);
     // What may stand behind the document.
     let behind = lines
         .iter()
@@ -237,8 +276,12 @@ fn read_charts(events: &mut Events<'_>, lines: &[&str], charts: &mut Vec<Chart>)
             loop {
                 match events.next()? {
                     (Event::SequenceEnd, _) => break,
-                    (Event::MappingStart(..), span) => {
+                    (Event::MappingStart(anchor, _), span) => {
+                        let anchors = events.anchors.len() - usize::from(anchor > 0);
+                        let aliases = events.aliases.len();
                         let mut version = read_version(events)?;
+                        version.anchors = anchors..events.anchors.len();
+                        version.aliases = aliases..events.aliases.len();
                         version.line = item_line(lines, line, line_of(&span));
                         versions.push(version);
                     }
@@ -380,6 +423,9 @@ mod tests {
             format!("entries:\n  demo: [{{created: \"{NEW}\", urls: [a]}}]\n"),
             "entries:\n  demo:\n  - urls: [a]\n  - created: soon\n  - 7\n".to_owned(),
             "just: this\n".to_owned(),
+            format!(
+                "entries:\n  demo:\n  - created: {NEW}\n    maintainers: &a [x]\n  - created: {OLD}\n    maintainers: *a\n"
+            ),
             "# nothing\n".to_owned(),
             "entries:\n  demo: null\n".to_owned(),
         ] {

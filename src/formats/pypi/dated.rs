@@ -5,7 +5,6 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::super::release::{Dated, Hold, Members, Release, array, items, json_text, no_json, object, seconds, text};
@@ -25,18 +24,20 @@ pub(super) const HTML: Dated = Dated {
 };
 
 /// What is read of a file.
-#[derive(Deserialize)]
 struct File<'a> {
-    #[serde(borrow)]
     filename: Cow<'a, str>,
-    #[serde(borrow, rename = "upload-time", alias = "upload_time_iso_8601")]
     uploaded: Option<Cow<'a, str>>,
 }
 
 impl<'a> File<'a> {
     /// `None`: it is no file as the specification has it, and says nothing of any.
     fn read(file: &'a RawValue) -> Option<Self> {
-        serde_json::from_str(file.get()).ok()
+        let file = Members::read(file.get()).ok()?;
+        let uploaded = file.text("upload-time").or_else(|| file.text("upload_time_iso_8601"));
+        Some(File {
+            filename: file.text("filename")?,
+            uploaded,
+        })
     }
 
     fn published(&self) -> Option<u64> {
@@ -191,104 +192,101 @@ fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> 
         return Ok(document.to_vec());
     }
     let json = without(document, hold)?;
-    let index: Index<'_> = serde_json::from_str(&json).map_err(|error| no_json(&error))?;
+    let index = Members::read(&json).map_err(|error| no_json(&error))?;
     Ok(html(&index).into_bytes())
 }
 
-/// What the HTML form says of an index too (PEP 503, 592, 629, 658, 708, 714).
-#[derive(Deserialize)]
-struct Index<'a> {
-    #[serde(default)]
-    name: Option<String>,
-    #[serde(borrow, default)]
-    files: Vec<Link<'a>>,
-    #[serde(default)]
-    projects: Vec<Project>,
-    #[serde(default)]
-    meta: Meta,
-}
-
-#[derive(Deserialize, Default)]
-struct Meta {
-    #[serde(rename = "api-version")]
-    version: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Project {
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Link<'a> {
-    filename: String,
-    url: String,
-    #[serde(default)]
-    hashes: std::collections::BTreeMap<String, String>,
-    #[serde(rename = "requires-python")]
-    requires: Option<String>,
-    #[serde(borrow, default)]
-    yanked: Option<&'a RawValue>,
-    #[serde(borrow, rename = "core-metadata", alias = "dist-info-metadata")]
-    metadata: Option<&'a RawValue>,
-    #[serde(rename = "gpg-sig")]
-    signed: Option<bool>,
-    provenance: Option<String>,
-}
-
-fn html(index: &Index<'_>) -> String {
-    let title = match &index.name {
-        Some(name) => format!("Links for {}", escaped(name)),
+/// The HTML form of an index (PEP 503, 592, 629, 658, 708, 714). What is no file or project is passed over.
+fn html(index: &Members<'_>) -> String {
+    let meta = index.object("meta").unwrap_or_default();
+    let title = match index.text("name") {
+        Some(name) => format!("Links for {}", escaped(&name)),
         None => "Simple index".to_owned(),
     };
-    let version = escaped(index.meta.version.as_deref().unwrap_or("1.0"));
-    let mut page = format!(
-        "<!DOCTYPE html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n    <meta name=\"pypi:repository-version\" \
-         content=\"{version}\">\n    <title>{title}</title>\n  </head>\n  <body>\n    <h1>{title}</h1>\n"
-    );
-    for Project { name } in &index.projects {
-        let name = escaped(name);
+    let mut page = "<!DOCTYPE html>\n<html>\n  <head>\n    <meta charset=\"utf-8\">\n".to_owned();
+    let mut say = |name: &str, content: &str| {
         // Writing to a string cannot fail.
-        let _ = writeln!(page, "    <a href=\"{name}/\">{name}</a><br>");
-    }
-    for file in &index.files {
-        let hash = ["sha256"]
-            .iter()
-            .find_map(|name| Some((*name, file.hashes.get(*name)?)));
-        let hash = hash.or_else(|| file.hashes.iter().next().map(|(name, hash)| (name.as_str(), hash)));
-        let fragment = hash.map_or(String::new(), |(name, hash)| format!("#{name}={hash}"));
-        let _ = write!(page, "    <a href=\"{}{}\"", escaped(&file.url), escaped(&fragment));
-        let mut attribute = |name: &str, value: &str| {
-            let _ = write!(page, " {name}=\"{}\"", escaped(value));
-        };
-        if let Some(requires) = &file.requires {
-            attribute("data-requires-python", requires);
-        }
-        match file.yanked.map(RawValue::get) {
-            Some("true") => attribute("data-yanked", ""),
-            Some(reason) => _ = serde_json::from_str::<String>(reason).map(|reason| attribute("data-yanked", &reason)),
-            None => {}
-        }
-        if let Some(metadata) = file.metadata.map(RawValue::get) {
-            let hashes = serde_json::from_str::<std::collections::BTreeMap<String, String>>(metadata);
-            let said = hashes
-                .ok()
-                .and_then(|hashes| Some(format!("sha256={}", hashes.get("sha256")?)));
-            if let Some(said) = said.or_else(|| (metadata == "true").then(|| "true".to_owned())) {
-                attribute("data-core-metadata", &said);
-                attribute("data-dist-info-metadata", &said);
+        let _ = writeln!(page, "    <meta name=\"pypi:{name}\" content=\"{}\">", escaped(content));
+    };
+    say("repository-version", &meta.text("api-version").unwrap_or("1.0".into()));
+    for (members, name) in [(&meta, "tracks"), (index, "alternate-locations")] {
+        for url in members.get(name).and_then(items).unwrap_or_default() {
+            if let Some(url) = text(url) {
+                say(name, &url);
             }
         }
-        if let Some(signed) = file.signed {
-            attribute("data-gpg-sig", if signed { "true" } else { "false" });
+    }
+    let _ = write!(
+        page,
+        "    <title>{title}</title>\n  </head>\n  <body>\n    <h1>{title}</h1>\n"
+    );
+    for project in index.get("projects").and_then(items).unwrap_or_default() {
+        let project = Members::read(project.get()).unwrap_or_default();
+        if let Some(name) = project.text("name").map(|name| escaped(&name)) {
+            let _ = writeln!(page, "    <a href=\"{name}/\">{name}</a><br>");
         }
-        if let Some(provenance) = &file.provenance {
-            attribute("data-provenance", provenance);
+    }
+    for file in index.get("files").and_then(items).unwrap_or_default() {
+        let file = Members::read(file.get()).unwrap_or_default();
+        if let (Some(name), Some(url)) = (file.text("filename"), file.text("url")) {
+            let attributes = attributes(&file);
+            let url = escaped(&format!("{url}{}", fragment(&file)));
+            let _ = writeln!(page, "    <a href=\"{url}\"{attributes}>{}</a><br>", escaped(&name));
         }
-        let _ = writeln!(page, ">{}</a><br>", escaped(&file.filename));
     }
     page.push_str("  </body>\n</html>\n");
     page
+}
+
+/// The digest of a file as its link names it.
+fn fragment(file: &Members<'_>) -> String {
+    let hashes = file.object("hashes").unwrap_or_default();
+    let preferred = hashes.text("sha256").map(|hash| ("sha256".into(), hash));
+    let first = || {
+        hashes
+            .0
+            .first()
+            .and_then(|(name, hash)| Some((name.clone(), text(hash)?)))
+    };
+    let hash = preferred.or_else(first);
+    hash.map_or(String::new(), |(name, hash): (Cow<'_, str>, _)| {
+        format!("#{name}={hash}")
+    })
+}
+
+/// What the link of a file says beside.
+fn attributes(file: &Members<'_>) -> String {
+    let mut out = String::new();
+    let mut say = |name: &str, value: &str| {
+        let _ = write!(out, " {name}=\"{}\"", escaped(value));
+    };
+    if let Some(requires) = file.text("requires-python") {
+        say("data-requires-python", &requires);
+    }
+    match file.get("yanked") {
+        Some(yanked) if yanked.get() == "true" => say("data-yanked", ""),
+        Some(yanked) => _ = text(yanked).map(|reason| say("data-yanked", &reason)),
+        None => {}
+    }
+    let metadata = file.get("core-metadata").or_else(|| file.get("dist-info-metadata"));
+    let metadata = metadata.and_then(|metadata| match Members::read(metadata.get()) {
+        Ok(hashes) => Some(format!("sha256={}", hashes.text("sha256")?)),
+        Err(_) => (metadata.get() == "true").then(|| "true".to_owned()),
+    });
+    if let Some(metadata) = metadata {
+        say("data-core-metadata", &metadata);
+        say("data-dist-info-metadata", &metadata);
+    }
+    if let Some(signed) = file
+        .get("gpg-sig")
+        .filter(|signed| ["true", "false"].contains(&signed.get()))
+    {
+        say("data-gpg-sig", signed.get());
+    }
+    if let Some(provenance) = file.text("provenance") {
+        say("data-provenance", &provenance);
+    }
+    out
 }
 
 /// Text as HTML has it, in and outside of attributes.
@@ -380,9 +378,22 @@ mod tests {
     }
 
     #[test]
+    fn both_names_of_a_key_are_no_error() {
+        let file = r#"{"filename":"a-1.tar.gz","url":"a","hashes":null,"core-metadata":true,"dist-info-metadata":{"sha256":"x"},"upload-time":"1970-04-10T00:00:00Z","upload_time_iso_8601":"1970-01-01T00:00:00Z"}"#;
+        let index = format!(r#"{{"files":[7,{file}],"alternate-locations":["https://other/simple/a/"]}}"#);
+        assert_eq!(
+            without(index.as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap(),
+            index.replace(&format!(",{file}"), "")
+        );
+        let page = html(&Members::read(&index).unwrap());
+        assert!(page.contains("<a href=\"a\" data-core-metadata=\"true\""), "{page}");
+        assert!(page.contains("<meta name=\"pypi:alternate-locations\" content=\"https://other/simple/a/\">"));
+    }
+
+    #[test]
     fn the_html_form_says_what_the_json_said() {
         let json = without(index(&FILES[..1]).as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap();
-        let page = html(&serde_json::from_str(&json).unwrap());
+        let page = html(&Members::read(&json).unwrap());
         assert!(page.contains(
             "<a href=\"https://f/six-1.0.tar.gz#sha256=ab\" data-requires-python=\"&gt;=3.8\" data-yanked=\"it \
              &lt;breaks&gt;\" data-core-metadata=\"sha256=cd\" data-dist-info-metadata=\"sha256=cd\">six-1.0.tar.gz</a>"
