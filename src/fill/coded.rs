@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use http::{Method, header};
 
+use super::decoded::{has_gzip_bytes, is_gzip};
 use super::gunzip::Gunzip;
-use super::view::{has_gzip_bytes, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Finish, Head, Object, Reader, Writer, freshness_until, now_ms};
 use crate::upstream::Failure;

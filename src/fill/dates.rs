@@ -9,10 +9,9 @@ use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 
 use super::decoded::{DecodeError, Decoded};
-use super::view::MAX_HELD;
 use super::{Fills, Outcome, Wanted};
 use crate::cache::{FOR_EVER, Hash, Millis, Object, now_ms};
-use crate::formats::release::{Dated, DatedBy};
+use crate::formats::release::{Dated, DatedBy, LONGEST};
 use crate::formats::{self, Asset, path};
 use crate::policy::{self, quarantine};
 
@@ -25,14 +24,14 @@ const MAX_FILES: usize = 65_536;
 const AGAIN_MS: Millis = 60_000;
 
 /// Dates by the names that an index has for files.
-type Published = HashMap<String, u64>;
+type ByName = HashMap<String, u64>;
 
 #[derive(Clone)]
-struct ByNames;
+struct PerFile;
 
-impl Weighter<u64, Arc<Published>> for ByNames {
+impl Weighter<u64, Arc<ByName>> for PerFile {
     /// One that is heavier than what there is room for would not be kept at all, and be read again for each file.
-    fn weight(&self, _: &u64, published: &Arc<Published>) -> u64 {
+    fn weight(&self, _: &u64, published: &Arc<ByName>) -> u64 {
         (published.len() as u64 + 1).min(MAX_NAMES / 2)
     }
 }
@@ -40,7 +39,7 @@ impl Weighter<u64, Arc<Published>> for ByNames {
 /// What the indexes that were read lately say.
 pub struct Dates {
     /// By the id of the index.
-    read: Cache<u64, Arc<Published>, ByNames>,
+    read: Cache<u64, Arc<ByName>, PerFile>,
     /// By the id of the file: its date, if there is one, and until when that is not asked about again.
     files: Cache<u64, (Option<u64>, Millis)>,
     /// Indexes that could not be had, by the hash of their key, and until when they are not asked for again.
@@ -53,9 +52,9 @@ impl Default for Dates {
         // One part: a large index has to fit into it.
         let options = options.shards(1).estimated_items_capacity(MAX_INDEXES);
         let read = match options.weight_capacity(MAX_NAMES).build() {
-            Ok(options) => Cache::with_options(options, ByNames, Default::default(), Default::default()),
+            Ok(options) => Cache::with_options(options, PerFile, Default::default(), Default::default()),
             // Only an option that is missing is an error.
-            Err(_) => Cache::with_weighter(MAX_INDEXES, MAX_NAMES, ByNames),
+            Err(_) => Cache::with_weighter(MAX_INDEXES, MAX_NAMES, PerFile),
         };
         Dates {
             read,
@@ -74,11 +73,11 @@ impl Dates {
 }
 
 /// What an index says of a file.
-enum Said {
+enum Dating {
     Published(u64),
-    /// It does not name the file, or does not date it.
+    /// The index does not name the file, or does not date it.
     Nothing,
-    /// It cannot be had.
+    /// The index cannot be had.
     Away,
 }
 
@@ -114,7 +113,7 @@ impl Fills {
         for index in &by.indexes {
             let path = path::parse(index.as_bytes(), None).ok()?;
             let index = formats::asset(&asset.remote, path, None).map(Arc::new)?;
-            if let Said::Published(published) = self.said_of(index, &by.name, file).await? {
+            if let Dating::Published(published) = self.said_of(index, &by.name, file).await? {
                 return Some(published);
             }
         }
@@ -122,7 +121,7 @@ impl Fills {
     }
 
     /// What `index` says of the file that it calls `name`. `None`: it is no index that tells dates.
-    async fn said_of(self: &Arc<Self>, index: Arc<Asset>, name: &str, file: Option<&Object>) -> Option<Said> {
+    async fn said_of(self: &Arc<Self>, index: Arc<Asset>, name: &str, file: Option<&Object>) -> Option<Dating> {
         let dated = index.view?.dated?;
         let policy = policy::classify(&index)?;
         let key = index.key();
@@ -131,19 +130,19 @@ impl Fills {
             // A date does not change: what is expired tells it as well.
             let published = self.read_dates(&stored, dated).await;
             if let Some(published) = published.as_ref().and_then(|published| published.get(name)) {
-                return Some(Said::Published(*published));
+                return Some(Dating::Published(*published));
             }
             let checked_at = stored.fresh.checked_at();
             // What came after the index was seen cannot be in it.
             is_forced = file.is_some_and(|file| checked_at.saturating_add(AGAIN_MS) < file.head.stored_at);
             let is_fresh = stored.fresh.left(policy.class, policy.ttl, now_ms()).is_fresh();
             if published.is_some() && is_fresh && !is_forced {
-                return Some(Said::Nothing);
+                return Some(Dating::Nothing);
             }
         }
         let is_away = self.dates.away.get(&key.hash).is_some_and(|until| now_ms() < until);
         if index.remote.offline || is_away || self.remembered(&key).is_some() {
-            return Some(Said::Away);
+            return Some(Dating::Away);
         }
         let mut wanted = Wanted::of(index, policy)?;
         wanted.force = is_forced;
@@ -154,23 +153,23 @@ impl Fills {
         };
         let Some(published) = read else {
             self.dates.away.insert(key.hash, now_ms() + AGAIN_MS);
-            return Some(Said::Away);
+            return Some(Dating::Away);
         };
         let published = published.get(name);
-        Some(published.map_or(Said::Nothing, |published| Said::Published(*published)))
+        Some(published.map_or(Dating::Nothing, |published| Dating::Published(*published)))
     }
 
     /// The dates of an index, read by one at a time.
-    async fn read_dates(&self, index: &Arc<Object>, dated: &'static Dated) -> Option<Arc<Published>> {
+    async fn read_dates(&self, index: &Arc<Object>, dated: &'static Dated) -> Option<Arc<ByName>> {
         let read = async {
-            let document = match Decoded::new(index).await.whole(MAX_HELD).await {
+            let document = match Decoded::new(index).await.whole(LONGEST).await {
                 Ok(document) => document,
                 // Clients do not get it, either.
                 Err(DecodeError::TooLong(_) | DecodeError::TooLarge) => return Ok(Arc::default()),
                 Err(_) => return Err(()),
             };
             let reading = tokio::task::spawn_blocking(move || {
-                let mut published = Published::new();
+                let mut published = ByName::new();
                 for release in (dated.releases)(&document) {
                     // Of two files of one name, the younger counts.
                     let known = published.entry(release.name).or_default();

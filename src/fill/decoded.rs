@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use super::gunzip::GZIP;
 use super::gunzip::Gunzip;
-use super::view::has_gzip_bytes;
 use crate::cache::{Object, ReadError, Reader};
 
 /// What a decoder may make of one document: a bomb ends here, a 40 MB index does not.
@@ -98,4 +98,19 @@ impl Decoded {
         }
         Ok(whole)
     }
+}
+
+/// Whether a coding can be decoded.
+pub fn is_gzip(coding: &str) -> bool {
+    coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
+}
+
+/// Whether a body begins as gzip does; what upstream says of it may be wrong.
+pub async fn has_gzip_bytes(object: &Arc<Object>) -> bool {
+    let mut reader = Reader::range(Arc::clone(object), 0, GZIP.len() as u64);
+    let mut begin = Vec::new();
+    while let Ok(Some(piece)) = reader.next().await {
+        begin.extend_from_slice(&piece);
+    }
+    begin.starts_with(&GZIP)
 }

@@ -104,12 +104,7 @@ impl Fills {
 
     /// Whether what `holder` fills can be had later, though it cannot be read from there.
     pub(super) fn may_wait(&self, holder: &Node) -> bool {
-        let in_bucket = self
-            .shared
-            .bucket
-            .as_ref()
-            .is_some_and(|bucket| bucket.breaker().is_closed());
-        in_bucket || self.can_ask(holder)
+        self.shared.has_bucket() || self.can_ask(holder)
     }
 
     pub(super) fn can_ask(&self, node: &Node) -> bool {

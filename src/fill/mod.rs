@@ -8,7 +8,7 @@ mod answer;
 mod coded;
 pub mod dates;
 mod decision;
-mod decoded;
+pub mod decoded;
 mod elsewhere;
 mod fetch;
 mod flight;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
+use super::decoded::{GZIP, is_gzip};
 use super::gunzip::gunzip;
-use super::view::{GZIP, is_gzip};
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Expected, Finish, Head, Millis, Object, Reader, Referent, freshness_until, now_ms};
 use crate::headers;

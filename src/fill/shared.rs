@@ -41,6 +41,11 @@ impl Shared {
         Shared::new(None, None, None, Box::new(|_| None), None)
     }
 
+    /// Whether there is a bucket, and it can be asked.
+    pub(super) fn has_bucket(&self) -> bool {
+        self.bucket.as_ref().is_some_and(|bucket| bucket.breaker().is_closed())
+    }
+
     /// Whether there is nothing but this node's own disk.
     pub fn is_alone(&self) -> bool {
         self.bucket.is_none() && self.fleet.is_none()

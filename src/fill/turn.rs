@@ -203,13 +203,8 @@ impl Fills {
 
     /// Whether a fresh body that cannot be read from its node is about to be in the bucket.
     pub(super) fn will_be_in_bucket(&self, word: &Word) -> bool {
-        let is_open = self
-            .shared
-            .bucket
-            .as_ref()
-            .is_some_and(|bucket| bucket.breaker().is_closed());
         let is_young = now_ms().saturating_sub(word.checked_at) < UPLOAD_MS;
-        is_open && is_young && !word.in_bucket && !self.can_ask(&word.node) && !self.is_me(&word.node)
+        self.shared.has_bucket() && is_young && !word.in_bucket && !self.can_ask(&word.node) && !self.is_me(&word.node)
     }
 
     /// Whether the fleet has a fresh body that this flight did not see.

@@ -3,7 +3,7 @@
 //! A view is an object like any other. Its key holds the id of its original, so it never expires: another body has
 //! another id, and a re-fetch that brought the same bytes keeps the id and with it the views.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::convert::Infallible;
 use std::hash::{BuildHasher, RandomState};
 use std::io::Write as _;
@@ -18,19 +18,16 @@ use quick_cache::sync::Cache;
 use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
-use super::decoded::{DecodeError, Decoded, PIECE};
-pub use super::gunzip::GZIP;
+use super::decoded::{DecodeError, Decoded, PIECE, is_gzip};
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
 use crate::formats::links::Style;
-use crate::formats::release::{Dated, Hold};
+use crate::formats::release::{self, Dated, Hold};
 use crate::formats::{Asset, Class, Fact, IndexError, IndexReader, View, ViewContext};
 use crate::headers;
 use crate::metrics::Metrics;
 
-/// The longest index that releases are held back from: it is read as a whole.
-pub(super) const MAX_HELD: usize = 256 << 20;
 /// Base URLs for which views of one document are kept; `Host` comes from outside.
 const MAX_BASES: usize = 16;
 /// Views for base URLs that a document with views was not asked by yet: so many are made at once, for whoever they are.
@@ -128,7 +125,7 @@ impl Kind {
         )
     }
 
-    /// What the key of a view says of it beside the style of its links.
+    /// What the form of a view says of it beside the style of its links.
     fn suffix(self) -> String {
         let Kind::Rewritten { held, media_type, .. } = self else {
             return String::new();
@@ -178,6 +175,8 @@ pub struct Views {
     /// Moves on with every new base URL: what was used since is told by it.
     clock: AtomicU64,
     unseen: Arc<Semaphore>,
+    /// Of the forms of views that were looked for: one for each way in which the configuration holds releases back.
+    suffixes: parking_lot::Mutex<BTreeSet<String>>,
 }
 
 /// A view that was opened before.
@@ -226,17 +225,20 @@ impl Views {
             bases: Cache::new(4096),
             clock: AtomicU64::new(0),
             unseen: Arc::new(Semaphore::new(UNSEEN_AT_ONCE)),
+            suffixes: parking_lot::Mutex::default(),
         }
     }
 
-    fn key(original: &Object, spec: &Spec) -> Key {
+    fn key(&self, original: &Object, spec: &Spec) -> Key {
         let form = match &spec.rewriting {
             Some(rewriting) => {
                 let links = match rewriting.is_absolute() {
                     true => format!("for {}", rewriting.remote_url),
                     false => "relative".to_owned(),
                 };
-                links + &rewriting.kind().suffix()
+                let suffix = rewriting.kind().suffix();
+                self.suffixes.lock().insert(suffix.clone());
+                links + &suffix
             }
             None => "decoded".to_owned(),
         };
@@ -255,7 +257,12 @@ impl Views {
             .remove(&id)
             .map_or_else(Vec::new, |(_, bases)| bases.lock().clone());
         let absolute = bases.into_iter().map(|base| format!("for {}", base.url));
-        for form in absolute.chain(["relative".to_owned(), "decoded".to_owned()]) {
+        let links: Vec<String> = absolute.chain(["relative".to_owned()]).collect();
+        let suffixes = self.suffixes.lock().clone();
+        let rewritten = links
+            .iter()
+            .flat_map(|links| suffixes.iter().map(move |suffix| format!("{links}{suffix}")));
+        for form in rewritten.chain(["decoded".to_owned()]) {
             for coding in ["gzip", "identity"] {
                 let hash = Self::key_of(id, &form, coding).hash;
                 self.store.forsake(&hash);
@@ -308,7 +315,7 @@ impl Views {
     /// # Errors
     /// There is no space for it, or the original's coding is not known here.
     pub async fn open(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
-        let key = Self::key(original, spec);
+        let key = self.key(original, spec);
         let absolute = spec.rewriting.as_ref().filter(|rewriting| rewriting.is_absolute());
         // Before its turn is waited for: who comes by a known name does not wait behind who does not.
         let (base, place) = match absolute {
@@ -358,12 +365,12 @@ impl Views {
     /// # Errors
     /// Those of [`Views::open`].
     pub async fn open_anew(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
-        self.store.remove(Self::key(original, spec).hash).await;
+        self.store.remove(self.key(original, spec).hash).await;
         self.open(original, spec).await
     }
 
     async fn open_plain(self: &Arc<Self>, original: &Arc<Object>, spec: &Spec) -> Result<Arc<Object>, ViewError> {
-        let key = Self::key(original, spec);
+        let key = self.key(original, spec);
         if let Some(view) = self.made(&key).await {
             return Ok(view);
         }
@@ -446,7 +453,7 @@ impl Views {
         let mut document = Decoded::new(original).await;
         match (&spec.rewriting, spec.hold()) {
             (Some(rewriting), Some((dated, hold))) => {
-                let document = document.whole(MAX_HELD).await?;
+                let document = document.whole(release::LONGEST).await?;
                 let (rewriting, content_type) = (rewriting.clone(), content_type.to_owned());
                 let leave_out = move || {
                     let (mut hold, context) = (hold, rewriting.context(document_url, &content_type));
@@ -631,7 +638,7 @@ impl Views {
                     rewriting: Some(rewriting.clone()),
                     gzip,
                 };
-                self.store.remove(Self::key(original, &spec).hash).await;
+                self.store.remove(self.key(original, &spec).hash).await;
             }
         }
         Some(base)
@@ -655,21 +662,6 @@ static NOWHERE: std::sync::LazyLock<Url> = std::sync::LazyLock::new(|| {
     // A constant that is a URL.
     Url::parse("https://invalid.invalid/").unwrap_or_else(|_| unreachable!())
 });
-
-/// Whether a coding can be decoded.
-pub fn is_gzip(coding: &str) -> bool {
-    coding.eq_ignore_ascii_case("gzip") || coding.eq_ignore_ascii_case("x-gzip")
-}
-
-/// Whether a body begins as gzip does; what upstream says of it may be wrong.
-pub async fn has_gzip_bytes(object: &Arc<Object>) -> bool {
-    let mut reader = Reader::range(Arc::clone(object), 0, GZIP.len() as u64);
-    let mut begin = Vec::new();
-    while let Ok(Some(piece)) = reader.next().await {
-        begin.extend_from_slice(&piece);
-    }
-    begin.starts_with(&GZIP)
-}
 
 #[derive(Debug, thiserror::Error)]
 enum MakeError {

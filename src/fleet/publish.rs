@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use redis::Script;
+use redis::{Script, ScriptInvocation};
 
 use super::bus::TELL;
 use super::connection::{Failure, LIMIT, PATIENT};
@@ -120,6 +120,12 @@ return {1, {}}
         self.outbox.put(Parcel::Reupload(key.clone(), id));
     }
 
+    /// Runs `script`, whose last arguments are who says it and of which key.
+    async fn say(&self, mut script: ScriptInvocation<'static>, key: &Key) -> Result<(), Failure> {
+        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
+        self.redis.run(PATIENT, script).await
+    }
+
     pub(super) async fn say_uploaded(&self, key: &Key, id: u64) -> Result<(), Failure> {
         static UPLOADED: LazyLock<Script> = LazyLock::new(|| {
             telling(
@@ -132,13 +138,8 @@ return 1
             )
         });
         let mut script = UPLOADED.key(names::word(key));
-        script.key(NEWS).key(EPOCH);
-        script
-            .arg(id)
-            .arg(&self.me.name)
-            .arg(hex::encode(key.hash))
-            .arg(&*key.text);
-        self.redis.run(PATIENT, script).await
+        script.key(NEWS).key(EPOCH).arg(id);
+        self.say(script, key).await
     }
 
     pub(super) async fn say_gone(&self, key: &Key, fence: Fence) -> Result<(), Failure> {
@@ -157,8 +158,7 @@ return 1
         let mut script = GONE.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
-        self.redis.run(PATIENT, script).await
+        self.say(script, key).await
     }
 
     pub(super) async fn say_expired(&self, key: &Key, fence: Fence, at: Millis) -> Result<(), Failure> {
@@ -179,8 +179,7 @@ return 1
         let mut script = EXPIRED.key(names::word(key));
         script.key(NEWS).key(EPOCH);
         script.arg(fence.0).arg(at).arg(MIN_KEPT.as_millis() as u64);
-        script.arg(&self.me.name).arg(hex::encode(key.hash)).arg(&*key.text);
-        self.redis.run(PATIENT, script).await
+        self.say(script, key).await
     }
 
     pub(super) async fn say_reupload(&self, key: &Key, id: u64) -> Result<(), Failure> {
@@ -188,13 +187,8 @@ return 1
             telling("tell('reupload', 'by', ARGV[2], 'hash', ARGV[3], 'key', ARGV[4], 'body', ARGV[1])")
         });
         let mut script = REUPLOAD.key(NEWS);
-        script.key(EPOCH);
-        script
-            .arg(id)
-            .arg(&self.me.name)
-            .arg(hex::encode(key.hash))
-            .arg(&*key.text);
-        self.redis.run(PATIENT, script).await
+        script.key(EPOCH).arg(id);
+        self.say(script, key).await
     }
 
     pub(super) async fn say_distrust(&self, at: Millis) -> Result<(), Failure> {

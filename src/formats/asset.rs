@@ -43,7 +43,7 @@ pub struct Asset {
     pub binding: Binding,
     /// A document that says what there is, though it never changes: see [`Asset::is_index`].
     pub lists: bool,
-    /// The index that tells when it was published.
+    /// The index that tells when it was published; only where releases are held back.
     pub dated_by: Option<DatedBy>,
     /// A list that may come in pages: what is looked at before one is handed on.
     pub pages: Option<CheckPage>,
@@ -230,6 +230,13 @@ impl Asset {
             file.is_below_prefix = true;
         }
         self
+    }
+
+    /// Names the index that dates it, where releases are held back.
+    pub(super) fn date_by(&mut self, by: impl FnOnce(&Asset) -> Option<DatedBy>) {
+        if self.remote.quarantine_days.is_some() {
+            self.dated_by = by(self);
+        }
     }
 
     /// What it is stored under.

@@ -51,7 +51,7 @@ impl Format for Cargo {
         // To some servers, an encoded slash is one.
         let governing = asset.governing.replace("%2F", "/");
         let below_api = below_api(&governing);
-        asset.dated_by = dated_by(&governing);
+        asset.date_by(|_| dated_by(&governing));
         if let Some((checksum, digest)) = checksum
             && !below_api.is_some_and(is_of_account)
         {

@@ -48,7 +48,7 @@ impl Format for Helm {
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
         } else {
-            asset.dated_by = dated_by(&asset);
+            asset.date_by(dated_by);
         }
         if asset.path.decoded.ends_with(".prov") {
             asset.media_type = "text/plain; charset=utf-8";

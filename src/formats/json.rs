@@ -4,6 +4,8 @@
 //! Where no chosen place can be reached any more, only strings and brackets are looked at. That is enough to find the
 //! end of such a part, in a document that is JSON; in one that is not, the client's own parser has the last word.
 
+pub(super) mod whole;
+
 use memchr::memchr2;
 
 use super::links::LinkMap;

@@ -95,7 +95,7 @@ impl Format for Npm {
         }
         let mut asset = Asset::new(remote, canonical(path), |path| path).named_by(index_naming);
         let Some(document) = document(&asset.path.decoded) else {
-            asset.dated_by = dated_by(&asset.governing);
+            asset.date_by(|file| dated_by(&file.governing));
             return Reading::Artifact(Box::new(asset));
         };
         // A registry wants the slash of a scope encoded in the URL of a document, and as it stands in that of a tarball.

@@ -11,6 +11,7 @@ use url::Url;
 
 use super::accept::wish;
 use super::html::{Tokenizer, Value};
+use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::release::{self, DatedBy};
@@ -137,7 +138,7 @@ impl Format for Pypi {
                 }
             });
         } else {
-            asset.dated_by = dated_by(&asset.governing);
+            asset.date_by(|file| dated_by(&file.governing));
         }
         Reading::Artifact(Box::new(asset))
     }
@@ -203,10 +204,10 @@ fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
     match Syntax::of(context.content_type, is_legacy(&context.path.decoded)) {
         Syntax::Html => Box::new(HtmlIndex::new(links)),
         Syntax::Json => Box::new(JsonIndex::new(FILES, links)),
-        Syntax::Refused => Box::new(Untouched { refused: true }),
+        Syntax::Refused => Box::new(Refused),
         Syntax::Nothing => Box::new(Unnamed {
             links: Some(links),
-            read: Box::new(Untouched { refused: false }),
+            read: Box::new(AsItIs),
         }),
     }
 }
@@ -230,9 +231,15 @@ fn dated_by(path: &str) -> Option<DatedBy> {
 /// Every path ending in `/`, and all of `simple/` but the files that some hosts keep there.
 fn is_index(path: &str) -> bool {
     path.is_empty()
-        || path.ends_with('/')
+        || (path.ends_with('/') && !is_file_with_slash(path))
         || path == "simple"
         || (path.starts_with("simple/") && !is_distribution(path))
+}
+
+/// A file that somebody asks for with a slash behind its name, below a folder of files: no index has the name of one.
+fn is_file_with_slash(path: &str) -> bool {
+    let path = path.trim_end_matches('/');
+    !path.starts_with("simple/") && is_distribution(path) && index_naming(path).is_some()
 }
 
 /// The older JSON API: `^pypi/.+/json$`.
@@ -400,19 +407,12 @@ fn is_like_ascii(content_type: &str) -> bool {
     })
 }
 
-/// A document of a type that holds no links we know of.
-struct Untouched {
-    /// The type is one that clients read and we cannot.
-    refused: bool,
-}
+/// A document of a type that clients read and we cannot.
+struct Refused;
 
-impl IndexReader for Untouched {
-    fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>) -> Result<(), IndexError> {
-        if self.refused {
-            return Err(not_supported());
-        }
-        out.extend_from_slice(chunk);
-        Ok(())
+impl IndexReader for Refused {
+    fn write(&mut self, _chunk: &[u8], _out: &mut Vec<u8>) -> Result<(), IndexError> {
+        Err(not_supported())
     }
 
     fn end(&mut self, _out: &mut Vec<u8>) -> Result<(), IndexError> {

@@ -2,16 +2,13 @@
 //!
 //! Whoever chooses a version by such an index finds the newest one that may be had.
 
-use std::borrow::Cow;
-use std::fmt;
-
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::value::RawValue;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::{IndexError, ViewContext};
 
+/// The longest index that releases are held back from, in bytes: it is read as a whole.
+pub const LONGEST: usize = 256 << 20;
 /// Seconds of a day.
 const DAY: u64 = 24 * 3600;
 
@@ -97,111 +94,6 @@ pub(super) fn seconds(text: &str) -> Option<u64> {
     Some(u64::try_from(time.unix_timestamp()).unwrap_or(0))
 }
 
-/// The members of a JSON object in their order, values as they are written; a name may come twice.
-#[derive(Debug, Default)]
-pub(super) struct Members<'a>(pub Vec<(Cow<'a, str>, &'a RawValue)>);
-
-impl<'a> Members<'a> {
-    /// Reads an object.
-    ///
-    /// # Errors
-    /// It is none.
-    pub(super) fn read(json: &'a str) -> Result<Self, serde_json::Error> {
-        serde_json::from_str(json)
-    }
-
-    /// The value that clients see: the last of that name.
-    pub(super) fn get(&self, name: &str) -> Option<&'a RawValue> {
-        self.0
-            .iter()
-            .rev()
-            .find(|(known, _)| known == name)
-            .map(|(_, value)| *value)
-    }
-
-    /// Such a value, if it is a string.
-    pub(super) fn text(&self, name: &str) -> Option<Cow<'a, str>> {
-        text(self.get(name)?)
-    }
-
-    /// Such a value, if it is an object.
-    pub(super) fn object(&self, name: &str) -> Option<Members<'a>> {
-        Members::read(self.get(name)?.get()).ok()
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visit;
-        impl<'de> Visitor<'de> for Visit {
-            type Value = Members<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
-                let mut members = Vec::new();
-                while let Some(Name(name)) = map.next_key()? {
-                    members.push((name, map.next_value()?));
-                }
-                Ok(Members(members))
-            }
-        }
-        deserializer.deserialize_map(Visit)
-    }
-}
-
-/// A string, borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
-struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
-/// A JSON string.
-pub(super) fn text(value: &RawValue) -> Option<Cow<'_, str>> {
-    let Name(text) = serde_json::from_str(value.get()).ok()?;
-    Some(text)
-}
-
-/// The items of a JSON array, as they are written.
-pub(super) fn items(value: &RawValue) -> Option<Vec<&RawValue>> {
-    serde_json::from_str(value.get()).ok()
-}
-
-/// Writes a JSON object from members whose values are written already.
-pub(super) fn object<'m>(members: impl IntoIterator<Item = (&'m str, &'m str)>) -> String {
-    let mut out = String::from("{");
-    for (at, (name, value)) in members.into_iter().enumerate() {
-        if at > 0 {
-            out.push(',');
-        }
-        out.push_str(&serde_json::Value::from(name).to_string());
-        out.push(':');
-        out.push_str(value);
-    }
-    out.push('}');
-    out
-}
-
-/// Writes a JSON array from items that are written already.
-pub(super) fn array<'m>(items: impl IntoIterator<Item = &'m str>) -> String {
-    let items: Vec<&str> = items.into_iter().collect();
-    format!("[{}]", items.join(","))
-}
-
-/// The text of a JSON document.
-///
-/// # Errors
-/// It is not in UTF-8.
-pub(super) fn json_text(document: &[u8]) -> Result<&str, IndexError> {
-    let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
-    std::str::from_utf8(document).map_err(|error| IndexError(format!("upstream's index is not in UTF-8: {error}")))
-}
-
-/// Upstream's index is no JSON that clients could read.
-pub(super) fn no_json(error: &serde_json::Error) -> IndexError {
-    IndexError(format!("upstream's index is no JSON object: {error}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -224,16 +116,5 @@ mod tests {
         assert_eq!(seconds("1970-01-02T01:00:00+01:00"), Some(DAY));
         assert_eq!(seconds("1960-01-01T00:00:00Z"), Some(0));
         assert_eq!(seconds("1970-01-02"), None);
-    }
-
-    #[test]
-    fn members_keep_their_order_and_spelling() {
-        let json = r#"{"a": 1.0, "b\u0041": {"x" : [1, 2]}, "a":"\u00e9"}"#;
-        let members = Members::read(json).unwrap();
-        assert_eq!(members.get("bA").unwrap().get(), r#"{"x" : [1, 2]}"#);
-        assert_eq!(members.text("a").unwrap(), "é");
-        let written = object(members.0.iter().map(|(name, value)| (&**name, value.get())));
-        assert_eq!(written, r#"{"a":1.0,"bA":{"x" : [1, 2]},"a":"\u00e9"}"#);
-        assert!(Members::read("[]").is_err());
     }
 }

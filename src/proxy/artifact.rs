@@ -9,6 +9,7 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::accept::{accept, wants_fresh};
+use super::dress::Shown;
 use super::head::{head_is_enough, head_must_be_get};
 use super::provenance::{Provenance, hit_status};
 use super::request::Request;
@@ -209,9 +210,8 @@ impl Client {
             Ok(url) => url,
             Err(problem) => {
                 // What is held is named by no index that clients get.
-                let what = (&*request.resolved.asset, request.resolved.format);
                 if self
-                    .is_held(session, what, request.resolved.policy, (None, None))
+                    .is_held(session, &Shown::of(&request), request.policy, (None, None))
                     .await?
                 {
                     return Ok(true);
@@ -239,9 +239,10 @@ impl Client {
             let (outcome, joined) = self.fills.obtain(wanted.clone(), Method::HEAD).await;
             if let Outcome::Answer(answer) = &outcome
                 && answer.status == 200
-                && let what = (&*request.resolved.asset, request.resolved.format)
                 && let found = (Some(&answer.headers), None)
-                && self.is_held(session, what, request.resolved.policy, found).await?
+                && self
+                    .is_held(session, &Shown::of(&request), request.policy, found)
+                    .await?
             {
                 ctx.cache = "miss";
                 return Ok(true);

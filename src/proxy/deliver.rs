@@ -15,7 +15,8 @@ use super::serve::{self, Dress};
 use super::{Client, Ctx};
 use crate::cache::{Class, Left, Millis, Object, now_ms};
 use crate::fill::How;
-use crate::fill::view::{Kind, Rewriting, Spec, ViewError, has_gzip_bytes, is_gzip};
+use crate::fill::decoded::{has_gzip_bytes, is_gzip};
+use crate::fill::view::{Kind, Rewriting, Spec, ViewError};
 use crate::session::reply::Problem;
 use crate::session::writing::Reading;
 
@@ -54,10 +55,11 @@ impl Client {
         if original.head.stands_for.is_some() {
             return Box::pin(self.deliver_referent(session, ctx, request, original, origin)).await;
         }
-        let resolved = &request.resolved;
-        let what = (&*resolved.asset, resolved.format);
         let found = (Some(&original.head.headers), Some(&*original));
-        if self.is_held(session, what, resolved.policy, found).await? {
+        if self
+            .is_held(session, &Shown::of(request), request.policy, found)
+            .await?
+        {
             return Ok(true);
         }
         if let Err(reason) = request.asset.check_page(&original.head.headers) {

@@ -5,9 +5,10 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 
 use super::Client;
+use super::dress::Shown;
 use crate::cache::{Object, now_ms};
 use crate::catalog::rfc3339;
-use crate::formats::{Asset, Format};
+use crate::formats::Asset;
 use crate::policy::{Policy, quarantine};
 use crate::session::reply::Problem;
 
@@ -20,10 +21,11 @@ impl Client {
     pub(super) async fn is_held(
         &self,
         session: &mut Session,
-        (asset, format): (&Asset, &dyn Format),
+        shown: &Shown<'_>,
         policy: Policy,
         (headers, file): (Option<&HeaderMap>, Option<&Object>),
     ) -> Result<bool> {
+        let Shown { asset, format, .. } = *shown;
         let Some(days) = quarantine::days(asset, policy) else {
             return Ok(false);
         };

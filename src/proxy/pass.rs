@@ -15,7 +15,7 @@ use super::request::Request;
 use super::resolve::Resolved;
 use super::{Client, Ctx};
 use crate::cache::{Expected, Object, Origin, Verifier};
-use crate::fill::view::{GZIP, is_gzip};
+use crate::fill::decoded::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
 use crate::formats::{Asset, Format};
 use crate::headers;
@@ -209,12 +209,7 @@ impl Client {
         if let Ok((header, _)) = &dressed
             && matches!(header.status.as_u16(), 200 | 206)
             && self
-                .is_held(
-                    session,
-                    (shown.asset, shown.format),
-                    wanted.policy,
-                    (Some(&header.headers), None),
-                )
+                .is_held(session, &shown, wanted.policy, (Some(&header.headers), None))
                 .await?
         {
             return Ok(true);

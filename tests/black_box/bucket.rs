@@ -8,37 +8,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::bucket_refusals::scripted;
 use crate::common::link::Link;
 use crate::common::s3::{self, Kind, S3Server};
 use crate::common::server::run_binary;
-use crate::common::{Pattern, Proxy, Reply, Upstream, eventually, run, run_for};
+use crate::common::{Pattern, Reply, Upstream, eventually, run, run_for};
 use artifactapi::breaker::Away;
 use artifactapi::bucket::{Arbiter, Bucket, Client, Copy, Undisputed};
 use artifactapi::cache::{Class, FOR_EVER, Finish, Head, Key, Object, Observer, Referent, Store, now_ms};
 use artifactapi::catalog::Catalog;
-use artifactapi::config::{CacheSettings, MinFree, S3, Secret};
+use artifactapi::config::{CacheSettings, MinFree, S3};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::{HeaderName, HeaderValue};
 use tokio::runtime::Runtime;
 
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 const MB: u64 = 1 << 20;
 
 /// A node without its proxy: a store and its bucket. Dropping it ends it as a crash would.
-struct Node {
-    store: &'static Store,
-    bucket: Arc<Bucket>,
-    runtime: Option<Runtime>,
+pub(crate) struct Node {
+    pub(crate) store: &'static Store,
+    pub(crate) bucket: Arc<Bucket>,
+    pub(crate) runtime: Option<Runtime>,
 }
 
 impl Node {
-    fn new(folder: &Path, s3: &S3) -> Node {
+    pub(crate) fn new(folder: &Path, s3: &S3) -> Node {
         Node::with(folder, s3, 1 << 40, Arc::new(Undisputed))
     }
 
-    fn with(folder: &Path, s3: &S3, disk_bytes: u64, arbiter: Arc<dyn Arbiter>) -> Node {
+    pub(crate) fn with(folder: &Path, s3: &S3, disk_bytes: u64, arbiter: Arc<dyn Arbiter>) -> Node {
         let cache = CacheSettings {
             disk_bytes,
             disk_min_free: MinFree::Bytes(0),
@@ -58,7 +59,7 @@ impl Node {
         }
     }
 
-    async fn admit(&self, key: &Key, body: impl Into<Bytes>) -> Arc<Object> {
+    pub(crate) async fn admit(&self, key: &Key, body: impl Into<Bytes>) -> Arc<Object> {
         match self
             .try_admit(key, body.into(), head(&[("content-type", "text/plain")]))
             .await
@@ -68,7 +69,7 @@ impl Node {
         }
     }
 
-    async fn try_admit(&self, key: &Key, body: Bytes, head: Head) -> Option<Arc<Object>> {
+    pub(crate) async fn try_admit(&self, key: &Key, body: Bytes, head: Head) -> Option<Arc<Object>> {
         let fresh = (Class::Immutable, now_ms(), FOR_EVER);
         let mut writer = self
             .store
@@ -84,7 +85,7 @@ impl Node {
         }
     }
 
-    async fn drained(&self) {
+    pub(crate) async fn drained(&self) {
         assert!(
             self.bucket.drained(LONG).await,
             "not drained: {:?}",
@@ -92,7 +93,7 @@ impl Node {
         );
     }
 
-    async fn found(&self, key: &Key) -> Copy {
+    pub(crate) async fn found(&self, key: &Key) -> Copy {
         self.bucket
             .find(key)
             .await
@@ -100,12 +101,12 @@ impl Node {
             .expect("it is in the bucket")
     }
 
-    async fn whole(&self, key: &Key) -> Vec<u8> {
+    pub(crate) async fn whole(&self, key: &Key) -> Vec<u8> {
         let copy = self.found(key).await;
         self.bytes(&copy, 0, u64::MAX).await.expect("its body")
     }
 
-    async fn bytes(&self, copy: &Copy, start: u64, end: u64) -> io::Result<Vec<u8>> {
+    pub(crate) async fn bytes(&self, copy: &Copy, start: u64, end: u64) -> io::Result<Vec<u8>> {
         let mut pieces = self.bucket.read(copy, start, end).await.map_err(io::Error::other)?;
         let mut all = Vec::new();
         while let Some(piece) = pieces.next().await {
@@ -114,7 +115,7 @@ impl Node {
         Ok(all)
     }
 
-    async fn is_healthy(&self, healthy: bool) {
+    pub(crate) async fn is_healthy(&self, healthy: bool) {
         eventually(LONG, &format!("healthy: {healthy}"), async || {
             self.bucket.breaker().is_closed() == healthy
         })
@@ -148,11 +149,11 @@ fn head(headers: &[(&str, &str)]) -> Head {
     }
 }
 
-fn key(path: &str) -> Key {
+pub(crate) fn key(path: &str) -> Key {
     Key::new("files", path, None, "")
 }
 
-fn folder() -> tempfile::TempDir {
+pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir().expect("a folder")
 }
 
@@ -821,193 +822,6 @@ fn what_others_keep_in_the_bucket_is_not_touched() {
 }
 
 #[test]
-fn wrong_credentials_are_said_without_the_secret() {
-    run(async {
-        for kind in [Kind::Minio, Kind::Versity] {
-            let server = S3Server::start(kind).await;
-            let folder = folder();
-            let mut settings = server.settings("packages");
-            settings.secret_key = Secret::new("wrong-geheim");
-            let node = Node::new(folder.path(), &settings);
-            node.admit(&key("a"), "a").await;
-            node.is_healthy(false).await;
-            eventually(LONG, "it is said", async || node.bucket.status().trouble.is_some()).await;
-            let status = node.bucket.status();
-            let said = format!("{status:?} {:?}", node.bucket);
-            assert!(said.contains("SignatureDoesNotMatch"), "{said}");
-            assert!(!said.contains("geheim") && !said.contains("X-Amz"), "{said}");
-            assert_eq!(status.uploads_waiting, 1);
-            assert!(node.bucket.find(&key("a")).await.is_err());
-        }
-    });
-}
-
-/// An S3 service that allows and answers what a test says.
-fn scripted(up: &Upstream, put: impl Fn(&crate::common::upstream::Seen) -> Reply + Send + Sync + 'static) {
-    up.fallback(move |seen| match seen.method.as_str() {
-        "GET" => Reply::ok(
-            "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>false</IsTruncated></ListBucketResult>",
-        ),
-        "PUT" => put(seen),
-        "DELETE" => Reply::status(204),
-        _ => Reply::status(404),
-    });
-}
-
-fn denied() -> Reply {
-    Reply::new(
-        403,
-        "<Error><Code>AccessDenied</Code><Message>Not this one.</Message></Error>",
-    )
-}
-
-#[test]
-fn an_object_that_is_refused_holds_up_no_other() {
-    run(async {
-        let up = Upstream::start().await;
-        let allowed = Arc::new(AtomicBool::new(false));
-        let now = allowed.clone();
-        scripted(&up, move |seen| {
-            match seen.path.contains("/bad-") && !now.load(SeqCst) {
-                true => denied(),
-                false => Reply::status(200),
-            }
-        });
-        let folder = folder();
-        let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
-        for n in 0..10 {
-            node.admit(&key(&format!("bad-{n}")), "x").await;
-        }
-        for n in 0..50 {
-            node.admit(&key(&format!("good-{n}")), "x").await;
-        }
-        eventually(LONG, "all good ones", async || node.bucket.status().uploaded == 50).await;
-        let status = node.bucket.status();
-        assert!(
-            status.standing.healthy && status.uploads_waiting == 10 && status.failed == 10,
-            "{status:?}"
-        );
-        // It is left alone for a while, not asked again and again.
-        let before = up.total();
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(up.total() - before < 3, "{}", up.total() - before);
-        // A new body is tried at once.
-        allowed.store(true, SeqCst);
-        node.admit(&key("bad-0"), "y").await;
-        eventually(LONG, "the new one", async || node.bucket.status().uploaded == 51).await;
-    });
-}
-
-#[test]
-fn a_bucket_that_takes_nothing_is_said_and_gets_everything_later() {
-    run(async {
-        let refusals = [
-            (507, "XMinioStorageFull"),
-            (403, "QuotaExceeded"),
-            (403, "AccessDenied"),
-            (500, "InternalError"),
-        ];
-        for (status, code) in refusals {
-            let up = Upstream::start().await;
-            let refuses = Arc::new(AtomicBool::new(true));
-            let now = refuses.clone();
-            scripted(&up, move |_| match now.load(SeqCst) {
-                true => Reply::new(
-                    status,
-                    format!("<Error><Code>{code}</Code><Message>No.</Message></Error>"),
-                ),
-                false => Reply::status(200),
-            });
-            let folder = folder();
-            let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
-            for n in 0..5 {
-                node.admit(&key(&format!("object-{n}")), "x").await;
-            }
-            eventually(LONG, "it is said", async || node.bucket.status().refusing.is_some()).await;
-            let status = node.bucket.status();
-            let (why, _) = status.refusing.clone().expect("why");
-            assert!(why.contains(code) && status.uploads_waiting == 5, "{status:?}");
-            // What the bucket has can be had all the same.
-            eventually(LONG, "it answers", async || {
-                matches!(node.bucket.find(&key("other")).await, Ok(None)) && node.bucket.status().standing.healthy
-            })
-            .await;
-            refuses.store(false, SeqCst);
-            node.drained().await;
-            let status = node.bucket.status();
-            assert!(status.refusing.is_none() && status.uploaded == 5, "{status:?}");
-        }
-    });
-}
-
-#[test]
-fn what_was_refused_while_the_bucket_began_to_take_uploads_is_soon_tried_again() {
-    run(async {
-        let up = Upstream::start().await;
-        let refuses = Arc::new(AtomicBool::new(true));
-        let now = refuses.clone();
-        scripted(&up, move |_| match now.load(SeqCst) {
-            true => Reply::new(403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>")
-                .delay(Duration::from_millis(500)),
-            false => Reply::status(200),
-        });
-        let folder = folder();
-        let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
-        node.admit(&key("object"), "x").await;
-        eventually(LONG, "it is said", async || node.bucket.status().refusing.is_some()).await;
-        // Refused already, and not told yet.
-        up.wait_in_flight(1).await;
-        refuses.store(false, SeqCst);
-        node.drained().await;
-        assert_eq!(node.bucket.status().uploaded, 1);
-    });
-}
-
-#[test]
-fn a_full_bucket_is_degraded_and_says_what_waits() {
-    run(async {
-        let up = Upstream::start().await;
-        let full = Arc::new(AtomicBool::new(true));
-        let now = full.clone();
-        scripted(&up, move |_| match now.load(SeqCst) {
-            true => Reply::new(
-                507,
-                "<Error><Code>XMinioStorageFull</Code><Message>No room.</Message></Error>",
-            ),
-            false => Reply::status(200),
-        });
-        let files = Upstream::start().await;
-        files.fallback(|seen| Reply::ok(seen.path.clone()));
-        let mut settings = Proxy::settings().remotes(&format!("files: {{base_url: '{}'}}", files.base()));
-        for (name, value) in s3::env(up.address(), "packages") {
-            settings = settings.env(name, value);
-        }
-        let proxy = settings.start().await;
-        for path in ["a", "b", "c"] {
-            proxy.fetch("files", path).await.ok();
-        }
-        let health = async || proxy.request("GET", "/health", &[], b"").await.ok().json();
-        eventually(LONG, "it is said", async || health().await["status"] == "degraded").await;
-        let s3 = health().await["dependencies"]["s3"].clone();
-        let detail = s3["detail"].as_str().expect("a reason");
-        assert!(
-            detail.contains("takes no uploads") && detail.contains("XMinioStorageFull"),
-            "{s3}"
-        );
-        assert!(s3["uploads_waiting"] == 3 && s3["status"] == "degraded", "{s3}");
-        assert_eq!(proxy.metric("artifactapi_bucket_takes_uploads", &[]).await, 0.0);
-        assert!(proxy.log_contains("make room in the bucket") && !proxy.log_contains("policy"));
-        full.store(false, SeqCst);
-        eventually(LONG, "all is well", async || {
-            let health = health().await;
-            health["status"] == "ok" && health["dependencies"]["s3"]["uploads_waiting"] == 0
-        })
-        .await;
-        assert_eq!(proxy.metric("artifactapi_bucket_takes_uploads", &[]).await, 1.0);
-    });
-}
-
-#[test]
 fn a_bucket_that_was_made_anew_gets_back_what_is_stored() {
     run_for(LONG * 3, async {
         let mut server = S3Server::start(Kind::Minio).await;
@@ -1057,60 +871,6 @@ fn a_bucket_that_was_made_anew_gets_back_what_is_stored() {
         // Twice for this node: once from before its start.
         assert_eq!(node.bucket.status().missing, 140);
         assert_eq!(node.whole(&key("object-7")).await, b"body 7");
-    });
-}
-
-#[test]
-fn errors_of_the_service_are_outages_and_its_refusals_say_what_to_do() {
-    run(async {
-        let up = Upstream::start().await;
-        scripted(&up, |_| Reply::status(200));
-        let folder = folder();
-        let node = Node::new(folder.path(), &s3::settings(up.address(), "packages"));
-        node.is_healthy(true).await;
-        assert!(node.bucket.find(&key("a")).await.expect("an answer").is_none());
-        for (status, said) in [(500, "HTTP 500"), (503, "HTTP 503")] {
-            up.fallback(move |_| Reply::status(status));
-            let away = node.bucket.find(&key("a")).await.expect_err("away").to_string();
-            assert!(away.contains(said), "{away}");
-            node.is_healthy(false).await;
-            scripted(&up, |_| Reply::status(200));
-            node.is_healthy(true).await;
-        }
-        // One key that is refused while the bucket can be read is that key's business.
-        let list = "<ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>false</IsTruncated></ListBucketResult>";
-        up.fallback(move |seen| {
-            if seen.method == "HEAD" {
-                Reply::status(403)
-            } else {
-                Reply::ok(list)
-            }
-        });
-        assert!(node.bucket.find(&key("a")).await.is_err());
-        assert!(node.bucket.breaker().is_closed());
-        // Everything refused, without a word in the answer to HEAD.
-        let skewed = "<Error><Code>RequestTimeTooSkewed</Code><Message>The clocks differ.</Message></Error>";
-        up.fallback(move |seen| {
-            if seen.method == "HEAD" {
-                Reply::status(403)
-            } else {
-                Reply::new(403, skewed)
-            }
-        });
-        let away = node.bucket.find(&key("a")).await.expect_err("away").to_string();
-        assert!(away.contains("RequestTimeTooSkewed: The clocks differ."), "{away}");
-        node.is_healthy(false).await;
-
-        // A bucket that is not there and may not be made.
-        up.fallback(|seen| match seen.method.as_str() {
-            "GET" => Reply::new(404, "<Error><Code>NoSuchBucket</Code><Message>None.</Message></Error>"),
-            _ => denied(),
-        });
-        let says = async || {
-            let trouble = node.bucket.status().trouble.unwrap_or_default();
-            trouble.contains("AccessDenied") && trouble.contains("create it, or allow it")
-        };
-        eventually(LONG, "what to do is said", says).await;
     });
 }
 

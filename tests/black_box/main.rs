@@ -7,6 +7,7 @@
 mod common;
 
 mod bucket;
+mod bucket_refusals;
 mod caching;
 mod cargo;
 mod connections;
@@ -24,6 +25,7 @@ mod docker_token;
 mod errors;
 mod faults;
 mod fleet;
+mod fleet_flush;
 mod fleet_nodes;
 mod fleet_outages;
 mod fleet_redis;

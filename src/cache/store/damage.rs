@@ -148,9 +148,8 @@ mod tests {
     use crate::cache::{Class, FOR_EVER, Finish, Reader};
     use crate::config::{CacheSettings, MinFree};
 
-    #[test]
-    fn what_cannot_be_read_now_is_opened_anew_later_and_stays() {
-        let dir = tempfile::tempdir().unwrap();
+    /// A store in `dir` with nothing in memory.
+    fn store_in(dir: &std::path::Path) -> &'static Store {
         let settings = CacheSettings {
             disk_bytes: 1 << 30,
             disk_min_free: MinFree::Bytes(0),
@@ -158,7 +157,30 @@ mod tests {
             sync: false,
             scrub_rate: 0,
         };
-        let store = Store::open(dir.path(), settings).unwrap();
+        Store::open(dir, settings).unwrap()
+    }
+
+    #[test]
+    fn damage_that_a_reader_has_said_is_not_said_again_by_whoever_opens_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_in(dir.path());
+        for (hash, is_said) in [([1; 16], false), ([2; 16], true)] {
+            let path = store.disk.path(&hash);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(&path, "no object").unwrap();
+            if is_said {
+                store.dropping.lock().insert(hash);
+            }
+            assert!(store.load(&hash).is_none());
+            assert!(!path.exists());
+        }
+        assert_eq!(store.stats().lost, 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_now_is_opened_anew_later_and_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store_in(dir.path());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()

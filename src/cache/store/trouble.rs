@@ -27,12 +27,12 @@ pub(in crate::cache) struct Trouble {
 struct Failed {
     at: Instant,
     why: String,
-    wanted: Wanted,
+    lack: Lack,
 }
 
 /// What could not be had, and is tried again.
 #[derive(Debug, Clone, Copy)]
-enum Wanted {
+enum Lack {
     /// To store something under this hash: the file system failed there.
     Place(Hash),
     /// Room for so many bytes.
@@ -44,20 +44,20 @@ enum Wanted {
 impl Trouble {
     /// Storing something under `hash` failed, and not for lack of space.
     pub(in crate::cache) fn failed(&self, error: &io::Error, hash: &Hash) {
-        self.note(error.to_string(), Wanted::Place(*hash));
+        self.note(error.to_string(), Lack::Place(*hash));
     }
 
     /// There is no room for `bytes` more.
     pub(super) fn starved(&self, why: impl ToString, bytes: u64) {
-        self.note(why.to_string(), Wanted::Room(bytes));
+        self.note(why.to_string(), Lack::Room(bytes));
     }
 
     /// The disk does not answer.
     pub(super) fn hangs(&self) {
-        self.note("the disk did not answer in time".to_owned(), Wanted::Answer);
+        self.note("the disk did not answer in time".to_owned(), Lack::Answer);
     }
 
-    fn note(&self, why: String, wanted: Wanted) {
+    fn note(&self, why: String, lack: Lack) {
         self.failures.fetch_add(1, Relaxed);
         let mut last = self.last.lock();
         if last.as_ref().is_none_or(|last| last.at.elapsed() >= QUIET) {
@@ -67,18 +67,18 @@ impl Trouble {
             );
         }
         let at = Instant::now();
-        *last = Some(Failed { at, why, wanted });
+        *last = Some(Failed { at, why, lack });
     }
 
     /// Looks whether what failed on `disk` can be done again. `has_room` tells whether so many bytes more could be stored.
     pub(super) fn probe(&self, disk: &Disk, has_room: impl Fn(u64) -> bool) {
-        let Some((since, wanted)) = self.last.lock().as_ref().map(|last| (last.at, last.wanted)) else {
+        let Some((since, lack)) = self.last.lock().as_ref().map(|last| (last.at, last.lack)) else {
             return;
         };
-        let probed = match wanted {
-            Wanted::Place(hash) => disk.probe(&hash),
-            Wanted::Room(bytes) if has_room(bytes) => Ok(()),
-            Wanted::Room(_) | Wanted::Answer => return,
+        let probed = match lack {
+            Lack::Place(hash) => disk.probe(&hash),
+            Lack::Room(bytes) if has_room(bytes) => Ok(()),
+            Lack::Room(_) | Lack::Answer => return,
         };
         let mut last = self.last.lock();
         match (probed, &mut *last) {
@@ -105,5 +105,23 @@ impl Trouble {
     /// Times that something could not be stored.
     pub(super) fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lack_of_room_is_told_until_there_is_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        let trouble = Trouble::default();
+        trouble.starved("no room", 5);
+        trouble.probe(&disk, |bytes| bytes < 5);
+        assert_eq!(trouble.told().as_deref(), Some("no room"));
+        trouble.probe(&disk, |bytes| bytes <= 5);
+        assert_eq!(trouble.told(), None);
+        assert_eq!(trouble.failures(), 1);
     }
 }

@@ -3,7 +3,8 @@
 
 use std::borrow::Cow;
 
-use super::super::release::{Dated, Hold, Members, Release, json_text, object, seconds};
+use super::super::json::whole::{JsonObject, json_text, object};
+use super::super::release::{Dated, Hold, Release, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// A crate's file in the index.
@@ -14,13 +15,13 @@ pub(super) fn name(krate: &str, version: &str) -> String {
     format!("{}@{version}", krate.to_ascii_lowercase())
 }
 
-fn published(line: &Members<'_>) -> Option<u64> {
+fn published(line: &JsonObject<'_>) -> Option<u64> {
     seconds(&line.text("pubtime")?)
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
     let lines = json_text(document).unwrap_or_default().lines();
-    let read = lines.filter_map(|line| Members::read(line).ok());
+    let read = lines.filter_map(|line| JsonObject::read(line).ok());
     read.filter_map(|line| {
         Some(Release {
             name: name(&line.text("name")?, &line.text("vers")?),
@@ -33,7 +34,7 @@ fn releases(document: &[u8]) -> Vec<Release> {
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
     let mut out = String::with_capacity(document.len() + 64);
     for line in json_text(document)?.split_inclusive('\n') {
-        let read = Members::read(line).ok();
+        let read = JsonObject::read(line).ok();
         let held = read.filter(|line| published(line).is_some_and(|published| hold.is_held(published)));
         let Some(held) = held else {
             out.push_str(line);

@@ -6,8 +6,9 @@ use std::ops::Range;
 use saphyr_parser::{Event, Parser, Span};
 use serde_json::value::RawValue;
 
+use super::super::json::whole::{JsonObject, array, items, json_text, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Dated, Hold, Members, Release, array, items, json_text, object, seconds, text};
+use super::super::release::{Dated, Hold, Release, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// An `index.yaml`, in YAML's own style or as JSON.
@@ -109,14 +110,14 @@ fn is_held(version: &Version, hold: &mut Hold) -> bool {
 }
 
 /// The index, if it is JSON: YAML in braces need not be.
-fn json(document: &str) -> Option<Members<'_>> {
+fn json(document: &str) -> Option<JsonObject<'_>> {
     let is_in_braces = document.trim_start().starts_with('{');
-    is_in_braces.then(|| Members::read(document).ok()).flatten()
+    is_in_braces.then(|| JsonObject::read(document).ok()).flatten()
 }
 
 /// A version in an index that is JSON.
 fn json_version(version: &RawValue) -> Version {
-    let version = Members::read(version.get()).unwrap_or_default();
+    let version = JsonObject::read(version.get()).unwrap_or_default();
     let urls = version.get("urls").and_then(items).unwrap_or_default();
     Version {
         urls: urls.into_iter().filter_map(text).map(|url| url.into_owned()).collect(),
@@ -125,13 +126,13 @@ fn json_version(version: &RawValue) -> Version {
     }
 }
 
-fn of_json(index: &Members<'_>) -> Vec<Version> {
+fn of_json(index: &JsonObject<'_>) -> Vec<Version> {
     let charts = index.object("entries").unwrap_or_default();
     let versions = charts.0.iter().filter_map(|(_, versions)| items(versions));
     versions.flatten().map(json_version).collect()
 }
 
-fn json_without(index: &Members<'_>, hold: &mut Hold) -> String {
+fn json_without(index: &JsonObject<'_>, hold: &mut Hold) -> String {
     let charts = index.object("entries").unwrap_or_default();
     let mut left = Vec::new();
     for (name, versions) in &charts.0 {

@@ -10,8 +10,9 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Dated, Hold, Members, Release, json_text, no_json, object, seconds, text};
+use super::super::release::{Dated, Hold, Release, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// Packuments.
@@ -21,7 +22,7 @@ pub(super) const PACKUMENT: Dated = Dated { releases, without };
 const NO_VERSIONS: [&str; 3] = ["created", "modified", "unpublished"];
 
 /// When each version was published.
-fn times<'a>(packument: &Members<'a>) -> HashMap<Cow<'a, str>, u64> {
+fn times<'a>(packument: &JsonObject<'a>) -> HashMap<Cow<'a, str>, u64> {
     let time = packument.object("time").unwrap_or_default();
     let dated = time
         .0
@@ -34,14 +35,14 @@ fn times<'a>(packument: &Members<'a>) -> HashMap<Cow<'a, str>, u64> {
 
 /// What the tarball of a version is called, by its URL.
 fn tarball(version: &RawValue) -> Option<String> {
-    let dist = Members::read(version.get()).ok()?.object("dist")?;
+    let dist = JsonObject::read(version.get()).ok()?.object("dist")?;
     let url = dist.text("tarball")?;
     let path = url.split(['?', '#']).next()?;
     Some(decode_once(path.rsplit('/').next()?))
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
-    let packument = json_text(document).ok().and_then(|text| Members::read(text).ok());
+    let packument = json_text(document).ok().and_then(|text| JsonObject::read(text).ok());
     let packument = packument.unwrap_or_default();
     let times = times(&packument);
     let versions = packument.object("versions").unwrap_or_default();
@@ -55,7 +56,7 @@ fn releases(document: &[u8]) -> Vec<Release> {
 }
 
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
-    let packument = Members::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let packument = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
     let Some(versions) = packument.object("versions") else {
         return Ok(document.to_vec());
     };
@@ -93,7 +94,7 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
 /// Names what is held where npm looks for what a policy forbids, and prints why.
 fn restrict<'p>(
     written: &mut Vec<(&'p str, Cow<'p, str>)>,
-    packument: &Members<'p>,
+    packument: &JsonObject<'p>,
     held: &[(&str, &str)],
     hold: &Hold,
 ) {
@@ -119,7 +120,7 @@ fn restrict<'p>(
 
 /// `time` without what is hidden. `modified` is when the last of the others came to be seen.
 fn free_times(value: &RawValue, hidden: &HashSet<&str>, times: &HashMap<Cow<'_, str>, u64>, hold: &Hold) -> String {
-    let Ok(time) = Members::read(value.get()) else {
+    let Ok(time) = JsonObject::read(value.get()) else {
         return value.get().to_owned();
     };
     let seen = times.iter().filter(|(version, _)| !hidden.contains(&***version));
@@ -144,7 +145,7 @@ fn free_times(value: &RawValue, hidden: &HashSet<&str>, times: &HashMap<Cow<'_, 
 
 /// `dist-tags`, those that name something hidden moved to the newest that may be had.
 fn free_tags(value: &RawValue, hidden: &HashSet<&str>, free: &[&str]) -> String {
-    let Ok(tags) = Members::read(value.get()) else {
+    let Ok(tags) = JsonObject::read(value.get()) else {
         return value.get().to_owned();
     };
     let mut written = Vec::new();

@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 
 use serde_json::value::RawValue;
 
-use super::super::release::{Dated, Hold, Members, Release, array, items, json_text, no_json, object, seconds, text};
+use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
+use super::super::release::{Dated, Hold, Release, seconds};
 use super::super::{IndexError, ViewContext};
 use super::{Syntax, extension, is_legacy};
 
@@ -32,7 +33,7 @@ struct File<'a> {
 impl<'a> File<'a> {
     /// `None`: it is no file as the specification has it, and says nothing of any.
     fn read(file: &'a RawValue) -> Option<Self> {
-        let file = Members::read(file.get()).ok()?;
+        let file = JsonObject::read(file.get()).ok()?;
         let uploaded = file.text("upload-time").or_else(|| file.text("upload_time_iso_8601"));
         Some(File {
             filename: file.text("filename")?,
@@ -66,7 +67,7 @@ fn plain(version: &str) -> String {
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
-    let Ok(index) = json_text(document).map(Members::read) else {
+    let Ok(index) = json_text(document).map(JsonObject::read) else {
         return Vec::new();
     };
     let index = index.unwrap_or_default();
@@ -103,13 +104,13 @@ fn json_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> 
 }
 
 fn without(document: &[u8], hold: &mut Hold) -> Result<String, IndexError> {
-    let index = Members::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let index = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
     let mut versions = Versions::default();
     let mut written: Vec<(&str, Cow<'_, str>)> = Vec::new();
     for (name, value) in &index.0 {
         let value = match (&**name, items(value)) {
             ("files" | "urls", Some(files)) => free(files, hold, &mut versions).0.into(),
-            ("releases", None) => match Members::read(value.get()) {
+            ("releases", None) => match JsonObject::read(value.get()) {
                 Ok(releases) => of_versions(&releases, hold).into(),
                 Err(_) => Cow::Borrowed(value.get()),
             },
@@ -171,7 +172,7 @@ fn free(files: Vec<&RawValue>, hold: &mut Hold, versions: &mut Versions) -> (Str
 }
 
 /// The older API's files by version; a version goes with the last of its files.
-fn of_versions(releases: &Members<'_>, hold: &mut Hold) -> String {
+fn of_versions(releases: &JsonObject<'_>, hold: &mut Hold) -> String {
     let mut written = Vec::new();
     for (version, files) in &releases.0 {
         let Some(all) = items(files) else {
@@ -192,12 +193,12 @@ fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> 
         return Ok(document.to_vec());
     }
     let json = without(document, hold)?;
-    let index = Members::read(&json).map_err(|error| no_json(&error))?;
+    let index = JsonObject::read(&json).map_err(|error| no_json(&error))?;
     Ok(html(&index).into_bytes())
 }
 
 /// The HTML form of an index (PEP 503, 592, 629, 658, 708, 714). What is no file or project is passed over.
-fn html(index: &Members<'_>) -> String {
+fn html(index: &JsonObject<'_>) -> String {
     let meta = index.object("meta").unwrap_or_default();
     let title = match index.text("name") {
         Some(name) => format!("Links for {}", escaped(&name)),
@@ -221,13 +222,13 @@ fn html(index: &Members<'_>) -> String {
         "    <title>{title}</title>\n  </head>\n  <body>\n    <h1>{title}</h1>\n"
     );
     for project in index.get("projects").and_then(items).unwrap_or_default() {
-        let project = Members::read(project.get()).unwrap_or_default();
+        let project = JsonObject::read(project.get()).unwrap_or_default();
         if let Some(name) = project.text("name").map(|name| escaped(&name)) {
             let _ = writeln!(page, "    <a href=\"{name}/\">{name}</a><br>");
         }
     }
     for file in index.get("files").and_then(items).unwrap_or_default() {
-        let file = Members::read(file.get()).unwrap_or_default();
+        let file = JsonObject::read(file.get()).unwrap_or_default();
         if let (Some(name), Some(url)) = (file.text("filename"), file.text("url")) {
             let attributes = attributes(&file);
             let url = escaped(&format!("{url}{}", fragment(&file)));
@@ -239,7 +240,7 @@ fn html(index: &Members<'_>) -> String {
 }
 
 /// The digest of a file as its link names it.
-fn fragment(file: &Members<'_>) -> String {
+fn fragment(file: &JsonObject<'_>) -> String {
     let hashes = file.object("hashes").unwrap_or_default();
     let preferred = hashes.text("sha256").map(|hash| ("sha256".into(), hash));
     let first = || {
@@ -255,7 +256,7 @@ fn fragment(file: &Members<'_>) -> String {
 }
 
 /// What the link of a file says beside.
-fn attributes(file: &Members<'_>) -> String {
+fn attributes(file: &JsonObject<'_>) -> String {
     let mut out = String::new();
     let mut say = |name: &str, value: &str| {
         let _ = write!(out, " {name}=\"{}\"", escaped(value));
@@ -269,7 +270,7 @@ fn attributes(file: &Members<'_>) -> String {
         None => {}
     }
     let metadata = file.get("core-metadata").or_else(|| file.get("dist-info-metadata"));
-    let metadata = metadata.and_then(|metadata| match Members::read(metadata.get()) {
+    let metadata = metadata.and_then(|metadata| match JsonObject::read(metadata.get()) {
         Ok(hashes) => Some(format!("sha256={}", hashes.text("sha256")?)),
         Err(_) => (metadata.get() == "true").then(|| "true".to_owned()),
     });
@@ -385,7 +386,7 @@ mod tests {
             without(index.as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap(),
             index.replace(&format!(",{file}"), "")
         );
-        let page = html(&Members::read(&index).unwrap());
+        let page = html(&JsonObject::read(&index).unwrap());
         assert!(page.contains("<a href=\"a\" data-core-metadata=\"true\""), "{page}");
         assert!(page.contains("<meta name=\"pypi:alternate-locations\" content=\"https://other/simple/a/\">"));
     }
@@ -393,7 +394,7 @@ mod tests {
     #[test]
     fn the_html_form_says_what_the_json_said() {
         let json = without(index(&FILES[..1]).as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap();
-        let page = html(&Members::read(&json).unwrap());
+        let page = html(&JsonObject::read(&json).unwrap());
         assert!(page.contains(
             "<a href=\"https://f/six-1.0.tar.gz#sha256=ab\" data-requires-python=\"&gt;=3.8\" data-yanked=\"it \
              &lt;breaks&gt;\" data-core-metadata=\"sha256=cd\" data-dist-info-metadata=\"sha256=cd\">six-1.0.tar.gz</a>"
