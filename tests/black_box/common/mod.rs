@@ -58,11 +58,16 @@ pub fn run_for<F: Future>(limit: Duration, test: F) -> F::Output {
     output
 }
 
-/// Waits until `condition` holds, looking often; panics with `what` after `limit`.
+/// Waits until `condition` holds, looking often; panics with `what` when a look that began after `limit` finds that it
+/// does not. A look that took long has seen an early moment only.
 pub async fn eventually(limit: Duration, what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let end = Instant::now() + limit;
-    while !condition().await {
-        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+    loop {
+        let last = Instant::now() >= end;
+        if condition().await {
+            return;
+        }
+        assert!(!last, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
