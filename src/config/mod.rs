@@ -16,6 +16,7 @@ mod own_keys;
 mod package;
 mod pattern;
 mod problem;
+mod quarantine;
 mod redact;
 mod remotes;
 mod section;
@@ -34,8 +35,9 @@ pub use environment::Environment;
 pub use flags::Flags;
 pub use model::*;
 pub use package::{DefaultRemote, Doubt, Holds, OwnKey, Package};
-pub use pattern::Pattern;
+pub use pattern::{PackagePattern, Pattern};
 pub use problem::{Problem, Severity};
+pub use quarantine::{Clock, Exemption, MissingDate, Mode, Quarantine};
 
 use problem::{Fault, Report};
 

@@ -15,6 +15,7 @@ use url::Url;
 
 use super::package::{Holds, OwnKey, Package};
 use super::pattern::Pattern;
+use super::quarantine::Quarantine;
 use crate::headers::{Keep, Names};
 
 /// One immutable, validated snapshot of everything that was configured. A request takes one at its start and keeps it
@@ -320,8 +321,8 @@ pub struct Remote {
     pub offline: bool,
     /// Upstream statuses that count as unreachable.
     pub serve_stale_on: Vec<u16>,
-    /// `Some(days)` with `quarantine_new: true`.
-    pub quarantine_days: Option<u32>,
+    /// What is held back.
+    pub quarantine: Quarantine,
     /// A client's `no-cache` and `max-age=0` revalidate here.
     pub client_revalidation: bool,
     /// What stands under the keys that only some package types have.

@@ -23,6 +23,8 @@ pub struct Package {
     pub metadata_pattern: Option<&'static str>,
     /// The header fields of upstream's that its ecosystem knows.
     pub headers: Names,
+    /// A package's name in the one spelling that its ecosystem compares.
+    pub normal_name: fn(&str) -> String,
     /// The setting that names the remote which is asked where clients name none.
     pub default_remote: Option<DefaultRemote>,
 }
@@ -88,6 +90,7 @@ impl Package {
             may_be_local: true,
             metadata_pattern: None,
             headers: Names::NONE,
+            normal_name: str::to_owned,
             default_remote: None,
         }
     }

@@ -1,8 +1,12 @@
-//! A pattern from `remotes.yaml`: searched anywhere in a path, look-around allowed, and never able to hang a request.
+//! Patterns from `remotes.yaml`: of paths, searched anywhere in one, look-around allowed, and never able to hang a request; and
+//! of package names.
 
 use std::fmt;
 
 use fancy_regex::{Regex, RegexBuilder};
+use globset::{GlobBuilder, GlobMatcher};
+
+use super::problem::Fault;
 
 /// Steps that back-tracking may take on one path. Patterns without look-around or back-references do not back-track at
 /// all: `fancy_regex` hands them to the linear-time `regex` engine.
@@ -46,6 +50,41 @@ impl Pattern {
 }
 
 impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Packages by name: `*` stands for any letters, also for a slash.
+#[derive(Clone)]
+pub struct PackagePattern(GlobMatcher);
+
+impl PackagePattern {
+    /// Reads a pattern; `normal` spells names as the ecosystem does.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, Fault> {
+        if text.is_empty() {
+            return Err(Fault::new("names no package"));
+        }
+        let glob = GlobBuilder::new(&normal(text)).build();
+        let glob = glob.map_err(|error| Fault::new(format!("is no pattern of package names: {}", error.kind())))?;
+        Ok(PackagePattern(glob.compile_matcher()))
+    }
+
+    /// Whether a package of this normal name is meant.
+    pub fn is_match(&self, name: &str) -> bool {
+        self.0.is_match(name)
+    }
+
+    /// The pattern as it was read.
+    pub fn as_str(&self) -> &str {
+        self.0.glob().glob()
+    }
+}
+
+impl fmt::Debug for PackagePattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }

@@ -4,11 +4,14 @@ use std::time::Duration;
 
 use http::HeaderName;
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::model::{
     CacheSettings, Config, CredentialsWithin, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, Timeouts,
 };
 use super::own_keys::KnownKeys;
+use super::quarantine::{Clock, MissingDate, Mode};
 use super::values::{HIDDEN, mask, shown_host, shown_url};
 
 impl Config {
@@ -59,6 +62,19 @@ fn remote_json(remote: &Remote) -> Value {
         Some(Password::Command(command)) => Some(command),
         _ => None,
     };
+    let quarantine = &remote.quarantine;
+    let overrides = quarantine.overrides.iter();
+    let overrides: Map<String, Value> = overrides
+        .map(|(pattern, days)| (pattern.as_str().to_owned(), json!(days)))
+        .collect();
+    let exemptions = quarantine.exemptions.iter().map(|exemption| {
+        json!({
+            "package": exemption.package.as_str(),
+            "versions": exemption.versions,
+            "until": date(exemption.until),
+            "reason": exemption.reason,
+        })
+    });
     json!({
         "type": match remote.kind {
             RemoteType::Remote => "remote",
@@ -86,8 +102,24 @@ fn remote_json(remote: &Remote) -> Value {
         "proxy": remote.proxy.as_ref().map(proxy),
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
-        "quarantine_new": remote.quarantine_days.is_some(),
-        "quarantine_days": remote.quarantine_days.unwrap_or(0),
+        "quarantine_new": quarantine.days.is_some(),
+        "quarantine_days": quarantine.days.unwrap_or(0),
+        "quarantine_overrides": overrides,
+        "quarantine_exemptions": exemptions.collect::<Vec<_>>(),
+        "quarantine_missing_date": match quarantine.missing_date {
+            MissingDate::Allow => "allow",
+            MissingDate::Deny => "deny",
+        },
+        "quarantine_clock": match quarantine.clock {
+            Clock::Published => "published",
+            Clock::FirstSeen => "first_seen",
+            Clock::Both => "both",
+        },
+        "quarantine_mode": match quarantine.mode {
+            Mode::Enforce => "enforce",
+            Mode::Observe => "observe",
+        },
+        "freeze": quarantine.freeze.map(date),
         "client_revalidation": remote.client_revalidation,
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),
@@ -96,6 +128,14 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "upstream": timeouts(&remote.timeouts),
     })
+}
+
+/// Unix seconds as RFC 3339 has them.
+fn date(seconds: u64) -> String {
+    let date = i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    date.and_then(|date| date.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 fn settings_json(settings: &Settings) -> Value {

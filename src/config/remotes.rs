@@ -19,13 +19,12 @@ use super::own_keys::KnownKeys;
 use super::package::Package;
 use super::pattern::Pattern;
 use super::problem::{Fault, Pos, Report};
+use super::quarantine::{self, Quarantine};
 use super::section::{Elsewhere, Section};
 use super::settings;
 use super::values::choice;
 use super::yaml::{self, Document, Entry};
 use crate::headers::Names;
-
-const MAX_QUARANTINE_DAYS: u32 = 36_500;
 
 const KEYS: &[&str] = &[
     "base_url",
@@ -51,6 +50,12 @@ const KEYS: &[&str] = &[
     "serve_stale_on",
     "quarantine_new",
     "quarantine_days",
+    "quarantine_overrides",
+    "quarantine_exemptions",
+    "quarantine_missing_date",
+    "quarantine_clock",
+    "quarantine_mode",
+    "freeze",
     "client_revalidation",
     "upstream",
     "cache",
@@ -104,7 +109,7 @@ pub(super) fn read(
         );
         return Remotes::default();
     };
-    let top = Section::open(cx, root, "", &["remotes"], &[]);
+    let top = Section::open(cx, root, "", &["remotes", "freeze"], &[]);
     if !top.names("remotes") && (root.is_map() || root.is_null()) {
         cx.error(
             root.at,
@@ -120,6 +125,7 @@ pub(super) fn read(
         own_keys,
         known_headers: packages.iter().map(|package| package.headers).collect(),
         timeouts,
+        freeze: top.parse("freeze", quarantine::moment),
         patterns: RefCell::default(),
     };
     let mut result = Remotes::default();
@@ -212,6 +218,8 @@ struct Reader<'p> {
     known_headers: Arc<[Names]>,
     /// Of a remote without `upstream:`.
     timeouts: Timeouts,
+    /// Of all remotes.
+    freeze: Option<u64>,
     /// Where patterns stand.
     patterns: RefCell<HashSet<Pos>>,
 }
@@ -291,10 +299,9 @@ impl Reader<'_> {
             proxy: section.parse("proxy", address::proxy_url),
             offline: section.boolean("offline").unwrap_or(false),
             serve_stale_on: stale.unwrap_or_else(|| package.serve_stale_on.to_vec()),
-            quarantine_days: if kind == RemoteType::Remote {
-                quarantine(&section)
-            } else {
-                None
+            quarantine: match kind {
+                RemoteType::Remote => quarantine::read(&section, self.freeze, package.normal_name),
+                RemoteType::Local => Quarantine::default(),
             },
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
             own,
@@ -352,28 +359,6 @@ fn one_line(error: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
-fn quarantine(section: &Section<'_>) -> Option<u32> {
-    let (new, days) = (section.entry("quarantine_new"), section.entry("quarantine_days"));
-    let on = section.boolean("quarantine_new").unwrap_or(false);
-    let count = section.integer("quarantine_days", 0..=MAX_QUARANTINE_DAYS);
-    match (new, days) {
-        // A bad number has been complained about.
-        (Some(new), days) if on && (days.is_none() || count == Some(0)) => {
-            let fault = Fault::new("`quarantine_new` without `quarantine_days`");
-            section.cx.error(
-                new.at,
-                fault.hint("add `quarantine_days: 3`, or another number of days"),
-            );
-        }
-        (_, Some(days)) if !on && count.is_some_and(|n| n > 0) => {
-            let fault = Fault::new("`quarantine_days` holds nothing back while `quarantine_new` is not true");
-            section.cx.warn(days.at, fault.hint("add `quarantine_new: true`"));
-        }
-        _ => {}
-    }
-    count.filter(|_| on)
-}
-
 fn ttls(section: &Section<'_>) -> Ttls {
     let cache = section.section("cache", &["immutable_ttl", "mutable_ttl", "negative_ttl"]);
     let ttl = |key, default| {
@@ -403,8 +388,8 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
         );
     }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline", "quarantine_new", "quarantine_days"];
-        for key in of_upstream.into_iter().chain(own_keys.urls()) {
+        let of_upstream = ["base_url", "proxy", "offline"].into_iter().chain(quarantine::KEYS);
+        for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {
                 "offline" => remote.offline,
                 "quarantine_new" => !section.says(key, "false"),

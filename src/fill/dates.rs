@@ -11,7 +11,8 @@ use quick_cache::{OptionsBuilder, Weighter};
 use super::decoded::{DecodeError, Decoded};
 use super::{Fills, Outcome, Wanted};
 use crate::cache::{FOR_EVER, Hash, Millis, Object, now_ms};
-use crate::formats::release::{Dated, DatedBy, LONGEST};
+use crate::formats::hold::Dates as FileDates;
+use crate::formats::release::{LONGEST, ListedBy, Releases};
 use crate::formats::{self, Asset, path};
 use crate::policy::{self, quarantine};
 
@@ -65,10 +66,13 @@ impl Default for Dates {
 }
 
 impl Dates {
-    /// The date of a file, if it was found out before.
-    pub fn known(&self, file: &Object) -> Option<Option<u64>> {
+    /// The dates of a file, if they were found out before.
+    pub fn known(&self, file: &Object) -> Option<FileDates> {
         let (published, until) = self.files.get(&file.id)?;
-        (now_ms() < until).then_some(published)
+        (now_ms() < until).then_some(FileDates {
+            published,
+            first_seen: None,
+        })
     }
 }
 
@@ -82,21 +86,21 @@ enum Dating {
 }
 
 impl Fills {
-    /// When `asset` was published, in Unix seconds: by the word of its index, else of `headers`, which upstream sent with its
-    /// content; `file` is what is stored of it. `None`: neither says.
-    pub async fn published(
+    /// When `asset` was published, by the word of its index, else of `headers`, which upstream sent with its content; `file` is
+    /// what is stored of it.
+    pub async fn dates_of(
         self: &Arc<Self>,
         asset: &Asset,
         headers: Option<&HeaderMap>,
         file: Option<&Object>,
-    ) -> Option<u64> {
+    ) -> FileDates {
         if let Some(known) = file.and_then(|file| self.dates.known(file)) {
             return known;
         }
         let own = || quarantine::published(headers?);
-        let (published, until) = match &asset.dated_by {
+        let (published, until) = match &asset.listed_by {
             None => (own(), FOR_EVER),
-            Some(by) => match self.dated_by(asset, by, file).await {
+            Some(by) => match self.listed_by(asset, by, file).await {
                 Some(published) => (Some(published), FOR_EVER),
                 // The index may name it later.
                 None => (own(), now_ms() + AGAIN_MS),
@@ -105,15 +109,18 @@ impl Fills {
         if let Some(file) = file {
             self.dates.files.insert(file.id, (published, until));
         }
-        published
+        FileDates {
+            published,
+            first_seen: None,
+        }
     }
 
     /// The date by the first of its indexes that has one.
-    async fn dated_by(self: &Arc<Self>, asset: &Asset, by: &DatedBy, file: Option<&Object>) -> Option<u64> {
+    async fn listed_by(self: &Arc<Self>, asset: &Asset, by: &ListedBy, file: Option<&Object>) -> Option<u64> {
         for index in &by.indexes {
             let path = path::parse(index.as_bytes(), None).ok()?;
             let index = formats::asset(&asset.remote, path, None).map(Arc::new)?;
-            if let Dating::Published(published) = self.said_of(index, &by.name, file).await? {
+            if let Dating::Published(published) = self.said_of(index, &by.file, file).await? {
                 return Some(published);
             }
         }
@@ -122,13 +129,13 @@ impl Fills {
 
     /// What `index` says of the file that it calls `name`. `None`: it is no index that tells dates.
     async fn said_of(self: &Arc<Self>, index: Arc<Asset>, name: &str, file: Option<&Object>) -> Option<Dating> {
-        let dated = index.view?.dated?;
+        let releases = index.view?.releases?;
         let policy = policy::classify(&index)?;
         let key = index.key();
         let mut is_forced = false;
         if let Some(stored) = self.store.open_object(&key).await {
             // A date does not change: what is expired tells it as well.
-            let published = self.read_dates(&stored, dated).await;
+            let published = self.read_dates(&stored, releases).await;
             if let Some(published) = published.as_ref().and_then(|published| published.get(name)) {
                 return Some(Dating::Published(*published));
             }
@@ -148,7 +155,7 @@ impl Fills {
         wanted.force = is_forced;
         let (outcome, _) = Box::pin(self.obtain(wanted, Method::GET)).await;
         let read = match outcome {
-            Outcome::Object(index, _) => self.read_dates(&index, dated).await,
+            Outcome::Object(index, _) => self.read_dates(&index, releases).await,
             Outcome::Answer(_) | Outcome::Direct => None,
         };
         let Some(published) = read else {
@@ -160,7 +167,7 @@ impl Fills {
     }
 
     /// The dates of an index, read by one at a time.
-    async fn read_dates(&self, index: &Arc<Object>, dated: &'static Dated) -> Option<Arc<ByName>> {
+    async fn read_dates(&self, index: &Arc<Object>, releases: &'static Releases) -> Option<Arc<ByName>> {
         let read = async {
             let document = match Decoded::new(index).await.whole(LONGEST).await {
                 Ok(document) => document,
@@ -170,10 +177,12 @@ impl Fills {
             };
             let reading = tokio::task::spawn_blocking(move || {
                 let mut published = ByName::new();
-                for release in (dated.releases)(&document) {
-                    // Of two files of one name, the younger counts.
-                    let known = published.entry(release.name).or_default();
-                    *known = release.published.max(*known);
+                for release in (releases.read)(&document) {
+                    if let Some(at) = release.published {
+                        // Of two files of one name, the younger counts.
+                        let known = published.entry(release.file).or_default();
+                        *known = at.max(*known);
+                    }
                 }
                 Arc::new(published)
             });

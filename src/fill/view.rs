@@ -22,8 +22,9 @@ use super::decoded::{DecodeError, Decoded, PIECE, is_gzip};
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
+use crate::formats::hold::{self, Hold};
 use crate::formats::links::Style;
-use crate::formats::release::{self, Dated, Hold};
+use crate::formats::release::{self, Releases};
 use crate::formats::{Asset, Class, Fact, IndexError, IndexReader, View, ViewContext};
 use crate::headers;
 use crate::metrics::Metrics;
@@ -99,8 +100,8 @@ pub enum Kind {
     Decoded,
     Rewritten {
         style: Style,
-        /// For how many days releases are held back from it.
-        held: Option<u32>,
+        /// By which policy releases are held back from it.
+        held: Option<u64>,
         media_type: Option<&'static str>,
     },
 }
@@ -110,7 +111,7 @@ impl Kind {
     pub fn of(remote: &Remote, view: View) -> Kind {
         Kind::Rewritten {
             style: view.style,
-            held: remote.quarantine_days.filter(|_| view.dated.is_some()),
+            held: (remote.quarantine.is_enforced() && view.releases.is_some()).then_some(remote.quarantine.fingerprint),
             media_type: view.media_type,
         }
     }
@@ -130,7 +131,7 @@ impl Kind {
         let Kind::Rewritten { held, media_type, .. } = self else {
             return String::new();
         };
-        let held = held.map_or(String::new(), |days| format!(" held {days}"));
+        let held = held.map_or(String::new(), |policy| format!(" held {policy:016x}"));
         let media_type = media_type.map_or(String::new(), |media_type| format!(" as {media_type}"));
         held + &media_type
     }
@@ -152,10 +153,16 @@ impl Spec {
     }
 
     /// How releases are held back from the document.
-    fn hold(&self) -> Option<(&'static Dated, Hold)> {
+    fn hold(&self) -> Option<(&'static Releases, Hold)> {
         let rewriting = self.rewriting.as_ref()?;
-        let days = rewriting.asset.remote.quarantine_days?;
-        Some((rewriting.view.dated?, Hold::new(days, now_ms() / 1000)))
+        let releases = rewriting.view.releases?;
+        if !rewriting.asset.remote.quarantine.is_enforced() {
+            return None;
+        }
+        Some((
+            releases,
+            Hold::new(&rewriting.asset, hold::Known::default(), now_ms() / 1000),
+        ))
     }
 }
 
@@ -452,13 +459,13 @@ impl Views {
         });
         let mut document = Decoded::new(original).await;
         match (&spec.rewriting, spec.hold()) {
-            (Some(rewriting), Some((dated, hold))) => {
+            (Some(rewriting), Some((releases, hold))) => {
                 let document = document.whole(release::LONGEST).await?;
                 let (rewriting, content_type) = (rewriting.clone(), content_type.to_owned());
                 let leave_out = move || {
                     let (mut hold, context) = (hold, rewriting.context(document_url, &content_type));
-                    let left = (dated.without)(&context, &document, &mut hold);
-                    left.map(|left| (left, hold.due()))
+                    let left = (releases.without)(&context, &document, &mut hold);
+                    left.map(|left| (left, hold.changes()))
                 };
                 let left = tokio::task::spawn_blocking(leave_out).await;
                 let (left, due) = left.unwrap_or_else(|_| Err(IndexError("reading it was given up".to_owned())))?;

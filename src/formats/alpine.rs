@@ -10,6 +10,16 @@ pub(super) struct Alpine;
 
 static PACKAGE: Package = Package::named("alpine");
 
+/// Name and version of a package, by the name of its file: `{name}-{version}-r{revision}.apk`.
+fn package(path: &str) -> (Option<String>, Option<String>) {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let parts = name.strip_suffix(".apk").and_then(|stem| {
+        let (at, _) = stem.rmatch_indices('-').nth(1)?;
+        Some((stem[..at].to_owned(), stem[at + 1..].to_owned()))
+    });
+    parts.unzip()
+}
+
 impl Format for Alpine {
     fn package(&self) -> &'static Package {
         &PACKAGE
@@ -17,10 +27,12 @@ impl Format for Alpine {
 
     fn read(&self, asked: Asked<'_>) -> Reading {
         let mut asset = Asset::new(asked.remote, asked.path, |path| path);
-        let path = asset.governing.as_str();
+        let path = asset.governing.clone();
+        let path = path.as_str();
         // The expressions `APKINDEX\.tar\.gz$` and `Packages\.adb$`, searched as every pattern is.
         let is_index = path.ends_with("APKINDEX.tar.gz") || path.ends_with("Packages.adb");
         asset.nature = is_index.then_some(Class::Mutable);
+        (asset.package, asset.version) = package(path);
         // An `.apk` here is three gzip members in a row and no Android package: nothing may be tempted to decode it.
         if path.ends_with(".apk") || path.ends_with(".adb") {
             asset.media_type = "application/octet-stream";

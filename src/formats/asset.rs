@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use url::Url;
 
+use super::hold::Named;
 use super::links::{self, Style};
-use super::release::{Dated, DatedBy};
+use super::release::{ListedBy, Releases};
 use super::stand_in::StandIn;
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
@@ -43,8 +44,12 @@ pub struct Asset {
     pub binding: Binding,
     /// A document that says what there is, though it never changes: see [`Asset::is_index`].
     pub lists: bool,
-    /// The index that tells when it was published; only where releases are held back.
-    pub dated_by: Option<DatedBy>,
+    /// The package that it belongs to, in its ecosystem's normal spelling, if it can be told.
+    pub package: Option<String>,
+    /// Its version, likewise.
+    pub version: Option<String>,
+    /// The index that names it and tells when it was published; only where releases are held back.
+    pub listed_by: Option<ListedBy>,
     /// A list that may come in pages: what is looked at before one is handed on.
     pub pages: Option<CheckPage>,
     /// What is answered where upstream does not have this list.
@@ -101,8 +106,8 @@ pub struct View {
     /// How its links are written: absolute ones make a view for each base URL that clients come by.
     pub style: Style,
     pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
-    /// How it tells when releases were published, where those that are held back are left out of it.
-    pub dated: Option<&'static Dated>,
+    /// How it tells of releases, where those that are held back are left out of it.
+    pub releases: Option<&'static Releases>,
     /// `Content-Type` of what is made of a document in JSON, where it is another than upstream's.
     pub media_type: Option<&'static str>,
 }
@@ -113,16 +118,16 @@ impl View {
         View {
             style,
             reader,
-            dated: None,
+            releases: None,
             media_type: None,
         }
     }
 
     /// This view, less what `remote` holds back.
     #[must_use]
-    pub fn held_by(self, remote: &Remote, dated: &'static Dated) -> Self {
+    pub fn held_by(self, remote: &Remote, releases: &'static Releases) -> Self {
         View {
-            dated: remote.quarantine_days.map(|_| dated),
+            releases: remote.quarantine.is_on().then_some(releases),
             ..self
         }
     }
@@ -202,7 +207,9 @@ impl Asset {
             shared_path: None,
             binding: Binding::Alone,
             lists: false,
-            dated_by: None,
+            package: None,
+            version: None,
+            listed_by: None,
             pages: None,
             stand_in: None,
             token_scope: None,
@@ -232,10 +239,19 @@ impl Asset {
         self
     }
 
-    /// Names the index that dates it, where releases are held back.
-    pub(super) fn date_by(&mut self, by: impl FnOnce(&Asset) -> Option<DatedBy>) {
-        if self.remote.quarantine_days.is_some() {
-            self.dated_by = by(self);
+    /// Names the index that names it, where releases are held back.
+    pub(super) fn list_by(&mut self, by: impl FnOnce(&Asset) -> Option<ListedBy>) {
+        if self.remote.quarantine.is_on() {
+            self.listed_by = by(self);
+        }
+    }
+
+    /// What policies that name packages look at.
+    pub fn named(&self) -> Named<'_> {
+        Named {
+            package: self.package.as_deref(),
+            version: self.version.as_deref(),
+            file: self.listed_by.as_ref().map_or("", |by| &by.file),
         }
     }
 

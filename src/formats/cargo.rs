@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::index::AsItIs;
 use super::links::{self, LinkMap, Style};
-use super::release::DatedBy;
+use super::release::ListedBy;
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -36,7 +36,15 @@ const CRATE_TYPE: &str = "application/gzip";
 /// Stands between `api` and what it offers (<https://doc.rust-lang.org/cargo/reference/registry-web-api.html>).
 const API: &str = "api/v1/";
 
-static PACKAGE: Package = Package::named("cargo");
+static PACKAGE: Package = Package {
+    normal_name,
+    ..Package::named("cargo")
+};
+
+/// Registries take hyphens and underscores for one letter, and capitals for small ones.
+fn normal_name(name: &str) -> String {
+    name.to_ascii_lowercase().replace('_', "-")
+}
 
 impl Format for Cargo {
     fn package(&self) -> &'static Package {
@@ -51,7 +59,8 @@ impl Format for Cargo {
         // To some servers, an encoded slash is one.
         let governing = asset.governing.replace("%2F", "/");
         let below_api = below_api(&governing);
-        asset.date_by(|_| dated_by(&governing));
+        (asset.package, asset.version) = package(&governing);
+        asset.list_by(|_| listed_by(&governing));
         if let Some((checksum, digest)) = checksum
             && !below_api.is_some_and(is_of_account)
         {
@@ -70,7 +79,7 @@ impl Format for Cargo {
         } else if is_own && is_index(path) {
             asset.nature = Some(Class::Mutable);
             asset.media_type = "text/plain; charset=utf-8";
-            let holds = asked.remote.quarantine_days.is_some();
+            let holds = asked.remote.quarantine.is_on();
             let view = View::new(Style::Relative, AsItIs::reader).held_by(asked.remote, &dated::INDEX);
             asset.view = holds.then_some(view);
         } else if path.ends_with(".crate") || path.ends_with("/download") {
@@ -146,12 +155,12 @@ fn service(below: &str) -> Served {
 }
 
 /// The file in the index that dates the crate under a decoded path, and the name that the version has there.
-fn dated_by(path: &str) -> Option<DatedBy> {
+fn listed_by(path: &str) -> Option<ListedBy> {
     let (name, version) = dated::of_path(path).filter(|(name, _)| is_name(name))?;
     let folders = folders(&name)?;
-    Some(DatedBy {
+    Some(ListedBy {
         indexes: vec![format!("{folders}{name}").to_ascii_lowercase()],
-        name: dated::name(&name, version),
+        file: dated::name(&name, version),
     })
 }
 
@@ -176,6 +185,19 @@ fn folders(name: &str) -> Option<String> {
         3 => format!("3/{}/", name.get(..1)?),
         _ => format!("{}/{}/", name.get(..2)?, name.get(2..4)?),
     })
+}
+
+/// The crate that a decoded path belongs to, and the version of its file.
+fn package(path: &str) -> (Option<String>, Option<String>) {
+    if let Some((name, version)) = dated::of_path(path).filter(|(name, _)| is_name(name)) {
+        return (Some(normal_name(&name)), Some(version.to_owned()));
+    }
+    let name = path.rsplit('/').next().filter(|_| is_index(path));
+    let of_service = || match below_api(path)?.split('/').collect::<Vec<_>>()[..] {
+        ["crates", name, ..] => Some(name),
+        _ => None,
+    };
+    (name.or_else(of_service).map(normal_name), None)
 }
 
 /// Whether a decoded path is that of a crate's file in the index, whatever the case of its letters.

@@ -275,6 +275,12 @@ impl Format for Docker {
             ..asset.path.clone()
         };
         asset.location = Location::Upstream(links::under_base(remote, &below_api));
+        asset.package = Some(format!("{prefix}{name}"));
+        asset.version = match &what {
+            What::Tag(tag) => Some((*tag).to_owned()),
+            What::Manifest(digest) => Some(digest.to_string()),
+            _ => None,
+        };
         // https://distribution.github.io/distribution/spec/auth/scope/
         asset.token_scope = Some(format!("repository:{part}{prefix}{name}:pull"));
         let is_content = matches!(what, What::Manifest(_) | What::Blob(_));

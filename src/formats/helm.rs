@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::{self, DatedBy};
+use super::release::{self, ListedBy};
 use super::yaml;
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
@@ -48,7 +48,8 @@ impl Format for Helm {
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
         } else {
-            asset.date_by(dated_by);
+            (asset.package, asset.version) = package(&asset.governing);
+            asset.list_by(listed_by);
         }
         if asset.path.decoded.ends_with(".prov") {
             asset.media_type = "text/plain; charset=utf-8";
@@ -70,16 +71,30 @@ fn with_query(path: &ArtifactPath) -> Option<ArtifactPath> {
 }
 
 /// The indexes that may date a chart, and the name of its file.
-fn dated_by(chart: &Asset) -> Option<DatedBy> {
+fn listed_by(chart: &Asset) -> Option<ListedBy> {
     let path = release::plain(&chart.governing);
     let folder = path
         .rsplit_once('/')
         .filter(|_| matches!(chart.location, Location::Upstream(_)));
     let own = folder.map(|(folder, _)| format!("{folder}/index.yaml"));
-    Some(DatedBy {
+    Some(ListedBy {
         indexes: [Some("index.yaml".to_owned()), own].into_iter().flatten().collect(),
-        name: dated::file_name(&path)?,
+        file: dated::file_name(&path)?,
     })
+}
+
+/// The chart of a file, and its version: the first hyphen that one follows parts them.
+fn package(path: &str) -> (Option<String>, Option<String>) {
+    let file = dated::file_name(path).unwrap_or_default();
+    let Some(stem) = file.strip_suffix(".tgz") else {
+        return (None, None);
+    };
+    let is_version = |text: &str| semver::Version::parse(text.strip_prefix('v').unwrap_or(text)).is_ok();
+    let mut hyphens = stem.match_indices('-').map(|(at, _)| at);
+    match hyphens.find(|at| is_version(&stem[at + 1..])) {
+        Some(at) => (Some(stem[..at].to_owned()), Some(stem[at + 1..].to_owned())),
+        None => (None, None),
+    }
 }
 
 /// A provenance file goes as its chart.

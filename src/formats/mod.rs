@@ -11,6 +11,7 @@ mod cargo;
 mod docker;
 mod generic;
 mod helm;
+pub mod hold;
 mod html;
 mod index;
 pub mod json;

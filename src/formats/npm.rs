@@ -10,7 +10,7 @@ use super::accept::wish;
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
-use super::release::{self, DatedBy};
+use super::release::{self, ListedBy};
 use super::{
     ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -94,8 +94,9 @@ impl Format for Npm {
             );
         }
         let mut asset = Asset::new(remote, canonical(path), |path| path).named_by(index_naming);
+        (asset.package, asset.version) = package(&asset.governing);
         let Some(document) = document(&asset.path.decoded) else {
-            asset.date_by(|file| dated_by(&file.governing));
+            asset.list_by(|file| listed_by(&file.governing));
             return Reading::Artifact(Box::new(asset));
         };
         // A registry wants the slash of a scope encoded in the URL of a document, and as it stands in that of a tarball.
@@ -109,7 +110,7 @@ impl Format for Npm {
             asset.location = Location::Upstream(links::under_base(remote, &path));
         }
         let is_package = document == Document::Package;
-        let holds = remote.quarantine_days.is_some();
+        let holds = remote.quarantine.is_on();
         asset.form = match document {
             // The abbreviated form has no dates.
             Document::Package if holds => FULL,
@@ -211,16 +212,38 @@ fn index_naming(path: &str) -> Option<String> {
 }
 
 /// The packument that dates the tarball under `path`, and the name that it has there.
-fn dated_by(path: &str) -> Option<DatedBy> {
+fn listed_by(path: &str) -> Option<ListedBy> {
     let path = release::plain(path);
     let file = path
         .rsplit('/')
         .next()
         .filter(|file| file.to_ascii_lowercase().ends_with(".tgz"))?;
-    Some(DatedBy {
+    Some(ListedBy {
         indexes: vec![index_naming(&path)?],
-        name: file.to_owned(),
+        file: file.to_owned(),
     })
+}
+
+/// The package that a path belongs to, and the version of a tarball or a document.
+fn package(path: &str) -> (Option<String>, Option<String>) {
+    let plain = release::plain(path);
+    let Some(document) = document(&plain) else {
+        let Some(name) = index_naming(path) else {
+            return (None, None);
+        };
+        let file = plain.rsplit('/').next().and_then(|file| file.strip_suffix(".tgz"));
+        let base = name.rsplit('/').next().unwrap_or_default();
+        let version = file.and_then(|file| file.strip_prefix(base)?.strip_prefix('-'));
+        let version = version.map(str::to_owned);
+        return (Some(name), version);
+    };
+    match document {
+        Document::Package => (Some(plain), None),
+        Document::Version => match plain.rsplit_once('/') {
+            Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
+            None => (Some(plain), None),
+        },
+    }
 }
 
 fn refused(status: u16, detail: String) -> Reading {

@@ -14,7 +14,7 @@ use super::html::{Tokenizer, Value};
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::{self, DatedBy};
+use super::release::{self, ListedBy};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
     ViewContext,
@@ -27,6 +27,7 @@ pub(super) struct Pypi;
 
 static PACKAGE: Package = Package {
     keys: &[&INDEX_URL],
+    normal_name: normalized,
     headers: Names {
         kept: &["x-pypi-last-serial"],
         ..Names::NONE
@@ -111,6 +112,7 @@ impl Format for Pypi {
         if let Some(url) = index_url(&asset.remote, &asset.path) {
             asset.location = Location::Upstream(url);
         }
+        (asset.package, asset.version) = package(&asset.governing);
         let path = asset.path.decoded.as_str();
         // Clients resolve the links of a simple index against its URL; those of the older API are absolute for all of them.
         if is_legacy(path) {
@@ -126,7 +128,7 @@ impl Format for Pypi {
             asset.presented_as = presented_as(asked.accept);
             asset.media_type = "text/html; charset=utf-8";
             let view = View::new(Style::Relative, reader);
-            asset.view = Some(match form == HTML && asked.remote.quarantine_days.is_some() {
+            asset.view = Some(match form == HTML && asked.remote.quarantine.is_on() {
                 false => view.held_by(asked.remote, &dated::JSON),
                 // Only JSON has dates: upstream is asked for that.
                 true => {
@@ -138,7 +140,7 @@ impl Format for Pypi {
                 }
             });
         } else {
-            asset.date_by(|file| dated_by(&file.governing));
+            asset.list_by(|file| listed_by(&file.governing));
         }
         Reading::Artifact(Box::new(asset))
     }
@@ -219,12 +221,27 @@ fn index_naming(path: &str) -> Option<String> {
     is_name(name).then(|| format!("simple/{}/", normalized(name)))
 }
 
-/// The index that dates the distribution file under `path`, and the name that it has there.
-fn dated_by(path: &str) -> Option<DatedBy> {
+/// The project that a path belongs to, and the version of a file.
+fn package(path: &str) -> (Option<String>, Option<String>) {
     let path = release::plain(path);
-    Some(DatedBy {
+    let of_legacy = path.strip_prefix("pypi/").and_then(|rest| rest.split('/').next());
+    let of_index = path
+        .strip_prefix("simple/")
+        .filter(|name| !name.contains('/') && !is_distribution(name));
+    if let Some(name) = of_legacy.or(of_index) {
+        return (is_name(name).then(|| normalized(name)), None);
+    }
+    let file = path.rsplit('/').next().unwrap_or_default();
+    let name = project(file).filter(|name| is_name(name)).map(normalized);
+    (name, dated::version(file))
+}
+
+/// The index that dates the distribution file under `path`, and the name that it has there.
+fn listed_by(path: &str) -> Option<ListedBy> {
+    let path = release::plain(path);
+    Some(ListedBy {
         indexes: vec![index_naming(&path)?],
-        name: path.rsplit('/').next()?.to_owned(),
+        file: path.rsplit('/').next()?.to_owned(),
     })
 }
 

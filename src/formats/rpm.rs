@@ -24,11 +24,23 @@ impl Format for Rpm {
         // Of what lies there only metadata has a nature.
         asset.lists = asset.nature.is_some();
         asset.binding = binding(&asset.path.decoded);
+        (asset.package, asset.version) = package(&asset.governing);
         if asset.path.decoded.ends_with(".drpm") {
             asset.media_type = "application/x-rpm";
         }
         Reading::Artifact(Box::new(asset))
     }
+}
+
+/// Name and version of a package, by the name of its file: `{name}-{version}-{release}.{architecture}.rpm`.
+fn package(path: &str) -> (Option<String>, Option<String>) {
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let parts = name.strip_suffix(".rpm").and_then(|stem| {
+        let (stem, _architecture) = stem.rsplit_once('.')?;
+        let (at, _) = stem.rmatch_indices('-').nth(1)?;
+        Some((stem[..at].to_owned(), stem[at + 1..].to_owned()))
+    });
+    parts.unzip()
 }
 
 fn nature(path: &str) -> Option<Class> {

@@ -12,6 +12,7 @@ use proptest::test_runner::TestRunner;
 use serde_json::Value;
 use url::Url;
 
+use super::hold::{Hold, Known};
 use super::links::{PATH, Style, decode_once, normal};
 use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
 use crate::config::{CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
@@ -48,7 +49,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         proxy: None,
         offline: false,
         serve_stale_on: Vec::new(),
-        quarantine_days: None,
+        quarantine: Default::default(),
         client_revalidation: false,
         own: OwnKeys::default(),
         ttl: Ttls {
@@ -247,4 +248,12 @@ pub(crate) fn stays(document: &str, link: &str) -> bool {
         // Followed by nobody.
         Err(_) => true,
     }
+}
+
+/// A policy at `now`, in Unix seconds, that holds everything for so many days.
+pub(crate) fn hold(days: u32, now: u64) -> Hold {
+    let mut remote = remote("generic", "https://upstream.example/");
+    remote.quarantine.days = Some(days);
+    let index = Asset::new(&Arc::new(remote), ArtifactPath::default(), |path| path);
+    Hold::new(&index, Known::default(), now)
 }

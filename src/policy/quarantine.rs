@@ -6,19 +6,17 @@ use http::{HeaderMap, header};
 
 use super::Policy;
 use crate::cache::Millis;
-use crate::formats::release::Hold;
+use crate::formats::hold::{self, Dates, Verdict};
 use crate::formats::{Asset, Class};
 
-/// How long an artifact is held after it was published; none that is mutable, nor an index, is held: what it names is.
-pub fn days(asset: &Asset, policy: Policy) -> Option<u32> {
-    let days = asset.remote.quarantine_days?;
-    (policy.class == Class::Immutable && !asset.is_index()).then_some(days)
+/// Whether an artifact may be held: none that is mutable, nor an index, is. What an index names is.
+pub fn covers(asset: &Asset, policy: Policy) -> bool {
+    asset.remote.quarantine.is_on() && policy.class == Class::Immutable && !asset.is_index()
 }
 
-/// Until when what was published at `published` is held for so many `days`, in Unix seconds, if it is held at `now`.
-pub fn held_until(days: u32, published: u64, now: Millis) -> Option<u64> {
-    let mut hold = Hold::new(days, now / 1000);
-    hold.is_held(published).then(|| hold.ends(published))
+/// What the policy says of an artifact at `now`, unless somebody lets it through.
+pub fn judge(asset: &Asset, dates: Dates, now: Millis) -> Verdict {
+    hold::judge(&asset.remote.quarantine, asset.named(), dates, now / 1000).0
 }
 
 /// When content was published, in Unix seconds, by what upstream says in `Last-Modified`. `None`: upstream says nothing, or
@@ -47,7 +45,7 @@ mod tests {
     /// Until when `path` is held at `now`, both in Unix seconds.
     fn held(package: &str, path: &str, days: Option<u32>, published: Option<&str>, now: u64) -> Option<u64> {
         let mut remote = testing::remote(package, "https://upstream.example/");
-        remote.quarantine_days = days;
+        remote.quarantine.days = days;
         let remote = Arc::new(remote);
         let path = path::parse(path.as_bytes(), None).unwrap();
         let asset = crate::formats::asset(&remote, path, None).unwrap();
@@ -55,8 +53,21 @@ mod tests {
         if let Some(published) = published {
             headers.insert(header::LAST_MODIFIED, HeaderValue::from_str(published).unwrap());
         }
-        let days = super::days(&asset, classify(&asset).unwrap())?;
-        held_until(days, super::published(&headers)?, now * 1000)
+        if !covers(&asset, classify(&asset).unwrap()) {
+            return None;
+        }
+        let published = super::published(&headers);
+        match judge(
+            &asset,
+            Dates {
+                published,
+                first_seen: None,
+            },
+            now * 1000,
+        ) {
+            Verdict::Held { until, .. } => until,
+            Verdict::Free(_) => None,
+        }
     }
 
     const NOW: u64 = 1_700_000_000;

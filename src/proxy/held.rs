@@ -8,7 +8,9 @@ use super::Client;
 use super::dress::Shown;
 use crate::cache::{Object, now_ms};
 use crate::catalog::rfc3339;
+use crate::config::Mode;
 use crate::formats::Asset;
+use crate::formats::hold::Verdict;
 use crate::policy::{Policy, quarantine};
 use crate::session::reply::Problem;
 
@@ -26,35 +28,40 @@ impl Client {
         (headers, file): (Option<&HeaderMap>, Option<&Object>),
     ) -> Result<bool> {
         let Shown { asset, format, .. } = *shown;
-        let Some(days) = quarantine::days(asset, policy) else {
+        if !quarantine::covers(asset, policy) {
             return Ok(false);
-        };
-        let published = Box::pin(self.fills.published(asset, headers, file)).await;
-        let held = published.and_then(|published| quarantine::held_until(days, published, now_ms()));
-        let Some(until) = held else {
+        }
+        let dates = Box::pin(self.fills.dates_of(asset, headers, file)).await;
+        let Verdict::Held { until, why } = quarantine::judge(asset, dates, now_ms()) else {
             return Ok(false);
         };
         let remote = &asset.remote;
         self.metrics.held(&remote.name);
-        let until = rfc3339(i64::try_from(until).unwrap_or(i64::MAX));
-        let detail = format!(
-            "held back until {until}: it was published less than {days} days before, and this remote waits so long; \
-             ask for an older one"
-        );
-        let problem = Problem::new(format.held_status(), detail)
-            .at(&remote.name, &asset.path.encoded)
-            .header(UNTIL, until);
+        if remote.quarantine.mode == Mode::Observe {
+            tracing::info!(remote = %remote.name, path = %asset.path.encoded, reason = %why, "would be held back by quarantine");
+            return Ok(false);
+        }
+        let until = until.map(|until| rfc3339(i64::try_from(until).unwrap_or(i64::MAX)));
+        let period = until
+            .as_deref()
+            .map_or(String::new(), |until| format!(" until {until}"));
+        let detail = format!("held back{period} by quarantine: {why}; ask for an older one");
+        let problem = Problem::new(format.held_status(), detail).at(&remote.name, &asset.path.encoded);
+        let problem = match until {
+            Some(until) => problem.header(UNTIL, until),
+            None => problem,
+        };
         self.refuse(session, Some(format), problem).await
     }
 
     /// Whether `file` may be held: that takes the long way, also to find out when it was published.
     pub(super) fn may_be_held(&self, asset: &Asset, policy: Policy, file: &Object) -> bool {
-        let Some(days) = quarantine::days(asset, policy) else {
+        if !quarantine::covers(asset, policy) {
             return false;
-        };
-        let Some(published) = self.fills.dates.known(file) else {
+        }
+        let Some(dates) = self.fills.dates.known(file) else {
             return true;
         };
-        published.is_some_and(|published| quarantine::held_until(days, published, now_ms()).is_some())
+        quarantine::judge(asset, dates, now_ms()).is_held()
     }
 }

@@ -187,7 +187,7 @@ remotes:
         let text = text.as_str();
         assert_eq!(Case::new(text).problems(), Vec::<String>::new(), "{text}");
     }
-    assert_eq!(Case::new(&pypi).remote("slow").quarantine_days, Some(3));
+    assert_eq!(Case::new(&pypi).remote("slow").quarantine.days, Some(3));
 
     let npm = r#"
 remotes:

@@ -3,12 +3,17 @@
 
 use std::borrow::Cow;
 
+use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, object};
-use super::super::release::{Dated, Hold, Release, seconds};
+use super::super::release::{Release, Releases, seconds};
 use super::super::{IndexError, ViewContext};
+use super::normal_name;
 
 /// A crate's file in the index.
-pub(super) const INDEX: Dated = Dated { releases, without };
+pub(super) const INDEX: Releases = Releases {
+    read: releases,
+    without,
+};
 
 /// What the file of a version is called here.
 pub(super) fn name(krate: &str, version: &str) -> String {
@@ -24,18 +29,29 @@ fn releases(document: &[u8]) -> Vec<Release> {
     let read = lines.filter_map(|line| JsonObject::read(line).ok());
     read.filter_map(|line| {
         Some(Release {
-            name: name(&line.text("name")?, &line.text("vers")?),
-            published: published(&line)?,
+            file: name(&line.text("name")?, &line.text("vers")?),
+            published: published(&line),
         })
     })
     .collect()
+}
+
+fn is_held(line: &JsonObject<'_>, hold: &mut Hold) -> bool {
+    let krate = line.text("name").unwrap_or_default();
+    let version = line.text("vers").unwrap_or_default();
+    let named = Named {
+        package: Some(&normal_name(&krate)),
+        version: Some(&version),
+        file: &name(&krate, &version),
+    };
+    hold.is_held(named, published(line))
 }
 
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
     let mut out = String::with_capacity(document.len() + 64);
     for line in json_text(document)?.split_inclusive('\n') {
         let read = JsonObject::read(line).ok();
-        let held = read.filter(|line| published(line).is_some_and(|published| hold.is_held(published)));
+        let held = read.filter(|line| is_held(line, hold));
         let Some(held) = held else {
             out.push_str(line);
             continue;
@@ -67,6 +83,7 @@ pub(super) fn of_path(path: &str) -> Option<(Cow<'_, str>, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::testing;
 
     #[test]
     fn paths_tell_the_version() {
@@ -102,18 +119,18 @@ mod tests {
             content_type: "",
             remote_url: "",
         };
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let left = without(&context, text.as_bytes(), &mut hold).unwrap();
         let expected = text.replace(
             "\"vers\":\"1.1.0\",\"yanked\":false,\"pubtime\":\"1970-04-10T00:00:00Z\"",
             "\"vers\":\"1.1.0\",\"pubtime\":\"1970-04-10T00:00:00Z\",\"yanked\":true",
         );
         assert_eq!(String::from_utf8(left).unwrap(), expected);
-        assert_eq!(hold.due(), Some(102 * DAY));
+        assert_eq!(hold.changes(), Some(102 * DAY));
         let names: Vec<String> = releases(text.as_bytes())
             .into_iter()
-            .map(|release| release.name)
+            .map(|release| release.file)
             .collect();
-        assert_eq!(names, ["a@1.0.0", "a@1.1.0"]);
+        assert_eq!(names, ["a@1.0.0", "a@1.1.0", "a@1.2.0"]);
     }
 }

@@ -6,13 +6,17 @@ use std::ops::Range;
 use saphyr_parser::{Event, Parser, Span};
 use serde_json::value::RawValue;
 
+use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Dated, Hold, Release, seconds};
+use super::super::release::{Release, Releases, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// An `index.yaml`, in YAML's own style or as JSON.
-pub(super) const INDEX: Dated = Dated { releases, without };
+pub(super) const INDEX: Releases = Releases {
+    read: releases,
+    without,
+};
 
 /// Levels of nesting that are read.
 const MAX_DEPTH: usize = 64;
@@ -30,6 +34,9 @@ struct Version {
     line: Option<usize>,
     urls: Vec<String>,
     published: Option<u64>,
+    /// Of the chart, as its own description has it.
+    name: String,
+    version: Option<String>,
     /// Whether something elsewhere stands for a part of it (an alias of an anchor), so that it cannot go.
     is_shared: bool,
     /// Its anchors, as a range of all.
@@ -53,12 +60,12 @@ fn releases(document: &[u8]) -> Vec<Release> {
         Some(index) => Ok(of_json(&index)),
         None => read(document).map(|(charts, _)| charts.into_iter().flat_map(|chart| chart.versions).collect()),
     };
-    let dated = versions.unwrap_or_default().into_iter().filter_map(|version| {
-        let published = version.published?;
-        let names = version.urls.into_iter().filter_map(|url| file_name(&url));
-        Some(names.map(move |name| Release { name, published }))
+    let named = versions.unwrap_or_default().into_iter().flat_map(|version| {
+        let published = version.published;
+        let files = version.urls.into_iter().filter_map(|url| file_name(&url));
+        files.map(move |file| Release { file, published })
     });
-    dated.flatten().collect()
+    named.collect()
 }
 
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
@@ -106,7 +113,13 @@ fn cover(lines: &mut [bool], from: usize, to: usize) {
 }
 
 fn is_held(version: &Version, hold: &mut Hold) -> bool {
-    version.published.is_some_and(|published| hold.is_held(published))
+    let file = version.urls.iter().find_map(|url| file_name(url)).unwrap_or_default();
+    let named = Named {
+        package: Some(&version.name),
+        version: version.version.as_deref(),
+        file: &file,
+    };
+    hold.is_held(named, version.published)
 }
 
 /// The index, if it is JSON: YAML in braces need not be.
@@ -122,6 +135,8 @@ fn json_version(version: &RawValue) -> Version {
     Version {
         urls: urls.into_iter().filter_map(text).map(|url| url.into_owned()).collect(),
         published: version.text("created").and_then(|created| seconds(&created)),
+        name: version.text("name").unwrap_or_default().into_owned(),
+        version: version.text("version").map(|version| version.into_owned()),
         ..Version::default()
     }
 }
@@ -305,6 +320,8 @@ fn read_version(events: &mut Events<'_>) -> Result<Version, IndexError> {
     while let Some((key, _)) = events.key()? {
         match (key.as_str(), events.next()?.0) {
             ("created", Event::Scalar(created, ..)) => version.published = seconds(&created),
+            ("name", Event::Scalar(name, ..)) => version.name = name.into_owned(),
+            ("version", Event::Scalar(number, ..)) => version.version = Some(number.into_owned()),
             ("urls", Event::SequenceStart(..)) => loop {
                 match events.next()?.0 {
                     Event::SequenceEnd => break,
@@ -348,9 +365,9 @@ mod tests {
             content_type: "",
             remote_url: "",
         };
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let left = without(&context, document.as_bytes(), &mut hold).unwrap();
-        (String::from_utf8(left).unwrap(), hold.due())
+        (String::from_utf8(left).unwrap(), hold.changes())
     }
 
     const OLD: &str = "1970-01-02T00:00:00.5Z";
@@ -379,7 +396,7 @@ mod tests {
         assert_eq!(due, Some(102 * DAY));
         let names: Vec<(String, u64)> = releases(document.as_bytes())
             .into_iter()
-            .map(|one| (one.name, one.published / DAY))
+            .map(|one| (one.file, one.published.unwrap_or(0) / DAY))
             .collect();
         let name = |name: &str, day| (name.to_owned(), day);
         assert_eq!(
@@ -413,7 +430,7 @@ mod tests {
         );
         assert_eq!((left_over, due), (expected, Some(102 * DAY)));
         let dated = releases(document.as_bytes());
-        assert_eq!(dated[0].name, "demo-2.tgz");
+        assert_eq!(dated[0].file, "demo-2.tgz");
     }
 
     #[test]

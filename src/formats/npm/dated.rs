@@ -10,13 +10,17 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Dated, Hold, Release, seconds};
+use super::super::release::{Release, Releases, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// Packuments.
-pub(super) const PACKUMENT: Dated = Dated { releases, without };
+pub(super) const PACKUMENT: Releases = Releases {
+    read: releases,
+    without,
+};
 
 /// What stands in `time` beside the versions.
 const NO_VERSIONS: [&str; 3] = ["created", "modified", "unpublished"];
@@ -31,6 +35,14 @@ fn times<'a>(packument: &JsonObject<'a>) -> HashMap<Cow<'a, str>, u64> {
     dated
         .filter_map(|(version, time)| Some((version, seconds(&text(time)?)?)))
         .collect()
+}
+
+fn named<'a>(version: &'a str, file: &'a str) -> Named<'a> {
+    Named {
+        package: None,
+        version: Some(version),
+        file,
+    }
 }
 
 /// What the tarball of a version is called, by its URL.
@@ -48,8 +60,8 @@ fn releases(document: &[u8]) -> Vec<Release> {
     let versions = packument.object("versions").unwrap_or_default();
     let dated = versions.0.iter().filter_map(|(version, described)| {
         Some(Release {
-            published: *times.get(version)?,
-            name: tarball(described)?,
+            published: times.get(version).copied(),
+            file: tarball(described)?,
         })
     });
     dated.collect()
@@ -61,7 +73,15 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
         return Ok(document.to_vec());
     };
     let times = times(&packument);
-    let is_held = |version: &str, hold: &mut Hold| times.get(version).is_some_and(|time| hold.is_held(*time));
+    let files: HashMap<&str, String> = versions
+        .0
+        .iter()
+        .filter_map(|(version, described)| Some((&**version, tarball(described)?)))
+        .collect();
+    let is_held = |version: &str, hold: &mut Hold| {
+        let file = files.get(version).map_or("", String::as_str);
+        hold.is_held(named(version, file), times.get(version).copied())
+    };
     let (mut free, mut held) = (Vec::new(), Vec::new());
     for (version, described) in &versions.0 {
         let to = if is_held(version, hold) { &mut held } else { &mut free };
@@ -124,7 +144,7 @@ fn free_times(value: &RawValue, hidden: &HashSet<&str>, times: &HashMap<Cow<'_, 
         return value.get().to_owned();
     };
     let seen = times.iter().filter(|(version, _)| !hidden.contains(&***version));
-    let seen = seen.map(|(_, published)| hold.ends(*published)).max();
+    let seen = seen.map(|(_, published)| hold.ends(Named::default(), *published)).max();
     let said = time.text("modified").and_then(|time| seconds(&time));
     let modified = match (hidden.is_empty(), seen, said) {
         // Upstream's own last change may be that which is hidden.
@@ -222,11 +242,11 @@ mod tests {
             content_type: "application/json",
             remote_url: "https://here",
         };
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let document = packument.to_string();
         let names: HashSet<String> = releases(document.as_bytes())
             .into_iter()
-            .map(|release| release.name)
+            .map(|release| release.file)
             .collect();
         assert_eq!(names.len(), versions.len());
         let left = without(&context, document.as_bytes(), &mut hold).unwrap();
@@ -272,7 +292,7 @@ mod tests {
         );
         // The last that came to be seen did so on day 6.
         assert_eq!(left["time"]["modified"], "1970-01-07T00:00:00Z");
-        assert_eq!(hold.due(), Some(101 * DAY));
+        assert_eq!(hold.changes(), Some(101 * DAY));
     }
 
     #[test]
@@ -307,7 +327,7 @@ mod tests {
                 prop_assert!(now <= latest && (now.pre.is_empty() || !latest.pre.is_empty()));
             }
             let due = versions.iter().map(|(_, day)| day + 3).filter(|due| *due > 100).min();
-            prop_assert_eq!(hold.due(), due.map(|due| due * DAY));
+            prop_assert_eq!(hold.changes(), due.map(|due| due * DAY));
         }
     }
 }

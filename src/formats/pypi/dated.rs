@@ -7,20 +7,21 @@ use std::fmt::Write as _;
 
 use serde_json::value::RawValue;
 
+use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
-use super::super::release::{Dated, Hold, Release, seconds};
+use super::super::release::{Release, Releases, seconds};
 use super::super::{IndexError, ViewContext};
 use super::{Syntax, extension, is_legacy};
 
 /// The JSON form, and the older API.
-pub(super) const JSON: Dated = Dated {
-    releases,
+pub(super) const JSON: Releases = Releases {
+    read: releases,
     without: json_without,
 };
 
 /// The HTML form, of what upstream has as JSON.
-pub(super) const HTML: Dated = Dated {
-    releases,
+pub(super) const HTML: Releases = Releases {
+    read: releases,
     without: html_without,
 };
 
@@ -46,19 +47,25 @@ impl<'a> File<'a> {
     }
 
     fn is_held(&self, hold: &mut Hold) -> bool {
-        self.published().is_some_and(|published| hold.is_held(published))
-    }
-
-    /// The version that its name tells, spelled as all spellings of it here.
-    fn version(&self) -> Option<String> {
-        let extension = extension(&self.filename)?;
-        let stem = self.filename.get(..self.filename.len() - extension.len())?;
-        let version = match extension {
-            ".whl" | ".egg" => stem.split('-').nth(1)?,
-            _ => stem.rsplit_once('-')?.1,
+        let version = version(&self.filename);
+        let named = Named {
+            package: None,
+            version: version.as_deref(),
+            file: &self.filename,
         };
-        Some(plain(version))
+        hold.is_held(named, self.published())
     }
+}
+
+/// The version that the name of a distribution file tells, spelled as all spellings of it here.
+pub(super) fn version(filename: &str) -> Option<String> {
+    let extension = extension(filename)?;
+    let stem = filename.get(..filename.len() - extension.len())?;
+    let version = match extension {
+        ".whl" | ".egg" => stem.split('-').nth(1)?,
+        _ => stem.rsplit_once('-')?.1,
+    };
+    Some(plain(version))
 }
 
 /// A version as it stands in file names, in lower case.
@@ -79,11 +86,9 @@ fn releases(document: &[u8]) -> Vec<Release> {
         files.extend(items(of_version).unwrap_or_default());
     }
     let read = files.into_iter().filter_map(File::read);
-    read.filter_map(|file| {
-        Some(Release {
-            published: file.published()?,
-            name: file.filename.into_owned(),
-        })
+    read.map(|file| Release {
+        published: file.published(),
+        file: file.filename.into_owned(),
     })
     .collect()
 }
@@ -155,7 +160,7 @@ fn free(files: Vec<&RawValue>, hold: &mut Hold, versions: &mut Versions) -> (Str
     for file in files {
         let read = File::read(file);
         let is_held = read.as_ref().is_some_and(|file| file.is_held(hold));
-        if let Some(version) = read.and_then(|file| file.version()) {
+        if let Some(version) = read.and_then(|file| version(&file.filename)) {
             let of = if is_held {
                 &mut versions.held
             } else {
@@ -308,6 +313,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::formats::testing;
 
     const DAY: u64 = 24 * 3600;
 
@@ -338,7 +344,7 @@ mod tests {
 
     #[test]
     fn held_files_and_the_versions_that_have_no_others_are_left_out() {
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let index = index(&FILES);
         let left: serde_json::Value = serde_json::from_str(&without(index.as_bytes(), &mut hold).unwrap()).unwrap();
         let names: Vec<&str> = left["files"]
@@ -350,28 +356,28 @@ mod tests {
         assert_eq!(names, ["six-1.0.tar.gz", "six-1.1-py3-none-any.whl"]);
         assert_eq!(left["versions"], serde_json::json!(["1.0", "1.1"]));
         assert_eq!(left["name"], "six");
-        assert_eq!(hold.due(), Some(101 * DAY));
+        assert_eq!(hold.changes(), Some(101 * DAY));
         let dated = releases(index.as_bytes());
         assert_eq!(dated.len(), 4);
         assert_eq!(
-            (dated[1].name.as_str(), dated[1].published),
-            ("six-1.1.tar.gz", 98 * DAY)
+            (dated[1].file.as_str(), dated[1].published),
+            ("six-1.1.tar.gz", Some(98 * DAY))
         );
     }
 
     #[test]
     fn what_has_no_date_or_is_no_file_stays() {
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let text = r#"{"files":[{"filename":"a-1.tar.gz"},{"filename":"b-1.tar.gz","upload-time":"soon"},7],"x":[1]}"#;
         assert_eq!(without(text.as_bytes(), &mut hold).unwrap(), text);
-        assert_eq!(hold.due(), None);
+        assert_eq!(hold.changes(), None);
         assert!(without(b"<html>", &mut hold).is_err());
     }
 
     #[test]
     fn the_older_api_loses_versions_with_their_last_file() {
         let text = r#"{"releases":{"1.0":[{"filename":"a-1.0.tar.gz","upload_time_iso_8601":"1970-01-02T00:00:00Z"}],"2.0":[{"filename":"a-2.0.tar.gz","upload_time_iso_8601":"1970-04-10T00:00:00Z"}],"3.0":[]},"urls":[{"filename":"a-2.0.tar.gz","upload_time_iso_8601":"1970-04-10T00:00:00Z"}]}"#;
-        let mut hold = Hold::new(3, 100 * DAY);
+        let mut hold = testing::hold(3, 100 * DAY);
         let left: serde_json::Value = serde_json::from_str(&without(text.as_bytes(), &mut hold).unwrap()).unwrap();
         let versions: Vec<&String> = left["releases"].as_object().unwrap().keys().collect();
         assert_eq!(versions, ["1.0", "3.0"]);
@@ -383,7 +389,7 @@ mod tests {
         let file = r#"{"filename":"a-1.tar.gz","url":"a","hashes":null,"core-metadata":true,"dist-info-metadata":{"sha256":"x"},"upload-time":"1970-04-10T00:00:00Z","upload_time_iso_8601":"1970-01-01T00:00:00Z"}"#;
         let index = format!(r#"{{"files":[7,{file}],"alternate-locations":["https://other/simple/a/"]}}"#);
         assert_eq!(
-            without(index.as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap(),
+            without(index.as_bytes(), &mut testing::hold(3, 100 * DAY)).unwrap(),
             index.replace(&format!(",{file}"), "")
         );
         let page = html(&JsonObject::read(&index).unwrap());
@@ -393,7 +399,7 @@ mod tests {
 
     #[test]
     fn the_html_form_says_what_the_json_said() {
-        let json = without(index(&FILES[..1]).as_bytes(), &mut Hold::new(3, 100 * DAY)).unwrap();
+        let json = without(index(&FILES[..1]).as_bytes(), &mut testing::hold(3, 100 * DAY)).unwrap();
         let page = html(&JsonObject::read(&json).unwrap());
         assert!(page.contains(
             "<a href=\"https://f/six-1.0.tar.gz#sha256=ab\" data-requires-python=\"&gt;=3.8\" data-yanked=\"it \

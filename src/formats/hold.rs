@@ -1,0 +1,284 @@
+//! What a policy holds back of an ecosystem's releases, and for how long: pure functions of the policy, the dates and the clock.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::Asset;
+use crate::config::{Clock, MissingDate, Quarantine, Remote};
+
+/// Seconds of a day.
+const DAY: u64 = 24 * 3600;
+
+/// What a release is called: what policies that name packages look at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Named<'a> {
+    /// In the ecosystem's normal spelling; `None`: no package has such a file.
+    pub package: Option<&'a str>,
+    /// Its version, where that can be told.
+    pub version: Option<&'a str>,
+    /// What its index calls its file.
+    pub file: &'a str,
+}
+
+/// Why something is held.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Why {
+    /// It is younger than so many days.
+    Young(u32),
+    /// This proxy saw it first less than so many days ago.
+    NewHere(u32),
+    /// It was published after this moment, in Unix seconds.
+    Frozen(u64),
+    /// Nothing says when it was published.
+    Undated,
+}
+
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Why::Young(days) => write!(f, "published less than {days} days ago"),
+            Why::NewHere(days) => write!(f, "first seen here less than {days} days ago"),
+            Why::Frozen(since) => write!(f, "published after the freeze of {}", date(*since)),
+            Why::Undated => write!(f, "nothing says when it was published"),
+        }
+    }
+}
+
+/// Why something is not held that the policy is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Free {
+    /// Neither a period nor a freeze covers it.
+    Uncovered,
+    /// It is old enough.
+    OldEnough,
+    /// Nothing dates it, which is allowed.
+    UndatedAllowed,
+    /// The configuration exempts it, for this reason.
+    Exempt(String),
+    /// Somebody let it through.
+    LetThrough,
+}
+
+/// What the policy says of a release.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is served.
+    Free(Free),
+    /// It is not, until then; `None`: until the configuration changes, or its date is known.
+    Held {
+        /// In Unix seconds.
+        until: Option<u64>,
+        /// Why.
+        why: Why,
+    },
+}
+
+impl Verdict {
+    /// Whether it is held.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Verdict::Held { .. })
+    }
+}
+
+/// When a release was published, by its index or upstream, and when it was first seen here; in Unix seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dates {
+    /// `None`: neither says.
+    pub published: Option<u64>,
+    /// `None`: never before, or nobody keeps that.
+    pub first_seen: Option<u64>,
+}
+
+/// What lets some releases through that a policy would hold, and what is known of when they were first seen. By what the
+/// index calls their files.
+#[derive(Debug, Clone, Default)]
+pub struct Known {
+    /// Let through by somebody.
+    pub let_through: Arc<HashSet<String>>,
+    /// First sight, in Unix seconds.
+    pub first_seen: Arc<HashMap<String, u64>>,
+}
+
+/// A policy at a moment, and what it means for a document.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    remote: Arc<Remote>,
+    /// The package that the document is about, if it is about one.
+    package: Option<String>,
+    known: Known,
+    /// In Unix seconds, as all times here.
+    now: u64,
+    changes: Option<u64>,
+    reasons: BTreeSet<String>,
+}
+
+impl Hold {
+    /// What the policy says at `now`, in Unix seconds, of what `index` names.
+    pub fn new(index: &Asset, known: Known, now: u64) -> Self {
+        Hold {
+            remote: Arc::clone(&index.remote),
+            package: index.package.clone(),
+            known,
+            now,
+            changes: None,
+            reasons: BTreeSet::new(),
+        }
+    }
+
+    fn policy(&self) -> &Quarantine {
+        &self.remote.quarantine
+    }
+
+    /// A name of a document about one package needs not say which.
+    fn whole<'n>(&'n self, named: Named<'n>) -> Named<'n> {
+        Named {
+            package: named.package.or(self.package.as_deref()),
+            ..named
+        }
+    }
+
+    /// What the policy says of a release, and when it will say something else by itself.
+    pub fn judge(&self, named: Named<'_>, published: Option<u64>) -> (Verdict, Option<u64>) {
+        if self.known.let_through.contains(named.file) {
+            return (Verdict::Free(Free::LetThrough), None);
+        }
+        let first_seen = self.known.first_seen.get(named.file).copied();
+        let dates = Dates { published, first_seen };
+        judge(self.policy(), self.whole(named), dates, self.now)
+    }
+
+    /// Whether a release that an index dates so is held now; what is held is remembered. What it does not date it names:
+    /// the file may have a date of its own.
+    pub fn is_held(&mut self, named: Named<'_>, published: Option<u64>) -> bool {
+        let (verdict, changes) = self.judge(named, published);
+        let (is_held, reason) = match &verdict {
+            Verdict::Held { why: Why::Undated, .. } => return false,
+            Verdict::Held { why, .. } => (true, Some(why.to_string())),
+            Verdict::Free(_) => (false, None),
+        };
+        self.reasons.extend(reason);
+        self.changes = [self.changes, changes].into_iter().flatten().min();
+        is_held
+    }
+
+    /// When something that was published then came, or comes, to be served.
+    pub fn ends(&self, named: Named<'_>, published: u64) -> u64 {
+        let days = self.policy().days_of(self.whole(named).package);
+        published.saturating_add(u64::from(days) * DAY)
+    }
+
+    /// When the document is another one: the first of those that are held is due, or an exemption ends.
+    pub fn changes(&self) -> Option<u64> {
+        self.changes
+    }
+
+    /// For a person: why releases are not there.
+    pub fn reason(&self) -> String {
+        let reasons: Vec<&str> = self.reasons.iter().map(String::as_str).collect();
+        format!("{}; held back by quarantine", reasons.join(", or "))
+    }
+}
+
+/// What `policy` says of a release at `now`, and when it will say something else by itself.
+pub fn judge(policy: &Quarantine, named: Named<'_>, dates: Dates, now: u64) -> (Verdict, Option<u64>) {
+    let verdict = without_exemptions(policy, named, dates, now);
+    let Verdict::Held { until, .. } = verdict else {
+        return (verdict, None);
+    };
+    let exempt = policy.exemptions.iter().find(|exemption| {
+        let is_package = named.package.is_some_and(|package| exemption.package.is_match(package));
+        let is_version = |version| exemption.versions.iter().any(|exempt| exempt == version);
+        is_package && now < exemption.until && (exemption.versions.is_empty() || named.version.is_some_and(is_version))
+    });
+    match exempt {
+        Some(exemption) => {
+            let reason = Free::Exempt(exemption.reason.clone());
+            (Verdict::Free(reason), Some(exemption.until))
+        }
+        None => (verdict, until),
+    }
+}
+
+fn without_exemptions(policy: &Quarantine, named: Named<'_>, dates: Dates, now: u64) -> Verdict {
+    let days = policy.days_of(named.package);
+    if days == 0 && policy.freeze.is_none() {
+        return Verdict::Free(Free::Uncovered);
+    }
+    // What was never seen is seen now.
+    let seen = dates.first_seen.unwrap_or(now);
+    let Some(published) = dates.published.or((policy.clock != Clock::Published).then_some(seen)) else {
+        return match policy.missing_date {
+            MissingDate::Allow => Verdict::Free(Free::UndatedAllowed),
+            MissingDate::Deny => Verdict::Held {
+                until: None,
+                why: Why::Undated,
+            },
+        };
+    };
+    if let Some(freeze) = policy.freeze.filter(|freeze| published > *freeze) {
+        return Verdict::Held {
+            until: None,
+            why: Why::Frozen(freeze),
+        };
+    }
+    let (since, why) = match policy.clock {
+        Clock::Published => (published, Why::Young(days)),
+        Clock::FirstSeen => (seen, Why::NewHere(days)),
+        Clock::Both if seen > published => (seen, Why::NewHere(days)),
+        Clock::Both => (published, Why::Young(days)),
+    };
+    let ends = since.saturating_add(u64::from(days) * DAY);
+    match now < ends {
+        true => Verdict::Held { until: Some(ends), why },
+        false => Verdict::Free(Free::OldEnough),
+    }
+}
+
+/// Unix seconds as RFC 3339 has them.
+fn date(seconds: u64) -> String {
+    let date = i64::try_from(seconds).ok();
+    let date = date.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    date.and_then(|date| date.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing;
+    use super::*;
+
+    const FILE: Named<'static> = Named {
+        package: Some("six"),
+        version: Some("1.0"),
+        file: "six-1.0.tar.gz",
+    };
+
+    fn policy(days: u32) -> Quarantine {
+        Quarantine {
+            days: Some(days),
+            ..Quarantine::default()
+        }
+    }
+
+    fn published(day: u64) -> Dates {
+        Dates {
+            published: Some(day * DAY),
+            first_seen: None,
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_due_at_the_end_of_its_days() {
+        let mut hold = testing::hold(3, 10 * DAY);
+        assert!(!hold.is_held(FILE, Some(7 * DAY)));
+        assert_eq!(hold.changes(), None);
+        assert!(hold.is_held(FILE, Some(9 * DAY)));
+        assert!(hold.is_held(FILE, Some(8 * DAY)));
+        assert!(hold.is_held(FILE, Some(20 * DAY)));
+        assert_eq!(hold.changes(), Some(11 * DAY));
+        assert!(testing::hold(u32::MAX, 0).is_held(FILE, Some(u64::MAX)));
+        assert!(!testing::hold(3, 10 * DAY).is_held(FILE, None));
+    }
+}
