@@ -1,8 +1,10 @@
 //! What a database must be able to do to hold the catalogue.
 
+use std::collections::HashMap;
+
 use async_trait::async_trait;
 
-use super::change::{Batch, LinkHash};
+use super::change::{Batch, NameHash};
 use super::cursor::Position;
 use super::query::{Filter, Sort};
 use super::record::Record;
@@ -72,7 +74,15 @@ pub trait Backend: Send + Sync + 'static {
     /// One object; of several forms the first by name.
     async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError>;
     /// Whether a link was ever added.
-    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError>;
+    async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError>;
+    /// When each of these files of `remote` was first seen, in Unix seconds; those that never were are seen at `now`, and
+    /// that is durable before it is answered.
+    async fn first_seen(
+        &self,
+        remote: &str,
+        files: &[NameHash],
+        now: i64,
+    ) -> Result<HashMap<NameHash, i64>, CatalogError>;
     /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that
     /// is connected to only there says no here.
     fn healthy_at_start(&self) -> bool;

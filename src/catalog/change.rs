@@ -80,16 +80,21 @@ impl KeyRef<'_> {
     }
 }
 
-/// The first 16 bytes of a URL's SHA-256: what is kept of a link. It is only ever asked whether a given URL is known;
-/// so a long URL costs no more than a short one, here and in the database.
+/// The first 16 bytes of a name's SHA-256: what is kept of a link's URL, or of a file that was seen. It is only ever asked
+/// whether a given name is known; so a long one costs no more than a short one, here and in the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct LinkHash(pub [u8; 16]);
+pub struct NameHash(pub [u8; 16]);
 
-impl LinkHash {
-    pub fn new(url: &str) -> LinkHash {
+impl NameHash {
+    pub fn new(url: &str) -> NameHash {
         let mut hash = [0; 16];
         hash.copy_from_slice(&Sha256::digest(url.as_bytes())[..16]);
-        LinkHash(hash)
+        NameHash(hash)
+    }
+
+    /// Of what `index` calls `file`; neither has line ends.
+    pub fn of_file(index: &str, file: &str) -> NameHash {
+        NameHash::new(&format!("{index}\n{file}"))
     }
 }
 
@@ -179,5 +184,5 @@ impl Change {
 #[derive(Debug, Clone, Default)]
 pub struct Batch {
     pub objects: Vec<(ObjectKey, Change)>,
-    pub links: Vec<(Arc<str>, LinkHash)>,
+    pub links: Vec<(Arc<str>, NameHash)>,
 }

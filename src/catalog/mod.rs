@@ -21,6 +21,7 @@ mod sqlite;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 
 pub use answer::{Artifact, FlushAnswer, ListAnswer, rfc3339};
 pub use backend::{Backend, CatalogError, Found, Scan, Totals};
-pub use change::{Batch, Change, LinkHash, ObjectKey, Op};
+pub use change::{Batch, Change, NameHash, ObjectKey, Op};
 pub use cursor::{Position, SortValue};
 pub use flush::{FlushMode, FlushRequest};
 pub use postgres::Postgres;
@@ -47,6 +48,8 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long [`Catalog::add_links`] waits for room among links that are not yet in the database.
 const LINK_ROOM_LIMIT: Duration = Duration::from_secs(10);
+/// Files whose first sight is asked for in one transaction.
+const SEEN_AT_ONCE: usize = 10_000;
 
 /// A page of a listing.
 #[derive(Debug, Clone)]
@@ -225,7 +228,7 @@ impl Catalog {
     /// # Errors
     /// When there was no room for some of them in time: the index has to be read again to know those.
     pub async fn add_links(&self, remote: &str, urls: impl IntoIterator<Item = String>) -> Result<(), CatalogError> {
-        let links = urls.into_iter().map(|url| LinkHash::new(&url)).collect();
+        let links = urls.into_iter().map(|url| NameHash::new(&url)).collect();
         self.inner.shared.add_links(remote, links, LINK_ROOM_LIMIT).await
     }
 
@@ -234,11 +237,39 @@ impl Catalog {
     /// # Errors
     /// When it is not among the latest and the database does not answer.
     pub async fn has_link(&self, remote: &str, url: &str) -> Result<bool, CatalogError> {
-        let link = LinkHash::new(url);
+        let link = NameHash::new(url);
         if self.inner.shared.has_link(remote, link) {
             return Ok(true);
         }
         self.inner.backend.has_link(remote, link).await
+    }
+
+    /// When each of `files`, as `index` calls them, was first seen, in Unix seconds: those that never were are seen at `now`.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn first_seen(
+        &self,
+        remote: &str,
+        index: &str,
+        files: impl IntoIterator<Item = String>,
+        now: u64,
+    ) -> Result<HashMap<String, u64>, CatalogError> {
+        let files: Vec<(NameHash, String)> = files
+            .into_iter()
+            .map(|file| (NameHash::of_file(index, &file), file))
+            .collect();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let mut first_seen = HashMap::with_capacity(files.len());
+        for part in files.chunks(SEEN_AT_ONCE) {
+            let hashes: Vec<NameHash> = part.iter().map(|(hash, _)| *hash).collect();
+            let seen = self.inner.backend.first_seen(remote, &hashes, now).await?;
+            for (hash, file) in part {
+                let at = seen.get(hash).copied().unwrap_or(now);
+                first_seen.insert(file.clone(), u64::try_from(at).unwrap_or(0));
+            }
+        }
+        Ok(first_seen)
     }
 
     /// Whether all that this node stores is listed: a flush that is made by what is listed misses nothing then.

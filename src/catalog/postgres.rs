@@ -13,6 +13,7 @@ mod tests;
 mod tls;
 mod write;
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -25,7 +26,7 @@ use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
-use super::change::{Batch, LinkHash};
+use super::change::{Batch, NameHash};
 use super::{Backend, CatalogError, Found, Record, Scan};
 use crate::breaker::Breaker;
 use crate::config::Database;
@@ -35,6 +36,8 @@ use describe::describe;
 /// How long a batch may take, on a slow disk that has nothing of it in memory. A server that hangs is found sooner, by
 /// its being asked every second.
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
+/// ... and for one that a document waits for, behind a batch.
+const SIGHT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the first batch waits for the first connection.
 const START_LIMIT: Duration = Duration::from_secs(3);
 /// Times that a batch is given again at once because another node's was in its way.
@@ -142,7 +145,7 @@ impl Backend for Postgres {
         answer.map_err(|error| refused(&error))
     }
 
-    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError> {
+    async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError> {
         let session = self.server.session()?;
         let hash = &link.0[..];
         let sql = "SELECT 1 FROM artifactapi.link WHERE remote = $1 AND hash = $2";
@@ -150,6 +153,39 @@ impl Backend for Postgres {
         let found = async { Ok(session.lookup.query_typed_opt(sql, &parameters).await?.is_some()) };
         let answer = self.server.ask(&session, LOOKUP_LIMIT, found).await?;
         answer.map_err(|error| refused(&error))
+    }
+
+    async fn first_seen(
+        &self,
+        remote: &str,
+        files: &[NameHash],
+        now: i64,
+    ) -> Result<HashMap<NameHash, i64>, CatalogError> {
+        let session = self.server.session()?;
+        let mut hashes: Vec<&[u8]> = files.iter().map(|file| &file.0[..]).collect();
+        // Nodes that write at once lock the rows in one order.
+        hashes.sort_unstable();
+        hashes.dedup();
+        // The earlier of two that see it at once counts, whichever comes first.
+        let sql = "INSERT INTO artifactapi.first_seen AS seen (remote, hash, at)
+                       SELECT $1, hash, $3 FROM unnest($2) WITH ORDINALITY AS file (hash, place) ORDER BY place
+                   ON CONFLICT (remote, hash) DO UPDATE SET at = least(seen.at, excluded.at) RETURNING hash, at";
+        let parameters = [
+            (&remote as &(dyn ToSql + Sync), Type::TEXT),
+            (&hashes, Type::BYTEA_ARRAY),
+            (&now, Type::INT8),
+        ];
+        let seen = async { session.writer.lock().await.query_typed(sql, &parameters).await };
+        let rows = self
+            .server
+            .ask(&session, SIGHT_LIMIT, seen)
+            .await?
+            .map_err(|error| refused(&error))?;
+        let read = rows.iter().filter_map(|row| {
+            let hash: &[u8] = row.get(0);
+            Some((NameHash(hash.try_into().ok()?), row.get(1)))
+        });
+        Ok(read.collect())
     }
 
     fn is_shared(&self) -> bool {

@@ -389,6 +389,15 @@ fn demanded_prefix(pattern: &str) -> String {
                 prefix.pop();
                 None
             }
+            // It is there, unless what is repeated may be missing as a whole.
+            Some('+') => {
+                let behind = rest.as_str();
+                let behind = behind.strip_prefix('?').unwrap_or(behind);
+                if behind.starts_with(['?', '*', '+', '{']) {
+                    prefix.pop();
+                }
+                None
+            }
             _ => None,
         };
         match next {
@@ -585,6 +594,9 @@ mod tests {
             ("^ab*", Some("a")),
             ("^ab{0,2}", Some("a")),
             ("^ab+", Some("ab")),
+            ("^ab+?", Some("ab")),
+            ("^ab+??", Some("a")),
+            ("^ab+*", Some("a")),
             (r"^a\d", Some("a")),
             (r"^a\-*b", Some("a")),
             ("^a(b|c)", None),

@@ -15,7 +15,7 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
 use super::backend::{Backend, CatalogError};
-use super::change::{Batch, Change, KeyRef, LinkHash, ObjectKey, SHARDS};
+use super::change::{Batch, Change, KeyRef, NameHash, ObjectKey, SHARDS};
 use super::record::Event;
 
 /// Objects that may wait to be written, those in a failed batch included.
@@ -53,10 +53,10 @@ pub struct CatalogStatus {
 #[derive(Default)]
 struct Links {
     /// All that are not yet in the database.
-    unwritten: HashMap<Arc<str>, HashSet<LinkHash>>,
+    unwritten: HashMap<Arc<str>, HashSet<NameHash>>,
     count: usize,
     /// Those among them that are in no batch yet.
-    waiting: Vec<(Arc<str>, LinkHash)>,
+    waiting: Vec<(Arc<str>, NameHash)>,
 }
 
 /// What handles and the writer share.
@@ -200,7 +200,7 @@ impl Shared {
     pub(super) async fn add_links(
         &self,
         remote: &str,
-        links: Vec<LinkHash>,
+        links: Vec<NameHash>,
         limit: Duration,
     ) -> Result<(), CatalogError> {
         let deadline = Instant::now() + limit;
@@ -243,7 +243,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn has_link(&self, remote: &str, link: LinkHash) -> bool {
+    pub(super) fn has_link(&self, remote: &str, link: NameHash) -> bool {
         self.links
             .lock()
             .unwritten
@@ -581,7 +581,7 @@ mod tests {
     #[tokio::test]
     async fn links_wait_for_room_and_give_up() {
         let shared = Arc::new(Shared::new(true));
-        let links: Vec<LinkHash> = (0..MAX_LINKS + 10).map(|n| LinkHash::new(&n.to_string())).collect();
+        let links: Vec<NameHash> = (0..MAX_LINKS + 10).map(|n| NameHash::new(&n.to_string())).collect();
         let result = shared.add_links("r", links.clone(), Duration::from_millis(50)).await;
         assert!(matches!(result, Err(CatalogError::Busy(_))), "{result:?}");
         assert_eq!(shared.status().queued_links, MAX_LINKS);
@@ -604,7 +604,7 @@ mod tests {
     #[tokio::test]
     async fn nobody_waits_for_a_database_that_is_away() {
         let shared = Shared::new(true);
-        let links: Vec<LinkHash> = (0..MAX_LINKS + 10).map(|n| LinkHash::new(&n.to_string())).collect();
+        let links: Vec<NameHash> = (0..MAX_LINKS + 10).map(|n| NameHash::new(&n.to_string())).collect();
         *shared.trouble.lock() = Some("away".to_owned());
         let added = shared.add_links("r", links.clone(), Duration::from_secs(3600));
         let added = tokio::time::timeout(Duration::from_secs(10), added).await;

@@ -6,6 +6,7 @@
 mod scan;
 mod schema;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -17,7 +18,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension as _, Transaction, Trans
 use tokio::sync::Semaphore;
 
 use super::backend::{Backend, CatalogError, Found, Scan};
-use super::change::{Batch, Change, LinkHash, ObjectKey, Op};
+use super::change::{Batch, Change, NameHash, ObjectKey, Op};
 use super::column::{class_number, number};
 use super::record::Record;
 use scan::{COLUMNS, read_record};
@@ -237,13 +238,42 @@ impl Backend for Sqlite {
         .await
     }
 
-    async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError> {
+    async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError> {
         let remote = remote.to_owned();
         self.read(move |connection| {
             let mut statement = connection.prepare_cached("SELECT 1 FROM link WHERE remote = ?1 AND hash = ?2")?;
             statement.exists(params![remote, link.0])
         })
         .await
+    }
+
+    async fn first_seen(
+        &self,
+        remote: &str,
+        files: &[NameHash],
+        now: i64,
+    ) -> Result<HashMap<NameHash, i64>, CatalogError> {
+        let (file, remote, files) = (self.readers.file.clone(), remote.to_owned(), files.to_vec());
+        let see = move || {
+            let mut connection = open_writer(&file)?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut seen = HashMap::new();
+            {
+                let mut insert = transaction.prepare(
+                    "INSERT INTO first_seen (remote, hash, at) VALUES (?1, ?2, ?3)
+                     ON CONFLICT DO UPDATE SET at = min(at, excluded.at) RETURNING at",
+                )?;
+                for file in files {
+                    let at = insert.query_row(params![remote, file.0, now], |row| row.get(0))?;
+                    seen.insert(file, at);
+                }
+            }
+            transaction.commit()?;
+            Ok(seen)
+        };
+        let seen = tokio::task::spawn_blocking(see).await;
+        let seen: Result<_, OpenError> = seen.map_err(|error| CatalogError::Unavailable(error.to_string()))?;
+        Ok(seen?)
     }
 
     async fn mark(&self) -> Result<i32, CatalogError> {

@@ -6,8 +6,6 @@ use std::fmt;
 use fancy_regex::{Regex, RegexBuilder};
 use globset::{GlobBuilder, GlobMatcher};
 
-use super::problem::Fault;
-
 /// Steps that back-tracking may take on one path. Patterns without look-around or back-references do not back-track at
 /// all: `fancy_regex` hands them to the linear-time `regex` engine.
 const BACKTRACK_LIMIT: usize = 100_000;
@@ -64,12 +62,12 @@ impl PackagePattern {
     ///
     /// # Errors
     /// It is none.
-    pub(super) fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, Fault> {
+    pub fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, String> {
         if text.is_empty() {
-            return Err(Fault::new("names no package"));
+            return Err("names no package".to_owned());
         }
         let glob = GlobBuilder::new(&normal(text)).build();
-        let glob = glob.map_err(|error| Fault::new(format!("is no pattern of package names: {}", error.kind())))?;
+        let glob = glob.map_err(|error| format!("is no pattern of package names: {}", error.kind()))?;
         Ok(PackagePattern(glob.compile_matcher()))
     }
 

@@ -102,6 +102,11 @@ impl Quarantine {
         self.is_on() && self.mode == Mode::Enforce
     }
 
+    /// Whether it matters when something was first seen here.
+    pub fn goes_by_sight(&self) -> bool {
+        self.is_on() && self.clock != Clock::Published
+    }
+
     /// For how many days packages of this name are held.
     pub fn days_of(&self, name: Option<&str>) -> u32 {
         let Some(days) = self.days else { return 0 };
@@ -186,7 +191,7 @@ fn overrides(section: &Section<'_>, normal: fn(&str) -> String) -> Vec<(PackageP
             continue;
         };
         let days = text.value.parse().ok().filter(|days| *days <= MAX_DAYS);
-        match (PackagePattern::new(&entry.key, normal), days) {
+        match (PackagePattern::new(&entry.key, normal).map_err(Fault::new), days) {
             (Err(fault), _) => section
                 .cx
                 .error(entry.at, fault.about(format_args!("`{KEY}` {}", shown(&entry.key)))),
@@ -219,7 +224,7 @@ fn exemptions(section: &Section<'_>, normal: fn(&str) -> String) -> Vec<Exemptio
             section.cx.error(item.at, fault.hint(hint));
         }
         let versions = entry.list("versions", |text| Ok(text.to_owned())).unwrap_or_default();
-        let package = entry.parse("package", |text| PackagePattern::new(text, normal));
+        let package = entry.parse("package", |text| PackagePattern::new(text, normal).map_err(Fault::new));
         if let (Some(package), Some(until)) = (package, entry.parse("until", moment)) {
             exemptions.push(Exemption {
                 package,

@@ -42,7 +42,7 @@ pub struct Dates {
     /// By the id of the index.
     read: Cache<u64, Arc<ByName>, PerFile>,
     /// By the id of the file: its date, if there is one, and until when that is not asked about again.
-    files: Cache<u64, (Option<u64>, Millis)>,
+    files: Cache<u64, (FileDates, Millis)>,
     /// Indexes that could not be had, by the hash of their key, and until when they are not asked for again.
     away: Cache<Hash, Millis>,
 }
@@ -68,11 +68,8 @@ impl Default for Dates {
 impl Dates {
     /// The dates of a file, if they were found out before.
     pub fn known(&self, file: &Object) -> Option<FileDates> {
-        let (published, until) = self.files.get(&file.id)?;
-        (now_ms() < until).then_some(FileDates {
-            published,
-            first_seen: None,
-        })
+        let (dates, until) = self.files.get(&file.id)?;
+        (now_ms() < until).then_some(dates)
     }
 }
 
@@ -106,12 +103,38 @@ impl Fills {
                 None => (own(), now_ms() + AGAIN_MS),
             },
         };
+        let (first_seen, until) = match asset.remote.quarantine.goes_by_sight() {
+            false => (None, until),
+            true => match self.first_seen(asset).await {
+                Some(seen) => (Some(seen), until),
+                // The catalogue may know it later.
+                None => (None, until.min(now_ms() + AGAIN_MS)),
+            },
+        };
+        let dates = FileDates { published, first_seen };
         if let Some(file) = file {
-            self.dates.files.insert(file.id, (published, until));
+            self.dates.files.insert(file.id, (dates, until));
         }
-        FileDates {
-            published,
-            first_seen: None,
+        dates
+    }
+
+    /// When this proxy first saw a file, or its name in an index: now, if it never did.
+    async fn first_seen(&self, asset: &Asset) -> Option<u64> {
+        let (index, file) = match &asset.listed_by {
+            Some(by) => (by.indexes.first().map_or("", String::as_str), by.file.clone()),
+            None => ("", asset.governing.clone()),
+        };
+        let remote = &asset.remote.name;
+        match self
+            .catalog
+            .first_seen(remote, index, [file.clone()], now_ms() / 1000)
+            .await
+        {
+            Ok(seen) => seen.get(&file).copied(),
+            Err(error) => {
+                tracing::warn!(%remote, path = %asset.path.encoded, %error, "when a file was first seen is not known");
+                None
+            }
         }
     }
 

@@ -102,6 +102,8 @@ pub enum Kind {
         style: Style,
         /// By which policy releases are held back from it.
         held: Option<u64>,
+        /// Whether releases are dated in it that upstream does not date.
+        dated: bool,
         media_type: Option<&'static str>,
     },
 }
@@ -112,6 +114,7 @@ impl Kind {
         Kind::Rewritten {
             style: view.style,
             held: (remote.quarantine.is_enforced() && view.releases.is_some()).then_some(remote.quarantine.fingerprint),
+            dated: view.dated.is_some(),
             media_type: view.media_type,
         }
     }
@@ -128,12 +131,19 @@ impl Kind {
 
     /// What the form of a view says of it beside the style of its links.
     fn suffix(self) -> String {
-        let Kind::Rewritten { held, media_type, .. } = self else {
+        let Kind::Rewritten {
+            held,
+            dated,
+            media_type,
+            ..
+        } = self
+        else {
             return String::new();
         };
+        let dated = if dated { " dated" } else { "" };
         let held = held.map_or(String::new(), |policy| format!(" held {policy:016x}"));
         let media_type = media_type.map_or(String::new(), |media_type| format!(" as {media_type}"));
-        held + &media_type
+        held + dated + &media_type
     }
 }
 
@@ -152,17 +162,51 @@ impl Spec {
         self.rewriting.as_ref().map_or(Kind::Decoded, Rewriting::kind)
     }
 
-    /// How releases are held back from the document.
-    fn hold(&self) -> Option<(&'static Releases, Hold)> {
+    /// What is done to the document as a whole, before links are rewritten: that needs to know its releases.
+    fn edit(&self) -> Option<Edit> {
         let rewriting = self.rewriting.as_ref()?;
         let releases = rewriting.view.releases?;
-        if !rewriting.asset.remote.quarantine.is_enforced() {
-            return None;
-        }
-        Some((
+        let is_held = rewriting.asset.remote.quarantine.is_enforced();
+        (is_held || rewriting.view.dated.is_some()).then(|| Edit {
+            rewriting: rewriting.clone(),
             releases,
-            Hold::new(&rewriting.asset, hold::Known::default(), now_ms() / 1000),
-        ))
+            is_held,
+        })
+    }
+}
+
+/// What is done to a whole document.
+struct Edit {
+    rewriting: Rewriting,
+    releases: &'static Releases,
+    /// Whether releases are held back from it.
+    is_held: bool,
+}
+
+impl Edit {
+    /// Whether it matters when its releases were first seen.
+    fn goes_by_sight(&self) -> bool {
+        self.rewriting.view.dated.is_some() || self.rewriting.asset.remote.quarantine.goes_by_sight()
+    }
+
+    /// The document, and when it will be another one by itself, in Unix seconds. Blocks for as long as reading it takes.
+    fn apply(
+        &self,
+        document: Vec<u8>,
+        known: hold::Known,
+        (document_url, content_type): (Url, &str),
+    ) -> Result<(Vec<u8>, Option<u64>), IndexError> {
+        let context = self.rewriting.context(document_url, content_type);
+        let first_seen = Arc::clone(&known.first_seen);
+        let mut hold = Hold::new(&self.rewriting.asset, known, now_ms() / 1000);
+        let mut document = document;
+        if self.is_held {
+            document = (self.releases.without)(&context, &document, &mut hold)?;
+        }
+        if let Some(dated) = self.rewriting.view.dated {
+            document = dated(&context, &document, &first_seen)?;
+        }
+        Ok((document, hold.changes()))
     }
 }
 
@@ -458,26 +502,26 @@ impl Views {
             (view.reader)(&rewriting.context(document_url.clone(), content_type))
         });
         let mut document = Decoded::new(original).await;
-        match (&spec.rewriting, spec.hold()) {
-            (Some(rewriting), Some((releases, hold))) => {
+        match spec.edit() {
+            Some(edit) => {
                 let document = document.whole(release::LONGEST).await?;
-                let (rewriting, content_type) = (rewriting.clone(), content_type.to_owned());
-                let leave_out = move || {
-                    let (mut hold, context) = (hold, rewriting.context(document_url, &content_type));
-                    let left = (releases.without)(&context, &document, &mut hold);
-                    left.map(|left| (left, hold.changes()))
+                let (document, first_seen) = self.first_seen(&edit, document).await?;
+                let known = hold::Known {
+                    first_seen: Arc::new(first_seen),
+                    ..hold::Known::default()
                 };
-                let left = tokio::task::spawn_blocking(leave_out).await;
-                let (left, due) = left.unwrap_or_else(|_| Err(IndexError("reading it was given up".to_owned())))?;
-                if let Some(due) = due {
+                let content_type = content_type.to_owned();
+                let edited = move || edit.apply(document, known, (document_url, &content_type));
+                let (document, changes) = blocking(edited).await??;
+                if let Some(changes) = changes {
                     let fresh = &writer.object().fresh;
-                    fresh.set(Class::Immutable, fresh.checked_at(), due.saturating_mul(1000));
+                    fresh.set(Class::Immutable, fresh.checked_at(), changes.saturating_mul(1000));
                 }
-                for part in left.chunks(PIECE) {
+                for part in document.chunks(PIECE) {
                     self.rewrite(part, index.as_deref_mut(), spec, &mut writer).await?;
                 }
             }
-            _ => {
+            None => {
                 while let Some(piece) = document.next().await? {
                     self.rewrite(&piece, index.as_deref_mut(), spec, &mut writer).await?;
                 }
@@ -491,6 +535,32 @@ impl Views {
             writer.write(out.into()).await?;
         }
         self.finish(original, writer).await
+    }
+
+    /// When the releases of a document were first seen here, as far as that matters. All are seen now, if nobody can say.
+    async fn first_seen(&self, edit: &Edit, document: Vec<u8>) -> Result<(Vec<u8>, HashMap<String, u64>), MakeError> {
+        if !edit.goes_by_sight() {
+            return Ok((document, HashMap::new()));
+        }
+        let releases = edit.releases;
+        let (document, files) = blocking(move || {
+            let files: Vec<String> = (releases.read)(&document)
+                .into_iter()
+                .map(|release| release.file)
+                .collect();
+            (document, files)
+        })
+        .await?;
+        let asset = &edit.rewriting.asset;
+        let (remote, index, now) = (&asset.remote.name, &asset.path.decoded, now_ms() / 1000);
+        let all = files.iter().map(|file| (file.clone(), now)).collect();
+        match self.catalog.first_seen(remote, index, files, now).await {
+            Ok(first_seen) => Ok((document, first_seen)),
+            Err(error) => {
+                tracing::warn!(%remote, index = %asset.path.encoded, %error, "when releases were first seen is not known");
+                Ok((document, all))
+            }
+        }
     }
 
     /// A view whose original was not kept (it had been there already, or there was no space) could never be found.
@@ -650,6 +720,12 @@ impl Views {
         }
         Some(base)
     }
+}
+
+/// Runs what takes long off the threads that serve.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, IndexError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| IndexError("reading it was given up".to_owned()))
 }
 
 fn oldest(bases: &[Arc<Base>]) -> Option<usize> {

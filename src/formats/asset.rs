@@ -8,7 +8,7 @@ use url::Url;
 
 use super::hold::Named;
 use super::links::{self, Style};
-use super::release::{ListedBy, Releases};
+use super::release::{FillDates, ListedBy, Releases, fills_dates};
 use super::stand_in::StandIn;
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
@@ -108,6 +108,8 @@ pub struct View {
     pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
     /// How it tells of releases, where those that are held back are left out of it.
     pub releases: Option<&'static Releases>,
+    /// How dates of first sight get into it, where the remote wants them.
+    pub dated: Option<FillDates>,
     /// `Content-Type` of what is made of a document in JSON, where it is another than upstream's.
     pub media_type: Option<&'static str>,
 }
@@ -119,15 +121,18 @@ impl View {
             style,
             reader,
             releases: None,
+            dated: None,
             media_type: None,
         }
     }
 
-    /// This view, less what `remote` holds back.
+    /// This view, less what `remote` holds back, and with dates where it fills them in.
     #[must_use]
     pub fn held_by(self, remote: &Remote, releases: &'static Releases) -> Self {
+        let dated = releases.dated.filter(|_| fills_dates(remote));
         View {
-            releases: remote.quarantine.is_on().then_some(releases),
+            releases: (remote.quarantine.is_on() || dated.is_some()).then_some(releases),
+            dated,
             ..self
         }
     }

@@ -3,10 +3,8 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
-
 use super::Asset;
+use super::release::date;
 use crate::config::{Clock, MissingDate, Quarantine, Remote};
 
 /// Seconds of a day.
@@ -237,17 +235,13 @@ fn without_exemptions(policy: &Quarantine, named: Named<'_>, dates: Dates, now: 
     }
 }
 
-/// Unix seconds as RFC 3339 has them.
-fn date(seconds: u64) -> String {
-    let date = i64::try_from(seconds).ok();
-    let date = date.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    date.and_then(|date| date.format(&Rfc3339).ok()).unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::testing;
     use super::*;
+    use crate::config::{Exemption, PackagePattern};
 
     const FILE: Named<'static> = Named {
         package: Some("six"),
@@ -280,5 +274,116 @@ mod tests {
         assert_eq!(hold.changes(), Some(11 * DAY));
         assert!(testing::hold(u32::MAX, 0).is_held(FILE, Some(u64::MAX)));
         assert!(!testing::hold(3, 10 * DAY).is_held(FILE, None));
+    }
+
+    /// Until when the file is held at `now`; `Err`: it is not.
+    fn held(policy: &Quarantine, dates: Dates, now: u64) -> Result<(Option<u64>, Why), Free> {
+        match judge(policy, FILE, dates, now).0 {
+            Verdict::Held { until, why } => Ok((until, why)),
+            Verdict::Free(free) => Err(free),
+        }
+    }
+
+    fn pattern(text: &str) -> PackagePattern {
+        PackagePattern::new(text, str::to_owned).unwrap()
+    }
+
+    #[test]
+    fn packages_have_periods_of_their_own() {
+        let mut policy = policy(3);
+        policy.overrides = vec![(pattern("si*"), 0), (pattern("*"), 7)];
+        assert_eq!(held(&policy, published(9), 10 * DAY), Err(Free::Uncovered));
+        policy.overrides.remove(0);
+        assert_eq!(
+            held(&policy, published(9), 10 * DAY),
+            Ok((Some(16 * DAY), Why::Young(7)))
+        );
+        policy.overrides[0].0 = pattern("other");
+        assert_eq!(
+            held(&policy, published(9), 10 * DAY),
+            Ok((Some(12 * DAY), Why::Young(3)))
+        );
+    }
+
+    #[test]
+    fn an_exemption_lets_a_version_through_until_it_ends() {
+        let mut policy = policy(3);
+        policy.freeze = Some(DAY);
+        policy.exemptions = vec![Exemption {
+            package: pattern("six"),
+            versions: vec!["1.0".to_owned()],
+            until: 20 * DAY,
+            reason: "looked at".to_owned(),
+        }];
+        let at = |now| judge(&policy, FILE, published(9), now);
+        assert_eq!(
+            at(10 * DAY),
+            (Verdict::Free(Free::Exempt("looked at".to_owned())), Some(20 * DAY))
+        );
+        assert!(at(20 * DAY).0.is_held());
+        let other = Named {
+            version: Some("1.1"),
+            ..FILE
+        };
+        assert!(judge(&policy, other, published(9), 10 * DAY).0.is_held());
+        let unknown = Named { version: None, ..FILE };
+        assert!(judge(&policy, unknown, published(9), 10 * DAY).0.is_held());
+        policy.exemptions[0].versions.clear();
+        assert!(!judge(&policy, unknown, published(9), 10 * DAY).0.is_held());
+    }
+
+    #[test]
+    fn a_freeze_holds_what_came_after_it() {
+        let policy = Quarantine {
+            freeze: Some(5 * DAY),
+            ..Quarantine::default()
+        };
+        let frozen = Ok((None, Why::Frozen(5 * DAY)));
+        assert_eq!(held(&policy, published(6), 1000 * DAY), frozen);
+        assert_eq!(held(&policy, published(5), 6 * DAY), Err(Free::OldEnough));
+        assert_eq!(held(&policy, Dates::default(), 6 * DAY), Err(Free::UndatedAllowed));
+        let deny = Quarantine {
+            missing_date: MissingDate::Deny,
+            ..policy
+        };
+        assert_eq!(held(&deny, Dates::default(), 6 * DAY), Ok((None, Why::Undated)));
+    }
+
+    #[test]
+    fn what_somebody_let_through_is_not_held() {
+        let mut hold = testing::hold(3, 10 * DAY);
+        hold.known.let_through = Arc::new([FILE.file.to_owned()].into());
+        assert!(!hold.is_held(FILE, Some(9 * DAY)));
+        let other = Named { file: "other", ..FILE };
+        assert!(hold.is_held(other, Some(9 * DAY)));
+        assert_eq!(hold.reason(), "published less than 3 days ago; held back by quarantine");
+    }
+
+    proptest! {
+        #[test]
+        fn each_clock_waits_for_its_own_date(
+            published in proptest::option::of(0_u64..1000), first_seen in proptest::option::of(0_u64..1000),
+            days in 1_u32..100, now in 0_u64..1200
+        ) {
+            let dates = Dates { published, first_seen };
+            let seconds = u64::from(days) * DAY;
+            let seen = first_seen.unwrap_or(now);
+            for (clock, since) in [
+                (Clock::Published, published),
+                (Clock::FirstSeen, Some(seen)),
+                (Clock::Both, Some(published.map_or(seen, |published| published.max(seen)))),
+            ] {
+                let policy = Quarantine { clock, ..policy(days) };
+                let (verdict, changes) = judge(&policy, FILE, dates, now);
+                let until = since.map(|since| since + seconds).filter(|until| now < *until);
+                prop_assert_eq!(verdict.is_held(), until.is_some());
+                prop_assert_eq!(changes, until);
+                // Once it is due it stays so.
+                if let Some(until) = until.filter(|_| first_seen.is_some()) {
+                    prop_assert!(judge(&policy, FILE, dates, until - 1).0.is_held());
+                    prop_assert!(!judge(&policy, FILE, dates, until).0.is_held());
+                }
+            }
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::headers::Names;
 pub(super) struct Npm;
 
 static PACKAGE: Package = Package {
-    keys: &[&TARBALL_URLS],
+    keys: &[&TARBALL_URLS, &release::RELEASE_DATES],
     metadata_pattern: Some(r"'^(?!.*\.tgz$).*'"),
     headers: Names {
         kept: &["npm-notice"],
@@ -110,7 +110,7 @@ impl Format for Npm {
             asset.location = Location::Upstream(links::under_base(remote, &path));
         }
         let is_package = document == Document::Package;
-        let holds = remote.quarantine.is_on();
+        let holds = remote.quarantine.is_on() || release::fills_dates(remote);
         asset.form = match document {
             // The abbreviated form has no dates.
             Document::Package if holds => FULL,

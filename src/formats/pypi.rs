@@ -26,7 +26,7 @@ use crate::headers::Names;
 pub(super) struct Pypi;
 
 static PACKAGE: Package = Package {
-    keys: &[&INDEX_URL],
+    keys: &[&INDEX_URL, &release::RELEASE_DATES],
     normal_name: normalized,
     headers: Names {
         kept: &["x-pypi-last-serial"],

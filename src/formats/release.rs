@@ -2,11 +2,14 @@
 //!
 //! Whoever chooses a version by such an index finds the newest one that may be had.
 
+use std::collections::HashMap;
+
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::hold::Hold;
 use super::{IndexError, ViewContext};
+use crate::config::{Holds, OwnKey, Remote};
 
 /// The longest index that releases are held back from, in bytes: it is read as a whole.
 pub const LONGEST: usize = 256 << 20;
@@ -34,7 +37,27 @@ pub struct Releases {
     pub read: fn(&[u8]) -> Vec<Release>,
     /// The document without those that are held.
     pub without: Without,
+    /// The document with dates of first sight for releases that it does not date; `None`: it cannot date any.
+    pub dated: Option<FillDates>,
 }
+
+/// What dates the releases of an index that clients get.
+pub(super) static RELEASE_DATES: OwnKey = OwnKey {
+    name: "release_dates",
+    follows: "client_revalidation",
+    example: "upstream",
+    help: "`filled`: where upstream has none, those of first sight",
+    holds: Holds::Word(&["upstream", FILLED]),
+};
+const FILLED: &str = "filled";
+
+/// Whether `remote` dates what upstream's index does not.
+pub(super) fn fills_dates(remote: &Remote) -> bool {
+    remote.own.word(&RELEASE_DATES) == FILLED
+}
+
+/// Puts dates into a document that has none for some releases: in Unix seconds, by what the index calls the files.
+pub type FillDates = fn(&ViewContext<'_>, &[u8], &HashMap<String, u64>) -> Result<Vec<u8>, IndexError>;
 
 /// Leaves out of a document what is held.
 pub type Without = fn(&ViewContext<'_>, &[u8], &mut Hold) -> Result<Vec<u8>, IndexError>;
@@ -43,6 +66,13 @@ pub type Without = fn(&ViewContext<'_>, &[u8], &mut Hold) -> Result<Vec<u8>, Ind
 pub(super) fn plain(path: &str) -> String {
     let path = path.replace("%2F", "/").replace("%2f", "/");
     path.trim_end_matches('/').to_owned()
+}
+
+/// Unix seconds as RFC 3339 has them.
+pub(super) fn date(seconds: u64) -> String {
+    let date = i64::try_from(seconds).ok();
+    let date = date.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    date.and_then(|date| date.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
 /// Unix seconds of a date and time by RFC 3339; what was before 1970 is that long ago.

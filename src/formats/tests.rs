@@ -97,8 +97,10 @@ fn the_readme_says_what_each_package_type_has() {
     assert!(readme.contains(&format!("# {}\n", names.join(" "))), "{names:?}");
     for package in packages() {
         for key in package.keys {
+            let has_it = |other: &&Package| other.keys.iter().any(|own| own.name == key.name);
+            let all: Vec<&str> = packages().into_iter().filter(has_it).map(|other| other.name).collect();
             let begin = format!("    {}: {} ", key.name, key.example);
-            let end = format!(" # {}: {}", package.name, key.help);
+            let end = format!(" # {}: {}", all.join(", "), key.help);
             let mut lines = readme.lines();
             assert!(
                 lines.any(|line| line.starts_with(&begin) && line.ends_with(&end)),

@@ -370,3 +370,188 @@ fn each_ecosystem_says_it_in_its_own_form() {
         assert!(answer.json()["error"].as_str().unwrap().contains("held back until"));
     });
 }
+
+/// The files that the index names for a client that takes JSON.
+async fn named(proxy: &Proxy) -> Vec<String> {
+    let headers = [("Accept", SIMPLE_JSON)];
+    let index = proxy.fetch_with("pypi", "simple/demo/", &headers).await.ok().json();
+    let files = index["files"].as_array().unwrap().clone();
+    files
+        .iter()
+        .map(|file| file["filename"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn a_policy_may_be_another_for_some_packages_and_versions() {
+    run(async {
+        let (_up, [old, new], _) = wheels(HELD).await;
+        let all = [old.file.clone(), new.file.clone()];
+        for (keys, is_free) in [
+            ("quarantine_overrides: {Demo: 0}", true),
+            ("quarantine_overrides: {\"d*\": 9, \"*\": 0}", false),
+            (
+                "quarantine_exemptions: [{package: demo, versions: [\"2.0\"], until: 2999-01-01, reason: looked at}]",
+                true,
+            ),
+            (
+                "quarantine_exemptions: [{package: demo, versions: [\"1.0\"], until: 2999-01-01, reason: looked at}]",
+                false,
+            ),
+            (
+                "quarantine_exemptions: [{package: demo, until: 2020-01-01, reason: over}]",
+                false,
+            ),
+        ] {
+            let (_up, _, remotes) = wheels(&format!("{HELD}\n  {keys}")).await;
+            let proxy = Proxy::start(&remotes).await;
+            let expected = if is_free { &all[..] } else { &all[..1] };
+            assert_eq!(named(&proxy).await, expected, "{keys}");
+            let answer = proxy.fetch("pypi", &new.path()[1..]).await;
+            assert_eq!(answer.status, if is_free { 200 } else { 404 }, "{keys}");
+        }
+    });
+}
+
+#[test]
+fn a_freeze_holds_what_came_after_it_until_it_is_lifted() {
+    run(async {
+        let (up, [old, new], remotes) = wheels("description: x").await;
+        let date: time::OffsetDateTime = published(2).into();
+        let freeze = format!("freeze: {}\n", date.date());
+        let data = tempfile::tempdir().unwrap();
+        let proxy = Proxy::settings().data_dir(data.path()).remotes(&remotes).start().await;
+        assert_eq!(named(&proxy).await, [old.file.clone(), new.file.clone()]);
+        proxy.fetch("pypi", &new.path()[1..]).await.is("remote", &new.bytes);
+        proxy.until_cached("pypi", &new.path()[1..]).await;
+        // One line for all remotes, and a reload.
+        let indented: String = remotes.lines().map(|line| format!("  {line}\n")).collect();
+        proxy.write_remotes_file(&format!("{freeze}remotes:\n{indented}"));
+        proxy.reload_and_wait().await;
+        assert_eq!(named(&proxy).await, [old.file.clone()]);
+        let answer = proxy.fetch("pypi", &new.path()[1..]).await;
+        assert_eq!(answer.status, 404);
+        assert_eq!(answer.header("x-quarantine-until"), None);
+        assert!(answer.text().contains("after the freeze of"), "{}", answer.text());
+        proxy.fetch("pypi", &old.path()[1..]).await.ok();
+        proxy.write_remotes(&remotes);
+        proxy.reload_and_wait().await;
+        assert_eq!(named(&proxy).await.len(), 2);
+        proxy.fetch("pypi", &new.path()[1..]).await.is("cache", &new.bytes);
+        assert_eq!(up.count("GET", &new.path()), 1);
+    });
+}
+
+#[test]
+fn what_nothing_dates_may_be_held_too() {
+    run(async {
+        let up = Upstream::start().await;
+        up.file("/undated.tar", File::new("undated"))
+            .file("/old.tar", File::new("old").modified(published(9)));
+        let deny = remote(&up.base()) + "  quarantine_missing_date: deny\n";
+        let proxy = Proxy::start(&deny).await;
+        let answer = proxy.fetch("files", "undated.tar").await;
+        assert_eq!(answer.status, 404);
+        assert_eq!(answer.header("x-quarantine-until"), None);
+        assert!(answer.text().contains("nothing says when"), "{}", answer.text());
+        proxy.fetch("files", "old.tar").await.is("remote", "old");
+    });
+}
+
+#[test]
+fn what_is_only_observed_is_served_and_told() {
+    run(async {
+        let (_up, [old, new], remotes) = wheels(&format!("{HELD}\n  quarantine_mode: observe")).await;
+        let proxy = Proxy::start(&remotes).await;
+        assert_eq!(named(&proxy).await, [old.file.clone(), new.file.clone()]);
+        proxy.fetch("pypi", &new.path()[1..]).await.is("remote", &new.bytes);
+        proxy.fetch("pypi", &old.path()[1..]).await.ok();
+        assert!(proxy.log().contains("would be held back"), "{}", proxy.log());
+    });
+}
+
+#[test]
+fn first_sight_counts_from_when_the_index_was_seen() {
+    run(async {
+        let up = Upstream::start().await;
+        let old = Wheel::new("demo", "1.0", &[], 100);
+        serve_pypi(&up, &up, IndexForm::Both, std::slice::from_ref(&old));
+        up.file("/files/alone.tar", File::new("alone").modified(published(100)));
+        let remotes = format!(
+            "pypi:\n  base_url: {0}\n  package: pypi\n  {HELD}\n  quarantine_clock: both\nfiles:\n  base_url: {0}/files\n  {HELD}\n  \
+             quarantine_clock: first_seen\n",
+            up.base()
+        );
+        let data = tempfile::tempdir().unwrap();
+        let clock = Clock::new();
+        let at = |ahead: u64| {
+            let settings = Proxy::settings().data_dir(data.path()).remotes(&remotes);
+            let env = clock.env(i64::try_from(ahead).unwrap()).into_iter();
+            env.fold(settings, |settings, (name, value)| settings.env(name, value))
+        };
+        let mut proxy = at(0).start().await;
+        assert!(named(&proxy).await.is_empty());
+        let seen = SystemTime::now();
+        is_held(&proxy.fetch("files", "alone.tar").await, seen);
+        proxy.stop().await;
+        let mut proxy = at(2 * DAY).start().await;
+        // The file itself was never asked for: its name was seen.
+        is_held(&proxy.fetch("pypi", &old.path()[1..]).await, seen);
+        is_held(&proxy.fetch("files", "alone.tar").await, seen);
+        proxy.stop().await;
+        let proxy = at(3 * DAY + 600).start().await;
+        assert_eq!(named(&proxy).await, [old.file.clone()]);
+        proxy.fetch("pypi", &old.path()[1..]).await.is("cache", &old.bytes);
+        proxy.fetch("files", "alone.tar").await.is("cache", "alone");
+    });
+}
+
+#[test]
+fn dates_are_filled_in_where_upstream_has_none() {
+    run(async {
+        let up = Upstream::start().await;
+        let file = |name: &str| json!({"filename": name, "url": format!("/files/{name}"), "hashes": {}});
+        let dated =
+            json!({"filename": "demo-2.tar.gz", "url": "u", "hashes": {}, "upload-time": "2020-01-01T00:00:00Z"});
+        let index = json!({"meta": {"api-version": "1.0"}, "name": "demo", "files": [file("demo-1.tar.gz"), dated]});
+        up.file("/simple/demo/", File::new(index.to_string()).content_type(SIMPLE_JSON));
+        let packument = json!({
+            "name": "demo", "dist-tags": {"latest": "1.0.0"},
+            "versions": {"1.0.0": {"name": "demo", "version": "1.0.0", "dist": {"tarball": up.url("/demo/-/demo-1.0.0.tgz")}}},
+        });
+        up.file(
+            "/demo",
+            File::new(packument.to_string()).content_type("application/json"),
+        );
+        let remotes = format!(
+            "pypi:\n  base_url: {0}\n  package: pypi\n  release_dates: filled\nnpm:\n  base_url: {0}\n  package: npm\n  \
+             mutable_patterns: ['^(?!.*\\.tgz$).*']\n  release_dates: filled\n",
+            up.base()
+        );
+        let proxy = Proxy::start(&remotes).await;
+        let is_now = |text: &serde_json::Value| {
+            let format = &time::format_description::well_known::Rfc3339;
+            let date = time::OffsetDateTime::parse(text.as_str().unwrap(), format).unwrap();
+            assert!(
+                (time::OffsetDateTime::now_utc() - date).abs() < Duration::from_secs(60),
+                "{date}"
+            );
+        };
+        let mut before = None;
+        for _ in 0..2 {
+            let json = [("Accept", SIMPLE_JSON)];
+            let index = proxy.fetch_with("pypi", "simple/demo/", &json).await.ok().json();
+            is_now(&index["files"][0]["upload-time"]);
+            assert_eq!(index["files"][1]["upload-time"], "2020-01-01T00:00:00Z");
+            let abbreviated = [("Accept", NPM_ABBREVIATED)];
+            let packument = proxy.fetch_with("npm", "demo", &abbreviated).await.ok().json();
+            is_now(&packument["time"]["1.0.0"]);
+            is_now(&packument["time"]["modified"]);
+            let seen = (index["files"][0]["upload-time"].clone(), packument["time"].clone());
+            // What was seen stays seen, also when all is fetched again.
+            assert_eq!(*before.get_or_insert_with(|| seen.clone()), seen);
+            proxy.request("PUT", "/cache/flush", &[], b"").await.ok();
+        }
+        assert_eq!((up.count("GET", "/simple/demo/"), up.count("GET", "/demo")), (2, 2));
+    });
+}

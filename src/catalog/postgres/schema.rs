@@ -16,9 +16,10 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: [Step; 1] = [Step {
-    oldest: 1,
-    sql: r#"
+const STEPS: [Step; 2] = [
+    Step {
+        oldest: 1,
+        sql: r#"
     CREATE TABLE artifactapi.artifact (
         id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         remote        text COLLATE "C" NOT NULL,
@@ -112,10 +113,23 @@ const STEPS: [Step; 1] = [Step {
         PRIMARY KEY (remote, path)
     );
 "#,
-}];
+    },
+    Step {
+        oldest: 1,
+        sql: r#"
+    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
+    CREATE TABLE artifactapi.first_seen (
+        remote text COLLATE "C" NOT NULL,
+        hash   bytea NOT NULL,
+        at     bigint NOT NULL,
+        PRIMARY KEY (remote, hash)
+    );
+"#,
+    },
+];
 
 /// What this program knows.
-const VERSION: i32 = STEPS.len() as i32;
+pub(super) const VERSION: i32 = STEPS.len() as i32;
 
 /// Makes the schema and its tables, or brings them up to date. Waits while another node does the same.
 ///

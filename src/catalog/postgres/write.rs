@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, Transaction};
 
-use crate::catalog::change::{Batch, LinkHash, ObjectKey, Op};
+use crate::catalog::change::{Batch, NameHash, ObjectKey, Op};
 use crate::catalog::column::{class_number, number};
 use crate::catalog::{Change, Record};
 
@@ -39,7 +39,7 @@ pub(super) async fn batch(client: &mut Client, writer: i64, number: i64, batch: 
         objects(&mut transaction, &entries).await?;
     }
     if !batch.links.is_empty() {
-        let mut all: Vec<&(Arc<str>, LinkHash)> = batch.links.iter().collect();
+        let mut all: Vec<&(Arc<str>, NameHash)> = batch.links.iter().collect();
         all.sort_by(|(a, x), (b, y)| (a, x.0).cmp(&(b, y.0)));
         links(&transaction, &all).await?;
     }
@@ -257,7 +257,7 @@ async fn upsert(transaction: &Transaction<'_>, put: &[(&Record, &Change)]) -> Re
     Ok(())
 }
 
-async fn links(transaction: &Transaction<'_>, links: &[&(Arc<str>, LinkHash)]) -> Result<(), Error> {
+async fn links(transaction: &Transaction<'_>, links: &[&(Arc<str>, NameHash)]) -> Result<(), Error> {
     let remotes: Vec<&str> = links.iter().map(|(remote, _)| &**remote).collect();
     let hashes: Vec<&[u8]> = links.iter().map(|(_, link)| &link.0[..]).collect();
     transaction

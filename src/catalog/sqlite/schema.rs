@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::catalog::backend::CatalogError;
 
 /// What each step does; the number of steps done is the file's `user_version`.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
     CREATE TABLE artifact (
         id            INTEGER PRIMARY KEY,
@@ -83,6 +83,15 @@ const STEPS: [&str; 2] = [
         updated_at   INTEGER NOT NULL,
         who          TEXT NOT NULL,
         PRIMARY KEY (remote, path)
+    ) STRICT, WITHOUT ROWID;
+",
+    "
+    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
+    CREATE TABLE first_seen (
+        remote TEXT NOT NULL,
+        hash   BLOB NOT NULL,
+        at     INTEGER NOT NULL,
+        PRIMARY KEY (remote, hash)
     ) STRICT, WITHOUT ROWID;
 ",
 ];

@@ -157,6 +157,8 @@ fn contradictions_are_errors() {
         "offline: true",
         "quarantine_new: true",
         "quarantine_days: 3",
+        "quarantine_mode: observe",
+        "freeze: 2026-11-01",
     ] {
         let name = key.split(':').next().expect("a key");
         finds(
@@ -301,6 +303,60 @@ fn null_patterns_differ_from_none() {
 }
 
 #[test]
+fn what_is_held_and_what_is_not_is_read() {
+    let text = "freeze: 2026-11-01\nremotes:\n  x:\n    base_url: https://a\n    package: pypi\n    quarantine_new: true\n    \
+                quarantine_days: 3\n    quarantine_overrides: {Corp_*: 0, \"*\": 7}\n    quarantine_exemptions:\n    - {package: \
+                Six, versions: [\"1.0\"], until: 2030-01-31, reason: fixes it}\n    quarantine_missing_date: deny\n    \
+                quarantine_clock: both\n    quarantine_mode: observe\n  y:\n    base_url: https://b\n    freeze: \
+                2026-11-02T00:00:30Z\n  z:\n    type: local\n";
+    let case = Case::new(text);
+    assert_eq!(case.problems(), Vec::<String>::new());
+    let config = case.config();
+    let quarantine = &config.remotes["x"].quarantine;
+    let days = |name| quarantine.days_of(Some(name));
+    assert_eq!((days("corp-a"), days("other"), quarantine.days_of(None)), (0, 7, 3));
+    assert_eq!(quarantine.missing_date, MissingDate::Deny);
+    assert_eq!(quarantine.freeze, Some(1_793_491_200));
+    assert!(quarantine.is_on() && !quarantine.is_enforced());
+    assert_eq!(config.remotes["y"].quarantine.freeze, Some(1_793_577_630));
+    assert!(config.remotes["y"].quarantine.is_enforced());
+    assert!(!config.remotes["z"].quarantine.is_on());
+    assert_ne!(quarantine.fingerprint, config.remotes["y"].quarantine.fingerprint);
+    let shown = &config.to_redacted_json()["remotes"]["x"];
+    assert_eq!(shown["quarantine_overrides"], serde_json::json!({"corp-*": 0, "*": 7}));
+    assert_eq!(
+        shown["quarantine_exemptions"],
+        serde_json::json!([{
+            "package": "six", "versions": ["1.0"], "until": "2030-01-31T00:00:00Z", "reason": "fixes it",
+        }])
+    );
+    assert_eq!(shown["freeze"], "2026-11-01T00:00:00Z");
+    assert_eq!(shown["quarantine_clock"], "both");
+}
+
+#[test]
+fn what_cannot_be_held_is_told() {
+    finds(
+        &generic("freeze: yesterday"),
+        &["4:13: error: remote \"x\": `freeze` \"yesterday\": is no date"],
+    );
+    finds(
+        &generic("quarantine_mode: observe"),
+        &["4:5: warning: remote \"x\": `quarantine_mode` has no effect"],
+    );
+    let on = |keys: &str| generic(&format!("quarantine_new: true\nquarantine_days: 3\n{keys}"));
+    finds(
+        &on("quarantine_exemptions: [{package: x, until: 2030-01-01}]"),
+        &["6:29: error: remote \"x\": an exemption without `reason`"],
+    );
+    finds(
+        &on("quarantine_overrides: {a: x, '[': 3}"),
+        &["6:31: error: remote", "6:34: error: remote"],
+    );
+    finds(&on("quarantine_clock: sundial"), &["6:23: error: remote"]);
+}
+
+#[test]
 fn unknown_keys_are_told_all_that_there_are() {
     finds(
         &generic("zzzzzzzzzzzz: 1"),
@@ -308,8 +364,9 @@ fn unknown_keys_are_told_all_that_there_are() {
             "the keys here are base_url, type, package, description, username, password, password_file, \
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
            immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
-           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, client_revalidation, tarball_urls, \
-           upstream, cache",
+           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
+           quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, \
+           client_revalidation, tarball_urls, release_dates, upstream, cache",
         ],
     );
 }

@@ -13,6 +13,7 @@ use super::normal_name;
 pub(super) const INDEX: Releases = Releases {
     read: releases,
     without,
+    dated: None,
 };
 
 /// What the file of a version is called here.

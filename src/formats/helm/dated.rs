@@ -16,6 +16,7 @@ use super::super::{IndexError, ViewContext};
 pub(super) const INDEX: Releases = Releases {
     read: releases,
     without,
+    dated: None,
 };
 
 /// Levels of nesting that are read.

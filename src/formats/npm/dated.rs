@@ -7,19 +7,18 @@ use std::collections::{HashMap, HashSet};
 use semver::Version;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, date, seconds};
 use super::super::{IndexError, ViewContext};
 
 /// Packuments.
 pub(super) const PACKUMENT: Releases = Releases {
     read: releases,
     without,
+    dated: Some(dated),
 };
 
 /// What stands in `time` beside the versions.
@@ -65,6 +64,40 @@ fn releases(document: &[u8]) -> Vec<Release> {
         })
     });
     dated.collect()
+}
+
+/// A packument whose versions are all dated: those that the registry does not date were first seen here at some moment.
+fn dated(
+    _context: &ViewContext<'_>,
+    document: &[u8],
+    first_seen: &HashMap<String, u64>,
+) -> Result<Vec<u8>, IndexError> {
+    let packument = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let known = times(&packument);
+    let versions = packument.object("versions").unwrap_or_default();
+    let undated = versions.0.iter().filter(|(version, _)| !known.contains_key(version));
+    let undated: Vec<(&str, u64)> = undated
+        .filter_map(|(version, described)| Some((&**version, *first_seen.get(&tarball(described)?)?)))
+        .collect();
+    let Some(latest) = undated.iter().map(|(_, seen)| *seen).max() else {
+        return Ok(document.to_vec());
+    };
+    let said = packument.object("time").unwrap_or_default();
+    let mut time: Vec<(&str, String)> = said
+        .0
+        .iter()
+        .filter(|(name, _)| !undated.iter().any(|(version, _)| version == name))
+        .map(|(name, value)| (&**name, value.get().to_owned()))
+        .collect();
+    let quoted = |seconds| Value::from(date(seconds)).to_string();
+    time.extend(undated.iter().map(|(version, seen)| (*version, quoted(*seen))));
+    if said.get("modified").is_none() {
+        time.push(("modified", quoted(latest)));
+    }
+    let time = object(time.iter().map(|(name, value)| (*name, value.as_str())));
+    let others = packument.0.iter().filter(|(name, _)| name != "time");
+    let others = others.map(|(name, value)| (&**name, value.get()));
+    Ok(object(others.chain([("time", time.as_str())])).into_bytes())
 }
 
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
@@ -152,10 +185,7 @@ fn free_times(value: &RawValue, hidden: &HashSet<&str>, times: &HashMap<Cow<'_, 
         (true, Some(seen), Some(said)) if seen > said => Some(seen),
         _ => None,
     };
-    let modified = modified.and_then(|seconds| i64::try_from(seconds).ok());
-    let modified = modified.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    let modified = modified.and_then(|time| time.format(&Rfc3339).ok());
-    let modified = modified.map(|time| Value::from(time).to_string());
+    let modified = modified.map(|seconds| Value::from(date(seconds)).to_string());
     let members = time.0.iter().filter(|(name, _)| !hidden.contains(&**name));
     object(members.map(|(name, value)| match (&**name, &modified) {
         ("modified", Some(modified)) => ("modified", modified.as_str()),
@@ -199,6 +229,9 @@ fn fallback<'f>(version: &str, free: &[&'f str]) -> Option<&'f str> {
 
 #[cfg(test)]
 mod tests {
+    use time::OffsetDateTime;
+    use time::format_description::well_known::Rfc3339;
+
     use super::*;
     use crate::formats::ArtifactPath;
     use crate::formats::links::Style;
@@ -293,6 +326,34 @@ mod tests {
         // The last that came to be seen did so on day 6.
         assert_eq!(left["time"]["modified"], "1970-01-07T00:00:00Z");
         assert_eq!(hold.changes(), Some(101 * DAY));
+    }
+
+    #[test]
+    fn versions_without_a_date_get_that_of_first_sight() {
+        let version = |number: &str| json!({"dist": {"tarball": format!("https://r/p/-/p-{number}.tgz")}});
+        let packument = json!({
+            "name": "p", "versions": {"1.0.0": version("1.0.0"), "1.1.0": version("1.1.0")},
+            "time": {"1.0.0": "2020-01-01T00:00:00Z"},
+        });
+        let first_seen = [("p-1.0.0.tgz".to_owned(), 0), ("p-1.1.0.tgz".to_owned(), DAY)].into();
+        let remote = testing::remote("npm", "https://r/");
+        let context = ViewContext {
+            remote: &remote,
+            path: &ArtifactPath::default(),
+            style: Style::Absolute,
+            document_url: "https://r/p".parse().unwrap(),
+            content_type: "application/json",
+            remote_url: "https://here",
+        };
+        let filled = |document: &Value| dated(&context, document.to_string().as_bytes(), &first_seen).unwrap();
+        let read: Value = serde_json::from_slice(&filled(&packument)).unwrap();
+        let time = json!({
+            "1.0.0": "2020-01-01T00:00:00Z", "1.1.0": "1970-01-02T00:00:00Z", "modified": "1970-01-02T00:00:00Z",
+        });
+        assert_eq!(read["time"], time);
+        assert_eq!(read["versions"], packument["versions"]);
+        // What is dated already stays byte for byte.
+        assert_eq!(filled(&read), read.to_string().as_bytes());
     }
 
     #[test]

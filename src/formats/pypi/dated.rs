@@ -2,14 +2,15 @@
 //! The HTML form has no dates, so that where files are held it is made from the JSON.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, date, seconds};
 use super::super::{IndexError, ViewContext};
 use super::{Syntax, extension, is_legacy};
 
@@ -17,12 +18,14 @@ use super::{Syntax, extension, is_legacy};
 pub(super) const JSON: Releases = Releases {
     read: releases,
     without: json_without,
+    dated: Some(dated),
 };
 
 /// The HTML form, of what upstream has as JSON.
 pub(super) const HTML: Releases = Releases {
     read: releases,
     without: html_without,
+    dated: None,
 };
 
 /// What is read of a file.
@@ -191,6 +194,39 @@ fn of_versions(releases: &JsonObject<'_>, hold: &mut Hold) -> String {
         }
     }
     object(written.iter().map(|(version, files)| (*version, &**files)))
+}
+
+/// An index whose files are all dated: those that upstream does not date were first seen here at some moment.
+fn dated(context: &ViewContext<'_>, document: &[u8], first_seen: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
+    if !is_json(context) {
+        return Ok(document.to_vec());
+    }
+    let index = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
+    let written: Vec<(&str, Cow<'_, str>)> = index
+        .0
+        .iter()
+        .map(|(name, value)| match (&**name, items(value)) {
+            ("files", Some(files)) => {
+                let files: Vec<Cow<'_, str>> = files.into_iter().map(|file| with_date(file, first_seen)).collect();
+                (&**name, array(files.iter().map(|file| &**file)).into())
+            }
+            _ => (&**name, Cow::Borrowed(value.get())),
+        })
+        .collect();
+    Ok(object(written.iter().map(|(name, value)| (*name, &**value))).into_bytes())
+}
+
+/// A file as the index has it, with `upload-time`.
+fn with_date<'a>(file: &'a RawValue, first_seen: &HashMap<String, u64>) -> Cow<'a, str> {
+    let read = File::read(file).filter(|read| read.published().is_none());
+    let seen = read.and_then(|read| first_seen.get(&*read.filename));
+    let (Some(seen), Ok(members)) = (seen, JsonObject::read(file.get())) else {
+        return Cow::Borrowed(file.get());
+    };
+    let date = Value::from(date(*seen)).to_string();
+    let others = members.0.iter().filter(|(name, _)| name != "upload-time");
+    let others = others.map(|(name, value)| (&**name, value.get()));
+    object(others.chain([("upload-time", date.as_str())])).into()
 }
 
 fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
@@ -382,6 +418,26 @@ mod tests {
         let versions: Vec<&String> = left["releases"].as_object().unwrap().keys().collect();
         assert_eq!(versions, ["1.0", "3.0"]);
         assert_eq!(left["urls"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn files_without_a_date_get_that_of_first_sight() {
+        let index = r#"{"name":"a","files":[{"filename":"a-1.tar.gz","url":"u","upload-time":null},{"filename":"a-2.tar.gz","upload-time":"2020-01-01T00:00:00Z"},{"filename":"a-3.tar.gz"},7]}"#;
+        let first_seen = [("a-1.tar.gz".to_owned(), DAY), ("a-2.tar.gz".to_owned(), 2 * DAY)].into();
+        let remote = testing::remote("pypi", "https://r/");
+        let context = ViewContext {
+            remote: &remote,
+            path: &crate::formats::ArtifactPath::default(),
+            style: crate::formats::links::Style::Relative,
+            document_url: "https://r/simple/a/".parse().unwrap(),
+            content_type: "application/json",
+            remote_url: "",
+        };
+        let dated = dated(&context, index.as_bytes(), &first_seen).unwrap();
+        assert_eq!(
+            String::from_utf8(dated).unwrap(),
+            r#"{"name":"a","files":[{"filename":"a-1.tar.gz","url":"u","upload-time":"1970-01-02T00:00:00Z"},{"filename":"a-2.tar.gz","upload-time":"2020-01-01T00:00:00Z"},{"filename":"a-3.tar.gz"},7]}"#
+        );
     }
 
     #[test]

@@ -273,7 +273,8 @@ impl Proxy {
         self.write_remotes_file(&document(yaml));
     }
 
-    fn write_remotes_file(&self, text: &str) {
+    /// Replaces it by a whole file.
+    pub fn write_remotes_file(&self, text: &str) {
         std::fs::write(self.remotes_file(), text).expect("written");
     }
 
