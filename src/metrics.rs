@@ -224,7 +224,7 @@ impl Metrics {
                 "Fetches that ended early or with a wrong body.",
             ),
             wrong_digests: vector(
-                "artifactapi_digest_failures_total",
+                "artifactapi_digest_mismatches_total",
                 "Bodies from upstream that had another digest than they must have.",
                 &["remote"],
             ),

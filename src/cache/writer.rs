@@ -264,18 +264,12 @@ impl Writer {
             return Err(Finish::Failed(reason));
         }
         let sha256: [u8; 32] = std::mem::take(&mut self.sha256).finalize().into();
-        let right = match (&self.expected, self.sha512.take()) {
-            (Some(Expected::Sha256(expected)), _) => *expected == sha256,
-            (Some(Expected::Sha512(expected)), Some(sha512)) => <[u8; 64]>::from(sha512.finalize()) == *expected,
-            (Some(Expected::Sha512(_)), None) => false,
-            (None, _) => true,
+        let found = match self.sha512.take() {
+            Some(sha512) => Expected::Sha512(sha512.finalize().into()),
+            None => Expected::Sha256(sha256),
         };
-        if !right {
-            let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
-            let reason = format!(
-                "the body must have the digest {wanted}, and its SHA-256 is {}",
-                hex::encode(sha256)
-            );
+        if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != found) {
+            let reason = format!("the body must have the digest {expected}, and has {found}");
             return Err(Finish::Wrong(reason));
         }
         let finished = Finished {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::flight::Landing;
 use super::upstream::{Opening, Ticket};
-use super::{Fills, How, Outcome, PATIENCE, Wanted};
+use super::{Fills, How, Outcome, PATIENCE, Purpose, Wanted};
 use crate::cache::storage::FillSpec;
 use crate::cache::{Finish, Object, now_ms};
 use crate::upstream::{Ask, Exchange, Failure, shown as without_query};
@@ -22,6 +22,16 @@ impl Fills {
         mut previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
+        let is_listed = wanted.asset.listed_by.is_some() && matches!(wanted.purpose, Purpose::Plain);
+        let by_its_index;
+        let wanted = match is_listed && method == Method::GET {
+            // Before a place is taken: the index needs one, too.
+            true => {
+                by_its_index = self.by_its_index(wanted.clone()).await;
+                &by_its_index
+            }
+            false => wanted,
+        };
         loop {
             let place = match self.upstream.place(wanted.remote()).await {
                 Ok(place) => place,
@@ -59,7 +69,7 @@ impl Fills {
             });
             let began = now_ms();
             // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
-            let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says()), opening);
+            let ticket = Ticket::new(exchange, spec, wanted, opening);
             let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
             let opening = tokio::select! {
@@ -131,6 +141,9 @@ impl Fills {
 
     fn ended(self: &Arc<Self>, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
         let wrong = matches!(finish, Finish::Wrong(_));
+        if let Finish::Admitted(object) | Finish::Same(object) = &finish {
+            self.compare_later(wanted, object);
+        }
         match finish {
             // What arrives aside is nobody's yet.
             Finish::Admitted(_) if wanted.replaces().is_some() => {}
@@ -139,7 +152,7 @@ impl Fills {
             Finish::Dropped => {}
             Finish::Failed(reason) | Finish::Wrong(reason) => {
                 if wrong {
-                    self.metrics.wrong_digest(&wanted.asset.remote.name);
+                    self.note_wrong(wanted);
                 }
                 if let Some(manifest) = &wanted.manifest {
                     // Upstream has moved on from it, or is about to.

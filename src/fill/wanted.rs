@@ -21,11 +21,15 @@ pub struct Wanted {
     pub policy: Policy,
     /// What the content must turn out to be.
     pub expected: Option<Expected>,
+    /// What its index says that it is, where another content is only reported.
+    pub reported: Option<Expected>,
     pub purpose: Purpose,
     /// Ask upstream even if what is stored is fresh.
     pub force: bool,
     /// The manifest that said what to expect: what turns out otherwise makes it due.
     pub manifest: Option<Key>,
+    /// The index that said so of a file that has no other digest: content that turns out otherwise makes it due.
+    pub index: Option<Key>,
     /// The name it is asked for by, where several share what is stored: what upstream refuses, it refuses by this name.
     pub asked: Key,
 }
@@ -54,6 +58,7 @@ impl Wanted {
             url,
             policy,
             expected: asset.digest.clone(),
+            reported: None,
             purpose: match asset.binding {
                 Binding::Manifest(reader) => Purpose::Set(reader),
                 Binding::Pointer(_) => Purpose::Pointer,
@@ -61,6 +66,7 @@ impl Wanted {
             },
             force: false,
             manifest: None,
+            index: None,
             asset,
         }
     }

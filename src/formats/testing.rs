@@ -50,6 +50,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         offline: false,
         serve_stale_on: Vec::new(),
         quarantine: Default::default(),
+        verify: Default::default(),
         client_revalidation: false,
         own: OwnKeys::default(),
         ttl: Ttls {

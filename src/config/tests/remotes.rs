@@ -157,6 +157,7 @@ fn contradictions_are_errors() {
         "offline: true",
         "quarantine_new: true",
         "quarantine_days: 3",
+        "verify: warn",
     ] {
         let name = key.split(':').next().expect("a key");
         finds(
@@ -165,7 +166,7 @@ fn contradictions_are_errors() {
         );
     }
     assert!(
-        local("offline: false\nquarantine_new: false\nquarantine_days: 0\nproxy: null")
+        local("offline: false\nquarantine_new: false\nquarantine_days: 0\nproxy: null\nverify: off")
             .problems()
             .is_empty()
     );

@@ -1,11 +1,11 @@
-//! When versions were published: `pubtime` of a crate's file in the index. A version that is held is yanked there: cargo then
+//! When versions were published, and their checksums: `pubtime` and `cksum` of a crate's file in the index. A version that is held is yanked there: cargo then
 //! takes an older one by itself, and a lock file that names it still resolves, so that the download can say why it fails.
 
 use std::borrow::Cow;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, object};
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, seconds, sha256};
 use super::super::{IndexError, ViewContext};
 use super::normal_name;
 
@@ -31,6 +31,7 @@ fn releases(document: &[u8]) -> Vec<Release> {
         Some(Release {
             file: name(&line.text("name")?, &line.text("vers")?),
             published: published(&line),
+            digest: line.text("cksum").and_then(|checksum| sha256(&checksum)),
         })
     })
     .collect()

@@ -1,5 +1,5 @@
 //! When versions were published: `time` of the full packument. The abbreviated one has none, so that where versions are held
-//! all clients get the full one.
+//! all clients get the full one. Both name the digest of a tarball: `dist.integrity`.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -15,6 +15,7 @@ use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
 use super::super::links::decode_once;
 use super::super::release::{Release, Releases, seconds};
 use super::super::{IndexError, ViewContext};
+use super::integrity;
 
 /// Packuments.
 pub(super) const PACKUMENT: Releases = Releases {
@@ -45,9 +46,12 @@ fn named<'a>(version: &'a str, file: &'a str) -> Named<'a> {
     }
 }
 
+fn dist(version: &RawValue) -> Option<JsonObject<'_>> {
+    JsonObject::read(version.get()).ok()?.object("dist")
+}
+
 /// What the tarball of a version is called, by its URL.
-fn tarball(version: &RawValue) -> Option<String> {
-    let dist = JsonObject::read(version.get()).ok()?.object("dist")?;
+fn tarball(dist: &JsonObject<'_>) -> Option<String> {
     let url = dist.text("tarball")?;
     let path = url.split(['?', '#']).next()?;
     Some(decode_once(path.rsplit('/').next()?))
@@ -59,9 +63,11 @@ fn releases(document: &[u8]) -> Vec<Release> {
     let times = times(&packument);
     let versions = packument.object("versions").unwrap_or_default();
     let dated = versions.0.iter().filter_map(|(version, described)| {
+        let dist = dist(described)?;
         Some(Release {
             published: times.get(version).copied(),
-            file: tarball(described)?,
+            digest: dist.text("integrity").and_then(|text| integrity::strongest(&text)),
+            file: tarball(&dist)?,
         })
     });
     dated.collect()
@@ -76,7 +82,7 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
     let files: HashMap<&str, String> = versions
         .0
         .iter()
-        .filter_map(|(version, described)| Some((&**version, tarball(described)?)))
+        .filter_map(|(version, described)| Some((&**version, tarball(&dist(described)?)?)))
         .collect();
     let is_held = |version: &str, hold: &mut Hold| {
         let file = files.get(version).map_or("", String::as_str);

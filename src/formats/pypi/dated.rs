@@ -1,5 +1,6 @@
-//! When distribution files were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
-//! The HTML form has no dates, so that where files are held it is made from the JSON.
+//! What indexes say of distribution files. When they were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
+//! The HTML form has no dates, so that where files are held it is made from the JSON. By which digest they are known: `hashes`,
+//! `digests` in the older API, the fragments of links in HTML.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -9,9 +10,10 @@ use serde_json::value::RawValue;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, seconds, sha256};
 use super::super::{IndexError, ViewContext};
-use super::{Syntax, extension, is_legacy};
+use super::{Syntax, extension, is_legacy, linked};
+use crate::cache::Expected;
 
 /// The JSON form, and the older API.
 pub(super) const JSON: Releases = Releases {
@@ -29,6 +31,9 @@ pub(super) const HTML: Releases = Releases {
 struct File<'a> {
     filename: Cow<'a, str>,
     uploaded: Option<Cow<'a, str>>,
+    digest: Option<Expected>,
+    /// Of its core metadata (PEP 658).
+    metadata: Option<Expected>,
 }
 
 impl<'a> File<'a> {
@@ -36,9 +41,15 @@ impl<'a> File<'a> {
     fn read(file: &'a RawValue) -> Option<Self> {
         let file = JsonObject::read(file.get()).ok()?;
         let uploaded = file.text("upload-time").or_else(|| file.text("upload_time_iso_8601"));
+        let hashes = file.object("hashes").or_else(|| file.object("digests"));
+        let metadata = file
+            .object("core-metadata")
+            .or_else(|| file.object("dist-info-metadata"));
         Some(File {
             filename: file.text("filename")?,
             uploaded,
+            digest: hashes.and_then(|hashes| digest(&hashes)),
+            metadata: metadata.and_then(|hashes| digest(&hashes)),
         })
     }
 
@@ -55,6 +66,13 @@ impl<'a> File<'a> {
         };
         hold.is_held(named, self.published())
     }
+}
+
+/// One of the digests by their algorithms.
+fn digest(hashes: &JsonObject<'_>) -> Option<Expected> {
+    let sha256 = hashes.text("sha256").and_then(|hash| sha256(&hash));
+    let sha512 = || Expected::new("sha512", &hashes.text("sha512")?.to_ascii_lowercase());
+    sha256.or_else(sha512)
 }
 
 /// The version that the name of a distribution file tells, spelled as all spellings of it here.
@@ -74,6 +92,9 @@ fn plain(version: &str) -> String {
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
+    if document.iter().find(|byte| byte.is_ascii_graphic()) == Some(&b'<') {
+        return linked::releases(document);
+    }
     let Ok(index) = json_text(document).map(JsonObject::read) else {
         return Vec::new();
     };
@@ -86,11 +107,21 @@ fn releases(document: &[u8]) -> Vec<Release> {
         files.extend(items(of_version).unwrap_or_default());
     }
     let read = files.into_iter().filter_map(File::read);
-    read.map(|file| Release {
-        published: file.published(),
-        file: file.filename.into_owned(),
-    })
-    .collect()
+    let each = read.flat_map(|file| {
+        let published = file.published();
+        let metadata = file.metadata.map(|digest| Release {
+            file: format!("{}.metadata", file.filename),
+            published,
+            digest: Some(digest),
+        });
+        let file = Release {
+            published,
+            digest: file.digest,
+            file: file.filename.into_owned(),
+        };
+        [Some(file), metadata].into_iter().flatten()
+    });
+    each.collect()
 }
 
 /// Whether upstream's answer is JSON, which alone has dates.
