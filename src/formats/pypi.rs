@@ -120,7 +120,6 @@ impl Format for Pypi {
             asset.form = LEGACY;
             asset.media_type = "application/json";
             asset.view = Some(View::new(Style::Absolute, reader).held_by(asked.remote, &dated::JSON));
-            asset.tells = Some(dated::JSON.read);
         } else if is_index(path) {
             let Some(form) = negotiate(asked.accept) else {
                 return Reading::NotAcceptable;

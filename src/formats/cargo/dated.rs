@@ -106,6 +106,16 @@ mod tests {
     }
 
     #[test]
+    fn checksums_are_digests() {
+        let hex = "ab".repeat(32);
+        let text = format!(
+            "{{\"name\":\"A\",\"vers\":\"1.0.0\",\"cksum\":\"{hex}\"}}\n{{\"name\":\"A\",\"vers\":\"1.1.0\",\"cksum\":\"x\"}}\n"
+        );
+        let found = releases(text.as_bytes());
+        assert_eq!((found.len(), &found[0].digest, &found[1].digest), (2, &sha256(&hex), &None));
+    }
+
+    #[test]
     fn what_is_held_is_yanked() {
         const DAY: u64 = 24 * 3600;
         let text = "{\"name\":\"A\",\"vers\":\"1.0.0\",\"yanked\":false,\"pubtime\":\"1970-01-02T00:00:00Z\"}\n\

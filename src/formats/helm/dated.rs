@@ -419,6 +419,33 @@ mod tests {
     }
 
     #[test]
+    fn digests_are_read_in_yaml_and_in_json() {
+        let hex = "ab".repeat(32);
+        let yaml = format!(
+            "entries:\n  a:\n  - digest: {hex}\n    urls: [a-1.tgz, https://m/a-1.tgz]\n  - digest: \"sha256:{}\"\n    urls:\n    \
+             - a-2.tgz\n  - digest: sha1:00\n    urls: [a-3.tgz]\n  - urls: [a-4.tgz]\n",
+            hex.to_uppercase()
+        );
+        let json = format!(
+            r#"{{"entries":{{"a":[{{"digest":"{hex}","urls":["a-1.tgz","https://m/a-1.tgz"]}},{{"digest":"sha256:{hex}","urls":["a-2.tgz"]}},{{"digest":7,"urls":["a-3.tgz"]}},{{"urls":["a-4.tgz"]}}]}}}}"#
+        );
+        for document in [yaml, json] {
+            let found: Vec<(String, bool)> = releases(document.as_bytes())
+                .into_iter()
+                .map(|release| (release.file, release.digest == sha256(&hex)))
+                .collect();
+            let expected = [
+                ("a-1.tgz", true),
+                ("a-1.tgz", true),
+                ("a-2.tgz", true),
+                ("a-3.tgz", false),
+                ("a-4.tgz", false),
+            ];
+            assert_eq!(found, expected.map(|(file, is_right)| (file.to_owned(), is_right)));
+        }
+    }
+
+    #[test]
     fn a_chart_goes_with_its_last_version() {
         let head = "entries:\n  other:\n  - created: 1970-01-02T00:00:00Z\n    urls: [o]\n";
         let document = format!("{head}  demo:\n{}", version("1.0", NEW));

@@ -213,6 +213,26 @@ mod tests {
 
     const DAY: u64 = 24 * 3600;
 
+    #[test]
+    fn tarballs_have_digests_in_both_forms() {
+        let integrity = "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
+        let versions = json!({
+            "1.0.0": {"dist": {"tarball": "https://r/p/-/p-1.0.0.tgz?x", "integrity": integrity}},
+            "1.1.0": {"dist": {"tarball": "https://r/p/-/p-1.1.0.tgz", "shasum": "da39a3ee5e6b4b0d3255bfef95601890afd80709"}},
+            "1.2.0": {},
+        });
+        for packument in [
+            json!({"versions": versions, "modified": "x"}),
+            json!({"versions": versions, "time": {"1.0.0": "1970-01-02T00:00:00Z"}}),
+        ] {
+            let found = releases(packument.to_string().as_bytes());
+            let names: Vec<&str> = found.iter().map(|release| release.file.as_str()).collect();
+            assert_eq!(names, ["p-1.0.0.tgz", "p-1.1.0.tgz"]);
+            assert!(found[0].digest.as_ref().unwrap().is_of(b""));
+            assert_eq!(found[1].digest, None);
+        }
+    }
+
     /// The packument with these versions and tags, less what is held on day 100 for three days.
     fn left(versions: &[(&str, u64)], tags: &[(&str, &str)]) -> (Value, Hold) {
         let day = |day: u64| {

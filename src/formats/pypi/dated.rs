@@ -1,6 +1,6 @@
 //! What indexes say of distribution files. When they were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
 //! The HTML form has no dates, so that where files are held it is made from the JSON. By which digest they are known: `hashes`,
-//! `digests` in the older API, the fragments of links in HTML.
+//! the fragments of links in HTML.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -41,14 +41,13 @@ impl<'a> File<'a> {
     fn read(file: &'a RawValue) -> Option<Self> {
         let file = JsonObject::read(file.get()).ok()?;
         let uploaded = file.text("upload-time").or_else(|| file.text("upload_time_iso_8601"));
-        let hashes = file.object("hashes").or_else(|| file.object("digests"));
         let metadata = file
             .object("core-metadata")
             .or_else(|| file.object("dist-info-metadata"));
         Some(File {
             filename: file.text("filename")?,
             uploaded,
-            digest: hashes.and_then(|hashes| digest(&hashes)),
+            digest: file.object("hashes").and_then(|hashes| digest(&hashes)),
             metadata: metadata.and_then(|hashes| digest(&hashes)),
         })
     }
@@ -413,6 +412,39 @@ mod tests {
         let versions: Vec<&String> = left["releases"].as_object().unwrap().keys().collect();
         assert_eq!(versions, ["1.0", "3.0"]);
         assert_eq!(left["urls"], serde_json::json!([]));
+    }
+
+    #[test]
+    fn each_file_and_its_metadata_have_digests() {
+        let (short, long) = ("ab".repeat(32), "CD".repeat(64));
+        let file = |name: &str, hashes: &str, rest: &str| format!(r#"{{"filename":"{name}","hashes":{hashes}{rest}}}"#);
+        let both = format!(r#"{{"md5":"x","sha512":"{long}","sha256":"{short}"}}"#);
+        let metadata = format!(r#","core-metadata":true,"dist-info-metadata":{{"sha256":"{short}"}}"#);
+        let files = [
+            file("a-1.whl", &both, &metadata),
+            file("b-1.zip", &format!(r#"{{"sha512":"{long}"}}"#), r#","core-metadata":false"#),
+            file("c-1.zip", r#"{"md5":"x"}"#, ""),
+            file("d-1.zip", "null", ""),
+        ];
+        let index = format!(r#"{{"files":[{}]}}"#, files.join(","));
+        let found: Vec<(String, Option<String>)> = releases(index.as_bytes())
+            .into_iter()
+            .map(|release| (release.file, release.digest.map(|digest| digest.to_string())))
+            .collect();
+        let (sha256, sha512) = (
+            Some(format!("sha256:{short}")),
+            Some(format!("sha512:{}", long.to_lowercase())),
+        );
+        let expected = [
+            ("a-1.whl", sha256.clone()),
+            ("a-1.whl.metadata", sha256),
+            ("b-1.zip", sha512),
+            ("c-1.zip", None),
+            ("d-1.zip", None),
+        ];
+        assert_eq!(found, expected.map(|(file, digest)| (file.to_owned(), digest)));
+        let page = format!("\u{feff}\n<!DOCTYPE html><a href='e-1.zip#sha256={short}'>e</a>");
+        assert_eq!(releases(page.as_bytes())[0].file, "e-1.zip");
     }
 
     #[test]
