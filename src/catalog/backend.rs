@@ -71,6 +71,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn scan(&self, scan: Scan) -> Result<Found, CatalogError>;
     /// One object; of several forms the first by name.
     async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError>;
+    /// The digest that an immutable object was stored with last, also where it is stored no more. `None`: it never was.
+    async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError>;
     /// Whether a link was ever added.
     async fn has_link(&self, remote: &str, link: LinkHash) -> Result<bool, CatalogError>;
     /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that

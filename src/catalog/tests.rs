@@ -13,6 +13,7 @@ use places::{File, Place, on_every_database};
 
 on_every_database! {
     an_objects_life,
+    digests_outlive_their_objects,
     links_are_seen_at_once_and_kept,
     what_is_recorded_is_written_by_itself_and_at_the_end,
     a_flush_pages_through_what_it_removes,
@@ -159,6 +160,36 @@ async fn an_objects_life(place: impl Place) {
     assert_eq!(all(&catalog, "").await, (vec![], totals(0, 0)));
 }
 
+async fn digests_outlive_their_objects(place: impl Place) {
+    let catalog = place.open().await;
+    let object = |path: &str, digest: &str, class: Class| Record {
+        class,
+        digest: digest.to_owned(),
+        ..record("r", path, 1)
+    };
+    catalog.record(stored(object("a", "sha256:1", Class::Immutable)));
+    catalog.record(stored(object("b", "sha256:2", Class::Mutable)));
+    catalog.drain().await.expect("written");
+    let seen = async |path: &str| catalog.seen_digest("r", path, "").await.expect("an answer");
+    assert_eq!(seen("a").await.as_deref(), Some("sha256:1"));
+    // What may change has nothing to be held against.
+    assert_eq!(seen("b").await, None);
+    catalog.record(removed("r", "a"));
+    catalog.drain().await.expect("written");
+    assert_eq!(seen("a").await.as_deref(), Some("sha256:1"));
+    assert_eq!(catalog.seen_digest("s", "a", "").await.expect("an answer"), None);
+    assert_eq!(catalog.seen_digest("r", "a", "json").await.expect("an answer"), None);
+    // It comes back, and changes where it is.
+    for digest in ["sha256:3", "sha256:4"] {
+        catalog.record(stored(object("a", digest, Class::Immutable)));
+        catalog.drain().await.expect("written");
+        assert_eq!(seen("a").await.as_deref(), Some(digest));
+    }
+    catalog.record(stored(object("b", "sha256:2", Class::Immutable)));
+    catalog.drain().await.expect("written");
+    assert_eq!(seen("b").await.as_deref(), Some("sha256:2"));
+}
+
 async fn links_are_seen_at_once_and_kept(place: impl Place) {
     let catalog = place.open().await;
     let url = "https://files.example/p/x-1.whl";
@@ -286,7 +317,7 @@ fn a_newer_file_is_left_alone() {
     drop(connection);
     let error = Catalog::open(dir.path()).expect_err("too new").to_string();
     assert!(
-        error.contains("catalog.db has schema version 99, this program knows up to 2"),
+        error.contains("catalog.db has schema version 99, this program knows up to 3"),
         "{error}"
     );
     let found: i64 = rusqlite::Connection::open(&file)

@@ -326,6 +326,8 @@ pub struct Remote {
     pub quarantine: Quarantine,
     /// Whether files are compared with the digests that indexes name.
     pub verify: Verify,
+    /// An immutable path that upstream has other content for than before is refused, not only reported.
+    pub refuses_changes: bool,
     /// A client's `no-cache` and `max-age=0` revalidate here.
     pub client_revalidation: bool,
     /// What stands under the keys that only some package types have.

@@ -278,6 +278,7 @@ impl Reader<'_> {
             }
         }
 
+        let ttl = ttls(&section);
         let remote = Remote {
             name: entry.key.clone(),
             kind,
@@ -306,9 +307,10 @@ impl Reader<'_> {
                 RemoteType::Local => Quarantine::default(),
             },
             verify: section.parse("verify", Verify::read).unwrap_or_default(),
+            refuses_changes: section.says("verify", "enforce") && ttl.immutable.is_zero(),
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
             own,
-            ttl: ttls(&section),
+            ttl,
             timeouts: section
                 .section("upstream", &settings::TIMEOUT_KEYS)
                 .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),

@@ -85,6 +85,9 @@ impl Fills {
             .create(wanted.key.clone(), head, freshness, None, Some(expected.clone()), true)
             .await;
         let mut writer = writer.map_err(|error| error.to_string())?;
+        if let Some(before) = wanted.before {
+            writer.must_stay(before);
+        }
         let object = Arc::clone(writer.object());
         copy(arrived, &mut writer, !as_it_came).await?;
         if !arrived.is_kept() {
@@ -100,6 +103,10 @@ impl Fills {
             Finish::Dropped => Ok(object),
             Finish::Wrong(reason) => {
                 self.note_wrong(wanted);
+                Err(reason)
+            }
+            Finish::Changed(reason) => {
+                self.metrics.changed(&wanted.remote().name);
                 Err(reason)
             }
             Finish::Failed(reason) => Err(reason),

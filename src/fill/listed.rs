@@ -3,8 +3,6 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
@@ -12,7 +10,7 @@ use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
 
 use super::decoded::{DecodeError, Decoded};
-use super::{Fills, Outcome, Purpose, Wanted};
+use super::{Fills, Outcome, Wanted};
 use crate::cache::{Expected, FOR_EVER, Hash, Key, Millis, Object, now_ms};
 use crate::config::Verify;
 use crate::formats::hold::Dates as FileDates;
@@ -219,73 +217,32 @@ impl Fills {
     }
 
     /// `wanted`, which upstream is about to be asked for, with what its index says that it must turn out to be.
-    pub fn by_its_index(self: &Arc<Self>, wanted: Wanted) -> Pin<Box<dyn Future<Output = Wanted> + Send + '_>> {
-        Box::pin(async move {
-            let asset = Arc::clone(&wanted.asset);
-            let verify = asset.remote.verify;
-            let is_open = wanted.expected.is_none() && !matches!(wanted.purpose, Purpose::Set(_) | Purpose::Pointer);
-            let Some(by) = asset.listed_by.as_ref().filter(|_| is_open && verify != Verify::Off) else {
-                return wanted;
-            };
-            let beside = asset.beside();
-            let question = Question {
-                file: &format!("{}{beside}", by.file),
-                is_answer: |listed| listed.digest.is_some(),
-                lasts: false,
-                // What stands beside a file is seldom named.
-                since: beside.is_empty().then(now_ms),
-            };
-            let Some((listed, index)) = self.listed(&asset, by, question).await else {
-                return wanted;
-            };
-            let (expected, reported) = match verify {
-                Verify::Warn => (None, listed.digest),
-                Verify::Enforce | Verify::Off => (listed.digest, None),
-            };
-            Wanted {
-                expected,
-                reported,
-                index: Some(index),
-                ..wanted
-            }
-        })
-    }
-
-    /// What upstream sent is not what it must be: that is counted, and the index that says so is asked about before it is believed
-    /// again.
-    pub fn note_wrong(self: &Arc<Self>, wanted: &Wanted) {
-        self.metrics.wrong_digest(&wanted.remote().name);
-        if let Some(index) = wanted.index.clone() {
-            let fills = Arc::clone(self);
-            tokio::spawn(async move { fills.note_doubt(&index).await });
-        }
-    }
-
-    /// Compares what was stored with what its index says, where that is only reported.
-    pub(super) fn compare_later(self: &Arc<Self>, wanted: &Wanted, stored: &Arc<Object>) {
-        let Some(expected) = wanted.reported.clone() else {
-            return;
+    pub(super) async fn by_its_index(self: &Arc<Self>, wanted: Wanted) -> Wanted {
+        let asset = Arc::clone(&wanted.asset);
+        let Some(by) = asset.listed_by.as_ref().filter(|_| wanted.expected.is_none()) else {
+            return wanted;
         };
-        let (fills, wanted, stored) = (Arc::clone(self), wanted.clone(), Arc::clone(stored));
-        tokio::spawn(async move {
-            let mut verifier = expected.verifier();
-            let mut content = Decoded::new(&stored).await;
-            loop {
-                match content.next().await {
-                    Ok(Some(piece)) => verifier.update(&piece),
-                    Ok(None) => break,
-                    // What cannot be read is told elsewhere.
-                    Err(_) => return,
-                }
-                tokio::task::yield_now().await;
-            }
-            let found = verifier.found();
-            if found != expected {
-                fills.note_wrong(&wanted);
-                let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
-                tracing::warn!(%remote, %path, %expected, %found, "a file is not what its index says; it is served all the same");
-            }
-        });
+        let beside = asset.beside();
+        let question = Question {
+            file: &format!("{}{beside}", by.file),
+            is_answer: |listed| listed.digest.is_some(),
+            lasts: false,
+            // What stands beside a file is seldom named.
+            since: beside.is_empty().then(now_ms),
+        };
+        let Some((listed, index)) = self.listed(&asset, by, question).await else {
+            return wanted;
+        };
+        let (expected, reported) = match asset.remote.verify {
+            Verify::Warn => (None, listed.digest),
+            Verify::Enforce | Verify::Off => (listed.digest, None),
+        };
+        Wanted {
+            expected,
+            reported,
+            index: Some(index),
+            ..wanted
+        }
     }
 
     /// The answer of the first of its indexes that has one, and the key of that.

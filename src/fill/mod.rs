@@ -34,6 +34,7 @@ mod transfer;
 mod turn;
 pub mod unfinished;
 pub mod upstream;
+mod verified;
 pub mod view;
 mod wanted;
 

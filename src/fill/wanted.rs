@@ -23,6 +23,8 @@ pub struct Wanted {
     pub expected: Option<Expected>,
     /// What its index says that it is, where another content is only reported.
     pub reported: Option<Expected>,
+    /// The SHA-256 that it had before, where it must still have that.
+    pub before: Option<[u8; 32]>,
     pub purpose: Purpose,
     /// Ask upstream even if what is stored is fresh.
     pub force: bool,
@@ -59,6 +61,7 @@ impl Wanted {
             policy,
             expected: asset.digest.clone(),
             reported: None,
+            before: None,
             purpose: match asset.binding {
                 Binding::Manifest(reader) => Purpose::Set(reader),
                 Binding::Pointer(_) => Purpose::Pointer,

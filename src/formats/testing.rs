@@ -51,6 +51,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         serve_stale_on: Vec::new(),
         quarantine: Default::default(),
         verify: Default::default(),
+        refuses_changes: false,
         client_revalidation: false,
         own: OwnKeys::default(),
         ttl: Ttls {

@@ -233,8 +233,9 @@ impl Client {
     ) -> Result<bool> {
         // A part, or a coding of it, has no digest that could be compared.
         let is_whole = header.status.as_u16() == 200 && !header.headers.contains_key(header::CONTENT_ENCODING);
-        let expected = wanted.expected.as_ref().or(wanted.reported.as_ref());
-        let mut check = expected.filter(|_| is_whole).cloned().map(Check::new);
+        let listed = wanted.expected.as_ref().or(wanted.reported.as_ref());
+        let expected = listed.cloned().or(wanted.before.map(Expected::Sha256));
+        let mut check = expected.filter(|_| is_whole).map(Check::new);
         let has_body = has_body(&answering);
         if has_body && !header.headers.contains_key(header::CONTENT_LENGTH) {
             match session.req_header().version {
@@ -258,9 +259,12 @@ impl Client {
             let (last, wrong) = check.map_or((Bytes::new(), None), Check::end);
             if let Some((expected, found)) = wrong {
                 let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
-                self.fills.note_wrong(wanted);
+                match listed {
+                    Some(_) => self.fills.note_wrong(wanted),
+                    None => self.metrics.changed(remote),
+                }
                 tracing::warn!(%remote, %path, %expected, %found, "content that passed by has another digest");
-                if wanted.expected.is_some() {
+                if wanted.reported.is_none() {
                     return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
                 }
             }

@@ -382,3 +382,104 @@ fn what_passes_by_unstored_and_what_comes_in_a_coding_is_verified_too() {
             .is("cache", &registry.bytes);
     });
 }
+
+const CHANGES: &str = "artifactapi_changed_artifacts_total";
+
+async fn changes(proxy: &Proxy, count: f64) {
+    eventually(Duration::from_secs(20), "changes are counted", async || {
+        proxy.metric(CHANGES, &["remote=\"r\""]).await == count
+    })
+    .await;
+}
+
+async fn flush(proxy: &Proxy) {
+    let flushed = proxy
+        .request("PUT", "/cache/flush", &[], br#"{"remote": "r"}"#)
+        .await
+        .ok();
+    assert_eq!(flushed.json()["deleted"], 1, "{}", flushed.text());
+}
+
+#[test]
+fn what_an_immutable_path_had_before_is_known_after_a_flush_and_a_restart() {
+    run_for(Duration::from_secs(120), async {
+        let up = Upstream::start().await;
+        let (old, new) = (vec![b'a'; 200_000], vec![b'b'; 200_000]);
+        up.file("/a.tar", File::new(old.clone())).file("/live", File::new("1"));
+        let remote = |more: &str| {
+            format!(
+                "r:\n  base_url: {}\n  mutable_patterns: [\"^live\"]\n  {more}\n",
+                up.base()
+            )
+        };
+        let data = tempfile::tempdir().unwrap();
+        let settings = Proxy::settings().data_dir(data.path());
+        let mut proxy = settings.clone().remotes(&remote("")).start().await;
+        proxy.fetch("r", "a.tar").await.is("remote", &old);
+        proxy.until_cached("r", "a.tar").await;
+        flush(&proxy).await;
+        // The same again is no change.
+        proxy.fetch("r", "a.tar").await.is("remote", &old);
+        proxy.until_cached("r", "a.tar").await;
+        flush(&proxy).await;
+        up.file("/a.tar", File::new(new.clone()));
+        proxy.fetch("r", "a.tar").await.is("remote", &new);
+        proxy.until_cached("r", "a.tar").await;
+        changes(&proxy, 1.0).await;
+        let log = proxy.log();
+        let line = log
+            .lines()
+            .find(|line| line.contains(&sha256(&old)))
+            .expect("a line with what it was");
+        assert!(line.contains(&sha256(&new)) && line.contains("a.tar"), "{line}");
+        flush(&proxy).await;
+        // It is reported once.
+        proxy.fetch("r", "a.tar").await.is("remote", &new);
+        proxy.until_cached("r", "a.tar").await;
+        flush(&proxy).await;
+        changes(&proxy, 1.0).await;
+        proxy.stop().await;
+        // Where the remote says so, it is refused.
+        up.file("/a.tar", File::new(old.clone()));
+        let mut proxy = settings.clone().remotes(&remote("verify: enforce")).start().await;
+        for round in 1..=2 {
+            is_cut(&proxy.fetch("r", "a.tar").await);
+            changes(&proxy, f64::from(round)).await;
+        }
+        proxy.wait_for_log(&sha256(&old)).await;
+        assert!(proxy.log_contains(&sha256(&new)));
+        up.file("/a.tar", File::new(new.clone()));
+        proxy.fetch("r", "a.tar").await.is("remote", &new);
+        proxy.until_cached("r", "a.tar").await.is("cache", &new);
+        // What is mutable changes.
+        proxy.fetch("r", "live").await.is("remote", "1");
+        proxy.until_cached("r", "live").await;
+        let body = br#"{"remote": "r", "prefix": "live"}"#;
+        proxy.request("PUT", "/cache/flush", &[], body).await.ok();
+        up.file("/live", File::new("2"));
+        proxy.fetch("r", "live").await.is("remote", "2");
+        flush_all(&proxy).await;
+        proxy.stop().await;
+        // With a lifetime, a change is expected; it is reported all the same.
+        up.file("/a.tar", File::new(old.clone()));
+        let lives = remote("verify: enforce\n  cache: {immutable_ttl: 1h}");
+        let mut proxy = settings.clone().remotes(&lives).start().await;
+        proxy.fetch("r", "a.tar").await.is("remote", &old);
+        changes(&proxy, 1.0).await;
+        proxy.until_cached("r", "a.tar").await;
+        flush_all(&proxy).await;
+        proxy.stop().await;
+        up.file("/a.tar", File::new(new.clone()));
+        let proxy = settings.remotes(&remote("verify: off")).start().await;
+        proxy.fetch("r", "a.tar").await.is("remote", &new);
+        proxy.until_cached("r", "a.tar").await;
+        changes(&proxy, 0.0).await;
+    });
+}
+
+async fn flush_all(proxy: &Proxy) {
+    proxy
+        .request("PUT", "/cache/flush", &[], br#"{"remote": "r"}"#)
+        .await
+        .ok();
+}

@@ -291,7 +291,7 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
             "ALTER TABLE artifactapi.artifact ADD COLUMN kind text;
              CREATE INDEX artifact_kind ON artifactapi.artifact (kind);
              CREATE TABLE artifactapi.extra (id bigint);
-             INSERT INTO artifactapi.migration (version, oldest, program) VALUES (2, 1, 'next')",
+             INSERT INTO artifactapi.migration (version, oldest, program) VALUES (3, 1, 'next')",
         )
         .await;
     let (again, _) = open(&settings(&server));
@@ -302,12 +302,12 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
         assert_eq!(objects(catalog).await, 1);
     }
     server
-        .sql("INSERT INTO artifactapi.migration (version, oldest, program) VALUES (3, 3, 'breaking')")
+        .sql("INSERT INTO artifactapi.migration (version, oldest, program) VALUES (4, 4, 'breaking')")
         .await;
     let (late, _) = open(&settings(&server));
     until("refused", async || {
         let error = late.status().error.unwrap_or_default();
-        error.contains("has version 3, which needs a program that knows version 3; this one knows 1")
+        error.contains("has version 4, which needs a program that knows version 4; this one knows 2")
     })
     .await;
     assert!(late.list(query("")).await.is_err());

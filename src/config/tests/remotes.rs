@@ -195,6 +195,10 @@ fn contradictions_are_errors() {
         &["5:22: error: remote \"x\": `quarantine_days`"],
     );
     finds(
+        &generic("verify: enforced"),
+        &["4:13: error: remote \"x\": `verify` \"enforced\": must be one of off, warn, enforce"],
+    );
+    finds(
         &generic("serve_stale_on: [429, 200, '503']"),
         &["4:27: error", "4:32: error"],
     );
@@ -302,6 +306,21 @@ fn null_patterns_differ_from_none() {
 }
 
 #[test]
+fn changes_are_refused_where_the_remote_says_so_itself() {
+    for (keys, verify, refuses) in [
+        ("", Verify::Enforce, false),
+        ("verify: enforce", Verify::Enforce, true),
+        ("verify: enforce\ncache: {immutable_ttl: 1h}", Verify::Enforce, false),
+        ("verify: warn", Verify::Warn, false),
+        ("verify: off", Verify::Off, false),
+    ] {
+        let case = generic(keys);
+        let remote = case.remote("x");
+        assert_eq!((remote.verify, remote.refuses_changes), (verify, refuses), "{keys}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_told_all_that_there_are() {
     finds(
         &generic("zzzzzzzzzzzz: 1"),
@@ -309,8 +328,9 @@ fn unknown_keys_are_told_all_that_there_are() {
             "the keys here are base_url, type, package, description, username, password, password_file, \
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
            immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
-           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, client_revalidation, tarball_urls, \
-           upstream, cache",
+           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
+           quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
+           client_revalidation, tarball_urls, upstream, cache",
         ],
     );
 }

@@ -112,7 +112,10 @@ mod tests {
             "{{\"name\":\"A\",\"vers\":\"1.0.0\",\"cksum\":\"{hex}\"}}\n{{\"name\":\"A\",\"vers\":\"1.1.0\",\"cksum\":\"x\"}}\n"
         );
         let found = releases(text.as_bytes());
-        assert_eq!((found.len(), &found[0].digest, &found[1].digest), (2, &sha256(&hex), &None));
+        assert_eq!(
+            (found.len(), &found[0].digest, &found[1].digest),
+            (2, &sha256(&hex), &None)
+        );
     }
 
     #[test]

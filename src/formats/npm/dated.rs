@@ -215,7 +215,8 @@ mod tests {
 
     #[test]
     fn tarballs_have_digests_in_both_forms() {
-        let integrity = "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
+        let integrity =
+            "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
         let versions = json!({
             "1.0.0": {"dist": {"tarball": "https://r/p/-/p-1.0.0.tgz?x", "integrity": integrity}},
             "1.1.0": {"dist": {"tarball": "https://r/p/-/p-1.1.0.tgz", "shasum": "da39a3ee5e6b4b0d3255bfef95601890afd80709"}},

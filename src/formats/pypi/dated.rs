@@ -422,7 +422,11 @@ mod tests {
         let metadata = format!(r#","core-metadata":true,"dist-info-metadata":{{"sha256":"{short}"}}"#);
         let files = [
             file("a-1.whl", &both, &metadata),
-            file("b-1.zip", &format!(r#"{{"sha512":"{long}"}}"#), r#","core-metadata":false"#),
+            file(
+                "b-1.zip",
+                &format!(r#"{{"sha512":"{long}"}}"#),
+                r#","core-metadata":false"#,
+            ),
             file("c-1.zip", r#"{"md5":"x"}"#, ""),
             file("d-1.zip", "null", ""),
         ];
