@@ -62,6 +62,7 @@ pub struct Metrics {
     collapsed: IntCounter,
     failed_fills: IntCounter,
     wrong_digests: IntCounterVec,
+    changed: IntCounterVec,
     held: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
@@ -224,8 +225,13 @@ impl Metrics {
                 "Fetches that ended early or with a wrong body.",
             ),
             wrong_digests: vector(
-                "artifactapi_digest_failures_total",
+                "artifactapi_digest_mismatches_total",
                 "Bodies from upstream that had another digest than they must have.",
+                &["remote"],
+            ),
+            changed: vector(
+                "artifactapi_changed_artifacts_total",
+                "Immutable paths that upstream had other content for than before.",
                 &["remote"],
             ),
             held: vector(
@@ -345,6 +351,9 @@ impl Metrics {
     }
     pub fn wrong_digest(&self, remote: &str) {
         self.wrong_digests.with_label_values(&[remote]).inc();
+    }
+    pub fn changed(&self, remote: &str) {
+        self.changed.with_label_values(&[remote]).inc();
     }
     pub fn held(&self, remote: &str) {
         self.held.with_label_values(&[remote]).inc();

@@ -40,7 +40,7 @@ impl Expected {
     pub fn is_of(&self, body: &[u8]) -> bool {
         let mut verifier = self.verifier();
         verifier.update(body);
-        verifier.finds_right(self)
+        verifier.found() == *self
     }
 
     /// For a body that comes in pieces.
@@ -66,12 +66,11 @@ impl Verifier {
         }
     }
 
-    /// Whether the body was what was expected.
-    pub fn finds_right(self, expected: &Expected) -> bool {
-        match (self, expected) {
-            (Verifier::Sha256(digest), Expected::Sha256(expected)) => digest.finalize().as_slice() == expected,
-            (Verifier::Sha512(digest), Expected::Sha512(expected)) => digest.finalize().as_slice() == expected,
-            _ => false,
+    /// What the body turned out to be.
+    pub fn found(self) -> Expected {
+        match self {
+            Verifier::Sha256(digest) => Expected::Sha256(digest.finalize().into()),
+            Verifier::Sha512(digest) => Expected::Sha512(digest.finalize().into()),
         }
     }
 }

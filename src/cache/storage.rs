@@ -28,6 +28,8 @@ pub struct FillSpec {
     pub key: Key,
     pub class: Class,
     pub expected: Option<Expected>,
+    /// The SHA-256 that it had before, where it must still have that.
+    pub before: Option<[u8; 32]>,
     /// What is stored now, expired.
     pub previous: Option<Arc<Object>>,
     /// The object that grows, once the header has arrived.
@@ -147,7 +149,10 @@ impl Storage for Store {
         let created = created.await;
         spec.deadline.resume();
         match created {
-            Ok(writer) => {
+            Ok(mut writer) => {
+                if let Some(before) = spec.before {
+                    writer.must_stay(before);
+                }
                 let _ = spec.object.set(Arc::clone(writer.object()));
                 let tag = writer.object().id.to_be_bytes();
                 Ok(Box::new(Miss {

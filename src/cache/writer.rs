@@ -37,6 +37,8 @@ pub enum Finish {
     Failed(String),
     /// Complete, and not what it must be: nothing was stored.
     Wrong(String),
+    /// Complete, and not what it was before, which it must still be: nothing was stored.
+    Changed(String),
 }
 
 /// One fill. Dropping it unfinished fails the object and its readers.
@@ -48,6 +50,8 @@ pub struct Writer {
     file: Option<disk::Unnamed>,
     previous: Option<Arc<Object>>,
     expected: Option<Expected>,
+    /// The SHA-256 that it had before, where it must still have that.
+    before: Option<[u8; 32]>,
     sha256: Sha256,
     sha512: Option<Sha512>,
     /// The last pieces, of which the readers see nothing yet though no digest is known: see [`Writer::hold_back`].
@@ -73,6 +77,7 @@ impl Writer {
             file,
             previous,
             expected,
+            before: None,
             sha256: Sha256::new(),
             sha512,
             held: None,
@@ -107,9 +112,14 @@ impl Writer {
         self.expected.get_or_insert(expected);
     }
 
+    /// Nothing is taken that has another SHA-256 than `before`.
+    pub fn must_stay(&mut self, before: [u8; 32]) {
+        self.before = Some(before);
+    }
+
     /// How much of what was written the readers may see.
     fn visible(&self) -> u64 {
-        match self.expected.is_some() || self.held.is_some() {
+        match self.expected.is_some() || self.before.is_some() || self.held.is_some() {
             true => self.written.saturating_sub(HELD_BACK),
             false => self.written,
         }
@@ -264,19 +274,19 @@ impl Writer {
             return Err(Finish::Failed(reason));
         }
         let sha256: [u8; 32] = std::mem::take(&mut self.sha256).finalize().into();
-        let right = match (&self.expected, self.sha512.take()) {
-            (Some(Expected::Sha256(expected)), _) => *expected == sha256,
-            (Some(Expected::Sha512(expected)), Some(sha512)) => <[u8; 64]>::from(sha512.finalize()) == *expected,
-            (Some(Expected::Sha512(_)), None) => false,
-            (None, _) => true,
+        let found = match self.sha512.take() {
+            Some(sha512) => Expected::Sha512(sha512.finalize().into()),
+            None => Expected::Sha256(sha256),
         };
-        if !right {
-            let wanted = self.expected.as_ref().map(ToString::to_string).unwrap_or_default();
-            let reason = format!(
-                "the body must have the digest {wanted}, and its SHA-256 is {}",
-                hex::encode(sha256)
-            );
+        if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != found) {
+            let reason = format!("the body must have the digest {expected}, and has {found}");
             return Err(Finish::Wrong(reason));
+        }
+        if let Some(before) = self.before.filter(|before| *before != sha256) {
+            let (before, found) = (Expected::Sha256(before), Expected::Sha256(sha256));
+            return Err(Finish::Changed(format!(
+                "the path had the digest {before}, and has {found} now"
+            )));
         }
         let finished = Finished {
             length: self.written,

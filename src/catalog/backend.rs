@@ -73,6 +73,8 @@ pub trait Backend: Send + Sync + 'static {
     async fn scan(&self, scan: Scan) -> Result<Found, CatalogError>;
     /// One object; of several forms the first by name.
     async fn get(&self, remote: &str, path: &str) -> Result<Option<Record>, CatalogError>;
+    /// The digest that an immutable object was stored with last, also where it is stored no more. `None`: it never was.
+    async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError>;
     /// Whether a link was ever added.
     async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError>;
     /// When each of these files of `remote` was first seen, in Unix seconds; those that never were are seen at `now`, and

@@ -232,6 +232,15 @@ impl Catalog {
         self.inner.shared.add_links(remote, links, LINK_ROOM_LIMIT).await
     }
 
+    /// The digest that an immutable object was stored with last, also where it is stored no more. `None`: it never was, or a
+    /// moment ago only.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError> {
+        self.inner.backend.seen_digest(remote, path, form).await
+    }
+
     /// Whether an index of `remote` ever named exactly this URL.
     ///
     /// # Errors

@@ -145,6 +145,24 @@ impl Backend for Postgres {
         answer.map_err(|error| refused(&error))
     }
 
+    async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError> {
+        let session = self.server.session()?;
+        let sql = "SELECT digest FROM artifactapi.seen WHERE remote = $1 AND path = $2 AND form = $3";
+        let parameters = [remote, path, form];
+        let parameters = parameters
+            .each_ref()
+            .map(|text| (text as &(dyn ToSql + Sync), Type::TEXT));
+        let found = async {
+            Ok(session
+                .lookup
+                .query_typed_opt(sql, &parameters)
+                .await?
+                .map(|row| row.get(0)))
+        };
+        let answer = self.server.ask(&session, LOOKUP_LIMIT, found).await?;
+        answer.map_err(|error| refused(&error))
+    }
+
     async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError> {
         let session = self.server.session()?;
         let hash = &link.0[..];

@@ -238,6 +238,18 @@ impl Backend for Sqlite {
         .await
     }
 
+    async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError> {
+        let (remote, path, form) = (remote.to_owned(), path.to_owned(), form.to_owned());
+        self.read(move |connection| {
+            let sql = "SELECT digest FROM seen WHERE remote = ?1 AND path = ?2 AND form = ?3";
+            connection
+                .prepare_cached(sql)?
+                .query_row(params![remote, path, form], |row| row.get(0))
+                .optional()
+        })
+        .await
+    }
+
     async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError> {
         let remote = remote.to_owned();
         self.read(move |connection| {

@@ -13,6 +13,7 @@ use places::{File, Place, on_every_database};
 
 on_every_database! {
     an_objects_life,
+    digests_outlive_their_objects,
     links_are_seen_at_once_and_kept,
     the_first_sight_of_a_file_is_kept,
     what_is_recorded_is_written_by_itself_and_at_the_end,
@@ -158,6 +159,36 @@ async fn an_objects_life(place: impl Place) {
     catalog.hits("r", "never/stored", "", 1, 300);
     catalog.drain().await.expect("written");
     assert_eq!(all(&catalog, "").await, (vec![], totals(0, 0)));
+}
+
+async fn digests_outlive_their_objects(place: impl Place) {
+    let catalog = place.open().await;
+    let object = |path: &str, digest: &str, class: Class| Record {
+        class,
+        digest: digest.to_owned(),
+        ..record("r", path, 1)
+    };
+    catalog.record(stored(object("a", "sha256:1", Class::Immutable)));
+    catalog.record(stored(object("b", "sha256:2", Class::Mutable)));
+    catalog.drain().await.expect("written");
+    let seen = async |path: &str| catalog.seen_digest("r", path, "").await.expect("an answer");
+    assert_eq!(seen("a").await.as_deref(), Some("sha256:1"));
+    // What may change has nothing to be held against.
+    assert_eq!(seen("b").await, None);
+    catalog.record(removed("r", "a"));
+    catalog.drain().await.expect("written");
+    assert_eq!(seen("a").await.as_deref(), Some("sha256:1"));
+    assert_eq!(catalog.seen_digest("s", "a", "").await.expect("an answer"), None);
+    assert_eq!(catalog.seen_digest("r", "a", "json").await.expect("an answer"), None);
+    // It comes back, and changes where it is.
+    for digest in ["sha256:3", "sha256:4"] {
+        catalog.record(stored(object("a", digest, Class::Immutable)));
+        catalog.drain().await.expect("written");
+        assert_eq!(seen("a").await.as_deref(), Some(digest));
+    }
+    catalog.record(stored(object("b", "sha256:2", Class::Immutable)));
+    catalog.drain().await.expect("written");
+    assert_eq!(seen("b").await.as_deref(), Some("sha256:2"));
 }
 
 async fn links_are_seen_at_once_and_kept(place: impl Place) {

@@ -24,6 +24,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod values;
+mod verify;
 mod yaml;
 
 use std::fs::File;
@@ -38,6 +39,7 @@ pub use package::{DefaultRemote, Doubt, Holds, OwnKey, Package};
 pub use pattern::{PackagePattern, Pattern};
 pub use problem::{Problem, Severity};
 pub use quarantine::{Clock, Exemption, MissingDate, Mode, Quarantine};
+pub use verify::Verify;
 
 use problem::{Fault, Report};
 

@@ -16,6 +16,7 @@ use url::Url;
 use super::package::{Holds, OwnKey, Package};
 use super::pattern::Pattern;
 use super::quarantine::Quarantine;
+use super::verify::Verify;
 use crate::headers::{Keep, Names};
 
 /// One immutable, validated snapshot of everything that was configured. A request takes one at its start and keeps it
@@ -323,6 +324,10 @@ pub struct Remote {
     pub serve_stale_on: Vec<u16>,
     /// What is held back.
     pub quarantine: Quarantine,
+    /// Whether files are compared with the digests that indexes name.
+    pub verify: Verify,
+    /// An immutable path that upstream has other content for than before is refused, not only reported.
+    pub refuses_changes: bool,
     /// A client's `no-cache` and `max-age=0` revalidate here.
     pub client_revalidation: bool,
     /// What stands under the keys that only some package types have.

@@ -120,6 +120,7 @@ fn remote_json(remote: &Remote) -> Value {
             Mode::Observe => "observe",
         },
         "freeze": quarantine.freeze.map(date),
+        "verify": remote.verify.name(),
         "client_revalidation": remote.client_revalidation,
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),

@@ -23,6 +23,7 @@ use super::quarantine::{self, Quarantine};
 use super::section::{Elsewhere, Section};
 use super::settings;
 use super::values::choice;
+use super::verify::Verify;
 use super::yaml::{self, Document, Entry};
 use crate::headers::Names;
 
@@ -56,6 +57,7 @@ const KEYS: &[&str] = &[
     "quarantine_clock",
     "quarantine_mode",
     "freeze",
+    "verify",
     "client_revalidation",
     "upstream",
     "cache",
@@ -276,6 +278,7 @@ impl Reader<'_> {
             }
         }
 
+        let ttl = ttls(&section);
         let remote = Remote {
             name: entry.key.clone(),
             kind,
@@ -303,9 +306,11 @@ impl Reader<'_> {
                 RemoteType::Remote => quarantine::read(&section, self.freeze, package.normal_name),
                 RemoteType::Local => Quarantine::default(),
             },
+            verify: section.parse("verify", Verify::read).unwrap_or_default(),
+            refuses_changes: section.says("verify", "enforce") && ttl.immutable.is_zero(),
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
             own,
-            ttl: ttls(&section),
+            ttl,
             timeouts: section
                 .section("upstream", &settings::TIMEOUT_KEYS)
                 .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
@@ -388,10 +393,13 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
         );
     }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline"].into_iter().chain(quarantine::KEYS);
+        let of_upstream = ["base_url", "proxy", "offline", "verify"]
+            .into_iter()
+            .chain(quarantine::KEYS);
         for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {
                 "offline" => remote.offline,
+                "verify" => !section.says(key, "off"),
                 "quarantine_new" => !section.says(key, "false"),
                 "quarantine_days" => !section.says(key, "0"),
                 _ => true,

@@ -58,11 +58,14 @@ impl Fills {
             verifier.update(&piece);
             tokio::task::yield_now().await;
         }
-        let as_it_came = verifier.finds_right(expected);
+        let found = verifier.found();
+        let as_it_came = found == *expected;
         let gzip = arrived.head.content_encoding().is_none_or(is_gzip) && has_gzip_bytes(arrived).await;
         if !as_it_came && !gzip {
-            self.metrics.wrong_digest(&wanted.remote().name);
-            return Err(format!("upstream's content has another digest than {expected}"));
+            self.note_wrong(wanted);
+            return Err(format!(
+                "upstream's content has the digest {found}, and must have {expected}"
+            ));
         }
         let mut headers = arrived.head.headers.clone();
         headers.remove(header::CONTENT_ENCODING);
@@ -82,6 +85,9 @@ impl Fills {
             .create(wanted.key.clone(), head, freshness, None, Some(expected.clone()), true)
             .await;
         let mut writer = writer.map_err(|error| error.to_string())?;
+        if let Some(before) = wanted.before {
+            writer.must_stay(before);
+        }
         let object = Arc::clone(writer.object());
         copy(arrived, &mut writer, !as_it_came).await?;
         if !arrived.is_kept() {
@@ -96,7 +102,11 @@ impl Fills {
             // Whole and right, only not kept.
             Finish::Dropped => Ok(object),
             Finish::Wrong(reason) => {
-                self.metrics.wrong_digest(&wanted.remote().name);
+                self.note_wrong(wanted);
+                Err(reason)
+            }
+            Finish::Changed(reason) => {
+                self.metrics.changed(&wanted.remote().name);
                 Err(reason)
             }
             Finish::Failed(reason) => Err(reason),

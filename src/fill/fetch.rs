@@ -8,9 +8,10 @@ use tokio::sync::oneshot;
 
 use super::flight::Landing;
 use super::upstream::{Opening, Ticket};
-use super::{Fills, How, Outcome, PATIENCE, Wanted};
+use super::{Fills, How, Outcome, PATIENCE, Purpose, Wanted};
 use crate::cache::storage::FillSpec;
 use crate::cache::{Finish, Object, now_ms};
+use crate::config::Verify;
 use crate::upstream::{Ask, Exchange, Failure, shown as without_query};
 
 impl Fills {
@@ -22,6 +23,17 @@ impl Fills {
         mut previous: Option<Arc<Object>>,
         landing: Landing<'_>,
     ) {
+        let is_verified = wanted.asset.remote.verify != Verify::Off && matches!(wanted.purpose, Purpose::Plain);
+        let verifiable;
+        let wanted = match is_verified && method == Method::GET {
+            // Before a place is taken: the index needs one, too.
+            true => {
+                verifiable = self.verifiable(wanted.clone()).await;
+                &verifiable
+            }
+            false => wanted,
+        };
+        let before = self.look_back(wanted, method);
         loop {
             let place = match self.upstream.place(wanted.remote()).await {
                 Ok(place) => place,
@@ -50,6 +62,7 @@ impl Fills {
                 key: wanted.key.clone(),
                 class: wanted.policy.class,
                 expected: wanted.expected.clone(),
+                before: wanted.before,
                 previous: previous.clone(),
                 object: std::sync::OnceLock::new(),
                 refused: std::sync::OnceLock::new(),
@@ -59,7 +72,7 @@ impl Fills {
             });
             let began = now_ms();
             // The ticket alone keeps `spec`: when the subrequest ends, however it ends, `ended` must hear of it.
-            let ticket = Ticket::new(exchange, spec, (wanted.policy, wanted.says()), opening);
+            let ticket = Ticket::new(exchange, spec, wanted, opening);
             let task = AbortOnDrop(Some(self.proxy.spawn(ticket).await));
 
             let opening = tokio::select! {
@@ -125,21 +138,27 @@ impl Fills {
             };
             let finish = finish.unwrap_or_else(|| Finish::Failed("upstream fell silent".to_owned()));
             drop(place);
+            if let Finish::Admitted(object) = &finish {
+                self.compare_later(wanted, object, before);
+            }
             return self.ended(wanted, &growing, finish);
         }
     }
 
     fn ended(self: &Arc<Self>, wanted: &Wanted, growing: &Arc<Object>, finish: Finish) {
-        let wrong = matches!(finish, Finish::Wrong(_));
+        let (wrong, changed) = (matches!(finish, Finish::Wrong(_)), matches!(finish, Finish::Changed(_)));
         match finish {
             // What arrives aside is nobody's yet.
             Finish::Admitted(_) if wanted.replaces().is_some() => {}
             Finish::Admitted(object) => self.note_stored(&object, wanted.policy.class),
             Finish::Same(object) => self.note_refreshed(&object),
             Finish::Dropped => {}
-            Finish::Failed(reason) | Finish::Wrong(reason) => {
+            Finish::Failed(reason) | Finish::Wrong(reason) | Finish::Changed(reason) => {
+                if changed {
+                    self.metrics.changed(&wanted.asset.remote.name);
+                }
                 if wrong {
-                    self.metrics.wrong_digest(&wanted.asset.remote.name);
+                    self.note_wrong(wanted);
                 }
                 if let Some(manifest) = &wanted.manifest {
                     // Upstream has moved on from it, or is about to.

@@ -42,7 +42,8 @@ impl Source for FromUpstream {
 
     /// Upstream's validators name no content, so that `have` does not spare the body.
     async fn ask(&self, from: u64, _have: Option<u64>) -> io::Result<Found> {
-        let outcome = self.fills.obtain_aside(self.wanted.clone(), Method::GET).await;
+        let wanted = self.fills.verifiable(self.wanted.clone()).await;
+        let outcome = self.fills.obtain_aside(wanted, Method::GET).await;
         let object = match outcome {
             Outcome::Object(object, How::Fetched) => object,
             Outcome::Answer(answer) if answer.unreachable => return Ok(Found::Unreachable),

@@ -6,7 +6,6 @@
 
 mod answer;
 mod coded;
-pub mod dates;
 mod decision;
 pub mod decoded;
 mod elsewhere;
@@ -18,6 +17,7 @@ mod from_node;
 mod from_upstream;
 mod gunzip;
 pub mod ledger;
+pub mod listed;
 pub mod neighbours;
 pub mod news;
 pub mod node;
@@ -34,6 +34,7 @@ mod transfer;
 mod turn;
 pub mod unfinished;
 pub mod upstream;
+mod verified;
 pub mod view;
 mod wanted;
 
@@ -44,8 +45,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 pub use answer::{Answer, Negative};
-use dates::Dates;
 use flight::{Flight, Landing, Slot};
+use listed::Listings;
 pub use outcome::{How, Outcome, offline};
 use set::Manifests;
 use shared::Shared;
@@ -71,7 +72,7 @@ pub struct Fills {
     flights: Mutex<HashMap<Slot, Arc<Flight>>>,
     negative: Negative,
     manifests: Manifests,
-    pub dates: Dates,
+    pub listed: Listings,
     proxy: FillProxy,
 }
 
@@ -92,7 +93,7 @@ impl Fills {
             flights: Mutex::default(),
             negative: Negative::default(),
             manifests: Manifests::default(),
-            dates: Dates::default(),
+            listed: Listings::default(),
             proxy: FillProxy::new(store),
         })
     }

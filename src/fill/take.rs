@@ -258,7 +258,7 @@ impl Fills {
                 Some(object)
             }
             Finish::Dropped => None,
-            Finish::Failed(reason) | Finish::Wrong(reason) => {
+            Finish::Failed(reason) | Finish::Wrong(reason) | Finish::Changed(reason) => {
                 self.metrics.fill_failed();
                 tracing::warn!(key = %growing.key.shown(), %reason, "what another node or the bucket has is of no use");
                 source.is_wrong().await;

@@ -19,6 +19,7 @@ use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session, Subreq
 use std::time::{Duration, SystemTime};
 use tokio::sync::{OnceCell, oneshot};
 
+use super::Wanted;
 use super::answer::{Answer, MAX_BODY};
 use crate::cache::storage::{FillHead, FillSpec, cache_key};
 use crate::cache::{Head, Object, Store, freshness_until, now_ms};
@@ -48,21 +49,18 @@ pub struct Ticket {
     spec: Arc<FillSpec>,
     policy: Policy,
     says: HeaderMap,
+    is_listed: bool,
     opening: Option<oneshot::Sender<Opening>>,
 }
 
 impl Ticket {
-    pub fn new(
-        exchange: Exchange,
-        spec: Arc<FillSpec>,
-        (policy, says): (Policy, HeaderMap),
-        opening: oneshot::Sender<Opening>,
-    ) -> Self {
+    pub fn new(exchange: Exchange, spec: Arc<FillSpec>, wanted: &Wanted, opening: oneshot::Sender<Opening>) -> Self {
         Ticket {
             exchange,
             spec,
-            policy,
-            says,
+            policy: wanted.policy,
+            says: wanted.says(),
+            is_listed: wanted.index.is_some(),
             opening: Some(opening),
         }
     }
@@ -84,11 +82,15 @@ impl Ticket {
         (kept, length)
     }
 
-    /// Whether content with a digest of its own comes in some coding. (A file of a set has a name that tells.)
+    /// Whether content with a digest of its own comes in some coding. (A file of a set has a name that tells, and so has one that
+    /// an index names.)
     fn is_coded(&self, response: &ResponseHeader) -> bool {
-        let coded = headers::is_coded(&response.headers);
         let literal = self.spec.expected.is_some() && !self.says.is_empty();
-        coded && literal && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
+        let coded = match self.is_listed {
+            true => self.spec.expected.is_some() && self.kept(response).0.contains_key(header::CONTENT_ENCODING),
+            false => literal && headers::is_coded(&response.headers),
+        };
+        coded && response.status.as_u16() == 200 && self.exchange.ask().method == Method::GET
     }
 
     fn say(&mut self, opening: Opening) {

@@ -574,7 +574,9 @@ impl Views {
             writer.doom();
         }
         match writer.finish().await {
-            Finish::Failed(reason) | Finish::Wrong(reason) => Err(MakeError::NotAdmitted(reason)),
+            Finish::Failed(reason) | Finish::Wrong(reason) | Finish::Changed(reason) => {
+                Err(MakeError::NotAdmitted(reason))
+            }
             _ => Ok(()),
         }
     }

@@ -21,11 +21,17 @@ pub struct Wanted {
     pub policy: Policy,
     /// What the content must turn out to be.
     pub expected: Option<Expected>,
+    /// What its index says that it is, where another content is only reported.
+    pub reported: Option<Expected>,
+    /// The SHA-256 that it had before, where it must still have that.
+    pub before: Option<[u8; 32]>,
     pub purpose: Purpose,
     /// Ask upstream even if what is stored is fresh.
     pub force: bool,
     /// The manifest that said what to expect: what turns out otherwise makes it due.
     pub manifest: Option<Key>,
+    /// The index that said so of a file that has no other digest: content that turns out otherwise makes it due.
+    pub index: Option<Key>,
     /// The name it is asked for by, where several share what is stored: what upstream refuses, it refuses by this name.
     pub asked: Key,
 }
@@ -54,6 +60,8 @@ impl Wanted {
             url,
             policy,
             expected: asset.digest.clone(),
+            reported: None,
+            before: None,
             purpose: match asset.binding {
                 Binding::Manifest(reader) => Purpose::Set(reader),
                 Binding::Pointer(_) => Purpose::Pointer,
@@ -61,6 +69,7 @@ impl Wanted {
             },
             force: false,
             manifest: None,
+            index: None,
             asset,
         }
     }

@@ -8,11 +8,11 @@ use url::Url;
 
 use super::hold::Named;
 use super::links::{self, Style};
-use super::release::{FillDates, ListedBy, Releases, fills_dates};
+use super::release::{FillDates, ListedBy, Releases, Tell, fills_dates};
 use super::stand_in::StandIn;
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
-use crate::config::{Remote, RemoteType};
+use crate::config::{Remote, RemoteType, Verify};
 
 /// An artifact of a remote.
 #[derive(Debug, Clone)]
@@ -48,8 +48,11 @@ pub struct Asset {
     pub package: Option<String>,
     /// Its version, likewise.
     pub version: Option<String>,
-    /// The index that names it and tells when it was published; only where releases are held back.
+    /// The index that names it and tells when it was published, or by which digest it is known; only where releases are held
+    /// back or verified.
     pub listed_by: Option<ListedBy>,
+    /// How it tells of the files that it names, if it is such an index.
+    pub tells: Option<Tell>,
     /// A list that may come in pages: what is looked at before one is handed on.
     pub pages: Option<CheckPage>,
     /// What is answered where upstream does not have this list.
@@ -215,6 +218,7 @@ impl Asset {
             package: None,
             version: None,
             listed_by: None,
+            tells: None,
             pages: None,
             stand_in: None,
             token_scope: None,
@@ -244,11 +248,18 @@ impl Asset {
         self
     }
 
-    /// Names the index that names it, where releases are held back.
+    /// Names the index that names it, where releases are held back or verified.
     pub(super) fn list_by(&mut self, by: impl FnOnce(&Asset) -> Option<ListedBy>) {
-        if self.remote.quarantine.is_on() {
+        if self.remote.quarantine.is_on() || self.remote.verify != Verify::Off {
             self.listed_by = by(self);
         }
+    }
+
+    /// What its path has behind that of the file that governs it, decoded: nothing for that file itself.
+    pub fn beside(&self) -> &str {
+        let path = self.path.decoded.as_str();
+        let below = links::split_foreign(path).map_or(path, |(_, below)| below);
+        below.strip_prefix(self.governing.as_str()).unwrap_or_default()
     }
 
     /// What policies that name packages look at.

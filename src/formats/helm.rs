@@ -47,6 +47,7 @@ impl Format for Helm {
         let path = asset.path.decoded.as_str();
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
+            asset.tells = Some(dated::INDEX.read);
         } else {
             (asset.package, asset.version) = package(&asset.governing);
             asset.list_by(listed_by);
@@ -70,7 +71,7 @@ fn with_query(path: &ArtifactPath) -> Option<ArtifactPath> {
     })
 }
 
-/// The indexes that may date a chart, and the name of its file.
+/// The indexes that may name a chart, and the name of its file.
 fn listed_by(chart: &Asset) -> Option<ListedBy> {
     let path = release::plain(&chart.governing);
     let folder = path
@@ -79,6 +80,7 @@ fn listed_by(chart: &Asset) -> Option<ListedBy> {
     let own = folder.map(|(folder, _)| format!("{folder}/index.yaml"));
     Some(ListedBy {
         indexes: [Some("index.yaml".to_owned()), own].into_iter().flatten().collect(),
+        forms: release::ONE_FORM,
         file: dated::file_name(&path)?,
     })
 }

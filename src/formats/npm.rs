@@ -3,6 +3,7 @@
 //! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
 
 mod dated;
+mod integrity;
 
 use http::Method;
 
@@ -49,6 +50,8 @@ const ABBREVIATED: Form = Form {
     name: "abbreviated",
     accept: Some("application/vnd.npm.install-v1+json; q=1.0, application/json; q=0.8, */*; q=0.1"),
 };
+/// How clients that install ask for the abbreviated form.
+const INSTALL_TYPE: &str = "application/vnd.npm.install-v1+json";
 const VERSION: Form = Form {
     name: "",
     accept: Some("application/json, */*;q=0.1"),
@@ -118,6 +121,7 @@ impl Format for Npm {
             Document::Version => VERSION,
         };
         asset.varies = is_package && !holds;
+        asset.tells = is_package.then_some(dated::PACKUMENT.read);
         asset.media_type = "application/json";
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
         let view = match remote.own.word(&TARBALL_URLS) == REWRITE {
@@ -163,7 +167,7 @@ fn undoubled(remote: &str, path: ArtifactPath) -> ArtifactPath {
 /// else the full one. A registry refuses nobody for an `Accept`.
 fn negotiate(accept: Option<&str>) -> Form {
     let header = accept.unwrap_or_default();
-    let abbreviated = wish(header, "application/vnd.npm.install-v1+json").filter(|wish| wish.q > 0.0);
+    let abbreviated = wish(header, INSTALL_TYPE).filter(|wish| wish.q > 0.0);
     let full = wish(header, "application/json").filter(|wish| wish.q > 0.0);
     match (abbreviated, full) {
         (Some(short), _) if short.precision < 3 => FULL,
@@ -211,7 +215,7 @@ fn index_naming(path: &str) -> Option<String> {
     valid.then(|| name.join("/"))
 }
 
-/// The packument that dates the tarball under `path`, and the name that it has there.
+/// The packument that names the tarball under `path`, and the name that it has there.
 fn listed_by(path: &str) -> Option<ListedBy> {
     let path = release::plain(path);
     let file = path
@@ -220,6 +224,7 @@ fn listed_by(path: &str) -> Option<ListedBy> {
         .filter(|file| file.to_ascii_lowercase().ends_with(".tgz"))?;
     Some(ListedBy {
         indexes: vec![index_naming(&path)?],
+        forms: &[Some(INSTALL_TYPE), Some("application/json")],
         file: file.to_owned(),
     })
 }

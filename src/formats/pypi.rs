@@ -6,6 +6,7 @@
 //! client's `Accept` says, and the links to files in it become ours; everything else in it stays as it is.
 
 mod dated;
+mod linked;
 
 use url::Url;
 
@@ -127,6 +128,7 @@ impl Format for Pypi {
             asset.varies = true;
             asset.presented_as = presented_as(asked.accept);
             asset.media_type = "text/html; charset=utf-8";
+            asset.tells = Some(dated::JSON.read);
             let view = View::new(Style::Relative, reader);
             asset.view = Some(match form == HTML && asked.remote.quarantine.is_on() {
                 false => view.held_by(asked.remote, &dated::JSON),
@@ -236,11 +238,12 @@ fn package(path: &str) -> (Option<String>, Option<String>) {
     (name, dated::version(file))
 }
 
-/// The index that dates the distribution file under `path`, and the name that it has there.
+/// The index that names the distribution file under `path`, and the name that it has there.
 fn listed_by(path: &str) -> Option<ListedBy> {
     let path = release::plain(path);
     Some(ListedBy {
         indexes: vec![index_naming(&path)?],
+        forms: &[Some(JSON_TYPES[0]), Some(HTML_TYPES[0])],
         file: path.rsplit('/').next()?.to_owned(),
     })
 }

@@ -1,4 +1,5 @@
-//! Releases as an index tells of them: when each was published, and the index without those that are held back.
+//! Releases as an index tells of them: when each was published, by which digest its file is known, and the index without those
+//! that are held back.
 //!
 //! Whoever chooses a version by such an index finds the newest one that may be had.
 
@@ -9,10 +10,12 @@ use time::format_description::well_known::Rfc3339;
 
 use super::hold::Hold;
 use super::{IndexError, ViewContext};
+use crate::cache::Expected;
 use crate::config::{Holds, OwnKey, Remote};
 
-/// The longest index that releases are held back from, in bytes: it is read as a whole.
+/// The longest index that is read for its releases, in bytes: it is read as a whole.
 pub const LONGEST: usize = 256 << 20;
+
 /// A release, as an index tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Release {
@@ -20,6 +23,8 @@ pub struct Release {
     pub file: String,
     /// In Unix seconds; `None`: the index does not say.
     pub published: Option<u64>,
+    /// What the file must turn out to be; `None`: the index names no digest that can be verified here.
+    pub digest: Option<Expected>,
 }
 
 /// Which index names a file.
@@ -27,14 +32,22 @@ pub struct Release {
 pub struct ListedBy {
     /// Paths below the remote: the first that names the file counts.
     pub indexes: Vec<String>,
+    /// The `Accept` by which clients get each form of these indexes; what most clients ask for comes first.
+    pub forms: &'static [Option<&'static str>],
     /// What the index calls the file.
     pub file: String,
 }
 
+/// An index that has one form only.
+pub(super) const ONE_FORM: &[Option<&str>] = &[None];
+
+/// Reads an index to all files that it names. Takes the whole decoded document.
+pub type Tell = fn(&[u8]) -> Vec<Release>;
+
 /// An index that says more of releases than where they are. Takes the whole decoded document.
 pub struct Releases {
     /// All files that the document names.
-    pub read: fn(&[u8]) -> Vec<Release>,
+    pub read: Tell,
     /// The document without those that are held.
     pub without: Without,
     /// The document with dates of first sight for releases that it does not date; `None`: it cannot date any.
@@ -75,6 +88,12 @@ pub(super) fn date(seconds: u64) -> String {
     date.and_then(|date| date.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
+/// The digest that an index writes in hexadecimal, in small letters or capitals, and may name the algorithm of.
+pub(super) fn sha256(text: &str) -> Option<Expected> {
+    let hex = text.trim().to_ascii_lowercase();
+    Expected::new("sha256", hex.strip_prefix("sha256:").unwrap_or(&hex))
+}
+
 /// Unix seconds of a date and time by RFC 3339; what was before 1970 is that long ago.
 pub(super) fn seconds(text: &str) -> Option<u64> {
     let time = OffsetDateTime::parse(text.trim(), &Rfc3339).ok()?;
@@ -83,6 +102,8 @@ pub(super) fn seconds(text: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -91,5 +112,17 @@ mod tests {
         assert_eq!(seconds("1970-01-02T01:00:00+01:00"), Some(86_400));
         assert_eq!(seconds("1960-01-01T00:00:00Z"), Some(0));
         assert_eq!(seconds("1970-01-02"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn digests_are_read_in_all_spellings(bytes: [u8; 32], upper: bool, named: bool, rest in "[0-9a-fA-F:]{0,70}") {
+            let hex = hex::encode(bytes);
+            let hex = if upper { hex.to_uppercase() } else { hex };
+            let text = if named { format!("sha256:{hex}") } else { hex };
+            prop_assert_eq!(sha256(&format!(" {text}\n")), Some(Expected::Sha256(bytes)));
+            prop_assert_eq!(sha256(&format!("md5:{text}")), None);
+            prop_assert!(rest.len() == 64 || sha256(&rest).is_none());
+        }
     }
 }

@@ -50,6 +50,8 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         offline: false,
         serve_stale_on: Vec::new(),
         quarantine: Default::default(),
+        verify: Default::default(),
+        refuses_changes: false,
         client_revalidation: false,
         own: OwnKeys::default(),
         ttl: Ttls {

@@ -309,6 +309,7 @@ impl Client {
                         .header(header::RETRY_AFTER, "10");
                     return self.refuse(session, Some(request.format), problem).await;
                 }
+                let wanted = self.fills.verifiable(wanted).await;
                 self.pass_by(session, ctx, (&request, &wanted), "artifactapi; fwd=bypass")
                     .await
             }

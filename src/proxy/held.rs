@@ -59,7 +59,7 @@ impl Client {
         if !quarantine::covers(asset, policy) {
             return false;
         }
-        let Some(dates) = self.fills.dates.known(file) else {
+        let Some(dates) = self.fills.listed.known(file) else {
             return true;
         };
         quarantine::judge(asset, dates, now_ms()).is_held()

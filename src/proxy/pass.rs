@@ -52,12 +52,11 @@ impl Check {
         self.held.replace(piece)
     }
 
-    /// The last piece; the digest that it should have been, if it was another.
-    fn end(self) -> std::result::Result<Option<Bytes>, Expected> {
-        match self.verifier.finds_right(&self.expected) {
-            true => Ok(self.held),
-            false => Err(self.expected),
-        }
+    /// The last piece; and what was expected and found, if that is not the same.
+    fn end(self) -> (Bytes, Option<(Expected, Expected)>) {
+        let found = self.verifier.found();
+        let wrong = (found != self.expected).then_some((self.expected, found));
+        (self.held.unwrap_or_default(), wrong)
     }
 }
 
@@ -234,7 +233,9 @@ impl Client {
     ) -> Result<bool> {
         // A part, or a coding of it, has no digest that could be compared.
         let is_whole = header.status.as_u16() == 200 && !header.headers.contains_key(header::CONTENT_ENCODING);
-        let mut check = wanted.expected.clone().filter(|_| is_whole).map(Check::new);
+        let listed = wanted.expected.as_ref().or(wanted.reported.as_ref());
+        let expected = listed.cloned().or(wanted.before.map(Expected::Sha256));
+        let mut check = expected.filter(|_| is_whole).map(Check::new);
         let has_body = has_body(&answering);
         if has_body && !header.headers.contains_key(header::CONTENT_LENGTH) {
             match session.req_header().version {
@@ -255,15 +256,18 @@ impl Client {
             }
         }
         if has_body {
-            let last = match check.map_or(Ok(None), Check::end) {
-                Ok(last) => last.unwrap_or_default(),
-                Err(expected) => {
-                    let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
-                    self.metrics.wrong_digest(remote);
-                    tracing::warn!(%remote, %path, %expected, "content that passed by has another digest");
+            let (last, wrong) = check.map_or((Bytes::new(), None), Check::end);
+            if let Some((expected, found)) = wrong {
+                let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
+                match listed {
+                    Some(_) => self.fills.note_wrong(wanted),
+                    None => self.metrics.changed(remote),
+                }
+                tracing::warn!(%remote, %path, %expected, %found, "content that passed by has another digest");
+                if wanted.reported.is_none() {
                     return Err(Error::explain(ErrorType::ReadError, "content with another digest"));
                 }
-            };
+            }
             ctx.sent += last.len() as u64;
             Reading { session }.write(last, true).await?;
         }

@@ -381,7 +381,7 @@ fn a_wrong_body_is_never_passed_off_as_right() {
         );
         let wrong = async || {
             proxy
-                .metric("artifactapi_digest_failures_total", &["remote=\"hub\""])
+                .metric("artifactapi_digest_mismatches_total", &["remote=\"hub\""])
                 .await
         };
         crate::common::eventually(std::time::Duration::from_secs(5), "three are counted", async || {

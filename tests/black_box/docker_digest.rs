@@ -16,7 +16,7 @@ async fn mismatches(proxy: &Proxy) -> f64 {
     let text = client::get(proxy.address(), "/metrics").await.ok().text();
     let lines = text
         .lines()
-        .filter(|line| line.starts_with("artifactapi_") && line.contains("digest_failures"));
+        .filter(|line| line.starts_with("artifactapi_") && line.contains("digest_mismatches"));
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .sum()

@@ -57,3 +57,4 @@ mod rpm;
 mod startup;
 mod stores;
 mod streaming;
+mod verify;

@@ -124,6 +124,41 @@ const STEPS: [Step; 2] = [
         at     bigint NOT NULL,
         PRIMARY KEY (remote, hash)
     );
+
+    -- The digest that each immutable object was stored with last, also where it is stored no more. Kept by triggers: right
+    -- whichever version of the program writes. Whoever writes a row here holds that of the object.
+    CREATE TABLE artifactapi.seen (
+        remote text COLLATE "C" NOT NULL,
+        path   text COLLATE "C" NOT NULL,
+        form   text COLLATE "C" NOT NULL,
+        digest text NOT NULL,
+        PRIMARY KEY (remote, path, form)
+    );
+    INSERT INTO artifactapi.seen (remote, path, form, digest)
+        SELECT remote, path, form, digest FROM artifactapi.artifact WHERE class = 0;
+    CREATE FUNCTION artifactapi.see_artifacts() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
+                SELECT remote, path, form, digest FROM added WHERE class = 0 ORDER BY remote, path, form
+                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
+                WHERE s.digest <> excluded.digest;
+        ELSE
+            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
+                SELECT a.remote, a.path, a.form, a.digest FROM added AS a JOIN gone AS g ON g.id = a.id
+                WHERE a.class = 0 AND (g.class <> a.class OR g.digest <> a.digest)
+                ORDER BY a.remote, a.path, a.form
+                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
+                WHERE s.digest <> excluded.digest;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER artifact_seen AFTER INSERT ON artifactapi.artifact
+        REFERENCING NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
+    CREATE TRIGGER artifact_seen_anew AFTER UPDATE ON artifactapi.artifact
+        REFERENCING OLD TABLE AS gone NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
 "#,
     },
 ];

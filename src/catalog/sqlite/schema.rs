@@ -93,6 +93,26 @@ const STEPS: [&str; 3] = [
         at     INTEGER NOT NULL,
         PRIMARY KEY (remote, hash)
     ) STRICT, WITHOUT ROWID;
+
+    -- The digest that each immutable object was stored with last, also where it is stored no more. Kept by triggers: right
+    -- whichever version of the program writes.
+    CREATE TABLE seen (
+        remote TEXT NOT NULL,
+        path   TEXT NOT NULL,
+        form   TEXT NOT NULL,
+        digest TEXT NOT NULL,
+        PRIMARY KEY (remote, path, form)
+    ) STRICT, WITHOUT ROWID;
+    INSERT INTO seen (remote, path, form, digest) SELECT remote, path, form, digest FROM artifact WHERE class = 0;
+    CREATE TRIGGER artifact_seen AFTER INSERT ON artifact WHEN new.class = 0 BEGIN
+        INSERT INTO seen (remote, path, form, digest) VALUES (new.remote, new.path, new.form, new.digest)
+            ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest;
+    END;
+    CREATE TRIGGER artifact_seen_anew AFTER UPDATE OF class, digest ON artifact
+        WHEN new.class = 0 AND (old.class <> new.class OR old.digest <> new.digest) BEGIN
+        INSERT INTO seen (remote, path, form, digest) VALUES (new.remote, new.path, new.form, new.digest)
+            ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest;
+    END;
 ",
 ];
 

@@ -159,6 +159,7 @@ fn contradictions_are_errors() {
         "quarantine_days: 3",
         "quarantine_mode: observe",
         "freeze: 2026-11-01",
+        "verify: warn",
     ] {
         let name = key.split(':').next().expect("a key");
         finds(
@@ -167,7 +168,7 @@ fn contradictions_are_errors() {
         );
     }
     assert!(
-        local("offline: false\nquarantine_new: false\nquarantine_days: 0\nproxy: null")
+        local("offline: false\nquarantine_new: false\nquarantine_days: 0\nproxy: null\nverify: off")
             .problems()
             .is_empty()
     );
@@ -194,6 +195,10 @@ fn contradictions_are_errors() {
     finds(
         &generic("quarantine_new: true\nquarantine_days: 99999999999"),
         &["5:22: error: remote \"x\": `quarantine_days`"],
+    );
+    finds(
+        &generic("verify: enforced"),
+        &["4:13: error: remote \"x\": `verify` \"enforced\": must be one of off, warn, enforce"],
     );
     finds(
         &generic("serve_stale_on: [429, 200, '503']"),
@@ -357,6 +362,21 @@ fn what_cannot_be_held_is_told() {
 }
 
 #[test]
+fn changes_are_refused_where_the_remote_says_so_itself() {
+    for (keys, verify, refuses) in [
+        ("", Verify::Enforce, false),
+        ("verify: enforce", Verify::Enforce, true),
+        ("verify: enforce\ncache: {immutable_ttl: 1h}", Verify::Enforce, false),
+        ("verify: warn", Verify::Warn, false),
+        ("verify: off", Verify::Off, false),
+    ] {
+        let case = generic(keys);
+        let remote = case.remote("x");
+        assert_eq!((remote.verify, remote.refuses_changes), (verify, refuses), "{keys}");
+    }
+}
+
+#[test]
 fn unknown_keys_are_told_all_that_there_are() {
     finds(
         &generic("zzzzzzzzzzzz: 1"),
@@ -365,7 +385,7 @@ fn unknown_keys_are_told_all_that_there_are() {
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
            immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
            proxy, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
-           quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, \
+           quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
            client_revalidation, tarball_urls, release_dates, upstream, cache",
         ],
     );

@@ -1,11 +1,11 @@
-//! When versions were published: `pubtime` of a crate's file in the index. A version that is held is yanked there: cargo then
+//! When versions were published, and their checksums: `pubtime` and `cksum` of a crate's file in the index. A version that is held is yanked there: cargo then
 //! takes an older one by itself, and a lock file that names it still resolves, so that the download can say why it fails.
 
 use std::borrow::Cow;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, object};
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, seconds, sha256};
 use super::super::{IndexError, ViewContext};
 use super::normal_name;
 
@@ -32,6 +32,7 @@ fn releases(document: &[u8]) -> Vec<Release> {
         Some(Release {
             file: name(&line.text("name")?, &line.text("vers")?),
             published: published(&line),
+            digest: line.text("cksum").and_then(|checksum| sha256(&checksum)),
         })
     })
     .collect()
@@ -103,6 +104,19 @@ mod tests {
                 "{path}"
             );
         }
+    }
+
+    #[test]
+    fn checksums_are_digests() {
+        let hex = "ab".repeat(32);
+        let text = format!(
+            "{{\"name\":\"A\",\"vers\":\"1.0.0\",\"cksum\":\"{hex}\"}}\n{{\"name\":\"A\",\"vers\":\"1.1.0\",\"cksum\":\"x\"}}\n"
+        );
+        let found = releases(text.as_bytes());
+        assert_eq!(
+            (found.len(), &found[0].digest, &found[1].digest),
+            (2, &sha256(&hex), &None)
+        );
     }
 
     #[test]

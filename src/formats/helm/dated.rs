@@ -1,5 +1,5 @@
-//! When charts were published: `created` of each version in `index.yaml`. A tool that writes an index anew may date all versions
-//! by that moment; then all are held.
+//! When charts were published, and by which digest they are known: `created` and `digest` of each version in `index.yaml`. A tool
+//! that writes an index anew may date all versions by that moment; then all are held.
 
 use std::ops::Range;
 
@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, object, text};
 use super::super::links::decode_once;
-use super::super::release::{Release, Releases, seconds};
+use super::super::release::{Release, Releases, seconds, sha256};
 use super::super::{IndexError, ViewContext};
+use crate::cache::Expected;
 
 /// An `index.yaml`, in YAML's own style or as JSON.
 pub(super) const INDEX: Releases = Releases {
@@ -35,6 +36,7 @@ struct Version {
     line: Option<usize>,
     urls: Vec<String>,
     published: Option<u64>,
+    digest: Option<Expected>,
     /// Of the chart, as its own description has it.
     name: String,
     version: Option<String>,
@@ -62,9 +64,13 @@ fn releases(document: &[u8]) -> Vec<Release> {
         None => read(document).map(|(charts, _)| charts.into_iter().flat_map(|chart| chart.versions).collect()),
     };
     let named = versions.unwrap_or_default().into_iter().flat_map(|version| {
-        let published = version.published;
+        let (published, digest) = (version.published, version.digest);
         let files = version.urls.into_iter().filter_map(|url| file_name(&url));
-        files.map(move |file| Release { file, published })
+        files.map(move |file| Release {
+            file,
+            published,
+            digest: digest.clone(),
+        })
     });
     named.collect()
 }
@@ -136,6 +142,7 @@ fn json_version(version: &RawValue) -> Version {
     Version {
         urls: urls.into_iter().filter_map(text).map(|url| url.into_owned()).collect(),
         published: version.text("created").and_then(|created| seconds(&created)),
+        digest: version.text("digest").and_then(|digest| sha256(&digest)),
         name: version.text("name").unwrap_or_default().into_owned(),
         version: version.text("version").map(|version| version.into_owned()),
         ..Version::default()
@@ -321,6 +328,7 @@ fn read_version(events: &mut Events<'_>) -> Result<Version, IndexError> {
     while let Some((key, _)) = events.key()? {
         match (key.as_str(), events.next()?.0) {
             ("created", Event::Scalar(created, ..)) => version.published = seconds(&created),
+            ("digest", Event::Scalar(digest, ..)) => version.digest = sha256(&digest),
             ("name", Event::Scalar(name, ..)) => version.name = name.into_owned(),
             ("version", Event::Scalar(number, ..)) => version.version = Some(number.into_owned()),
             ("urls", Event::SequenceStart(..)) => loop {
@@ -409,6 +417,33 @@ mod tests {
                 name("other-1.tgz", 1)
             ]
         );
+    }
+
+    #[test]
+    fn digests_are_read_in_yaml_and_in_json() {
+        let hex = "ab".repeat(32);
+        let yaml = format!(
+            "entries:\n  a:\n  - digest: {hex}\n    urls: [a-1.tgz, https://m/a-1.tgz]\n  - digest: \"sha256:{}\"\n    urls:\n    \
+             - a-2.tgz\n  - digest: sha1:00\n    urls: [a-3.tgz]\n  - urls: [a-4.tgz]\n",
+            hex.to_uppercase()
+        );
+        let json = format!(
+            r#"{{"entries":{{"a":[{{"digest":"{hex}","urls":["a-1.tgz","https://m/a-1.tgz"]}},{{"digest":"sha256:{hex}","urls":["a-2.tgz"]}},{{"digest":7,"urls":["a-3.tgz"]}},{{"urls":["a-4.tgz"]}}]}}}}"#
+        );
+        for document in [yaml, json] {
+            let found: Vec<(String, bool)> = releases(document.as_bytes())
+                .into_iter()
+                .map(|release| (release.file, release.digest == sha256(&hex)))
+                .collect();
+            let expected = [
+                ("a-1.tgz", true),
+                ("a-1.tgz", true),
+                ("a-2.tgz", true),
+                ("a-3.tgz", false),
+                ("a-4.tgz", false),
+            ];
+            assert_eq!(found, expected.map(|(file, is_right)| (file.to_owned(), is_right)));
+        }
     }
 
     #[test]

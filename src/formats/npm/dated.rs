@@ -1,5 +1,5 @@
 //! When versions were published: `time` of the full packument. The abbreviated one has none, so that where versions are held
-//! all clients get the full one.
+//! all clients get the full one. Both name the digest of a tarball: `dist.integrity`.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -13,6 +13,7 @@ use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
 use super::super::links::decode_once;
 use super::super::release::{Release, Releases, date, seconds};
 use super::super::{IndexError, ViewContext};
+use super::integrity;
 
 /// Packuments.
 pub(super) const PACKUMENT: Releases = Releases {
@@ -44,9 +45,12 @@ fn named<'a>(version: &'a str, file: &'a str) -> Named<'a> {
     }
 }
 
+fn dist(version: &RawValue) -> Option<JsonObject<'_>> {
+    JsonObject::read(version.get()).ok()?.object("dist")
+}
+
 /// What the tarball of a version is called, by its URL.
-fn tarball(version: &RawValue) -> Option<String> {
-    let dist = JsonObject::read(version.get()).ok()?.object("dist")?;
+fn tarball(dist: &JsonObject<'_>) -> Option<String> {
     let url = dist.text("tarball")?;
     let path = url.split(['?', '#']).next()?;
     Some(decode_once(path.rsplit('/').next()?))
@@ -58,9 +62,11 @@ fn releases(document: &[u8]) -> Vec<Release> {
     let times = times(&packument);
     let versions = packument.object("versions").unwrap_or_default();
     let dated = versions.0.iter().filter_map(|(version, described)| {
+        let dist = dist(described)?;
         Some(Release {
             published: times.get(version).copied(),
-            file: tarball(described)?,
+            digest: dist.text("integrity").and_then(|text| integrity::strongest(&text)),
+            file: tarball(&dist)?,
         })
     });
     dated.collect()
@@ -77,7 +83,7 @@ fn dated(
     let versions = packument.object("versions").unwrap_or_default();
     let undated = versions.0.iter().filter(|(version, _)| !known.contains_key(version));
     let undated: Vec<(&str, u64)> = undated
-        .filter_map(|(version, described)| Some((&**version, *first_seen.get(&tarball(described)?)?)))
+        .filter_map(|(version, described)| Some((&**version, *first_seen.get(&tarball(&dist(described)?)?)?)))
         .collect();
     let Some(latest) = undated.iter().map(|(_, seen)| *seen).max() else {
         return Ok(document.to_vec());
@@ -109,7 +115,7 @@ fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Resu
     let files: HashMap<&str, String> = versions
         .0
         .iter()
-        .filter_map(|(version, described)| Some((&**version, tarball(described)?)))
+        .filter_map(|(version, described)| Some((&**version, tarball(&dist(described)?)?)))
         .collect();
     let is_held = |version: &str, hold: &mut Hold| {
         let file = files.get(version).map_or("", String::as_str);
@@ -239,6 +245,27 @@ mod tests {
     use proptest::prelude::*;
 
     const DAY: u64 = 24 * 3600;
+
+    #[test]
+    fn tarballs_have_digests_in_both_forms() {
+        let integrity =
+            "sha512-z4PhNX7vuL3xVChQ1m2AB9Yg5AULVxXcg/SpIdNs6c5H0NE8XYXysP+DGNKHfuwvY7kxvUdBeoGlODJ6+SfaPg==";
+        let versions = json!({
+            "1.0.0": {"dist": {"tarball": "https://r/p/-/p-1.0.0.tgz?x", "integrity": integrity}},
+            "1.1.0": {"dist": {"tarball": "https://r/p/-/p-1.1.0.tgz", "shasum": "da39a3ee5e6b4b0d3255bfef95601890afd80709"}},
+            "1.2.0": {},
+        });
+        for packument in [
+            json!({"versions": versions, "modified": "x"}),
+            json!({"versions": versions, "time": {"1.0.0": "1970-01-02T00:00:00Z"}}),
+        ] {
+            let found = releases(packument.to_string().as_bytes());
+            let names: Vec<&str> = found.iter().map(|release| release.file.as_str()).collect();
+            assert_eq!(names, ["p-1.0.0.tgz", "p-1.1.0.tgz"]);
+            assert!(found[0].digest.as_ref().unwrap().is_of(b""));
+            assert_eq!(found[1].digest, None);
+        }
+    }
 
     /// The packument with these versions and tags, less what is held on day 100 for three days.
     fn left(versions: &[(&str, u64)], tags: &[(&str, &str)]) -> (Value, Hold) {

@@ -1,5 +1,6 @@
-//! When distribution files were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
-//! The HTML form has no dates, so that where files are held it is made from the JSON.
+//! What indexes say of distribution files. When they were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
+//! The HTML form has no dates, so that where files are held it is made from the JSON. By which digest they are known: `hashes`,
+//! the fragments of links in HTML.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -10,9 +11,10 @@ use serde_json::value::RawValue;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
-use super::super::release::{Release, Releases, date, seconds};
+use super::super::release::{Release, Releases, date, seconds, sha256};
 use super::super::{IndexError, ViewContext};
-use super::{Syntax, extension, is_legacy};
+use super::{Syntax, extension, is_legacy, linked};
+use crate::cache::Expected;
 
 /// The JSON form, and the older API.
 pub(super) const JSON: Releases = Releases {
@@ -32,6 +34,9 @@ pub(super) const HTML: Releases = Releases {
 struct File<'a> {
     filename: Cow<'a, str>,
     uploaded: Option<Cow<'a, str>>,
+    digest: Option<Expected>,
+    /// Of its core metadata (PEP 658).
+    metadata: Option<Expected>,
 }
 
 impl<'a> File<'a> {
@@ -39,9 +44,14 @@ impl<'a> File<'a> {
     fn read(file: &'a RawValue) -> Option<Self> {
         let file = JsonObject::read(file.get()).ok()?;
         let uploaded = file.text("upload-time").or_else(|| file.text("upload_time_iso_8601"));
+        let metadata = file
+            .object("core-metadata")
+            .or_else(|| file.object("dist-info-metadata"));
         Some(File {
             filename: file.text("filename")?,
             uploaded,
+            digest: file.object("hashes").and_then(|hashes| digest(&hashes)),
+            metadata: metadata.and_then(|hashes| digest(&hashes)),
         })
     }
 
@@ -58,6 +68,13 @@ impl<'a> File<'a> {
         };
         hold.is_held(named, self.published())
     }
+}
+
+/// One of the digests by their algorithms.
+fn digest(hashes: &JsonObject<'_>) -> Option<Expected> {
+    let sha256 = hashes.text("sha256").and_then(|hash| sha256(&hash));
+    let sha512 = || Expected::new("sha512", &hashes.text("sha512")?.to_ascii_lowercase());
+    sha256.or_else(sha512)
 }
 
 /// The version that the name of a distribution file tells, spelled as all spellings of it here.
@@ -77,6 +94,9 @@ fn plain(version: &str) -> String {
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
+    if document.iter().find(|byte| byte.is_ascii_graphic()) == Some(&b'<') {
+        return linked::releases(document);
+    }
     let Ok(index) = json_text(document).map(JsonObject::read) else {
         return Vec::new();
     };
@@ -89,11 +109,21 @@ fn releases(document: &[u8]) -> Vec<Release> {
         files.extend(items(of_version).unwrap_or_default());
     }
     let read = files.into_iter().filter_map(File::read);
-    read.map(|file| Release {
-        published: file.published(),
-        file: file.filename.into_owned(),
-    })
-    .collect()
+    let each = read.flat_map(|file| {
+        let published = file.published();
+        let metadata = file.metadata.map(|digest| Release {
+            file: format!("{}.metadata", file.filename),
+            published,
+            digest: Some(digest),
+        });
+        let file = Release {
+            published,
+            digest: file.digest,
+            file: file.filename.into_owned(),
+        };
+        [Some(file), metadata].into_iter().flatten()
+    });
+    each.collect()
 }
 
 /// Whether upstream's answer is JSON, which alone has dates.
@@ -438,6 +468,43 @@ mod tests {
             String::from_utf8(dated).unwrap(),
             r#"{"name":"a","files":[{"filename":"a-1.tar.gz","url":"u","upload-time":"1970-01-02T00:00:00Z"},{"filename":"a-2.tar.gz","upload-time":"2020-01-01T00:00:00Z"},{"filename":"a-3.tar.gz"},7]}"#
         );
+    }
+
+    #[test]
+    fn each_file_and_its_metadata_have_digests() {
+        let (short, long) = ("ab".repeat(32), "CD".repeat(64));
+        let file = |name: &str, hashes: &str, rest: &str| format!(r#"{{"filename":"{name}","hashes":{hashes}{rest}}}"#);
+        let both = format!(r#"{{"md5":"x","sha512":"{long}","sha256":"{short}"}}"#);
+        let metadata = format!(r#","core-metadata":true,"dist-info-metadata":{{"sha256":"{short}"}}"#);
+        let files = [
+            file("a-1.whl", &both, &metadata),
+            file(
+                "b-1.zip",
+                &format!(r#"{{"sha512":"{long}"}}"#),
+                r#","core-metadata":false"#,
+            ),
+            file("c-1.zip", r#"{"md5":"x"}"#, ""),
+            file("d-1.zip", "null", ""),
+        ];
+        let index = format!(r#"{{"files":[{}]}}"#, files.join(","));
+        let found: Vec<(String, Option<String>)> = releases(index.as_bytes())
+            .into_iter()
+            .map(|release| (release.file, release.digest.map(|digest| digest.to_string())))
+            .collect();
+        let (sha256, sha512) = (
+            Some(format!("sha256:{short}")),
+            Some(format!("sha512:{}", long.to_lowercase())),
+        );
+        let expected = [
+            ("a-1.whl", sha256.clone()),
+            ("a-1.whl.metadata", sha256),
+            ("b-1.zip", sha512),
+            ("c-1.zip", None),
+            ("d-1.zip", None),
+        ];
+        assert_eq!(found, expected.map(|(file, digest)| (file.to_owned(), digest)));
+        let page = format!("\u{feff}\n<!DOCTYPE html><a href='e-1.zip#sha256={short}'>e</a>");
+        assert_eq!(releases(page.as_bytes())[0].file, "e-1.zip");
     }
 
     #[test]

@@ -1,0 +1,37 @@
+//! `verify` of a remote: whether its files are compared with the digests that its indexes name.
+
+use super::problem::Fault;
+use super::values::choice;
+
+/// What becomes of a file that is not what its index says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Verify {
+    /// Nobody looks.
+    Off,
+    /// It is counted and logged, kept and served.
+    Warn,
+    /// It is counted and logged, never kept, and never served to its end.
+    #[default]
+    Enforce,
+}
+
+/// All of them, as they are written.
+const NAMES: [(&str, Verify); 3] = [
+    ("off", Verify::Off),
+    ("warn", Verify::Warn),
+    ("enforce", Verify::Enforce),
+];
+
+impl Verify {
+    pub(super) fn read(text: &str) -> Result<Verify, Fault> {
+        choice(text, &NAMES)
+    }
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Verify::Off => "off",
+            Verify::Warn => "warn",
+            Verify::Enforce => "enforce",
+        }
+    }
+}
