@@ -64,11 +64,23 @@ impl PackagePattern {
     ///
     /// # Errors
     /// It is none.
-    pub(super) fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, Fault> {
+    pub(crate) fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, Fault> {
+        Self::read(text, normal, false)
+    }
+
+    /// Reads a pattern that takes capitals for small letters, also where the ecosystem tells them apart: upstream may not.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(crate) fn in_any_case(text: &str, normal: fn(&str) -> String) -> Result<Self, Fault> {
+        Self::read(text, normal, true)
+    }
+
+    fn read(text: &str, normal: fn(&str) -> String, any_case: bool) -> Result<Self, Fault> {
         if text.is_empty() {
             return Err(Fault::new("names no package"));
         }
-        let glob = GlobBuilder::new(&normal(text)).build();
+        let glob = GlobBuilder::new(&normal(text)).case_insensitive(any_case).build();
         let glob = glob.map_err(|error| Fault::new(format!("is no pattern of package names: {}", error.kind())))?;
         Ok(PackagePattern(glob.compile_matcher()))
     }

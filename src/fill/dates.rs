@@ -14,7 +14,7 @@ use crate::cache::{FOR_EVER, Hash, Millis, Object, now_ms};
 use crate::formats::hold::Dates as FileDates;
 use crate::formats::release::{LONGEST, ListedBy, Releases};
 use crate::formats::{self, Asset, path};
-use crate::policy::{self, quarantine};
+use crate::policy::{self, packages, quarantine};
 
 /// Indexes whose dates are remembered, and files in all of them: some 100 bytes each.
 const MAX_INDEXES: usize = 1024;
@@ -130,7 +130,8 @@ impl Fills {
     /// What `index` says of the file that it calls `name`. `None`: it is no index that tells dates.
     async fn said_of(self: &Arc<Self>, index: Arc<Asset>, name: &str, file: Option<&Object>) -> Option<Dating> {
         let releases = index.view?.releases?;
-        let policy = policy::classify(&index)?;
+        // A path may be read as another package's than that of its index.
+        let policy = policy::classify(&index).filter(|_| packages::hidden(&index).is_none())?;
         let key = index.key();
         let mut is_forced = false;
         if let Some(stored) = self.store.open_object(&key).await {

@@ -80,7 +80,9 @@ impl Format for Npm {
         let path = undoubled(&remote.name, asked.path);
         let reads = matches!(*method, Method::GET | Method::HEAD);
         if path.encoded == "-" || (path.encoded.starts_with("-/") && !path.encoded.starts_with(links::HOST_PREFIX)) {
-            return service(method, reads, Asset::new(remote, path, |path| path));
+            let mut asset = Asset::new(remote, path, |path| path);
+            asset.package = package(&asset.governing).0;
+            return service(method, reads, asset);
         }
         if !reads {
             let what = if *method == Method::PUT {
@@ -109,6 +111,7 @@ impl Format for Npm {
             };
             asset.location = Location::Upstream(links::under_base(remote, &path));
         }
+        asset.lists = true;
         let is_package = document == Document::Package;
         let holds = remote.quarantine.is_on();
         asset.form = match document {
@@ -227,22 +230,51 @@ fn listed_by(path: &str) -> Option<ListedBy> {
 /// The package that a path belongs to, and the version of a tarball or a document.
 fn package(path: &str) -> (Option<String>, Option<String>) {
     let plain = release::plain(path);
-    let Some(document) = document(&plain) else {
-        let Some(name) = index_naming(path) else {
-            return (None, None);
-        };
-        let file = plain.rsplit('/').next().and_then(|file| file.strip_suffix(".tgz"));
-        let base = name.rsplit('/').next().unwrap_or_default();
-        let version = file.and_then(|file| file.strip_prefix(base)?.strip_prefix('-'));
-        let version = version.map(str::to_owned);
-        return (Some(name), version);
-    };
-    match document {
-        Document::Package => (Some(plain), None),
-        Document::Version => match plain.rsplit_once('/') {
+    if let Some(service) = plain.strip_prefix("-/") {
+        return (package_of_service(service), None);
+    }
+    match document(&plain) {
+        None => package_of_file(&plain),
+        Some(Document::Package) => (Some(plain), None),
+        Some(Document::Version) => match plain.rsplit_once('/') {
             Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
             None => (Some(plain), None),
         },
+    }
+}
+
+/// The package that a service tells of (`dist-tags`, attestations): what follows `-/`.
+fn package_of_service(service: &str) -> Option<String> {
+    let name = if let Some(rest) = service.strip_prefix("package/") {
+        let parts = if rest.starts_with('@') { 2 } else { 1 };
+        let end = rest.match_indices('/').nth(parts - 1).map_or(rest.len(), |(at, _)| at);
+        &rest[..end]
+    } else {
+        let of_version = service.strip_prefix("npm/v1/attestations/")?;
+        let at = of_version.rfind('@').filter(|at| *at > 0);
+        &of_version[..at.unwrap_or(of_version.len())]
+    };
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// The package and version of what is no document. A path without `/-/` and scope names it by its first part, unless the name of
+/// the tarball says otherwise.
+fn package_of_file(path: &str) -> (Option<String>, Option<String>) {
+    let name = index_naming(path);
+    let stem = release::stem(path, ".tgz");
+    let base = name.as_deref().and_then(|name| name.rsplit('/').next());
+    let version = stem
+        .zip(base)
+        .and_then(|(stem, base)| stem.strip_prefix(base)?.strip_prefix('-'));
+    let is_guess = !path.split('/').any(|part| part == "-" || part.starts_with('@'));
+    let fits = version.is_some_and(|version| semver::Version::parse(version).is_ok());
+    let of_file = stem.and_then(release::name_and_version).filter(|_| is_guess && !fits);
+    match of_file {
+        Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
+        None => {
+            let version = version.map(str::to_owned);
+            (name, version)
+        }
     }
 }
 
