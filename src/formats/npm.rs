@@ -3,6 +3,7 @@
 //! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
 
 mod dated;
+mod excerpt;
 
 use http::Method;
 
@@ -12,7 +13,8 @@ use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
 use super::release::{self, ListedBy};
 use super::{
-    ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
+    ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
+    ViewContext,
 };
 use crate::config::{Holds, OwnKey, Package};
 use crate::headers::Names;
@@ -82,7 +84,10 @@ impl Format for Npm {
         if path.encoded == "-" || (path.encoded.starts_with("-/") && !path.encoded.starts_with(links::HOST_PREFIX)) {
             let mut asset = Asset::new(remote, path, |path| path);
             asset.package = package(&asset.governing).0;
-            return service(method, reads, asset);
+            return match service(method, reads, asset) {
+                Reading::PassThrough(asset) if remote.quarantine.is_enforced() => tags_without_held(asset),
+                reading => reading,
+            };
         }
         if !reads {
             let what = if *method == Method::PUT {
@@ -131,6 +136,11 @@ impl Format for Npm {
             true => view.map(|view| view.held_by(remote, &dated::PACKUMENT)),
             false => view,
         };
+        if remote.quarantine.is_enforced()
+            && let (Some(name), Some(version)) = (&asset.package, &asset.version)
+        {
+            asset.excerpt = Some(Box::new(excerpt::of_version(name, version)));
+        }
         Reading::Artifact(Box::new(asset))
     }
 
@@ -241,6 +251,18 @@ fn package(path: &str) -> (Option<String>, Option<String>) {
             None => (Some(plain), None),
         },
     }
+}
+
+/// A service; that which tells of tags, where they may not name what is held, is answered from the packument.
+fn tags_without_held(mut asset: Box<Asset>) -> Reading {
+    let tells_of_tags = release::plain(&asset.path.decoded).ends_with("/dist-tags");
+    let Some(name) = asset.package.as_deref().filter(|_| tells_of_tags) else {
+        return Reading::PassThrough(asset);
+    };
+    asset.excerpt = Some(Box::new(excerpt::of_tags(name)));
+    asset.nature = Some(Class::Mutable);
+    asset.lists = true;
+    Reading::Artifact(asset)
 }
 
 /// The package that a service tells of (`dist-tags`, attestations): what follows `-/`.

@@ -314,13 +314,13 @@ fn packages_are_named_as_their_ecosystem_does() {
     finds(
         &pypi("allow_packages: ['']\ndeny_packages: ['[a']"),
         &[
-            "5:18: error: remote \"x\": `allow_packages` \"\": names no package",
-            "6:17: error: remote \"x\": `deny_packages` \"[a\": is no pattern of package names",
+            "5:22: error: remote \"x\": `allow_packages` \"\": names no package",
+            "6:21: error: remote \"x\": `deny_packages` \"[a\": is no pattern of package names",
         ],
     );
     finds(
         &pypi("deny_packages: a"),
-        &["5:16: error: remote \"x\": `deny_packages` must be a list"],
+        &["5:20: error: remote \"x\": `deny_packages` must be a list"],
     );
     let unnamed = generic("allow_packages: [a]\ndeny_packages: [b]");
     finds(

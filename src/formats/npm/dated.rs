@@ -46,7 +46,7 @@ fn named<'a>(version: &'a str, file: &'a str) -> Named<'a> {
 }
 
 /// What the tarball of a version is called, by its URL.
-fn tarball(version: &RawValue) -> Option<String> {
+pub(super) fn tarball(version: &RawValue) -> Option<String> {
     let dist = JsonObject::read(version.get()).ok()?.object("dist")?;
     let url = dist.text("tarball")?;
     let path = url.split(['?', '#']).next()?;
