@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use url::Url;
 
 use super::package::{Holds, OwnKey, Package};
-use super::pattern::Pattern;
+use super::pattern::{PackagePattern, Pattern};
 use super::quarantine::Quarantine;
 use super::verify::Verify;
 use crate::headers::{Keep, Names};
@@ -307,6 +307,10 @@ pub struct Remote {
     pub known_headers: Arc<[Names]>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
     pub active_content: bool,
+    /// The only packages that upstream is asked for. `None` when the key is absent or null: all are. `[]` matches nothing.
+    pub allow_packages: Option<Vec<PackagePattern>>,
+    /// Packages that upstream is never asked for, whatever is allowed.
+    pub deny_packages: Vec<PackagePattern>,
     /// `None` when the key is absent or null: everything is allowed. `[]` matches nothing.
     pub immutable_patterns: Option<Vec<Pattern>>,
     pub mutable_patterns: Vec<Pattern>,

@@ -23,6 +23,8 @@ pub struct Package {
     pub metadata_pattern: Option<&'static str>,
     /// The header fields of upstream's that its ecosystem knows.
     pub headers: Names,
+    /// Whether its paths tell which packages they belong to.
+    pub names_packages: bool,
     /// A package's name in the one spelling that its ecosystem compares.
     pub normal_name: fn(&str) -> String,
     /// The setting that names the remote which is asked where clients name none.
@@ -90,6 +92,7 @@ impl Package {
             may_be_local: true,
             metadata_pattern: None,
             headers: Names::NONE,
+            names_packages: true,
             normal_name: str::to_owned,
             default_remote: None,
         }

@@ -63,10 +63,22 @@ impl PackagePattern {
     /// # Errors
     /// It is none.
     pub fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, String> {
+        Self::read(text, normal, false)
+    }
+
+    /// Reads a pattern that takes capitals for small letters, also where the ecosystem tells them apart: upstream may not.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn in_any_case(text: &str, normal: fn(&str) -> String) -> Result<Self, String> {
+        Self::read(text, normal, true)
+    }
+
+    fn read(text: &str, normal: fn(&str) -> String, any_case: bool) -> Result<Self, String> {
         if text.is_empty() {
             return Err("names no package".to_owned());
         }
-        let glob = GlobBuilder::new(&normal(text)).build();
+        let glob = GlobBuilder::new(&normal(text)).case_insensitive(any_case).build();
         let glob = glob.map_err(|error| format!("is no pattern of package names: {}", error.kind()))?;
         Ok(PackagePattern(glob.compile_matcher()))
     }

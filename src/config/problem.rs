@@ -71,7 +71,7 @@ pub(super) struct Pos {
 
 /// What is wrong with one value, before it is known where the value stood.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Fault {
+pub(crate) struct Fault {
     pub message: String,
     pub hint: Option<String>,
 }

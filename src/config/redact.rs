@@ -11,6 +11,7 @@ use super::model::{
     CacheSettings, Config, CredentialsWithin, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, Timeouts,
 };
 use super::own_keys::KnownKeys;
+use super::pattern::PackagePattern;
 use super::quarantine::{Clock, MissingDate, Mode};
 use super::values::{HIDDEN, mask, shown_host, shown_url};
 
@@ -53,6 +54,7 @@ impl Config {
 
 fn remote_json(remote: &Remote) -> Value {
     let patterns = |patterns: &[super::Pattern]| patterns.iter().map(|p| p.as_str().to_owned()).collect::<Vec<_>>();
+    let names = |patterns: &[PackagePattern]| patterns.iter().map(|p| p.as_str().to_owned()).collect::<Vec<_>>();
     let headers: Map<String, Value> = remote
         .headers
         .iter()
@@ -92,6 +94,8 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
         "active_content": remote.active_content,
+        "allow_packages": remote.allow_packages.as_deref().map(names),
+        "deny_packages": names(&remote.deny_packages),
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
         "mutable_patterns": patterns(&remote.mutable_patterns),
         "check_mutable_updates": remote.check_mutable_updates,

@@ -17,7 +17,7 @@ use super::headers::{headers, headers_keep};
 use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
 use super::own_keys::KnownKeys;
 use super::package::Package;
-use super::pattern::Pattern;
+use super::pattern::{PackagePattern, Pattern};
 use super::problem::{Fault, Pos, Report};
 use super::quarantine::{self, Quarantine};
 use super::section::{Elsewhere, Section};
@@ -41,6 +41,8 @@ const KEYS: &[&str] = &[
     "credentials_within",
     "headers_keep",
     "active_content",
+    "allow_packages",
+    "deny_packages",
     "immutable_patterns",
     "mutable_patterns",
     "check_mutable_updates",
@@ -62,6 +64,9 @@ const KEYS: &[&str] = &[
     "upstream",
     "cache",
 ];
+
+/// The keys that say which packages upstream is asked for.
+const PACKAGE_KEYS: [&str; 2] = ["allow_packages", "deny_packages"];
 
 const ELSEWHERE: Elsewhere<'static> = &[
     ("immutable_ttl", "under `cache:`"),
@@ -293,6 +298,9 @@ impl Reader<'_> {
             active_content: section.boolean("active_content").unwrap_or(false),
             base_url,
             credentials,
+            allow_packages: named_packages(&section, "allow_packages", package, PackagePattern::new),
+            deny_packages: named_packages(&section, "deny_packages", package, PackagePattern::in_any_case)
+                .unwrap_or_default(),
             immutable_patterns: self.patterns(&section, "immutable_patterns"),
             mutable_patterns: self.patterns(&section, "mutable_patterns").unwrap_or_default(),
             check_mutable_updates: section.boolean("check_mutable_updates").unwrap_or(false),
@@ -379,6 +387,18 @@ fn ttls(section: &Section<'_>) -> Ttls {
     }
 }
 
+/// The packages that are listed under `key`. `None` when it is absent or null: that differs from an empty list.
+fn named_packages<'a>(
+    section: &Section<'a>,
+    key: &'a str,
+    package: &Package,
+    read: fn(&str, fn(&str) -> String) -> Result<PackagePattern, String>,
+) -> Option<Vec<PackagePattern>> {
+    let patterns = section.list(key, |text| read(text, package.normal_name).map_err(Fault::new))?;
+    let patterns = patterns.into_iter().map(|(_, pattern)| pattern).collect();
+    package.names_packages.then_some(patterns)
+}
+
 /// What cannot stand together, and what is legal but hardly meant.
 fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_keys: &KnownKeys) {
     let cx = section.cx;
@@ -393,9 +413,8 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
         );
     }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline", "verify"]
-            .into_iter()
-            .chain(quarantine::KEYS);
+        let of_upstream = ["base_url", "proxy", "offline", "verify"].into_iter();
+        let of_upstream = of_upstream.chain(PACKAGE_KEYS).chain(quarantine::KEYS);
         for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {
                 "offline" => remote.offline,
@@ -430,6 +449,18 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
             );
         }
         return;
+    }
+    for key in PACKAGE_KEYS.into_iter().filter(|_| !remote.package.names_packages) {
+        if let Some(found) = section.entry(key) {
+            let package = remote.package.name;
+            let fault = Fault::new(format!(
+                "`{key}` has no effect: paths of package {package} name no packages"
+            ));
+            cx.warn(
+                found.at,
+                fault.hint("allow paths by `immutable_patterns`, or remove it"),
+            );
+        }
     }
     if remote.credentials_within == CredentialsWithin::BaseUrl
         && let Some(found) = section.entry("credentials_within")

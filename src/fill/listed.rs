@@ -16,7 +16,7 @@ use crate::config::Verify;
 use crate::formats::hold::Dates as FileDates;
 use crate::formats::release::{LONGEST, ListedBy, Release, Tell};
 use crate::formats::{self, Asset, path};
-use crate::policy::{self, Policy, quarantine};
+use crate::policy::{self, Policy, packages, quarantine};
 
 /// Indexes that are remembered, and the memory for all that they name, in bytes.
 const MAX_INDEXES: usize = 1024;
@@ -161,7 +161,8 @@ fn forms_of(file: &Asset, by: &ListedBy, path: &str) -> Option<Vec<Index>> {
         // A remote that holds releases back has one form for all.
         if forms.iter().all(|form| form.key.hash != key.hash) {
             forms.push(Index {
-                policy: policy::classify(&asset)?,
+                // A path may be read as another package's than that of its index.
+                policy: policy::classify(&asset).filter(|_| packages::hidden(&asset).is_none())?,
                 asset: Arc::new(asset),
                 tells,
                 key,

@@ -2,6 +2,7 @@
 //! arrive byte for byte. apk 2 reads `APKINDEX.tar.gz`, apk 3 also `Packages.adb`
 //! (<https://wiki.alpinelinux.org/wiki/Apk_spec>).
 
+use super::release;
 use super::{Asked, Asset, Class, Format, Reading};
 use crate::config::Package;
 
@@ -12,12 +13,9 @@ static PACKAGE: Package = Package::named("alpine");
 
 /// Name and version of a package, by the name of its file: `{name}-{version}-r{revision}.apk`.
 fn package(path: &str) -> (Option<String>, Option<String>) {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let parts = name.strip_suffix(".apk").and_then(|stem| {
-        let (at, _) = stem.rmatch_indices('-').nth(1)?;
-        Some((stem[..at].to_owned(), stem[at + 1..].to_owned()))
-    });
-    parts.unzip()
+    let path = release::plain(path);
+    let stem = release::stem(&path, ".apk");
+    stem.and_then(|stem| release::name_and_revised_version(stem, 1)).unzip()
 }
 
 impl Format for Alpine {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName};
 use url::Url;
 
+use super::excerpt::Excerpt;
 use super::hold::Named;
 use super::links::{self, Style};
 use super::release::{FillDates, ListedBy, Releases, Tell, fills_dates};
@@ -55,6 +56,8 @@ pub struct Asset {
     pub tells: Option<Tell>,
     /// A list that may come in pages: what is looked at before one is handed on.
     pub pages: Option<CheckPage>,
+    /// The document that this one is answered from; none where it is asked for itself.
+    pub excerpt: Option<Box<Excerpt>>,
     /// What is answered where upstream does not have this list.
     pub stand_in: Option<Box<StandIn>>,
     /// What upstream's token service has to allow.
@@ -220,6 +223,7 @@ impl Asset {
             listed_by: None,
             tells: None,
             pages: None,
+            excerpt: None,
             stand_in: None,
             token_scope: None,
             media_type: content_type_by_extension(&path.decoded),

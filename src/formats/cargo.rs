@@ -191,6 +191,7 @@ fn folders(name: &str) -> Option<String> {
 
 /// The crate that a decoded path belongs to, and the version of its file.
 fn package(path: &str) -> (Option<String>, Option<String>) {
+    let path = path.trim_end_matches('/');
     if let Some((name, version)) = dated::of_path(path).filter(|(name, _)| is_name(name)) {
         return (Some(normal_name(&name)), Some(version.to_owned()));
     }

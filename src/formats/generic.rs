@@ -7,7 +7,10 @@ use crate::config::Package;
 /// The format of `package: generic`.
 pub(super) struct Generic;
 
-static PACKAGE: Package = Package::named("generic");
+static PACKAGE: Package = Package {
+    names_packages: false,
+    ..Package::named("generic")
+};
 
 impl Format for Generic {
     fn package(&self) -> &'static Package {

@@ -85,18 +85,29 @@ fn listed_by(chart: &Asset) -> Option<ListedBy> {
     })
 }
 
-/// The chart of a file, and its version: the first hyphen that one follows parts them.
+/// The chart of a file, and its version.
 fn package(path: &str) -> (Option<String>, Option<String>) {
-    let file = dated::file_name(path).unwrap_or_default();
-    let Some(stem) = file.strip_suffix(".tgz") else {
+    let path = release::plain(path);
+    let Some(stem) = release::stem(&path, ".tgz") else {
         return (None, None);
     };
-    let is_version = |text: &str| semver::Version::parse(text.strip_prefix('v').unwrap_or(text)).is_ok();
-    let mut hyphens = stem.match_indices('-').map(|(at, _)| at);
-    match hyphens.find(|at| is_version(&stem[at + 1..])) {
-        Some(at) => (Some(stem[..at].to_owned()), Some(stem[at + 1..].to_owned())),
-        None => (None, None),
+    match release::name_and_version(stem).or_else(|| incomplete_version(stem)) {
+        Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
+        None => (Some(stem.to_owned()), None),
     }
+}
+
+/// Name and version of a file, where the version has too few parts: a number with a dot in it, else a number alone.
+fn incomplete_version(stem: &str) -> Option<(&str, &str)> {
+    let numbers = |stem: &str| {
+        let text = stem.strip_prefix('v').unwrap_or(stem);
+        let end = text.find(|letter: char| !letter.is_ascii_digit() && letter != '.');
+        text[..end.unwrap_or(text.len())].to_owned()
+    };
+    let hyphens = || stem.match_indices('-').map(|(at, _)| at).filter(|at| *at > 0);
+    let dotted = hyphens().find(|at| numbers(&stem[at + 1..]).contains('.'));
+    let at = dotted.or_else(|| hyphens().rfind(|at| !numbers(&stem[at + 1..]).is_empty()))?;
+    Some((&stem[..at], &stem[at + 1..]))
 }
 
 /// A provenance file goes as its chart.

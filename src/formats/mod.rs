@@ -9,6 +9,7 @@ mod alpine;
 pub mod asset;
 mod cargo;
 mod docker;
+pub mod excerpt;
 mod generic;
 mod helm;
 pub mod hold;

@@ -3,6 +3,7 @@
 //! absolute URL. The other services of a registry are passed through where they only read, and refused where they write.
 
 mod dated;
+mod excerpt;
 mod integrity;
 
 use http::Method;
@@ -13,7 +14,8 @@ use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
 use super::release::{self, ListedBy};
 use super::{
-    ArtifactPath, Asked, Asset, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
+    ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
+    ViewContext,
 };
 use crate::config::{Holds, OwnKey, Package};
 use crate::headers::Names;
@@ -83,7 +85,12 @@ impl Format for Npm {
         let path = undoubled(&remote.name, asked.path);
         let reads = matches!(*method, Method::GET | Method::HEAD);
         if path.encoded == "-" || (path.encoded.starts_with("-/") && !path.encoded.starts_with(links::HOST_PREFIX)) {
-            return service(method, reads, Asset::new(remote, path, |path| path));
+            let mut asset = Asset::new(remote, path, |path| path);
+            asset.package = package(&asset.governing).0;
+            return match service(method, reads, asset) {
+                Reading::PassThrough(asset) if remote.quarantine.is_enforced() => tags_without_held(asset),
+                reading => reading,
+            };
         }
         if !reads {
             let what = if *method == Method::PUT {
@@ -112,6 +119,7 @@ impl Format for Npm {
             };
             asset.location = Location::Upstream(links::under_base(remote, &path));
         }
+        asset.lists = true;
         let is_package = document == Document::Package;
         let holds = remote.quarantine.is_on() || release::fills_dates(remote);
         asset.form = match document {
@@ -132,6 +140,11 @@ impl Format for Npm {
             true => view.map(|view| view.held_by(remote, &dated::PACKUMENT)),
             false => view,
         };
+        if remote.quarantine.is_enforced()
+            && let (Some(name), Some(version)) = (&asset.package, &asset.version)
+        {
+            asset.excerpt = Some(Box::new(excerpt::of_version(name, version)));
+        }
         Reading::Artifact(Box::new(asset))
     }
 
@@ -232,22 +245,63 @@ fn listed_by(path: &str) -> Option<ListedBy> {
 /// The package that a path belongs to, and the version of a tarball or a document.
 fn package(path: &str) -> (Option<String>, Option<String>) {
     let plain = release::plain(path);
-    let Some(document) = document(&plain) else {
-        let Some(name) = index_naming(path) else {
-            return (None, None);
-        };
-        let file = plain.rsplit('/').next().and_then(|file| file.strip_suffix(".tgz"));
-        let base = name.rsplit('/').next().unwrap_or_default();
-        let version = file.and_then(|file| file.strip_prefix(base)?.strip_prefix('-'));
-        let version = version.map(str::to_owned);
-        return (Some(name), version);
-    };
-    match document {
-        Document::Package => (Some(plain), None),
-        Document::Version => match plain.rsplit_once('/') {
+    if let Some(service) = plain.strip_prefix("-/") {
+        return (package_of_service(service), None);
+    }
+    match document(&plain) {
+        None => package_of_file(&plain),
+        Some(Document::Package) => (Some(plain), None),
+        Some(Document::Version) => match plain.rsplit_once('/') {
             Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
             None => (Some(plain), None),
         },
+    }
+}
+
+/// A service; that which tells of tags, where they may not name what is held, is answered from the packument.
+fn tags_without_held(mut asset: Box<Asset>) -> Reading {
+    let tells_of_tags = release::plain(&asset.path.decoded).ends_with("/dist-tags");
+    let Some(name) = asset.package.as_deref().filter(|_| tells_of_tags) else {
+        return Reading::PassThrough(asset);
+    };
+    asset.excerpt = Some(Box::new(excerpt::of_tags(name)));
+    asset.nature = Some(Class::Mutable);
+    asset.lists = true;
+    Reading::Artifact(asset)
+}
+
+/// The package that a service tells of (`dist-tags`, attestations): what follows `-/`.
+fn package_of_service(service: &str) -> Option<String> {
+    let name = if let Some(rest) = service.strip_prefix("package/") {
+        let parts = if rest.starts_with('@') { 2 } else { 1 };
+        let end = rest.match_indices('/').nth(parts - 1).map_or(rest.len(), |(at, _)| at);
+        &rest[..end]
+    } else {
+        let of_version = service.strip_prefix("npm/v1/attestations/")?;
+        let at = of_version.rfind('@').filter(|at| *at > 0);
+        &of_version[..at.unwrap_or(of_version.len())]
+    };
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// The package and version of what is no document. A path without `/-/` and scope names it by its first part, unless the name of
+/// the tarball says otherwise.
+fn package_of_file(path: &str) -> (Option<String>, Option<String>) {
+    let name = index_naming(path);
+    let stem = release::stem(path, ".tgz");
+    let base = name.as_deref().and_then(|name| name.rsplit('/').next());
+    let version = stem
+        .zip(base)
+        .and_then(|(stem, base)| stem.strip_prefix(base)?.strip_prefix('-'));
+    let is_guess = !path.split('/').any(|part| part == "-" || part.starts_with('@'));
+    let fits = version.is_some_and(|version| semver::Version::parse(version).is_ok());
+    let of_file = stem.and_then(release::name_and_version).filter(|_| is_guess && !fits);
+    match of_file {
+        Some((name, version)) => (Some(name.to_owned()), Some(version.to_owned())),
+        None => {
+            let version = version.map(str::to_owned);
+            (name, version)
+        }
     }
 }
 

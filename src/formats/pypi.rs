@@ -225,17 +225,45 @@ fn index_naming(path: &str) -> Option<String> {
 
 /// The project that a path belongs to, and the version of a file.
 fn package(path: &str) -> (Option<String>, Option<String>) {
-    let path = release::plain(path);
-    let of_legacy = path.strip_prefix("pypi/").and_then(|rest| rest.split('/').next());
-    let of_index = path
-        .strip_prefix("simple/")
-        .filter(|name| !name.contains('/') && !is_distribution(name));
-    if let Some(name) = of_legacy.or(of_index) {
-        return (is_name(name).then(|| normalized(name)), None);
+    let path = path.replace("%2F", "/").replace("%2f", "/");
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let is_file = |part: &&str| distribution(part).and_then(project).is_some();
+    let is_page = is_index(&path) && !(parts.len() > 2 && parts.last().is_some_and(is_file));
+    let of_page = || project_of_page(&parts, is_page).map(normalized);
+    let file = parts.last().filter(|_| !is_page).and_then(|file| distribution(file));
+    match file {
+        None => (of_page(), None),
+        Some(file) => {
+            let name = project(file).filter(|name| is_name(name)).map(normalized);
+            (name.or_else(of_page), dated::version(file))
+        }
     }
-    let file = path.rsplit('/').next().unwrap_or_default();
-    let name = project(file).filter(|name| is_name(name)).map(normalized);
-    (name, dated::version(file))
+}
+
+/// The project that a path without a file's name is about: what follows the name of an API, else the last part of the path of an
+/// index. `None`: it is no project's.
+fn project_of_page<'p>(parts: &[&'p str], is_page: bool) -> Option<&'p str> {
+    let after = |names: [&str; 2]| {
+        parts
+            .iter()
+            .position(|part| names.contains(part))
+            .map(|at| parts.get(at + 1))
+    };
+    let last = || parts.last().filter(|_| is_page);
+    // The second is devpi's.
+    match after(["simple", "+simple"]) {
+        Some(project) => project.copied(),
+        None => after(["pypi", "integrity"]).flatten().or_else(last).copied(),
+    }
+}
+
+/// The distribution file that a file's name begins with: a checksum or whatever somebody keeps beside it goes as that file.
+fn distribution(file: &str) -> Option<&str> {
+    let mut file = file;
+    while extension(file).is_none() {
+        file = file.rsplit_once('.')?.0;
+    }
+    Some(file)
 }
 
 /// The index that names the distribution file under `path`, and the name that it has there.
@@ -298,15 +326,29 @@ fn project(file: &str) -> Option<&str> {
     let extension = extension(file)?;
     let stem = &file[..file.len() - extension.len()];
     if matches!(extension, ".whl" | ".egg") {
-        // Every part has its hyphens escaped (PEP 427).
-        return stem.split_once('-').map(|(name, _)| name);
+        // Every part has its hyphens escaped (PEP 427); whoever left them in is read as was meant.
+        let mut hyphens = stem.match_indices('-').map(|(at, _)| at);
+        let version = |at: &usize| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit);
+        let at = hyphens.clone().find(version).or_else(|| hyphens.next())?;
+        return Some(&stem[..at]);
     }
     // Old source distributions have hyphens in the name and, rarely, in the version: it begins with a digit.
     let hyphens = stem.match_indices('-').map(|(at, _)| at);
-    let at = hyphens
+    let mut versions = hyphens
         .rev()
-        .find(|at| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit))?;
-    Some(&stem[..at])
+        .filter(|at| stem.as_bytes().get(at + 1).is_some_and(u8::is_ascii_digit));
+    let at = versions.next()?;
+    // `1.0-1` is a version too (PEP 440, implicit post releases).
+    let is_number = stem[at + 1..].bytes().all(|byte| byte.is_ascii_digit());
+    let before = versions
+        .next()
+        .filter(|before| is_number && is_dotted(&stem[before + 1..at]));
+    Some(&stem[..before.unwrap_or(at)])
+}
+
+/// Whether a text is numbers parted by dots.
+fn is_dotted(text: &str) -> bool {
+    text.contains('.') && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.')
 }
 
 /// The letters that project names are made of (PEP 508).

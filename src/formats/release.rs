@@ -39,7 +39,7 @@ pub struct ListedBy {
 }
 
 /// An index that has one form only.
-pub(super) const ONE_FORM: &[Option<&str>] = &[None];
+pub const ONE_FORM: &[Option<&str>] = &[None];
 
 /// Reads an index to all files that it names. Takes the whole decoded document.
 pub type Tell = fn(&[u8]) -> Vec<Release>;
@@ -92,6 +92,29 @@ pub(super) fn date(seconds: u64) -> String {
 pub(super) fn sha256(text: &str) -> Option<Expected> {
     let hex = text.trim().to_ascii_lowercase();
     Expected::new("sha256", hex.strip_prefix("sha256:").unwrap_or(&hex))
+}
+
+/// The last part of a decoded path, whatever upstream reads it as, without `extension`, in capitals or not.
+pub(super) fn stem<'p>(plain: &'p str, extension: &str) -> Option<&'p str> {
+    let file = plain.rsplit('/').next()?;
+    let at = file.len().checked_sub(extension.len())?;
+    let (stem, end) = (file.get(..at)?, file.get(at..)?);
+    (!stem.is_empty() && end.eq_ignore_ascii_case(extension)).then_some(stem)
+}
+
+/// Name and version of a file, parted by the first hyphen that a semantic version follows: names may hold hyphens before
+/// digits.
+pub(super) fn name_and_version(stem: &str) -> Option<(&str, &str)> {
+    let is_version = |text: &str| semver::Version::parse(text.strip_prefix('v').unwrap_or(text)).is_ok();
+    let mut hyphens = stem.match_indices('-').map(|(at, _)| at).filter(|at| *at > 0);
+    let at = hyphens.find(|at| is_version(&stem[at + 1..]))?;
+    Some((&stem[..at], &stem[at + 1..]))
+}
+
+/// Name and version of a file whose version has so many hyphens in it.
+pub(super) fn name_and_revised_version(stem: &str, hyphens: usize) -> Option<(String, String)> {
+    let (at, _) = stem.rmatch_indices('-').nth(hyphens).filter(|(at, _)| *at > 0)?;
+    Some((stem[..at].to_owned(), stem[at + 1..].to_owned()))
 }
 
 /// Unix seconds of a date and time by RFC 3339; what was before 1970 is that long ago.

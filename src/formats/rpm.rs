@@ -4,6 +4,7 @@
 
 mod repomd;
 
+use super::release;
 use super::{Asked, Asset, Binding, Class, Format, Reading};
 use crate::config::Package;
 use repomd::Repomd;
@@ -32,13 +33,15 @@ impl Format for Rpm {
     }
 }
 
-/// Name and version of a package, by the name of its file: `{name}-{version}-{release}.{architecture}.rpm`.
+/// Name and version of a package, by the name of its file: `{name}-{version}-{release}.{architecture}.rpm`; of what leads from
+/// one version to another, `{name}-{version}-{release}_{version}-{release}.{architecture}.drpm`, both.
 fn package(path: &str) -> (Option<String>, Option<String>) {
-    let name = path.rsplit('/').next().unwrap_or(path);
-    let parts = name.strip_suffix(".rpm").and_then(|stem| {
+    let path = release::plain(path);
+    let whole = release::stem(&path, ".rpm").map(|stem| (stem, 1));
+    let delta = || release::stem(&path, ".drpm").map(|stem| (stem, 2));
+    let parts = whole.or_else(delta).and_then(|(stem, hyphens)| {
         let (stem, _architecture) = stem.rsplit_once('.')?;
-        let (at, _) = stem.rmatch_indices('-').nth(1)?;
-        Some((stem[..at].to_owned(), stem[at + 1..].to_owned()))
+        release::name_and_revised_version(stem, hyphens)
     });
     parts.unzip()
 }

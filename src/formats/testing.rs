@@ -40,6 +40,8 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         headers_keep: Vec::new(),
         known_headers: super::packages().iter().map(|package| package.headers).collect(),
         active_content: false,
+        allow_packages: None,
+        deny_packages: Vec::new(),
         immutable_patterns: None,
         mutable_patterns: Vec::new(),
         check_mutable_updates: false,

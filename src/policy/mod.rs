@@ -1,5 +1,6 @@
 //! What may be served and for how long it is trusted: pure functions of (remote, path).
 
+pub mod packages;
 pub mod quarantine;
 
 use std::time::Duration;

@@ -46,6 +46,10 @@ impl Client {
                 if let Some(stand_in) = &resolved.stand_in {
                     return Box::pin(self.list(session, ctx, Arc::clone(&resolved), stand_in)).await;
                 }
+                if let Some(excerpt) = &resolved.excerpt {
+                    let asked = (Arc::clone(&resolved), &**excerpt);
+                    return Box::pin(self.excerpt(session, ctx, config, asked)).await;
+                }
                 // Lists take the long way: of them more is looked at than whether they are fresh.
                 if let Some(hot) = hot.filter(|_| resolved.pages.is_none()) {
                     self.hot.insert(hot, Arc::clone(&resolved));

@@ -13,7 +13,7 @@ use crate::config::Remote;
 use crate::fill::view::{Rewriting, Spec};
 use crate::fill::{Outcome, Wanted};
 use crate::formats::{self, Asset, Foreign, Location, path};
-use crate::policy;
+use crate::policy::{self, packages};
 use crate::session::reply::Problem;
 use crate::upstream::listed;
 
@@ -77,6 +77,8 @@ impl Client {
     async fn read_index(&self, remote: &Arc<Remote>, (index, remote_url): (&str, &str), anew: bool) {
         let path = path::parse(index.as_bytes(), None).ok();
         let asset = path.and_then(|path| formats::asset(remote, path, None));
+        // Upstream is not asked for an index that is hidden, though the file is not.
+        let asset = asset.filter(|asset| packages::hidden(asset).is_none());
         let Some(asset) = asset.map(Arc::new) else { return };
         let (Some(policy), Some(view)) = (policy::classify(&asset), asset.view) else {
             return;

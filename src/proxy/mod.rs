@@ -7,6 +7,7 @@ mod chunks;
 mod client;
 mod deliver;
 mod dress;
+mod excerpt;
 mod foreign;
 mod front;
 mod gate;

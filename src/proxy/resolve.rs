@@ -10,6 +10,7 @@ use quick_cache::sync::Cache;
 use crate::cache::Key;
 use crate::config::{Config, Remote, RemoteType};
 use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
+use crate::policy::packages::{self, Hidden};
 use crate::policy::{self, Policy};
 use crate::session::reply::Problem;
 
@@ -97,7 +98,12 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
     });
     let asset = match reading {
         Reading::Artifact(asset) => asset,
-        Reading::PassThrough(asset) => return Resolution::PassThrough(format, asset),
+        Reading::PassThrough(asset) => {
+            return match packages::hidden_service(&asset) {
+                Some(Hidden { status, detail }) => refused(status, &detail),
+                None => Resolution::PassThrough(format, asset),
+            };
+        }
         Reading::Redirect(location) => return Resolution::Redirect(location),
         Reading::Refused { status, detail } => return refused(status, &detail),
         Reading::NotAcceptable => {
@@ -123,6 +129,9 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
             .at(&remote.name, &path.encoded)
             .header(header::ALLOW, "GET, HEAD");
         return Resolution::Refused(Some(format), problem);
+    }
+    if let Some(Hidden { status, detail }) = packages::hidden(&asset) {
+        return refused(status, &detail);
     }
     let Some(policy) = policy::classify(&asset) else {
         return refused(

@@ -21,7 +21,7 @@ use crate::policy;
 use crate::session::reply::{self, Problem};
 
 /// What was found.
-enum Brought {
+pub(super) enum Brought {
     Object(Arc<Object>, Provenance),
     Answer(Arc<Answer>),
     /// Not stored, and upstream is not asked.
@@ -153,7 +153,7 @@ impl Client {
     }
 
     /// What is wanted: as it is stored, as upstream refused it a moment ago, or from there.
-    async fn bring(&self, ctx: &mut Ctx, wanted: Wanted) -> Brought {
+    pub(super) async fn bring(&self, ctx: &mut Ctx, wanted: Wanted) -> Brought {
         let found = self.fills.store.open_object(&wanted.key).await;
         if let Some(object) = &found {
             let left = object.fresh.left(wanted.policy.class, wanted.policy.ttl, now_ms());

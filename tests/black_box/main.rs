@@ -38,6 +38,7 @@ mod http;
 mod limits;
 mod npm;
 mod oci_conformance;
+mod packages;
 mod paths;
 mod postgres;
 mod pypi;

@@ -328,6 +328,60 @@ fn npm_finds_the_newest_that_may_be_had_in_both_forms() {
 }
 
 #[test]
+fn npms_documents_of_versions_and_tags_name_nothing_that_is_held() {
+    run(async {
+        let up = Upstream::start().await;
+        let versions = [
+            NpmVersion::new("@scope/inner", "1.0.0", json!({})),
+            NpmVersion::new("@scope/inner", "1.1.0", json!({})).published(published(1)),
+        ];
+        serve_npm(&up, &up, &versions);
+        let free = format!(
+            "npm:\n  base_url: {}\n  package: npm\n  mutable_patterns: ['^(?!.*\\.tgz$).*']\n",
+            up.base()
+        );
+        let proxy = Proxy::start(&format!("{free}  {HELD}\n")).await;
+        for path in ["@scope%2finner/1.0.0", "@scope/inner/latest", "@scope%2finner%2f1.0.0"] {
+            let answer = proxy.fetch("npm", path).await.ok();
+            assert_eq!(answer.must("content-type"), "application/json", "{path}");
+            let document = answer.json();
+            assert_eq!(document["version"], "1.0.0", "{path}");
+            let tarball = document["dist"]["tarball"].as_str().unwrap();
+            assert!(tarball.starts_with(&proxy.base()), "{tarball}");
+            let head = proxy.head("npm", path).await.ok();
+            assert_eq!(head.must("content-length"), answer.must("content-length"));
+        }
+        for path in ["@scope%2finner/1.1.0", "@scope/inner/1.1.0", "@scope%2Finner%2F1.1.0"] {
+            let answer = proxy.fetch("npm", path).await;
+            assert!(answer.json()["error"].as_str().unwrap().contains("held back until"));
+            is_held(&answer, published(1));
+            is_held(&proxy.head("npm", path).await, published(1));
+        }
+        for path in ["-/package/@scope%2finner/dist-tags", "-/package/@scope/inner/dist-tags"] {
+            let tags = proxy.fetch("npm", path).await.ok().json();
+            assert_eq!(tags, json!({"latest": "1.0.0"}));
+        }
+        assert_eq!(proxy.fetch("npm", "@scope/inner/3.0.0").await.status, 404);
+        // All of it is in the packument.
+        assert_eq!(up.total(), 1);
+        assert_eq!(proxy.fetch("npm", "nothing/latest").await.status, 404);
+        // Where nothing is held, or only observed, upstream is asked as it was.
+        up.fallback(|_| Reply::ok("{\"version\":\"1.1.0\"}").content_type("application/json"));
+        for keys in ["", "  quarantine_mode: observe\n"] {
+            let held = if keys.is_empty() {
+                String::new()
+            } else {
+                format!("  {HELD}\n")
+            };
+            proxy.write_remotes(&format!("{free}{held}{keys}"));
+            proxy.reload_and_wait().await;
+            let document = proxy.fetch("npm", "@scope/inner/latest").await.ok().json();
+            assert_eq!(document["version"], "1.1.0");
+        }
+    });
+}
+
+#[test]
 fn each_ecosystem_says_it_in_its_own_form() {
     run(async {
         let new = published(1);

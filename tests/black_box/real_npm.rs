@@ -133,6 +133,24 @@ fn what_is_held_is_not_chosen_and_says_why_where_it_is_pinned() {
 }
 
 #[test]
+fn a_name_of_the_companys_own_is_refused_with_the_reason() {
+    run_for(Duration::from_secs(240), async {
+        let (registry, tarballs) = (Upstream::start().await, Upstream::start().await);
+        let mut versions = versions();
+        versions.push(NpmVersion::new("@corp/lib", "9.0.0", json!({})));
+        serve_npm(&registry, &tarballs, &versions);
+        let denied = "deny_packages: ['@corp/*']\n";
+        let proxy = Proxy::start(&format!("npm:\n  base_url: {}\n  {REMOTE}  {denied}", registry.base())).await;
+        let home = project(&proxy);
+        npm(&home, &["install"]).await.ok();
+        installed(&home.work());
+        let said = npm(&home, &["install", "@corp/lib"]).await.fails().text();
+        assert!(said.contains("E404") && said.contains("deny_packages"), "{said}");
+        assert!(registry.log().iter().all(|seen| !seen.path.contains("corp")));
+    });
+}
+
+#[test]
 fn npm_installs_and_installs_from_its_lock_file_without_upstream() {
     run_for(Duration::from_secs(180), async {
         let (registry, tarballs, proxy) = registry().await;

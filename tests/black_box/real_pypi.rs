@@ -106,6 +106,46 @@ fn pip_and_uv_install_with_hashes_and_again_without_upstream() {
 }
 
 #[test]
+fn a_name_of_the_companys_own_comes_from_the_company_only() {
+    run_for(Duration::from_secs(240), async {
+        let (public, company) = (Upstream::start().await, Upstream::start().await);
+        // Somebody put a newer one of this name where everybody can.
+        let stranger = Wheel::new("corp-lib", "9.0", &[], 100);
+        let own = Wheel::new("corp-lib", "1.0", &["demo-app"], 100);
+        let mut open = wheels();
+        open.push(stranger);
+        serve_pypi(&public, &public, IndexForm::Both, &open);
+        serve_pypi(&company, &company, IndexForm::Both, &[own]);
+        let remotes = format!(
+            "public:\n  base_url: {}\n  package: pypi\n  deny_packages: ['corp-*']\n\
+             company:\n  base_url: {}\n  package: pypi\n  allow_packages: ['corp-*']\n",
+            public.base(),
+            company.base()
+        );
+        let proxy = Proxy::start(&remotes).await;
+        let (url, extra) = (proxy.url("public", "simple"), proxy.url("company", "simple"));
+        let home = Home::new();
+        let what = ["--extra-index-url", &extra, "corp-lib"];
+        pip(&home, tool("venv/bin/python"), &url, "pip", &what).await.ok();
+        uv(&home, &url, "uv", &["--index", &extra, "corp-lib"]).await.ok();
+        // The other way round, and though uv looks at the first index that has a name only.
+        uv(&home, &extra, "round", &["--index", &url, "corp-lib"]).await.ok();
+        for target in ["pip", "uv", "round"] {
+            let said = home.read(&format!("{target}/corp_lib/__init__.py"));
+            assert_eq!(said, "__version__ = \"1.0\"\n", "{target}");
+            assert!(home.path("work").join(target).join("demo_app").is_dir(), "{target}");
+        }
+        let said = pip(&home, tool("venv/bin/python"), &url, "none", &["corp-lib"])
+            .await
+            .fails()
+            .text();
+        assert!(said.contains("No matching distribution"), "{said}");
+        assert!(public.log().iter().all(|seen| !seen.path.contains("corp")));
+        assert!(company.log().iter().all(|seen| !seen.path.contains("demo")));
+    });
+}
+
+#[test]
 fn what_is_held_is_not_chosen_until_it_is_due() {
     run_for(Duration::from_secs(240), async {
         let (index, files) = (Upstream::start().await, Upstream::start().await);

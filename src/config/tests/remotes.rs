@@ -160,6 +160,8 @@ fn contradictions_are_errors() {
         "quarantine_mode: observe",
         "freeze: 2026-11-01",
         "verify: warn",
+        "allow_packages: [a]",
+        "deny_packages: [a]",
     ] {
         let name = key.split(':').next().expect("a key");
         finds(
@@ -292,6 +294,54 @@ fn npm_without_mutable_patterns_is_warned_of() {
 }
 
 #[test]
+fn packages_are_named_as_their_ecosystem_does() {
+    let pypi = |keys: &str| generic(&format!("package: pypi\n{keys}"));
+    let case = pypi("allow_packages: [Corp_Lib, 'a.*']\ndeny_packages: []");
+    assert_eq!(case.problems(), Vec::<String>::new());
+    let remote = case.remote("x");
+    let allowed = remote.allow_packages.as_ref().expect("given");
+    assert!(allowed[0].is_match("corp-lib") && allowed[1].is_match("a-b") && !allowed[1].is_match("ab"));
+    assert!(remote.deny_packages.is_empty());
+    let shown = case.config().to_redacted_json()["remotes"]["x"].clone();
+    assert_eq!(shown["allow_packages"], serde_json::json!(["corp-lib", "a-*"]));
+    assert_eq!(shown["deny_packages"], serde_json::json!([]));
+    assert!(pypi("allow_packages:").remote("x").allow_packages.is_none());
+    assert!(
+        pypi("allow_packages: []")
+            .remote("x")
+            .allow_packages
+            .as_ref()
+            .is_some_and(Vec::is_empty)
+    );
+    // What is denied is so in any case: whether an upstream tells them apart, nobody knows here.
+    let npm = generic("package: npm\nmutable_patterns: ['^']\nallow_packages: ['@corp/*']\ndeny_packages: ['@corp/*']");
+    let npm = npm.remote("x");
+    assert!(npm.deny_packages[0].is_match("@Corp/a/b") && !npm.deny_packages[0].is_match("@corp"));
+    assert!(!npm.allow_packages.as_ref().expect("given")[0].is_match("@Corp/a"));
+    finds(
+        &pypi("allow_packages: ['']\ndeny_packages: ['[a']"),
+        &[
+            "5:22: error: remote \"x\": `allow_packages` \"\": names no package",
+            "6:21: error: remote \"x\": `deny_packages` \"[a\": is no pattern of package names",
+        ],
+    );
+    finds(
+        &pypi("deny_packages: a"),
+        &["5:20: error: remote \"x\": `deny_packages` must be a list"],
+    );
+    let unnamed = generic("allow_packages: [a]\ndeny_packages: [b]");
+    finds(
+        &unnamed,
+        &[
+            "4:5: warning: remote \"x\": `allow_packages` has no effect: paths of package generic name no packages",
+            "5:5: warning: remote \"x\": `deny_packages` has no effect",
+        ],
+    );
+    let unnamed = unnamed.remote("x");
+    assert!(unnamed.allow_packages.is_none() && unnamed.deny_packages.is_empty());
+}
+
+#[test]
 fn null_patterns_differ_from_none() {
     assert!(generic("immutable_patterns:").remote("x").immutable_patterns.is_none());
     assert!(
@@ -383,7 +433,7 @@ fn unknown_keys_are_told_all_that_there_are() {
         &[
             "the keys here are base_url, type, package, description, username, password, password_file, \
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
-           immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
+           allow_packages, deny_packages, immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
            proxy, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
            quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
            client_revalidation, tarball_urls, release_dates, upstream, cache",

@@ -45,12 +45,12 @@ fn named<'a>(version: &'a str, file: &'a str) -> Named<'a> {
     }
 }
 
-fn dist(version: &RawValue) -> Option<JsonObject<'_>> {
+pub(super) fn dist(version: &RawValue) -> Option<JsonObject<'_>> {
     JsonObject::read(version.get()).ok()?.object("dist")
 }
 
 /// What the tarball of a version is called, by its URL.
-fn tarball(dist: &JsonObject<'_>) -> Option<String> {
+pub(super) fn tarball(dist: &JsonObject<'_>) -> Option<String> {
     let url = dist.text("tarball")?;
     let path = url.split(['?', '#']).next()?;
     Some(decode_once(path.rsplit('/').next()?))
