@@ -275,7 +275,7 @@ async fn many_nodes_start_at_once_on_an_empty_database_and_leave_the_rest_alone(
         node.drain().await.expect("written");
     }
     assert_eq!(objects(&nodes[0].0).await, 6);
-    assert_eq!(server.sql("SELECT count(*) FROM artifactapi.migration").await, ["1"]);
+    assert_eq!(server.sql("SELECT count(*) FROM artifactapi.migration").await, ["2"]);
     assert_eq!(server.sql("SELECT id FROM public.artifact").await, ["theirs"]);
     assert_eq!(server.sql("SELECT count(*) FROM public.migration").await, ["0"]);
 }
