@@ -197,12 +197,13 @@ impl Readers {
             idle.retain(|(generation, _)| *generation == now);
             idle.pop()
         };
-        let mut connection = match idle {
-            Some((_, connection)) => connection,
-            None => open_reader(&self.file).map_err(|error| unavailable(&error))?,
+        let connection = match idle {
+            Some((_, connection)) => Ok(connection),
+            None => open_reader(&self.file),
         };
-        match question(&mut connection) {
-            Ok(answer) => {
+        let answered = connection.and_then(|mut connection| Ok((question(&mut connection)?, connection)));
+        match answered {
+            Ok((answer, connection)) => {
                 self.idle.lock().push((now, connection));
                 Ok(answer)
             }

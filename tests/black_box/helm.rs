@@ -77,7 +77,7 @@ fn several_urls_of_every_kind_lead_here_and_ours_stands_first() {
             })
             .collect::<Vec<_>>();
         up.file("/charts/index.yaml", index(helm_index(&entries)));
-        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        let proxy = Proxy::start(&remote(&up, "verify: off")).await;
         let text = proxy.fetch("charts", "index.yaml").await.ok().text();
         for host in [&up, &other] {
             assert!(!text.contains(&host.base()), "{text}");
@@ -128,7 +128,7 @@ fn a_provenance_file_stands_beside_every_chart() {
             Chart::new("far", "2.0.0").entry(&[&other.url("/dl/app-2.0.0.tgz")]),
         ];
         up.file("/charts/index.yaml", index(helm_index(&entries)));
-        let proxy = Proxy::start(&remote(&up, "immutable_patterns: ['\\.tgz$']")).await;
+        let proxy = Proxy::start(&remote(&up, "immutable_patterns: ['\\.tgz$']\n  verify: off")).await;
         let text = proxy.fetch("charts", "index.yaml").await.ok().text();
         for list in urls(&proxy, "index.yaml", &text) {
             // The provenance file is what `helm pull --verify` asks for first.
@@ -187,7 +187,11 @@ fn listed_file_hosts_need_no_index() {
     run(async {
         let (up, other) = (Upstream::start().await, Upstream::start().await);
         other.reply("/dl/app-1.0.0.tgz", Reply::ok("chart"));
-        let proxy = Proxy::start(&remote(&up, &format!("file_hosts: ['{}']", other.base()))).await;
+        let proxy = Proxy::start(&remote(
+            &up,
+            &format!("file_hosts: ['{}']\n  verify: off", other.base()),
+        ))
+        .await;
         let path = format!("-/host/{}/dl/app-1.0.0.tgz", other.authority());
         proxy.fetch("charts", &path).await.is("remote", "chart");
         assert_eq!(up.total(), 0);
@@ -201,7 +205,7 @@ fn a_query_of_a_chart_reaches_upstream() {
         up.reply("/charts/app-1.0.0.tgz?raw='true'&v=2~%7e", Reply::ok("with its query"));
         let entry = Chart::new("app", "1.0.0").entry(&["app-1.0.0.tgz?raw='true'&v=2~%7e"]);
         up.file("/charts/index.yaml", index(helm_index(&[entry])));
-        let proxy = Proxy::start(&remote(&up, "immutable_patterns: ['\\.tgz$']")).await;
+        let proxy = Proxy::start(&remote(&up, "immutable_patterns: ['\\.tgz$']\n  verify: off")).await;
         let text = proxy.fetch("charts", "index.yaml").await.ok().text();
         let lists = urls(&proxy, "index.yaml", &text);
         // Helm drops the query of a relative URL.
@@ -220,7 +224,7 @@ fn an_index_below_the_root_is_an_index_too() {
         up.reply("/charts/app-1.0.0.tgz", Reply::ok("root"));
         let entry = Chart::new("app", "1.0.0").entry(&["app-1.0.0.tgz", &up.url("/charts/app-1.0.0.tgz")]);
         up.file("/charts/stable/index.yaml", index(helm_index(&[entry])));
-        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        let proxy = Proxy::start(&remote(&up, "verify: off")).await;
         let text = proxy.fetch("charts", "stable/index.yaml").await.ok().text();
         assert!(!text.contains(&up.base()), "{text}");
         let lists = urls(&proxy, "stable/index.yaml", &text);
@@ -320,7 +324,7 @@ fn a_broken_entry_does_not_break_the_rest() {
         text.push_str(&Chart::new("good", "1.0.0").entry(&[&up.url("/charts/good-1.0.0.tgz")]));
         text.push_str("generated: \"2024-01-02T03:04:05Z\"\n");
         up.file("/charts/index.yaml", index(text));
-        let proxy = Proxy::start(&remote(&up, "description: x")).await;
+        let proxy = Proxy::start(&remote(&up, "verify: off")).await;
         let text = proxy.fetch("charts", "index.yaml").await.ok().text();
         assert!(!text.contains(&up.base()), "{text}");
         assert!(text.contains("generated: \"2024-01-02T03:04:05Z\""), "{text}");

@@ -369,17 +369,24 @@ fn what_passes_by_unstored_and_what_comes_in_a_coding_is_verified_too() {
         proxy.fetch("r", &registry.path).await.is("remote", &registry.bytes);
         registry.serve(registry.wrong());
         is_cut(&proxy.fetch("r", &registry.path).await);
+        // Whether its name is that of a packed file, so that a coding is what it is anyway, or not.
         let registry = Registry::pypi(IndexForm::Both, 5_000).await;
+        let metadata = Wheel::new("demo", "1.0", &[], 5_000).metadata.into_bytes();
         let proxy = Proxy::start(&registry.remotes("")).await;
-        let coded = |bytes: &[u8]| File::new(gzip(bytes)).header("Content-Encoding", "gzip");
+        let coded = |bytes: &[u8]| File::new(bytes.to_vec()).header("Content-Encoding", "gzip");
+        let (at, path) = (
+            format!("{}.metadata", registry.at),
+            format!("{}.metadata", registry.path),
+        );
+        registry.up.file(&at, coded(&gzip(b"Name: evil")));
+        is_cut(&proxy.fetch("r", &path).await);
+        registry.up.file(&at, coded(&gzip(&metadata)));
+        proxy.fetch("r", &path).await.is("remote", &metadata);
+        proxy.until_cached("r", &path).await.is("cache", &metadata);
         registry.up.file(&registry.at, coded(&registry.wrong()));
         is_cut(&proxy.fetch("r", &registry.path).await);
         registry.up.file(&registry.at, coded(&registry.bytes));
         proxy.fetch("r", &registry.path).await.is("remote", &registry.bytes);
-        proxy
-            .until_cached("r", &registry.path)
-            .await
-            .is("cache", &registry.bytes);
     });
 }
 
