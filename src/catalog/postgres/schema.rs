@@ -16,7 +16,24 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: [Step; 1] = [Step {
+const STEPS: &[Step] = &[FIRST, LET_THROUGH];
+
+/// Artifacts that people let through though their remote holds them back.
+const LET_THROUGH: Step = Step {
+    oldest: 1,
+    sql: r#"
+    CREATE TABLE artifactapi.let_through (
+        remote  text COLLATE "C" NOT NULL,
+        path    text COLLATE "C" NOT NULL,
+        reason  text NOT NULL,
+        who     text NOT NULL,
+        made_at bigint NOT NULL,
+        PRIMARY KEY (remote, path)
+    );
+"#,
+};
+
+const FIRST: Step = Step {
     oldest: 1,
     sql: r#"
     CREATE TABLE artifactapi.artifact (
@@ -112,10 +129,10 @@ const STEPS: [Step; 1] = [Step {
         PRIMARY KEY (remote, path)
     );
 "#,
-}];
+};
 
 /// What this program knows.
-const VERSION: i32 = STEPS.len() as i32;
+pub(super) const VERSION: i32 = STEPS.len() as i32;
 
 /// Makes the schema and its tables, or brings them up to date. Waits while another node does the same.
 ///

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::NoTls;
 
+use super::schema::VERSION;
 use crate::breaker::Breaker;
 use crate::catalog::tests::places::{RUNTIME, Server, healthy, settings};
 use crate::catalog::tests::{all, query, record, removed, stored};
@@ -275,7 +276,8 @@ async fn many_nodes_start_at_once_on_an_empty_database_and_leave_the_rest_alone(
         node.drain().await.expect("written");
     }
     assert_eq!(objects(&nodes[0].0).await, 6);
-    assert_eq!(server.sql("SELECT count(*) FROM artifactapi.migration").await, ["1"]);
+    let steps = server.sql("SELECT count(*) FROM artifactapi.migration").await;
+    assert_eq!(steps, [VERSION.to_string()]);
     assert_eq!(server.sql("SELECT id FROM public.artifact").await, ["theirs"]);
     assert_eq!(server.sql("SELECT count(*) FROM public.migration").await, ["0"]);
 }
@@ -286,13 +288,14 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
     let (old, breaker) = open(&settings(&server));
     healthy(&old).await;
     // What the next version may do while this one runs.
+    let (next, breaking) = (VERSION + 1, VERSION + 2);
     server
-        .sql(
+        .sql(&format!(
             "ALTER TABLE artifactapi.artifact ADD COLUMN kind text;
              CREATE INDEX artifact_kind ON artifactapi.artifact (kind);
              CREATE TABLE artifactapi.extra (id bigint);
-             INSERT INTO artifactapi.migration (version, oldest, program) VALUES (2, 1, 'next')",
-        )
+             INSERT INTO artifactapi.migration (version, oldest, program) VALUES ({next}, 1, 'next')"
+        ))
         .await;
     let (again, _) = open(&settings(&server));
     healthy(&again).await;
@@ -302,12 +305,16 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
         assert_eq!(objects(catalog).await, 1);
     }
     server
-        .sql("INSERT INTO artifactapi.migration (version, oldest, program) VALUES (3, 3, 'breaking')")
+        .sql(&format!(
+            "INSERT INTO artifactapi.migration (version, oldest, program) VALUES ({breaking}, {breaking}, 'breaking')"
+        ))
         .await;
     let (late, _) = open(&settings(&server));
     until("refused", async || {
         let error = late.status().error.unwrap_or_default();
-        error.contains("has version 3, which needs a program that knows version 3; this one knows 1")
+        error.contains(&format!(
+            "has version {breaking}, which needs a program that knows version {breaking}; this one knows {VERSION}"
+        ))
     })
     .await;
     assert!(late.list(query("")).await.is_err());
