@@ -63,6 +63,7 @@ pub struct Metrics {
     failed_fills: IntCounter,
     wrong_digests: IntCounterVec,
     held: IntCounterVec,
+    held_if_enforced: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
     upstream_failures: IntCounterVec,
@@ -233,6 +234,11 @@ impl Metrics {
                 "Requests for artifacts that are held back because they are new.",
                 &["remote"],
             ),
+            held_if_enforced: vector(
+                "artifactapi_quarantine_observed_total",
+                "Requests for artifacts that would be held back, and are served because quarantine only observes.",
+                &["remote"],
+            ),
             failed_views: counter(
                 "artifactapi_rewrite_failures_total",
                 "Documents that could not be rewritten.",
@@ -348,6 +354,10 @@ impl Metrics {
     }
     pub fn held(&self, remote: &str) {
         self.held.with_label_values(&[remote]).inc();
+    }
+    /// What would be held was served.
+    pub fn observed(&self, remote: &str) {
+        self.held_if_enforced.with_label_values(&[remote]).inc();
     }
     /// What upstream says of its limit on requests.
     pub fn rate_limit(&self, remote: &str, limit: Option<i64>, left: Option<i64>) {

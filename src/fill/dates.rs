@@ -116,12 +116,29 @@ impl Fills {
     }
 
     /// The date by the first of its indexes that has one.
-    async fn listed_by(self: &Arc<Self>, asset: &Asset, by: &ListedBy, file: Option<&Object>) -> Option<u64> {
+    pub async fn listed_by(self: &Arc<Self>, asset: &Asset, by: &ListedBy, file: Option<&Object>) -> Option<u64> {
         for index in &by.indexes {
             let path = path::parse(index.as_bytes(), None).ok()?;
             let index = formats::asset(&asset.remote, path, None).map(Arc::new)?;
             if let Dating::Published(published) = self.said_of(index, &by.file, file).await? {
                 return Some(published);
+            }
+        }
+        None
+    }
+
+    /// When `asset` was published, by what is stored of its indexes. Upstream is not asked.
+    pub async fn listed_by_stored(self: &Arc<Self>, asset: &Asset) -> Option<u64> {
+        let by = asset.listed_by.as_ref()?;
+        for index in &by.indexes {
+            let path = path::parse(index.as_bytes(), None).ok()?;
+            let index = formats::asset(&asset.remote, path, None)?;
+            let releases = index.view?.releases?;
+            if let Some(stored) = self.store.open_object(&index.key()).await
+                && let Some(published) = self.read_dates(&stored, releases).await
+                && let Some(published) = published.get(&by.file)
+            {
+                return Some(*published);
             }
         }
         None

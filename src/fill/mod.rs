@@ -18,6 +18,7 @@ mod from_node;
 mod from_upstream;
 mod gunzip;
 pub mod ledger;
+pub mod let_through;
 pub mod neighbours;
 pub mod news;
 pub mod node;
@@ -46,6 +47,7 @@ use parking_lot::Mutex;
 pub use answer::{Answer, Negative};
 use dates::Dates;
 use flight::{Flight, Landing, Slot};
+use let_through::LetThroughs;
 pub use outcome::{How, Outcome, offline};
 use set::Manifests;
 use shared::Shared;
@@ -72,6 +74,7 @@ pub struct Fills {
     negative: Negative,
     manifests: Manifests,
     pub dates: Dates,
+    pub let_through: Arc<LetThroughs>,
     proxy: FillProxy,
 }
 
@@ -93,6 +96,7 @@ impl Fills {
             negative: Negative::default(),
             manifests: Manifests::default(),
             dates: Dates::default(),
+            let_through: Arc::default(),
             proxy: FillProxy::new(store),
         })
     }
