@@ -13,7 +13,7 @@ use tokio::sync::Mutex;
 
 use super::Fills;
 use crate::cache::Millis;
-use crate::catalog::{Catalog, CatalogError, LetThrough};
+use crate::catalog::{Catalog, CatalogError, LetThrough, MOST_LET_THROUGH};
 use crate::config::{Config, Remote};
 use crate::formats::hold::{Dates, Free, Verdict};
 use crate::formats::path::PathError;
@@ -200,8 +200,7 @@ impl LetThroughs {
     /// The catalogue does not answer in time; what was read last counts on.
     pub async fn read(&self, catalog: &Catalog, config: &Config) -> Result<(), CatalogError> {
         let _changing = self.changing.lock().await;
-        let read = tokio::time::timeout(READ_LIMIT, catalog.let_through()).await;
-        let list = read.unwrap_or(Err(CatalogError::Busy("what is let through is still being read")))?;
+        let list = listed(catalog).await?;
         let known = self.all.load();
         if known.list.as_ref() != Some(&list) || known.generation != config.generation {
             self.all.store(Arc::new(All::new(Some(list), config)));
@@ -209,18 +208,21 @@ impl LetThroughs {
         Ok(())
     }
 
-    /// Lets an artifact through, in place of what was said of it under the same path.
+    /// Lets an artifact through, in place of what was said of it under the same path. `false`: as many are already as can be.
     ///
     /// # Errors
     /// The catalogue does not answer in time.
-    pub async fn add(&self, catalog: &Catalog, config: &Config, artifact: LetThrough) -> Result<(), CatalogError> {
+    pub async fn add(&self, catalog: &Catalog, config: &Config, artifact: LetThrough) -> Result<bool, CatalogError> {
         let _changing = self.changing.lock().await;
-        catalog.keep_let_through(artifact.clone()).await?;
-        let mut list = self.list().unwrap_or_default();
+        let mut list = listed(catalog).await?;
         list.retain(|other| (&other.remote, &other.path) != (&artifact.remote, &artifact.path));
+        if list.len() >= MOST_LET_THROUGH {
+            return Ok(false);
+        }
+        catalog.keep_let_through(artifact.clone()).await?;
         list.insert(0, artifact);
         self.all.store(Arc::new(All::new(Some(list), config)));
-        Ok(())
+        Ok(true)
     }
 
     /// Takes back that `asset` is let through, by whichever spelling, and says what was taken back.
@@ -234,15 +236,13 @@ impl LetThroughs {
         asset: &Asset,
     ) -> Result<Vec<LetThrough>, CatalogError> {
         let _changing = self.changing.lock().await;
-        let remote = asset.remote.name.as_str();
-        let removed = self.of(remote).found(asset);
-        if removed.is_empty() {
-            return Ok(removed);
+        let mut list = listed(catalog).await?;
+        let removed = OfRemote::new(&asset.remote, &list).found(asset);
+        if !removed.is_empty() {
+            let paths = removed.iter().map(|artifact| artifact.path.clone()).collect();
+            catalog.forget_let_through(&asset.remote.name, paths).await?;
+            list.retain(|artifact| !removed.contains(artifact));
         }
-        let paths: Vec<String> = removed.iter().map(|artifact| artifact.path.clone()).collect();
-        catalog.forget_let_through(remote, paths.clone()).await?;
-        let mut list = self.list().unwrap_or_default();
-        list.retain(|artifact| artifact.remote != remote || !paths.contains(&artifact.path));
         self.all.store(Arc::new(All::new(Some(list), config)));
         Ok(removed)
     }
@@ -257,6 +257,13 @@ impl LetThroughs {
     }
 }
 
+/// # Errors
+/// The catalogue does not answer in time.
+async fn listed(catalog: &Catalog) -> Result<Vec<LetThrough>, CatalogError> {
+    let read = tokio::time::timeout(READ_LIMIT, catalog.let_through()).await;
+    read.unwrap_or(Err(CatalogError::Busy("what is let through is still being read")))
+}
+
 /// Keeps up with the configuration, and with what other nodes write to the catalogue. For ever.
 pub async fn keep_reading(fills: Arc<Fills>, state: Arc<State>) {
     let mut read = Instant::now();
@@ -268,8 +275,8 @@ pub async fn keep_reading(fills: Arc<Fills>, state: Arc<State>) {
         held.adopt(&config).await;
         let is_unread = held.all.load().list.is_none();
         let is_due = fills.catalog.is_shared() && read.elapsed() >= READ_EVERY;
-        let holds_anything = config.remotes.values().any(|remote| remote.quarantine.is_on());
-        if !holds_anything || !is_unread && !is_due {
+        let holds_anything = || config.remotes.values().any(|remote| remote.quarantine.is_on());
+        if !is_unread && !(is_due && holds_anything()) {
             continue;
         }
         read = Instant::now();
@@ -292,5 +299,113 @@ impl Fills {
             true => Verdict::Free(Free::LetThrough),
             false => verdict,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::testing;
+
+    fn remote(package: &str) -> Arc<Remote> {
+        let mut remote = testing::remote(package, "https://upstream.example/");
+        remote.quarantine.days = Some(3);
+        Arc::new(remote)
+    }
+
+    fn entry(remote: &Remote, path: &str, at: i64) -> LetThrough {
+        LetThrough {
+            remote: remote.name.clone(),
+            path: path.to_owned(),
+            reason: "read".to_owned(),
+            by: String::new(),
+            at,
+        }
+    }
+
+    fn asset(remote: &Arc<Remote>, path: &str) -> Asset {
+        named(remote, path).unwrap().unwrap()
+    }
+
+    #[test]
+    fn what_goes_together_is_let_through_together() {
+        let pypi = remote("pypi");
+        let list = [entry(&pypi, "packages/ab/demo-2.0-py3-none-any.whl", 1)];
+        let through = OfRemote::new(&pypi, &list);
+        for path in [
+            "packages/ab/demo-2.0-py3-none-any.whl",
+            "/packages//ab/%64emo-2.0-py3-none-any.whl",
+            "packages/ab/demo-2.0-py3-none-any.whl.metadata",
+            "packages/ab/demo-2.0-py3-none-any.whl.asc",
+        ] {
+            assert!(through.contains(&asset(&pypi, path)), "{path}");
+            assert_eq!(through.latest(&asset(&pypi, path)).as_ref(), Some(&list[0]));
+        }
+        for path in [
+            "packages/ab/demo-2.1-py3-none-any.whl",
+            "packages/ab/demo_x-2.0.tar.gz",
+            "simple/demo/",
+        ] {
+            assert!(!through.contains(&asset(&pypi, path)), "{path}");
+        }
+        for index in ["simple/demo/", "simple/Demo/", "pypi/demo/json"] {
+            let files = through.files(&asset(&pypi, index));
+            assert!(files.contains("demo-2.0-py3-none-any.whl"), "{index}");
+        }
+        assert!(through.files(&asset(&pypi, "simple/other/")).is_empty());
+    }
+
+    #[test]
+    fn scopes_part_tarballs_of_one_name() {
+        let npm = remote("npm");
+        let through = OfRemote::new(&npm, &[entry(&npm, "@a/six/-/six-1.0.0.tgz", 1)]);
+        assert!(through.contains(&asset(&npm, "@a/six/-/six-1.0.0.tgz")));
+        for other in ["@b/six/-/six-1.0.0.tgz", "six/-/six-1.0.0.tgz"] {
+            assert!(!through.contains(&asset(&npm, other)), "{other}");
+        }
+        assert!(through.files(&asset(&npm, "@a%2fsix")).contains("six-1.0.0.tgz"));
+        assert!(through.files(&asset(&npm, "six")).is_empty());
+    }
+
+    #[test]
+    fn an_index_of_all_packages_names_what_is_let_through() {
+        let helm = remote("helm");
+        let through = OfRemote::new(&helm, &[entry(&helm, "charts/demo-1.0.0.tgz", 1)]);
+        assert!(through.contains(&asset(&helm, "charts/demo-1.0.0.tgz.prov")));
+        for index in ["index.yaml", "charts/index.yaml"] {
+            assert!(
+                through.files(&asset(&helm, index)).contains("demo-1.0.0.tgz"),
+                "{index}"
+            );
+        }
+        assert!(through.files(&asset(&helm, "other/index.yaml")).is_empty());
+    }
+
+    #[test]
+    fn a_set_has_its_number_in_any_order_and_another_set_another() {
+        let files = remote("generic");
+        let number = |paths: &[&str]| {
+            let list: Vec<LetThrough> = paths.iter().map(|path| entry(&files, path, 1)).collect();
+            OfRemote::new(&files, &list).number
+        };
+        assert_eq!(number(&[]), 0);
+        assert_eq!(number(&["a", "b"]), number(&["b", "a"]));
+        let numbers = [&["a"][..], &["b"], &["a", "b"], &["ab"]].map(number);
+        let distinct: HashSet<u64> = numbers.into_iter().chain([0]).collect();
+        assert_eq!(distinct.len(), 5);
+    }
+
+    #[test]
+    fn of_several_entries_the_latest_tells_why() {
+        let files = remote("generic");
+        let list = [
+            entry(&files, "a?b=1", 1),
+            entry(&files, "a?b=2", 2),
+            entry(&files, "%zz", 3),
+        ];
+        let through = OfRemote::new(&files, &list);
+        assert!(through.contains(&asset(&files, "a?b=1")));
+        assert!(!through.contains(&asset(&files, "a")));
+        assert_eq!(through.latest(&asset(&files, "a?b=2")), Some(list[1].clone()));
     }
 }

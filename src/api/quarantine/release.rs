@@ -133,18 +133,15 @@ impl Api {
             by,
             at: unix_now(),
         };
-        let known = self.fills.let_through.list().unwrap_or_default();
-        let is_known = |other: &LetThrough| (&other.remote, &other.path) == (&artifact.remote, &artifact.path);
-        if known.len() >= MOST_LET_THROUGH && !known.iter().any(is_known) {
-            let detail =
-                format!("{MOST_LET_THROUGH} artifacts are let through already: take some back, or exempt them");
-            return Err(Problem::new(409, detail));
-        }
         let added = self
             .fills
             .let_through
             .add(&self.fills.catalog, config, artifact.clone());
-        added.await.map_err(|error| away(&error))?;
+        if !added.await.map_err(|error| away(&error))? {
+            let detail =
+                format!("{MOST_LET_THROUGH} artifacts are let through already: take some back, or exempt packages");
+            return Err(Problem::new(409, detail));
+        }
         tracing::info!(
             remote = artifact.remote,
             path = artifact.path,
