@@ -9,6 +9,7 @@ pub mod bucket;
 pub mod cache;
 pub mod catalog;
 pub mod config;
+pub mod console;
 pub mod deadline;
 pub mod exact_url;
 pub mod fields;

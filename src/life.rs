@@ -24,7 +24,7 @@ use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment};
-use crate::fill::{Fills, Views, record};
+use crate::fill::{Fills, Views, let_through, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::relist;
@@ -196,7 +196,7 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
     );
 }
 
-/// How long the start waits for name servers.
+/// How long the start waits for name servers, and for the catalogue.
 const LEARNING: Duration = Duration::from_secs(1);
 
 /// Finds out which remotes are private, of each configuration that is loaded.
@@ -248,8 +248,19 @@ impl Listening {
         drop(config);
         tokio::spawn(learn(Arc::clone(state), Arc::clone(&upstream)));
         let fills = Fills::new(store, upstream, backends.catalog.clone(), Arc::clone(metrics), shared);
+        // What a database says that is away so far is read when it answers.
+        let config = state.config();
+        let read = fills.let_through.read(&backends.catalog, &config);
+        let _ = tokio::time::timeout(LEARNING, read).await;
+        drop(config);
+        tokio::spawn(let_through::keep_reading(Arc::clone(&fills), Arc::clone(state)));
         backends.start(&fills);
-        let views = Arc::new(Views::new(store, backends.catalog.clone(), Arc::clone(metrics)));
+        let views = Arc::new(Views::new(
+            store,
+            backends.catalog.clone(),
+            Arc::clone(metrics),
+            Arc::clone(&fills.let_through),
+        ));
         let api = Api::new(
             Arc::clone(state),
             Arc::clone(&fills),

@@ -9,6 +9,7 @@ use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
 use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
+use artifactapi::console;
 use artifactapi::formats;
 use artifactapi::life;
 use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
@@ -36,6 +37,8 @@ enum Command {
     Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
+    /// Ask a running instance what it holds back, and let something through.
+    Quarantine(console::Options),
 }
 
 /// Each flag wins over the variable that it names, which wins over the configuration file.
@@ -132,6 +135,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::from_process();
     match cli.command {
+        Command::Quarantine(options) => console::run(&options),
         Command::Check(options) => check(&options.into(), &environment),
         Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {

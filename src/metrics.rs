@@ -64,6 +64,7 @@ pub struct Metrics {
     wrong_digests: IntCounterVec,
     changed: IntCounterVec,
     held: IntCounterVec,
+    held_if_enforced: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
     upstream_failures: IntCounterVec,
@@ -239,6 +240,11 @@ impl Metrics {
                 "Requests for artifacts that are held back because they are new.",
                 &["remote"],
             ),
+            held_if_enforced: vector(
+                "artifactapi_quarantine_observed_total",
+                "Requests for artifacts that would be held back, and are served because quarantine only observes.",
+                &["remote"],
+            ),
             failed_views: counter(
                 "artifactapi_rewrite_failures_total",
                 "Documents that could not be rewritten.",
@@ -357,6 +363,10 @@ impl Metrics {
     }
     pub fn held(&self, remote: &str) {
         self.held.with_label_values(&[remote]).inc();
+    }
+    /// What would be held was served.
+    pub fn observed(&self, remote: &str) {
+        self.held_if_enforced.with_label_values(&[remote]).inc();
     }
     /// What upstream says of its limit on requests.
     pub fn rate_limit(&self, remote: &str, limit: Option<i64>, left: Option<i64>) {

@@ -1,7 +1,8 @@
-//! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush.
+//! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush, quarantine.
 
 mod flush;
 pub(crate) mod local;
+pub mod quarantine;
 mod samples;
 
 use std::sync::Arc;
@@ -45,6 +46,7 @@ pub enum Endpoint {
         raw: Vec<u8>,
         query: Option<String>,
     },
+    Quarantine(quarantine::Endpoint),
 }
 
 /// Answers the endpoints.
@@ -54,6 +56,8 @@ pub struct Api {
     views: Arc<Views>,
     metrics: Arc<Metrics>,
     backends: Backends,
+    /// What is held back, and was asked for.
+    pub asked: quarantine::Asked,
 }
 
 impl Api {
@@ -70,6 +74,7 @@ impl Api {
             views,
             metrics,
             backends,
+            asked: quarantine::Asked::default(),
         }
     }
 
@@ -81,6 +86,7 @@ impl Api {
         let method = session.req_header().method.clone();
         let allowed: &[Method] = match endpoint {
             Endpoint::Flush => &[Method::PUT],
+            Endpoint::Quarantine(quarantine::Endpoint::Release { .. }) => &[Method::POST, Method::DELETE],
             _ => &[Method::GET, Method::HEAD],
         };
         if !allowed.contains(&method) {
@@ -111,6 +117,7 @@ impl Api {
             Endpoint::Artifacts { query } => self.list(session, query.as_deref().unwrap_or("")).await,
             Endpoint::Artifact { remote, raw, query } => self.one(session, config, &remote, &raw, query).await,
             Endpoint::Flush => self.flush(session, config).await,
+            Endpoint::Quarantine(endpoint) => self.quarantine(session, config, endpoint).await,
         }
     }
 
@@ -322,6 +329,7 @@ fn root(config: &Config) -> serde_json::Value {
             "artifact": "/api/v1/remote/{remote}/{path}",
             "artifacts": "/api/v1/artifacts",
             "flush": "/cache/flush",
+            "quarantine": "/api/v1/quarantine",
             "health": "/health",
             "config": "/config",
             "metrics": "/metrics",

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use super::change::{Batch, NameHash};
 use super::cursor::Position;
+use super::let_through::LetThrough;
 use super::query::{Filter, Sort};
 use super::record::Record;
 
@@ -100,6 +101,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn set_mark(&self, _: i32) -> Result<(), CatalogError> {
         Ok(())
     }
+    /// What is let through, the latest first; at most [`super::MOST_LET_THROUGH`].
+    async fn let_through(&self) -> Result<Vec<LetThrough>, CatalogError>;
+    /// Keeps what is let through, in place of what was kept under its remote and path.
+    async fn keep_let_through(&self, artifact: LetThrough) -> Result<(), CatalogError>;
+    /// Forgets what is let through under these paths of a remote.
+    async fn forget_let_through(&self, remote: &str, paths: Vec<String>) -> Result<(), CatalogError>;
     /// Called after the last batch.
     async fn close(&self);
 }

@@ -13,6 +13,7 @@ mod change;
 mod column;
 mod cursor;
 mod flush;
+mod let_through;
 mod postgres;
 mod query;
 mod queue;
@@ -33,6 +34,7 @@ pub use backend::{Backend, CatalogError, Found, Scan, Totals};
 pub use change::{Batch, Change, NameHash, ObjectKey, Op};
 pub use cursor::{Position, SortValue};
 pub use flush::{FlushMode, FlushRequest};
+pub use let_through::{LetThrough, MOST_LET_THROUGH};
 pub use postgres::Postgres;
 pub use query::{Filter, ListQuery, MAX_LIMIT, QueryError, Sort, SortField};
 pub use queue::CatalogStatus;
@@ -220,6 +222,57 @@ impl Catalog {
             records: found.records,
             next: found.next,
         })
+    }
+
+    /// A page of what matches, what was seen first a short while ago before the rest.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn newest(
+        &self,
+        filter: &Filter,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Matches, CatalogError> {
+        let scan = Scan {
+            filter: filter.narrowed(),
+            sort: Sort {
+                field: SortField::FirstSeen,
+                descending: true,
+            },
+            after,
+            limit: limit.clamp(1, MAX_LIMIT),
+            totals: false,
+        };
+        let found = self.inner.backend.scan(scan).await?;
+        Ok(Matches {
+            records: found.records,
+            next: found.next,
+        })
+    }
+
+    /// All artifacts that somebody lets through, the latest first; at most [`MOST_LET_THROUGH`].
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn let_through(&self) -> Result<Vec<LetThrough>, CatalogError> {
+        self.inner.backend.let_through().await
+    }
+
+    /// Keeps that an artifact is let through, in place of what was kept of it before. Durable when this returns.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn keep_let_through(&self, artifact: LetThrough) -> Result<(), CatalogError> {
+        self.inner.backend.keep_let_through(artifact).await
+    }
+
+    /// Forgets that artifacts under these paths of `remote` are let through.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn forget_let_through(&self, remote: &str, paths: Vec<String>) -> Result<(), CatalogError> {
+        self.inner.backend.forget_let_through(remote, paths).await
     }
 
     /// Keeps links to other hosts that an index of `remote` named. [`Catalog::has_link`] sees them at once; they are

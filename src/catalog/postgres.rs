@@ -6,6 +6,7 @@
 
 mod connect;
 mod describe;
+mod let_through;
 mod scan;
 mod schema;
 #[cfg(test)]
@@ -22,11 +23,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use tokio_postgres::Error;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{Client, Error};
 
 use super::change::{Batch, NameHash};
+use super::let_through::LetThrough;
 use super::{Backend, CatalogError, Found, Record, Scan};
 use crate::breaker::Breaker;
 use crate::config::Database;
@@ -40,6 +42,9 @@ const WRITE_LIMIT: Duration = Duration::from_secs(60);
 const SIGHT_LIMIT: Duration = Duration::from_secs(10);
 /// How long the first batch waits for the first connection.
 const START_LIMIT: Duration = Duration::from_secs(3);
+/// How long a change that somebody waits for waits for a batch that is being written, and how long it may take.
+const CHANGE_WAIT: Duration = Duration::from_secs(10);
+const CHANGE_LIMIT: Duration = Duration::from_secs(5);
 /// Times that a batch is given again at once because another node's was in its way.
 const COLLISIONS: usize = 3;
 /// Batches between two times that the tables are tidied.
@@ -72,6 +77,17 @@ impl Postgres {
     /// Open while the database does not answer.
     pub fn breaker(&self) -> &Arc<Breaker> {
         &self.server.breaker
+    }
+}
+
+impl Postgres {
+    /// Changes something at once, between two batches.
+    async fn change(&self, change: impl AsyncFnOnce(&Client) -> Result<(), Error>) -> Result<(), CatalogError> {
+        let session = self.server.session()?;
+        let client = tokio::time::timeout(CHANGE_WAIT, session.writer.lock()).await;
+        let client = client.map_err(|_| CatalogError::Busy("a batch is being written"))?;
+        let answer = self.server.ask(&session, CHANGE_LIMIT, change(&client)).await?;
+        answer.map_err(|error| refused(&error))
     }
 }
 
@@ -204,6 +220,23 @@ impl Backend for Postgres {
             Some((NameHash(hash.try_into().ok()?), row.get(1)))
         });
         Ok(read.collect())
+    }
+
+    async fn let_through(&self) -> Result<Vec<LetThrough>, CatalogError> {
+        let session = self.server.session()?;
+        let found = let_through::all(&session.lookup);
+        let answer = self.server.ask(&session, LOOKUP_LIMIT, found).await?;
+        answer.map_err(|error| refused(&error))
+    }
+
+    async fn keep_let_through(&self, artifact: LetThrough) -> Result<(), CatalogError> {
+        self.change(async |client| let_through::keep(client, &artifact).await)
+            .await
+    }
+
+    async fn forget_let_through(&self, remote: &str, paths: Vec<String>) -> Result<(), CatalogError> {
+        self.change(async |client| let_through::forget(client, remote, &paths).await)
+            .await
     }
 
     fn is_shared(&self) -> bool {

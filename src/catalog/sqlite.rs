@@ -3,8 +3,9 @@
 //! One connection writes, on the writer's thread; a few read, on the blocking pool of whoever asks. The write-ahead log
 //! keeps them out of each other's way, and lets two processes share the file during an upgrade.
 
+mod let_through;
 mod scan;
-mod schema;
+pub(super) mod schema;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tokio::sync::Semaphore;
 use super::backend::{Backend, CatalogError, Found, Scan};
 use super::change::{Batch, Change, NameHash, ObjectKey, Op};
 use super::column::{class_number, number};
+use super::let_through::LetThrough;
 use super::record::Record;
 use scan::{COLUMNS, read_record};
 use schema::{OpenError, open_reader, open_writer, unavailable};
@@ -168,6 +170,23 @@ impl Sqlite {
         }
     }
 
+    /// Changes something at once, on a connection of its own: the writer's may be in the middle of a batch.
+    async fn change<F>(&self, change: F) -> Result<(), CatalogError>
+    where
+        F: FnOnce(&mut Connection) -> rusqlite::Result<()> + Send + 'static,
+    {
+        let file = self.readers.file.clone();
+        let changing = move || {
+            let mut connection = open_writer(&file)?;
+            // What was answered for is there after a power cut, too.
+            connection.pragma_update(None, "synchronous", "full")?;
+            change(&mut connection).map_err(OpenError::from)
+        };
+        let changed = tokio::task::spawn_blocking(changing).await;
+        let changed = changed.map_err(|error| CatalogError::Unavailable(error.to_string()))?;
+        Ok(changed?)
+    }
+
     async fn read<T, F>(&self, question: F) -> Result<T, CatalogError>
     where
         T: Send + 'static,
@@ -295,15 +314,23 @@ impl Backend for Sqlite {
     }
 
     async fn set_mark(&self, mark: i32) -> Result<(), CatalogError> {
-        let file = self.readers.file.clone();
-        let set = move || {
-            open_writer(&file)?
-                .pragma_update(None, MARK, mark)
-                .map_err(OpenError::from)
-        };
-        let set = tokio::task::spawn_blocking(set).await;
-        let set = set.map_err(|error| CatalogError::Unavailable(error.to_string()))?;
-        Ok(set?)
+        self.change(move |connection| connection.pragma_update(None, MARK, mark))
+            .await
+    }
+
+    async fn let_through(&self) -> Result<Vec<LetThrough>, CatalogError> {
+        self.read(|connection| let_through::all(connection)).await
+    }
+
+    async fn keep_let_through(&self, artifact: LetThrough) -> Result<(), CatalogError> {
+        self.change(move |connection| let_through::keep(connection, &artifact))
+            .await
+    }
+
+    async fn forget_let_through(&self, remote: &str, paths: Vec<String>) -> Result<(), CatalogError> {
+        let remote = remote.to_owned();
+        self.change(move |connection| let_through::forget(connection, &remote, &paths))
+            .await
     }
 
     fn healthy_at_start(&self) -> bool {

@@ -20,6 +20,7 @@ on_every_database! {
     a_flush_pages_through_what_it_removes,
     a_cursor_is_stable_while_others_come_and_go,
     two_processes_share_it,
+    what_is_let_through_is_kept_until_it_is_forgotten,
 }
 
 pub(crate) fn record(remote: &str, path: &str, size: u64) -> Record {
@@ -82,6 +83,42 @@ pub(super) async fn all(catalog: &Catalog, text: &str) -> (Vec<Record>, Option<T
             .expect("a page");
         assert_eq!(page.totals, None);
     }
+}
+
+async fn what_is_let_through_is_kept_until_it_is_forgotten(place: impl Place) {
+    let artifact = |path: &str, reason: &str, at| LetThrough {
+        remote: "r".into(),
+        path: path.into(),
+        reason: reason.into(),
+        by: "127.0.0.1".into(),
+        at,
+    };
+    let catalog = place.open().await;
+    assert_eq!(catalog.let_through().await.expect("an answer"), []);
+    for kept in [
+        artifact("a", "first", 1),
+        artifact("b", "'quoted'; --", 2),
+        artifact("a", "second", 3),
+        LetThrough {
+            remote: "other".into(),
+            ..artifact("a", "elsewhere", 4)
+        },
+    ] {
+        catalog.keep_let_through(kept).await.expect("kept");
+    }
+    drop(catalog);
+    let catalog = place.open().await;
+    let kept = catalog.let_through().await.expect("an answer");
+    let reasons: Vec<&str> = kept.iter().map(|artifact| artifact.reason.as_str()).collect();
+    assert_eq!(reasons, ["elsewhere", "second", "'quoted'; --"]);
+    assert_eq!(kept[1], artifact("a", "second", 3));
+    catalog
+        .forget_let_through("r", vec!["a".into(), "none".into()])
+        .await
+        .expect("forgotten");
+    let kept = catalog.let_through().await.expect("an answer");
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|artifact| artifact.reason != "second"));
 }
 
 async fn an_objects_life(place: impl Place) {
@@ -340,7 +377,10 @@ fn a_newer_file_is_left_alone() {
     drop(connection);
     let error = Catalog::open(dir.path()).expect_err("too new").to_string();
     assert!(
-        error.contains("catalog.db has schema version 99, this program knows up to "),
+        error.contains(&format!(
+            "catalog.db has schema version 99, this program knows up to {}",
+            crate::catalog::sqlite::schema::VERSION
+        )),
         "{error}"
     );
     let found: i64 = rusqlite::Connection::open(&file)

@@ -187,23 +187,11 @@ impl Fills {
         let own = || quarantine::published(headers?);
         let (published, until) = match &asset.listed_by {
             None => (own(), FOR_EVER),
-            Some(by) => {
-                let question = Question {
-                    file: &by.file,
-                    is_answer: |listed| listed.published.is_some(),
-                    lasts: true,
-                    since: file.map(|file| file.head.stored_at),
-                };
-                match self
-                    .listed(asset, by, question)
-                    .await
-                    .and_then(|(said, _)| said.published)
-                {
-                    Some(published) => (Some(published), FOR_EVER),
-                    // The index may name it later.
-                    None => (own(), now_ms() + AGAIN_MS),
-                }
-            }
+            Some(by) => match self.published_by(asset, by, file).await {
+                Some(published) => (Some(published), FOR_EVER),
+                // The index may name it later.
+                None => (own(), now_ms() + AGAIN_MS),
+            },
         };
         let (first_seen, until) = match asset.remote.quarantine.goes_by_sight() {
             false => (None, until),
@@ -220,8 +208,38 @@ impl Fills {
         dates
     }
 
+    /// When a file was published, by the first of the indexes of `by` that dates it; `file` is what is stored of it.
+    pub async fn published_by(self: &Arc<Self>, asset: &Asset, by: &ListedBy, file: Option<&Object>) -> Option<u64> {
+        let question = Question {
+            file: &by.file,
+            is_answer: |listed| listed.published.is_some(),
+            lasts: true,
+            since: file.map(|file| file.head.stored_at),
+        };
+        let (said, _) = self.listed(asset, by, question).await?;
+        said.published
+    }
+
+    /// When a file was published, by what is stored of its indexes. Upstream is not asked.
+    pub async fn published_by_stored(&self, asset: &Asset) -> Option<u64> {
+        let by = asset.listed_by.as_ref()?;
+        for index in &by.indexes {
+            for form in forms_of(asset, by, index)? {
+                let Some(stored) = self.store.open_object(&form.key).await else {
+                    continue;
+                };
+                let listing = self.read_index(&stored, form.tells).await;
+                let listed = listing.as_ref().and_then(|listing| listing.files.get(&by.file));
+                if let Some(published) = listed.and_then(|listed| listed.published) {
+                    return Some(published);
+                }
+            }
+        }
+        None
+    }
+
     /// When this proxy first saw a file, or its name in an index: now, if it never did.
-    async fn first_seen(&self, asset: &Asset) -> Option<u64> {
+    pub async fn first_seen(&self, asset: &Asset) -> Option<u64> {
         let (index, file) = match &asset.listed_by {
             Some(by) => (by.indexes.first().map_or("", String::as_str), by.file.clone()),
             None => ("", asset.governing.clone()),

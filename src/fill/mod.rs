@@ -17,6 +17,7 @@ mod from_node;
 mod from_upstream;
 mod gunzip;
 pub mod ledger;
+pub mod let_through;
 pub mod listed;
 pub mod neighbours;
 pub mod news;
@@ -46,6 +47,7 @@ use parking_lot::Mutex;
 
 pub use answer::{Answer, Negative};
 use flight::{Flight, Landing, Slot};
+use let_through::LetThroughs;
 use listed::Listings;
 pub use outcome::{How, Outcome, offline};
 use set::Manifests;
@@ -73,6 +75,7 @@ pub struct Fills {
     negative: Negative,
     manifests: Manifests,
     pub listed: Listings,
+    pub let_through: Arc<LetThroughs>,
     proxy: FillProxy,
 }
 
@@ -94,6 +97,7 @@ impl Fills {
             negative: Negative::default(),
             manifests: Manifests::default(),
             listed: Listings::default(),
+            let_through: Arc::default(),
             proxy: FillProxy::new(store),
         })
     }

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
 use super::decoded::{DecodeError, Decoded, PIECE, is_gzip};
+use super::let_through::{LetThroughs, OfRemote};
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
 use crate::catalog::Catalog;
 use crate::config::Remote;
@@ -59,6 +60,8 @@ pub struct Rewriting {
     pub view: View,
     /// The remote's root as clients know it, without trailing slash.
     pub remote_url: String,
+    /// What is let through though it is held.
+    pub let_through: Arc<OfRemote>,
 }
 
 impl Rewriting {
@@ -68,7 +71,7 @@ impl Rewriting {
     }
 
     fn kind(&self) -> Kind {
-        Kind::of(&self.asset.remote, self.view)
+        Kind::of(&self.asset.remote, self.view, self.let_through.number)
     }
 
     fn context<'a>(&'a self, document_url: Url, content_type: &'a str) -> ViewContext<'a> {
@@ -100,7 +103,7 @@ pub enum Kind {
     Decoded,
     Rewritten {
         style: Style,
-        /// By which policy releases are held back from it.
+        /// By which policy releases are held back from it, and what is let through.
         held: Option<u64>,
         /// Whether releases are dated in it that upstream does not date.
         dated: bool,
@@ -109,11 +112,11 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// What `view` makes of the documents of `remote`.
-    pub fn of(remote: &Remote, view: View) -> Kind {
+    /// What `view` makes of the documents of `remote`, of which is let through what `let_through` is the number of.
+    fn of(remote: &Remote, view: View, let_through: u64) -> Kind {
         Kind::Rewritten {
             style: view.style,
-            held: (remote.quarantine.is_enforced() && view.releases.is_some()).then_some(remote.quarantine.fingerprint),
+            held: is_filtered(remote, view).then_some(remote.quarantine.fingerprint ^ let_through),
             dated: view.dated.is_some(),
             media_type: view.media_type,
         }
@@ -147,6 +150,11 @@ impl Kind {
     }
 }
 
+/// Whether releases that are held are left out of it.
+fn is_filtered(remote: &Remote, view: View) -> bool {
+    remote.quarantine.is_enforced() && view.releases.is_some()
+}
+
 /// The type of what is made of a document of `content_type`, where it is another one.
 fn made_as(media_type: Option<&'static str>, content_type: &str) -> Option<&'static str> {
     media_type.filter(|_| content_type.to_ascii_lowercase().contains("json"))
@@ -166,7 +174,7 @@ impl Spec {
     fn edit(&self) -> Option<Edit> {
         let rewriting = self.rewriting.as_ref()?;
         let releases = rewriting.view.releases?;
-        let is_held = rewriting.asset.remote.quarantine.is_enforced();
+        let is_held = is_filtered(&rewriting.asset.remote, rewriting.view);
         (is_held || rewriting.view.dated.is_some()).then(|| Edit {
             rewriting: rewriting.clone(),
             releases,
@@ -215,6 +223,7 @@ pub struct Views {
     store: &'static Store,
     catalog: Catalog,
     metrics: Arc<Metrics>,
+    let_through: Arc<LetThroughs>,
     /// Originals of which a view is looked up and started: by one at a time, so that none is made twice. By id.
     starting: parking_lot::Mutex<HashMap<u64, Arc<Mutex<()>>>>,
     /// Keys made lately, for the hot path: a key is long to write and to hash.
@@ -265,11 +274,12 @@ impl Drop for Turn<'_> {
 }
 
 impl Views {
-    pub fn new(store: &'static Store, catalog: Catalog, metrics: Arc<Metrics>) -> Self {
+    pub fn new(store: &'static Store, catalog: Catalog, metrics: Arc<Metrics>, let_through: Arc<LetThroughs>) -> Self {
         Views {
             store,
             catalog,
             metrics,
+            let_through,
             starting: parking_lot::Mutex::default(),
             keys: Cache::new(16_384),
             hasher: RandomState::new(),
@@ -277,6 +287,25 @@ impl Views {
             clock: AtomicU64::new(0),
             unseen: Arc::new(Semaphore::new(UNSEEN_AT_ONCE)),
             suffixes: parking_lot::Mutex::default(),
+        }
+    }
+
+    /// What `view` makes of the documents of `remote` now.
+    pub fn kind(&self, remote: &Remote, view: View) -> Kind {
+        let let_through = match is_filtered(remote, view) {
+            true => self.let_through.number(&remote.name),
+            false => 0,
+        };
+        Kind::of(remote, view, let_through)
+    }
+
+    /// What `view` makes of `asset`, for clients that know its remote's root under `remote_url`.
+    pub fn rewriting(&self, asset: Arc<Asset>, view: View, remote_url: String) -> Rewriting {
+        Rewriting {
+            let_through: self.let_through.of(&asset.remote.name),
+            asset,
+            view,
+            remote_url,
         }
     }
 
@@ -507,8 +536,8 @@ impl Views {
                 let document = document.whole(release::LONGEST).await?;
                 let (document, first_seen) = self.first_seen(&edit, document).await?;
                 let known = hold::Known {
+                    let_through: edit.rewriting.let_through.files(&edit.rewriting.asset),
                     first_seen: Arc::new(first_seen),
-                    ..hold::Known::default()
                 };
                 let content_type = content_type.to_owned();
                 let edited = move || edit.apply(document, known, (document_url, &content_type));

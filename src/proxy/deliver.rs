@@ -16,7 +16,7 @@ use super::{Client, Ctx};
 use crate::cache::{Class, Left, Millis, Object, now_ms};
 use crate::fill::How;
 use crate::fill::decoded::{has_gzip_bytes, is_gzip};
-use crate::fill::view::{Kind, Rewriting, Spec, ViewError};
+use crate::fill::view::{Kind, Spec, ViewError};
 use crate::session::reply::Problem;
 use crate::session::writing::Reading;
 
@@ -34,10 +34,9 @@ impl Client {
             return Ok(view);
         }
         let view = request.view.filter(|_| kind != Kind::Decoded);
-        let rewriting = view.map(|view| Rewriting {
-            asset: Arc::clone(&request.asset),
-            view,
-            remote_url: request.remote_url.clone(),
+        let rewriting = view.map(|view| {
+            let (asset, url) = (Arc::clone(&request.asset), request.remote_url.clone());
+            self.views.rewriting(asset, view, url)
         });
         self.views.open(original, &Spec { rewriting, gzip }).await
     }
@@ -68,7 +67,7 @@ impl Client {
         }
         let encoded = original.head.content_encoding();
         let kind = match (request.view, encoded) {
-            (Some(view), _) => Some(Kind::of(&request.remote, view)),
+            (Some(view), _) => Some(self.views.kind(&request.remote, view)),
             // A coding that the client did not accept is taken off, and so is one that upstream only names.
             (None, Some(coding)) if is_gzip(coding) => {
                 let as_it_is = accepts(session, "gzip") && has_gzip_bytes(&original).await;

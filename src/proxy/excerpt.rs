@@ -148,6 +148,7 @@ impl Client {
             asset: Arc::clone(whole),
             view,
             remote_url,
+            let_through: self.fills.let_through.of(&whole.remote.name),
         };
         let spec = Spec {
             rewriting: Some(rewriting),

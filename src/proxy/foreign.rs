@@ -10,7 +10,7 @@ use super::Client;
 use crate::cache::now_ms;
 use crate::catalog::CatalogError;
 use crate::config::Remote;
-use crate::fill::view::{Rewriting, Spec};
+use crate::fill::view::Spec;
 use crate::fill::{Outcome, Wanted};
 use crate::formats::{self, Asset, Foreign, Location, path};
 use crate::policy::{self, packages};
@@ -101,11 +101,7 @@ impl Client {
             }
         };
         let spec = Spec {
-            rewriting: Some(Rewriting {
-                asset,
-                view,
-                remote_url: remote_url.to_owned(),
-            }),
+            rewriting: Some(self.views.rewriting(asset, view, remote_url.to_owned())),
             gzip: false,
         };
         let view = match anew {

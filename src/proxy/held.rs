@@ -12,6 +12,7 @@ use crate::config::Mode;
 use crate::formats::Asset;
 use crate::formats::hold::Verdict;
 use crate::policy::{Policy, quarantine};
+use crate::session::public;
 use crate::session::reply::Problem;
 
 /// When an artifact that is held back will be served, as RFC 3339 has it.
@@ -32,15 +33,19 @@ impl Client {
             return Ok(false);
         }
         let dates = Box::pin(self.fills.dates_of(asset, headers, file)).await;
-        let Verdict::Held { until, why } = quarantine::judge(asset, dates, now_ms()) else {
+        let Verdict::Held { until, why } = self.fills.judge(asset, dates, now_ms()) else {
             return Ok(false);
         };
         let remote = &asset.remote;
-        self.metrics.held(&remote.name);
+        let trusted = &self.state.config().settings.trusted_proxies;
+        let client = public::client(trusted, &public::arrival(session));
+        self.api.asked.note(asset, dates, client);
         if remote.quarantine.mode == Mode::Observe {
+            self.metrics.observed(&remote.name);
             tracing::info!(remote = %remote.name, path = %asset.path.encoded, reason = %why, "would be held back by quarantine");
             return Ok(false);
         }
+        self.metrics.held(&remote.name);
         let until = until.map(|until| rfc3339(i64::try_from(until).unwrap_or(i64::MAX)));
         let period = until
             .as_deref()
@@ -62,6 +67,6 @@ impl Client {
         let Some(dates) = self.fills.listed.known(file) else {
             return true;
         };
-        quarantine::judge(asset, dates, now_ms()).is_held()
+        self.fills.judge(asset, dates, now_ms()).is_held()
     }
 }

@@ -9,7 +9,6 @@ use super::provenance::hit_status;
 use super::resolve::Resolved;
 use super::serve::Dress;
 use crate::cache::{Object, now_ms};
-use crate::fill::view::Kind;
 use crate::formats::links::Style;
 
 /// An answer that only has to be written.
@@ -46,7 +45,7 @@ impl Client {
                     Style::Relative => String::new(),
                     Style::Absolute => remote_url()?,
                 };
-                let kind = Kind::of(&resolved.remote, view);
+                let kind = self.views.kind(&resolved.remote, view);
                 self.views.in_memory(&original, kind, gzip, &url)?
             }
         };

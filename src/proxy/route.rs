@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::root::BelowRoot;
-use crate::api::Endpoint;
+use crate::api::{Endpoint, quarantine};
 use crate::config::{Config, Remote};
 use crate::formats;
 
@@ -85,6 +85,9 @@ pub(super) fn route(config: &Config, host: &str, target: &[u8]) -> Route {
             raw: raw.to_vec(),
             query,
         });
+    }
+    if let Some(endpoint) = quarantine::Endpoint::of(path, query.as_deref()) {
+        return Route::Endpoint(Endpoint::Quarantine(endpoint));
     }
     match path {
         b"/" => Route::Endpoint(Endpoint::Root),

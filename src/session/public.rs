@@ -1,6 +1,6 @@
 //! Under which URL clients know this proxy: for the links in rewritten documents.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use http::{HeaderMap, header};
 use ipnet::IpNet;
@@ -133,6 +133,27 @@ pub fn of_remote(settings: &Settings, arrival: &Arrival<'_>, remote: &str, bound
     Some(format!("{base}/api/v1/remote/{remote}"))
 }
 
+/// Who asks: the peer, or whom a trusted proxy names that asks for another. Of a list the last one, as in [`of`].
+pub fn client(trusted: &[IpNet], arrival: &Arrival<'_>) -> Option<IpAddr> {
+    let peer = arrival.peer?.to_canonical();
+    if !is_trusted(trusted, peer) {
+        return Some(peer);
+    }
+    let named = match forwarded(arrival.headers) {
+        Some(said) => said.into_iter().find(|(name, _)| name == "for").map(|(_, value)| value),
+        None => last(arrival.headers, "x-forwarded-for"),
+    };
+    Some(named.and_then(|text| node(&text)).unwrap_or(peer))
+}
+
+/// The address of a node as proxies write it, with or without a port (RFC 7239 section 6).
+fn node(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']'));
+    let address = bare.unwrap_or(text).parse::<IpAddr>();
+    let address = address.or_else(|_| text.parse::<SocketAddr>().map(|address| address.ip()));
+    address.ok().map(|address| address.to_canonical())
+}
+
 pub fn is_trusted(trusted: &[IpNet], peer: IpAddr) -> bool {
     let peer = peer.to_canonical();
     trusted.iter().any(|network| network.contains(&peer))
@@ -236,6 +257,37 @@ mod tests {
         assert_eq!(without_port("[::1]:80"), "[::1]");
         assert_eq!(without_port("[::1]"), "[::1]");
         assert_eq!(without_port("a:1"), "a");
+    }
+
+    #[test]
+    fn who_asks_is_the_peer_unless_a_proxy_may_say_otherwise() {
+        let asks = |trusted: &str, headers: &[(&'static str, &str)]| {
+            let mut map = HeaderMap::new();
+            for (name, value) in headers {
+                map.append(*name, value.parse().unwrap());
+            }
+            let arrival = Arrival {
+                headers: &map,
+                authority: None,
+                peer: "::ffff:10.0.0.1".parse().ok(),
+                tls: false,
+            };
+            client(&[trusted.parse().unwrap()], &arrival).unwrap().to_string()
+        };
+        let named = [("x-forwarded-for", "192.0.2.9, 192.0.2.1")];
+        assert_eq!(asks("10.0.0.0/8", &named), "192.0.2.1");
+        assert_eq!(asks("172.16.0.0/12", &named), "10.0.0.1");
+        for (said, client) in [
+            ("for=192.0.2.1", "192.0.2.1"),
+            ("for=\"192.0.2.1:80\"", "192.0.2.1"),
+            ("for=\"[2001:db8::1]:80\"", "2001:db8::1"),
+            ("for=\"[2001:db8::1]\"", "2001:db8::1"),
+            ("for=unknown", "10.0.0.1"),
+            ("proto=https", "10.0.0.1"),
+        ] {
+            assert_eq!(asks("10.0.0.0/8", &[("forwarded", said), named[0]]), client, "{said}");
+        }
+        assert_eq!(asks("10.0.0.0/8", &[]), "10.0.0.1");
     }
 
     #[test]

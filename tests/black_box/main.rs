@@ -43,6 +43,7 @@ mod paths;
 mod postgres;
 mod pypi;
 mod quarantine;
+mod quarantine_report;
 mod real_apk;
 mod real_cargo;
 mod real_containerd;

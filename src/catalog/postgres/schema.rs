@@ -16,10 +16,70 @@ struct Step {
     sql: &'static str,
 }
 
-const STEPS: [Step; 2] = [
-    Step {
-        oldest: 1,
-        sql: r#"
+const STEPS: &[Step] = &[FIRST, POLICIES];
+
+/// What policies keep.
+const POLICIES: Step = Step {
+    oldest: 1,
+    sql: r#"
+    -- Artifacts that people let through though their remote holds them back.
+    CREATE TABLE artifactapi.let_through (
+        remote  text COLLATE "C" NOT NULL,
+        path    text COLLATE "C" NOT NULL,
+        reason  text NOT NULL,
+        who     text NOT NULL,
+        made_at bigint NOT NULL,
+        PRIMARY KEY (remote, path)
+    );
+
+    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
+    CREATE TABLE artifactapi.first_seen (
+        remote text COLLATE "C" NOT NULL,
+        hash   bytea NOT NULL,
+        at     bigint NOT NULL,
+        PRIMARY KEY (remote, hash)
+    );
+
+    -- The digest that each immutable object was stored with last, also where it is stored no more. Kept by triggers: right
+    -- whichever version of the program writes. Whoever writes a row here holds that of the object.
+    CREATE TABLE artifactapi.seen (
+        remote text COLLATE "C" NOT NULL,
+        path   text COLLATE "C" NOT NULL,
+        form   text COLLATE "C" NOT NULL,
+        digest text NOT NULL,
+        PRIMARY KEY (remote, path, form)
+    );
+    INSERT INTO artifactapi.seen (remote, path, form, digest)
+        SELECT remote, path, form, digest FROM artifactapi.artifact WHERE class = 0;
+    CREATE FUNCTION artifactapi.see_artifacts() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF TG_OP = 'INSERT' THEN
+            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
+                SELECT remote, path, form, digest FROM added WHERE class = 0 ORDER BY remote, path, form
+                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
+                WHERE s.digest <> excluded.digest;
+        ELSE
+            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
+                SELECT a.remote, a.path, a.form, a.digest FROM added AS a JOIN gone AS g ON g.id = a.id
+                WHERE a.class = 0 AND (g.class <> a.class OR g.digest <> a.digest)
+                ORDER BY a.remote, a.path, a.form
+                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
+                WHERE s.digest <> excluded.digest;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER artifact_seen AFTER INSERT ON artifactapi.artifact
+        REFERENCING NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
+    CREATE TRIGGER artifact_seen_anew AFTER UPDATE ON artifactapi.artifact
+        REFERENCING OLD TABLE AS gone NEW TABLE AS added
+        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
+"#,
+};
+
+const FIRST: Step = Step {
+    oldest: 1,
+    sql: r#"
     CREATE TABLE artifactapi.artifact (
         id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         remote        text COLLATE "C" NOT NULL,
@@ -113,55 +173,7 @@ const STEPS: [Step; 2] = [
         PRIMARY KEY (remote, path)
     );
 "#,
-    },
-    Step {
-        oldest: 1,
-        sql: r#"
-    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
-    CREATE TABLE artifactapi.first_seen (
-        remote text COLLATE "C" NOT NULL,
-        hash   bytea NOT NULL,
-        at     bigint NOT NULL,
-        PRIMARY KEY (remote, hash)
-    );
-
-    -- The digest that each immutable object was stored with last, also where it is stored no more. Kept by triggers: right
-    -- whichever version of the program writes. Whoever writes a row here holds that of the object.
-    CREATE TABLE artifactapi.seen (
-        remote text COLLATE "C" NOT NULL,
-        path   text COLLATE "C" NOT NULL,
-        form   text COLLATE "C" NOT NULL,
-        digest text NOT NULL,
-        PRIMARY KEY (remote, path, form)
-    );
-    INSERT INTO artifactapi.seen (remote, path, form, digest)
-        SELECT remote, path, form, digest FROM artifactapi.artifact WHERE class = 0;
-    CREATE FUNCTION artifactapi.see_artifacts() RETURNS trigger LANGUAGE plpgsql AS $$
-    BEGIN
-        IF TG_OP = 'INSERT' THEN
-            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
-                SELECT remote, path, form, digest FROM added WHERE class = 0 ORDER BY remote, path, form
-                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
-                WHERE s.digest <> excluded.digest;
-        ELSE
-            INSERT INTO artifactapi.seen AS s (remote, path, form, digest)
-                SELECT a.remote, a.path, a.form, a.digest FROM added AS a JOIN gone AS g ON g.id = a.id
-                WHERE a.class = 0 AND (g.class <> a.class OR g.digest <> a.digest)
-                ORDER BY a.remote, a.path, a.form
-                ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest
-                WHERE s.digest <> excluded.digest;
-        END IF;
-        RETURN NULL;
-    END $$;
-    CREATE TRIGGER artifact_seen AFTER INSERT ON artifactapi.artifact
-        REFERENCING NEW TABLE AS added
-        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
-    CREATE TRIGGER artifact_seen_anew AFTER UPDATE ON artifactapi.artifact
-        REFERENCING OLD TABLE AS gone NEW TABLE AS added
-        FOR EACH STATEMENT EXECUTE FUNCTION artifactapi.see_artifacts();
-"#,
-    },
-];
+};
 
 /// What this program knows.
 pub(super) const VERSION: i32 = STEPS.len() as i32;

@@ -287,8 +287,8 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
     let server = Server::start();
     let (old, breaker) = open(&settings(&server));
     healthy(&old).await;
-    let (known, next, breaking) = (VERSION, VERSION + 1, VERSION + 2);
     // What the next version may do while this one runs.
+    let (next, breaking) = (VERSION + 1, VERSION + 2);
     server
         .sql(&format!(
             "ALTER TABLE artifactapi.artifact ADD COLUMN kind text;
@@ -313,7 +313,7 @@ async fn a_newer_schema_is_used_unless_it_says_otherwise() {
     until("refused", async || {
         let error = late.status().error.unwrap_or_default();
         error.contains(&format!(
-            "has version {breaking}, which needs a program that knows version {breaking}; this one knows {known}"
+            "has version {breaking}, which needs a program that knows version {breaking}; this one knows {VERSION}"
         ))
     })
     .await;

@@ -10,7 +10,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use crate::catalog::backend::CatalogError;
 
 /// What each step does; the number of steps done is the file's `user_version`.
-const STEPS: [&str; 3] = [
+const STEPS: &[&str] = &[
     "
     CREATE TABLE artifact (
         id            INTEGER PRIMARY KEY,
@@ -85,7 +85,21 @@ const STEPS: [&str; 3] = [
         PRIMARY KEY (remote, path)
     ) STRICT, WITHOUT ROWID;
 ",
-    "
+    POLICIES,
+];
+
+/// What policies keep.
+const POLICIES: &str = "
+    -- Artifacts that people let through though their remote holds them back.
+    CREATE TABLE let_through (
+        remote  TEXT NOT NULL,
+        path    TEXT NOT NULL,
+        reason  TEXT NOT NULL,
+        who     TEXT NOT NULL,
+        made_at INTEGER NOT NULL,
+        PRIMARY KEY (remote, path)
+    ) STRICT, WITHOUT ROWID;
+
     -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
     CREATE TABLE first_seen (
         remote TEXT NOT NULL,
@@ -113,8 +127,10 @@ const STEPS: [&str; 3] = [
         INSERT INTO seen (remote, path, form, digest) VALUES (new.remote, new.path, new.form, new.digest)
             ON CONFLICT (remote, path, form) DO UPDATE SET digest = excluded.digest;
     END;
-",
-];
+";
+
+/// What this program knows.
+pub(in crate::catalog) const VERSION: usize = STEPS.len();
 
 /// How long a statement waits for another process, or for the writer.
 const BUSY: Duration = Duration::from_secs(2);
@@ -153,17 +169,17 @@ pub(super) fn open_reader(file: &Path) -> rusqlite::Result<Connection> {
 fn version(connection: &Connection, file: &Path) -> Result<usize, OpenError> {
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     match usize::try_from(found) {
-        Ok(version) if version <= STEPS.len() => Ok(version),
+        Ok(version) if version <= VERSION => Ok(version),
         _ => Err(OpenError::Newer(CatalogError::Newer {
             file: file.display().to_string(),
             found,
-            known: i64::try_from(STEPS.len()).unwrap_or(i64::MAX),
+            known: i64::try_from(VERSION).unwrap_or(i64::MAX),
         })),
     }
 }
 
 fn migrate(connection: &mut Connection, file: &Path) -> Result<(), OpenError> {
-    if version(connection, file)? == STEPS.len() {
+    if version(connection, file)? == VERSION {
         return Ok(());
     }
     // Under the write lock, and looked at again there: another process may be doing the same.
@@ -172,7 +188,7 @@ fn migrate(connection: &mut Connection, file: &Path) -> Result<(), OpenError> {
     for step in &STEPS[from..] {
         transaction.execute_batch(step)?;
     }
-    transaction.pragma_update(None, "user_version", i64::try_from(STEPS.len()).unwrap_or(i64::MAX))?;
+    transaction.pragma_update(None, "user_version", i64::try_from(VERSION).unwrap_or(i64::MAX))?;
     transaction.commit()?;
     Ok(())
 }
