@@ -312,11 +312,13 @@ impl Fills {
             {
                 return Said::Listed(listed, form.key.clone());
             }
+            let is_named = listing
+                .as_ref()
+                .is_some_and(|listing| listing.files.contains_key(question.file));
             // What came after the index was seen cannot be in it.
             let checked_at = stored.fresh.checked_at();
-            let is_old = question
-                .since
-                .is_some_and(|since| checked_at.saturating_add(AGAIN_MS) < since);
+            let is_before = |since| checked_at.saturating_add(AGAIN_MS) < since;
+            let is_old = !is_named && question.since.is_some_and(is_before);
             is_silent |= listing.is_some() && left.is_fresh() && !is_old;
             is_forced |= is_old;
             due.get_or_insert(at);
