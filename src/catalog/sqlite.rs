@@ -319,7 +319,7 @@ impl Backend for Sqlite {
     }
 
     async fn let_through(&self) -> Result<Vec<LetThrough>, CatalogError> {
-        self.read(|connection| let_through::all(connection)).await
+        self.read(let_through::all).await
     }
 
     async fn keep_let_through(&self, artifact: LetThrough) -> Result<(), CatalogError> {

@@ -276,7 +276,8 @@ pub async fn keep_reading(fills: Arc<Fills>, state: Arc<State>) {
         let is_unread = held.all.load().list.is_none();
         let is_due = fills.catalog.is_shared() && read.elapsed() >= READ_EVERY;
         let holds_anything = || config.remotes.values().any(|remote| remote.quarantine.is_on());
-        if !is_unread && !(is_due && holds_anything()) {
+        let is_needed = is_unread || is_due && holds_anything();
+        if !is_needed {
             continue;
         }
         read = Instant::now();

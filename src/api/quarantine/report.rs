@@ -1,11 +1,14 @@
 //! `GET /api/v1/quarantine`: what is held back and would be, what of it was asked for by whom, and what is stored and too young.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use http::header;
 use pingora_error::Result;
 use pingora_proxy::Session;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::asked::{Name, Questions};
 use super::judged::{Judged, date};
@@ -15,17 +18,21 @@ use crate::cache::now_ms;
 use crate::catalog::{CatalogError, Class, Filter, MAX_LIMIT, Record, rfc3339};
 use crate::config::{Clock, Config, MissingDate, Quarantine, Remote};
 use crate::fill::let_through::named;
-use crate::formats::Asset;
 use crate::formats::hold::Dates;
+use crate::formats::{Asset, path};
 use crate::session::reply::{self, Problem};
 
 /// Most artifacts in a report, and what it has unless it is asked for more or less.
 const MOST: usize = 10_000;
 const USUAL: usize = 1000;
-/// Stored artifacts that are looked at, of all remotes together.
+/// Stored artifacts that are looked at of one remote.
 const MOST_STORED: usize = 100_000;
 /// How long the report looks at them.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Between so many artifacts that were asked for, the thread is handed back.
+const PIECE: usize = 256;
+/// Reports that are made at once: anybody may ask for one.
+static TURNS: Semaphore = Semaphore::const_new(2);
 const DAY: u64 = 24 * 3600;
 
 /// An artifact of the report.
@@ -58,6 +65,11 @@ impl Api {
             Ok(asked) => asked,
             Err(problem) => return reply::problem(session, None, problem).await,
         };
+        let Ok(Ok(turn)) = tokio::time::timeout(LIMIT, TURNS.acquire()).await else {
+            let detail = "too many reports are being made; try again";
+            let problem = Problem::new(503, detail).header(header::RETRY_AFTER, "5");
+            return reply::problem(session, None, problem).await;
+        };
         let mut report = Report {
             config,
             until: Instant::now() + LIMIT,
@@ -66,9 +78,12 @@ impl Api {
             is_truncated: false,
         };
         let is_meant = |name: &str| only.as_deref().is_none_or(|only| only == name);
-        for (name, questions) in self.asked.list() {
+        for (at, (name, questions)) in self.asked.list().into_iter().enumerate() {
             if is_meant(&name.0) {
                 self.add_asked(&mut report, name, questions);
+            }
+            if at % PIECE == PIECE - 1 {
+                tokio::task::yield_now().await;
             }
         }
         let mut detail = None;
@@ -82,6 +97,7 @@ impl Api {
                 break;
             }
         }
+        drop(turn);
         let mut answer = report.answer(shows_addresses);
         if let Some(detail) = detail {
             answer["detail"] = json!(detail);
@@ -110,7 +126,7 @@ impl Api {
     }
 
     /// Adds what is stored of a remote and too young. What was stored long ago was published before.
-    async fn add_stored(&self, report: &mut Report<'_>, remote: &std::sync::Arc<Remote>) -> Result<(), CatalogError> {
+    async fn add_stored(&self, report: &mut Report<'_>, remote: &Arc<Remote>) -> Result<(), CatalogError> {
         self.fills.catalog.drain().await?;
         let filter = Filter {
             remote: Some(remote.name.clone()),
@@ -139,10 +155,10 @@ impl Api {
         }
     }
 
-    async fn add_record(&self, report: &mut Report<'_>, remote: &std::sync::Arc<Remote>, record: &Record) {
+    async fn add_record(&self, report: &mut Report<'_>, remote: &Arc<Remote>, record: &Record) {
         // What a digest names is stored for all who ask for it by other paths.
         let asset = named(remote, &record.path).ok().flatten().unwrap_or_else(|| {
-            let path = crate::formats::path::parse(record.path.as_bytes(), None).unwrap_or_default();
+            let path = path::parse(record.path.as_bytes(), None).unwrap_or_default();
             Asset::new(remote, path, |path| path)
         });
         if asset.is_index() {
