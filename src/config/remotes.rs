@@ -392,7 +392,7 @@ fn named_packages<'a>(
     section: &Section<'a>,
     key: &'a str,
     package: &Package,
-    read: fn(&str, fn(&str) -> String) -> Result<PackagePattern, String>,
+    read: impl Fn(&str, fn(&str) -> String) -> Result<PackagePattern, String>,
 ) -> Option<Vec<PackagePattern>> {
     let patterns = section.list(key, |text| read(text, package.normal_name).map_err(Fault::new))?;
     let patterns = patterns.into_iter().map(|(_, pattern)| pattern).collect();

@@ -14,7 +14,7 @@ use super::stand_in::Brought;
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Reader};
 use crate::config::Config;
-use crate::fill::view::{Rewriting, Spec, ViewError};
+use crate::fill::view::{Spec, ViewError};
 use crate::fill::{Wanted, offline};
 use crate::formats::excerpt::{Excerpt, Found};
 use crate::formats::release::{LONGEST, ListedBy, ONE_FORM};
@@ -144,14 +144,8 @@ impl Client {
             Problem::new(502, detail).header(header::RETRY_AFTER, "1")
         };
         let view = whole.view.ok_or_else(unreadable)?;
-        let rewriting = Rewriting {
-            asset: Arc::clone(whole),
-            view,
-            remote_url,
-            let_through: self.fills.let_through.of(&whole.remote.name),
-        };
         let spec = Spec {
-            rewriting: Some(rewriting),
+            rewriting: Some(self.views.rewriting(Arc::clone(whole), view, remote_url)),
             gzip: false,
         };
         let view = self.views.open(original, &spec).await.map_err(|error| {

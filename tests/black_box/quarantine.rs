@@ -482,7 +482,7 @@ fn a_freeze_holds_what_came_after_it_until_it_is_lifted() {
         let indented: String = remotes.lines().map(|line| format!("  {line}\n")).collect();
         proxy.write_remotes_file(&format!("{freeze}remotes:\n{indented}"));
         proxy.reload_and_wait().await;
-        assert_eq!(named(&proxy).await, [old.file.clone()]);
+        assert_eq!(named(&proxy).await, std::slice::from_ref(&old.file));
         let answer = proxy.fetch("pypi", &new.path()[1..]).await;
         assert_eq!(answer.status, 404);
         assert_eq!(answer.header("x-quarantine-until"), None);
@@ -554,7 +554,7 @@ fn first_sight_counts_from_when_the_index_was_seen() {
         is_held(&proxy.fetch("files", "alone.tar").await, seen);
         proxy.stop().await;
         let proxy = at(3 * DAY + 600).start().await;
-        assert_eq!(named(&proxy).await, [old.file.clone()]);
+        assert_eq!(named(&proxy).await, std::slice::from_ref(&old.file));
         proxy.fetch("pypi", &old.path()[1..]).await.is("cache", &old.bytes);
         proxy.fetch("files", "alone.tar").await.is("cache", "alone");
     });
