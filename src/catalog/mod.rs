@@ -1,6 +1,7 @@
 //! What is stored, for people: listings, flushes by pattern, and the links that indexes have named.
 //!
-//! The catalogue is never asked on the way to an answer, with one exception that fails safe ([`Catalog::has_link`]).
+//! The catalogue is never asked on the way to an answer, with two exceptions that fail safe ([`Catalog::has_link`], and
+//! [`Catalog::seen_digest`] where changes are refused).
 //! Request paths tell it what happened ([`Catalog::record`], [`Catalog::hits`]): that touches memory only, never blocks
 //! and never fails. A thread of its own writes what has gathered in batches. An outage of the database costs listings
 //! and, after a while, counted events; it never costs an answer.
