@@ -122,7 +122,7 @@ mod tests {
         );
     }
 
-    /// As the version wrote them that had no types for keys.
+    /// Written as by the version that had no types for keys.
     #[test]
     fn names_are_those_of_the_version_before() {
         for (text, object) in [

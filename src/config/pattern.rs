@@ -61,7 +61,7 @@ impl PackagePattern {
     /// Reads a pattern; `normal` spells names as the ecosystem does.
     ///
     /// # Errors
-    /// It is none.
+    /// `text` is no pattern.
     pub fn new(text: &str, normal: fn(&str) -> String) -> Result<Self, String> {
         Self::read(text, normal, false)
     }
@@ -69,7 +69,7 @@ impl PackagePattern {
     /// Reads a pattern that takes capitals for small letters, also where the ecosystem tells them apart: upstream may not.
     ///
     /// # Errors
-    /// It is none.
+    /// `text` is no pattern.
     pub fn in_any_case(text: &str, normal: fn(&str) -> String) -> Result<Self, String> {
         Self::read(text, normal, true)
     }

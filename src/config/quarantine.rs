@@ -71,10 +71,10 @@ pub enum Clock {
 /// Whether what should be held is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// It is.
+    /// Nothing that is held is served.
     #[default]
     Enforce,
-    /// It is served, counted and logged.
+    /// What is held is served, counted and logged.
     Observe,
 }
 

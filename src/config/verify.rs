@@ -8,9 +8,9 @@ use super::values::choice;
 pub enum Verify {
     /// Nobody looks.
     Off,
-    /// It is counted and logged, kept and served.
+    /// The file is kept and served; that is counted and logged.
     Warn,
-    /// It is counted and logged, never kept, and never served to its end.
+    /// The file is never kept, nor served to its end; that is counted and logged.
     #[default]
     Enforce,
 }

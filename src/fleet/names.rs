@@ -30,7 +30,7 @@ pub(super) fn token(name: &str) -> String {
 mod tests {
     use super::*;
 
-    /// As the version wrote them that had no file of their names.
+    /// Written as by the version that had no file of their names.
     #[test]
     fn names_are_those_of_the_version_before() {
         let key = Key::read("pypi\0simple/six/\0json").unwrap();

@@ -17,7 +17,7 @@ pub struct Excerpt {
 pub enum Found {
     /// This, in JSON.
     Document(String),
-    /// It is a release that may be held back: what its file is called there.
+    /// The document is of a release that may be held back: what its file is called there.
     Restricted { file: String },
     /// Nothing.
     Nothing,

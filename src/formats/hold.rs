@@ -24,11 +24,11 @@ pub struct Named<'a> {
 /// Why something is held.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Why {
-    /// It is younger than so many days.
+    /// The release is younger than so many days.
     Young(u32),
     /// This proxy saw it first less than so many days ago.
     NewHere(u32),
-    /// It was published after this moment, in Unix seconds.
+    /// The release was published after this moment, in Unix seconds.
     Frozen(u64),
     /// Nothing says when it was published.
     Undated,
@@ -50,7 +50,7 @@ impl std::fmt::Display for Why {
 pub enum Free {
     /// Neither a period nor a freeze covers it.
     Uncovered,
-    /// It is old enough.
+    /// The release is old enough.
     OldEnough,
     /// Nothing dates it, which is allowed.
     UndatedAllowed,
@@ -63,9 +63,9 @@ pub enum Free {
 /// What the policy says of a release.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is served.
+    /// The release is served.
     Free(Free),
-    /// It is not, until then; `None`: until the configuration changes, or its date is known.
+    /// The release is not served until then; `None`: until the configuration changes, or its date is known.
     Held {
         /// In Unix seconds.
         until: Option<u64>,

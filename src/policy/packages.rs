@@ -308,7 +308,7 @@ mod tests {
         assert!(detail(Some(&["b"]), &[], "x").contains("which package"));
     }
 
-    /// The same letters, written otherwise: capitals, percent-encoded, with more slashes.
+    /// One path's letters, written otherwise: capitals, percent-encoded, with more slashes.
     fn spelled(path: &str, how: &[u8]) -> String {
         let mut out = String::new();
         for (byte, how) in path.bytes().zip(how.iter().cycle()) {
@@ -323,7 +323,7 @@ mod tests {
         out
     }
 
-    /// The same name to this ecosystem, or to some upstream.
+    /// Another spelling of one name, to this ecosystem, or to some upstream.
     fn renamed(package: &str, name: &str, how: &[u8]) -> String {
         let letters = name.chars().zip(how.iter().cycle());
         let renamed = letters.map(|(letter, how)| match (package, letter, how % 5) {

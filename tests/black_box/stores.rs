@@ -9,7 +9,7 @@ use crate::common::client::Headers;
 use crate::common::server::{at, run_binary, stored_files};
 use crate::common::{Proxy, eventually, run, sha256};
 
-/// As it was configured, but offline: whatever is served comes from the folder.
+/// Configured as it was, but offline: whatever is served comes from the folder.
 const REMOTES: &str = "
 files:
   base_url: http://127.0.0.1:18080/files

@@ -17,7 +17,7 @@ impl<'a> JsonObject<'a> {
     /// Reads an object.
     ///
     /// # Errors
-    /// It is none.
+    /// `json` is no object.
     pub(in crate::formats) fn read(json: &'a str) -> Result<Self, serde_json::Error> {
         serde_json::from_str(json)
     }
@@ -103,7 +103,7 @@ pub(in crate::formats) fn array<'m>(items: impl IntoIterator<Item = &'m str>) ->
 /// The text of a JSON document.
 ///
 /// # Errors
-/// It is not in UTF-8.
+/// The document is not in UTF-8.
 pub(in crate::formats) fn json_text(document: &[u8]) -> Result<&str, IndexError> {
     let document = document.strip_prefix(b"\xef\xbb\xbf").unwrap_or(document);
     std::str::from_utf8(document).map_err(|error| IndexError(format!("upstream's index is not in UTF-8: {error}")))

@@ -111,7 +111,7 @@ pub struct Wheel {
     pub file: String,
     pub bytes: Bytes,
     pub metadata: String,
-    /// As the index says it.
+    /// Spelled as in the index.
     pub published: String,
 }
 
@@ -291,7 +291,7 @@ pub struct NpmVersion {
     pub version: String,
     pub bytes: Bytes,
     pub dependencies: Value,
-    /// As the packument says it.
+    /// Spelled as in the packument.
     pub published: String,
 }
 
@@ -478,7 +478,7 @@ pub struct Crate {
     pub version: String,
     pub bytes: Bytes,
     dependencies: Vec<(String, String)>,
-    /// As the index says it, where it does.
+    /// Spelled as in the index, where it stands there.
     published: Option<String>,
 }
 
