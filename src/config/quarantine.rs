@@ -1,5 +1,7 @@
 //! `quarantine_…` and `freeze` of a remote: what is held back, for how long, and what is let through all the same.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -226,6 +228,13 @@ fn exemptions(section: &Section<'_>, normal: fn(&str) -> String) -> Vec<Exemptio
         let versions = entry.list("versions", |text| Ok(text.to_owned())).unwrap_or_default();
         let package = entry.parse("package", |text| PackagePattern::new(text, normal).map_err(Fault::new));
         if let (Some(package), Some(until)) = (package, entry.parse("until", moment)) {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            if until <= now.as_secs() {
+                let fault = Fault::new(format!("the exemption of `{}` has ended", package.as_str()));
+                section
+                    .cx
+                    .warn(item.at, fault.hint("remove it, or set another `until`"));
+            }
             exemptions.push(Exemption {
                 package,
                 versions: versions.into_iter().map(|(_, version)| version).collect(),

@@ -10,7 +10,7 @@ use crate::cache::{Object, now_ms};
 use crate::catalog::rfc3339;
 use crate::config::Mode;
 use crate::formats::Asset;
-use crate::formats::hold::Verdict;
+use crate::formats::hold::{Free, Verdict};
 use crate::policy::{Policy, quarantine};
 use crate::session::public;
 use crate::session::reply::Problem;
@@ -33,10 +33,15 @@ impl Client {
             return Ok(false);
         }
         let dates = Box::pin(self.fills.dates_of(asset, headers, file)).await;
-        let Verdict::Held { until, why } = self.fills.judge(asset, dates, now_ms()) else {
-            return Ok(false);
-        };
         let remote = &asset.remote;
+        let (until, why) = match self.fills.judge(asset, dates, now_ms()) {
+            Verdict::Held { until, why } => (until, why),
+            Verdict::Free(Free::Exempt(reason)) => {
+                tracing::info!(remote = %remote.name, path = %asset.path.encoded, %reason, "exempt from quarantine");
+                return Ok(false);
+            }
+            Verdict::Free(_) => return Ok(false),
+        };
         let trusted = &self.state.config().settings.trusted_proxies;
         let client = public::client(trusted, &public::arrival(session));
         self.api.asked.note(asset, dates, client);

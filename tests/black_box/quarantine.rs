@@ -463,6 +463,8 @@ fn a_policy_may_be_another_for_some_packages_and_versions() {
             assert_eq!(named(&proxy).await, expected, "{keys}");
             let answer = proxy.fetch("pypi", &new.path()[1..]).await;
             assert_eq!(answer.status, if is_free { 200 } else { 404 }, "{keys}");
+            let is_exempt = is_free && keys.contains("exemptions");
+            assert_eq!(proxy.log_contains("exempt from quarantine"), is_exempt, "{keys}");
         }
     });
 }

@@ -405,6 +405,10 @@ fn what_cannot_be_held_is_told() {
         &["6:29: error: remote \"x\": an exemption without `reason`"],
     );
     finds(
+        &on("quarantine_exemptions: [{package: x, until: 2020-01-01, reason: y}]"),
+        &["6:29: warning: remote \"x\": the exemption of `x` has ended"],
+    );
+    finds(
         &on("quarantine_overrides: {a: x, '[': 3}"),
         &["6:31: error: remote", "6:34: error: remote"],
     );
