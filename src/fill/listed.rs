@@ -113,10 +113,10 @@ impl Default for Listings {
 }
 
 impl Listings {
-    /// The dates of a file, if they were found out before.
-    pub fn known(&self, file: &Object) -> Option<FileDates> {
+    /// The dates of a file, if they were found out before, and are not asked about again at `now`.
+    pub fn known(&self, file: &Object, now: Millis) -> Option<FileDates> {
         let (dates, until) = self.files.get(&file.id)?;
-        (now_ms() < until).then_some(dates)
+        (now < until).then_some(dates)
     }
 }
 
@@ -181,7 +181,7 @@ impl Fills {
         headers: Option<&HeaderMap>,
         file: Option<&Object>,
     ) -> FileDates {
-        if let Some(known) = file.and_then(|file| self.listed.known(file)) {
+        if let Some(known) = file.and_then(|file| self.listed.known(file, now_ms())) {
             return known;
         }
         let own = || quarantine::published(headers?);

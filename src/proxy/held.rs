@@ -69,9 +69,10 @@ impl Client {
         if !quarantine::covers(asset, policy) {
             return false;
         }
-        let Some(dates) = self.fills.listed.known(file) else {
+        let now = now_ms();
+        let Some(dates) = self.fills.listed.known(file, now) else {
             return true;
         };
-        self.fills.judge(asset, dates, now_ms()).is_held()
+        self.fills.judge(asset, dates, now).is_held()
     }
 }
