@@ -751,10 +751,11 @@ fn names_that_anybody_makes_up_do_not_push_out_the_one_that_is_used() {
 }
 
 /// A document of half a megabyte, whose links stand at its end.
-fn long_packument(registry: &Upstream) -> String {
+/// A packument of a little more than so many bytes.
+fn long_packument(registry: &Upstream, bytes: usize) -> String {
     let (document, _) = packuments(&[&versions()[0]], &registry.base());
     let mut text = document.to_string();
-    text.insert_str(1, &format!("\"readme\":\"{}\",", "x".repeat(500_000)));
+    text.insert_str(1, &format!("\"readme\":\"{}\",", "x".repeat(bytes)));
     text
 }
 
@@ -763,7 +764,7 @@ fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
     run(async {
         let registry = Upstream::start().await;
         serve_npm(&registry, &registry, &versions());
-        let (text, gate) = (long_packument(&registry), crate::common::Gate::new());
+        let (text, gate) = (long_packument(&registry, 500_000), crate::common::Gate::new());
         let half = text.len() as u64 - 100;
         registry.reply(
             "/plain",
@@ -814,13 +815,14 @@ fn few_views_are_made_at_once_for_names_that_were_not_seen_before() {
 fn a_view_that_nobody_waits_for_is_dropped() {
     run(async {
         let registry = Upstream::start().await;
-        let (text, gate) = (long_packument(&registry), crate::common::Gate::new());
+        // More than sockets hold: who leaves is noticed by what cannot be sent to it.
+        let (text, gate) = (long_packument(&registry, 40_000_000), crate::common::Gate::new());
         let half = text.len() as u64 - 200_000;
         registry.reply(
             "/plain",
             Reply::ok(text)
                 .content_type("application/json")
-                .pieces(16 * 1024)
+                .pieces(256 * 1024)
                 .pause_at(half, &gate),
         );
         let proxy = Proxy::start(&remote(&registry, "description: x")).await;
