@@ -211,18 +211,7 @@ impl Catalog {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Matches, CatalogError> {
-        let scan = Scan {
-            filter: filter.narrowed(),
-            sort: Sort::default(),
-            after,
-            limit: limit.max(1),
-            totals: false,
-        };
-        let found = self.inner.backend.scan(scan).await?;
-        Ok(Matches {
-            records: found.records,
-            next: found.next,
-        })
+        self.page(filter, Sort::default(), after, limit).await
     }
 
     /// A page of what matches, what was seen first a short while ago before the rest.
@@ -235,14 +224,25 @@ impl Catalog {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Matches, CatalogError> {
+        let sort = Sort {
+            field: SortField::FirstSeen,
+            descending: true,
+        };
+        self.page(filter, sort, after, limit.min(MAX_LIMIT)).await
+    }
+
+    async fn page(
+        &self,
+        filter: &Filter,
+        sort: Sort,
+        after: Option<Position>,
+        limit: usize,
+    ) -> Result<Matches, CatalogError> {
         let scan = Scan {
             filter: filter.narrowed(),
-            sort: Sort {
-                field: SortField::FirstSeen,
-                descending: true,
-            },
+            sort,
             after,
-            limit: limit.clamp(1, MAX_LIMIT),
+            limit: limit.max(1),
             totals: false,
         };
         let found = self.inner.backend.scan(scan).await?;

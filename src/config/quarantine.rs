@@ -104,7 +104,7 @@ impl Quarantine {
         self.is_on() && self.mode == Mode::Enforce
     }
 
-    /// Whether it matters when something was first seen here.
+    /// Whether this policy asks when something was first seen here.
     pub fn goes_by_sight(&self) -> bool {
         self.is_on() && self.clock != Clock::Published
     }

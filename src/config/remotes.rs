@@ -51,19 +51,9 @@ const KEYS: &[&str] = &[
     "proxy",
     "offline",
     "serve_stale_on",
-    "quarantine_new",
-    "quarantine_days",
-    "quarantine_overrides",
-    "quarantine_exemptions",
-    "quarantine_missing_date",
-    "quarantine_clock",
-    "quarantine_mode",
-    "freeze",
-    "verify",
-    "client_revalidation",
-    "upstream",
-    "cache",
 ];
+/// Those that follow what quarantine reads.
+const LAST_KEYS: [&str; 4] = ["verify", "client_revalidation", "upstream", "cache"];
 
 /// The keys that say which packages upstream is asked for.
 const PACKAGE_KEYS: [&str; 2] = ["allow_packages", "deny_packages"];
@@ -128,7 +118,7 @@ pub(super) fn read(
     let own_keys = KnownKeys::of(packages);
     let reader = Reader {
         packages,
-        keys: own_keys.among(KEYS),
+        keys: own_keys.among(&[KEYS, &quarantine::KEYS, &LAST_KEYS].concat()),
         own_keys,
         known_headers: packages.iter().map(|package| package.headers).collect(),
         timeouts,

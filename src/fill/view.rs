@@ -192,7 +192,7 @@ struct Edit {
 }
 
 impl Edit {
-    /// Whether it matters when its releases were first seen.
+    /// Whether this edit asks when the releases of the document were first seen.
     fn goes_by_sight(&self) -> bool {
         self.rewriting.view.dated.is_some() || self.rewriting.asset.remote.quarantine.goes_by_sight()
     }

@@ -75,7 +75,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether it is held.
+    /// Whether the release is held.
     pub fn is_held(&self) -> bool {
         matches!(self, Verdict::Held { .. })
     }

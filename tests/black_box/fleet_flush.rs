@@ -13,6 +13,16 @@ use crate::fleet_nodes::{
 };
 use serde_json::json;
 
+/// Leaves behind what a node that was killed has begun: a flush of what is below `a/`.
+fn has_begun_a_flush(node: &Proxy) {
+    let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let at = at.expect("a time").as_millis() as u64;
+    let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
+    let folder = node.data_dir().join("flushes");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    std::fs::write(folder.join("1"), begun).expect("written");
+}
+
 #[test]
 fn a_flush_that_a_kill_cut_short_holds_for_the_bucket_too() {
     run_for(LIMIT, async {
@@ -27,12 +37,7 @@ fn a_flush_that_a_kill_cut_short_holds_for_the_bucket_too() {
         }
         fleet::settled(&node).await;
         node.kill();
-        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let at = at.expect("a time").as_millis() as u64;
-        let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
-        let folder = node.data_dir().join("flushes");
-        std::fs::create_dir_all(&folder).expect("a folder");
-        std::fs::write(folder.join("1"), begun).expect("written");
+        has_begun_a_flush(&node);
         for path in ["/a/1", "/b/1"] {
             up.file(path, File::new("new"));
         }
@@ -61,12 +66,7 @@ fn a_flush_that_a_kill_cut_short_strikes_what_only_the_bucket_has() {
         for file in stored_files(&node.data_dir()) {
             std::fs::remove_file(file).expect("removed");
         }
-        let at = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        let at = at.expect("a time").as_millis() as u64;
-        let begun = json!({"at": at, "request": {"prefix": "a/"}, "id": "1"}).to_string();
-        let folder = node.data_dir().join("flushes");
-        std::fs::create_dir_all(&folder).expect("a folder");
-        std::fs::write(folder.join("1"), begun).expect("written");
+        has_begun_a_flush(&node);
         node.launch().await;
         eventually(Duration::from_secs(10), "what was flushed is struck", async || {
             listed(&node, "").await == ["b/1"]

@@ -73,7 +73,7 @@ impl Judged {
         }
     }
 
-    /// Whether it is held, or would be.
+    /// Whether the artifact is held, or would be.
     pub(super) fn is_held(&self) -> bool {
         self.verdict != "served"
     }
