@@ -82,6 +82,11 @@ impl Deadline {
         }
     }
 
+    /// Whether it has passed.
+    pub fn is_over(&self) -> bool {
+        self.left().is_some_and(|left| left.is_zero())
+    }
+
     /// Returns when the deadline has passed, or when it has been clear for `limit`.
     pub async fn passed(&self, limit: Duration) {
         let mut clear_since = None;

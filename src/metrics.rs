@@ -39,6 +39,8 @@ pub struct Samples {
     pub fleet: Option<[(&'static str, u64); 5]>,
     /// Other nodes by URL, and whether this one can read from them.
     pub nodes: BTreeMap<String, bool>,
+    /// Upstream hosts that are not asked for now; a bounded number.
+    pub upstreams_away: Vec<String>,
 }
 
 /// Of a bucket.
@@ -68,6 +70,9 @@ pub struct Metrics {
     failed_views: IntCounter,
     escaped_links: IntCounter,
     upstream_failures: IntCounterVec,
+    upstream_away: IntGaugeVec,
+    upstream_unasked: IntCounterVec,
+    upstream_delayed: CounterVec,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
     unstored: IntCounter,
@@ -258,6 +263,31 @@ impl Metrics {
                 "Upstreams not reached.",
                 &["remote"],
             ),
+            upstream_away: register(
+                &registry,
+                IntGaugeVec::new(
+                    Opts::new(
+                        "artifactapi_upstream_away",
+                        "Upstream hosts that did not answer and are not asked until a probe finds that they do.",
+                    ),
+                    &["host"],
+                ),
+            ),
+            upstream_unasked: vector(
+                "artifactapi_upstream_unasked_total",
+                "Questions that upstream was not asked because its host was known to be away.",
+                &["remote"],
+            ),
+            upstream_delayed: register(
+                &registry,
+                CounterVec::new(
+                    Opts::new(
+                        "artifactapi_upstream_delay_seconds_total",
+                        "Time that questions and bodies waited because of a remote's cap.",
+                    ),
+                    &["remote", "cap"],
+                ),
+            ),
             evictions: counter(
                 "artifactapi_evictions_total",
                 "Objects removed because space was short.",
@@ -385,6 +415,15 @@ impl Metrics {
     pub fn upstream_failed(&self, remote: &str) {
         self.upstream_failures.with_label_values(&[remote]).inc();
     }
+    /// Upstream was not asked, because its host is away.
+    pub fn upstream_unasked(&self, remote: &str) {
+        self.upstream_unasked.with_label_values(&[remote]).inc();
+    }
+    /// Something waited because of the cap on `requests` or `bytes`.
+    pub fn upstream_delayed(&self, remote: &str, cap: &'static str, wait: Duration) {
+        let delayed = self.upstream_delayed.with_label_values(&[remote, cap]);
+        delayed.inc_by(wait.as_secs_f64());
+    }
     pub fn evicted(&self, bytes: u64) {
         self.evictions.inc();
         self.evicted_bytes.inc_by(bytes);
@@ -444,6 +483,10 @@ impl Metrics {
         for (url, reachable) in &samples.nodes {
             let node = self.node_reachable.with_label_values(&[url]);
             node.set(i64::from(*reachable));
+        }
+        self.upstream_away.reset();
+        for host in &samples.upstreams_away {
+            self.upstream_away.with_label_values(&[host]).set(1);
         }
         set(&self.generation, samples.generation);
     }

@@ -24,6 +24,7 @@ use crate::formats::{self, path};
 use crate::metrics::Metrics;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
+use crate::upstream::Away;
 
 /// Bodies of requests to the API are small.
 const MAX_BODY: usize = 1 << 20;
@@ -176,6 +177,7 @@ impl Api {
             "config_generation": config.generation,
             "config_reload": if reload_failed { "failed" } else { "ok" },
             "dependencies": dependencies,
+            "upstreams_away": upstreams_away(&self.fills.upstream.away()),
         })
     }
 
@@ -276,6 +278,15 @@ fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
         shown["clock_ahead_seconds"] = json!(ahead as f64 / 1e6);
     }
     shown
+}
+
+/// The upstream hosts that are not asked for now, for people. That somebody else's host is away does not make this node ill.
+fn upstreams_away(away: &[Away]) -> serde_json::Value {
+    let hosts = away.iter().map(|host| {
+        let about = json!({"detail": host.why, "seconds": host.since.as_secs()});
+        (host.way.clone(), about)
+    });
+    serde_json::Value::Object(hosts.collect())
 }
 
 /// How the other nodes are reached, for people.

@@ -44,6 +44,7 @@ impl Api {
             bucket: self.backends.bucket.as_ref().map(|bucket| of_bucket(&bucket.status())),
             fleet: fleet.as_ref().map(between_nodes),
             nodes: reachable(self.backends.neighbours.list()),
+            upstreams_away: self.fills.upstream.away().into_iter().map(|host| host.way).collect(),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -165,6 +166,14 @@ pub struct Timeouts {
     pub rate_window: Duration,
     /// For a body as a whole.
     pub whole: Duration,
+}
+
+/// How much upstream is asked for one remote, at most. What comes faster waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caps {
+    pub requests_per_second: Option<NonZeroU32>,
+    /// Of bodies.
+    pub bytes_per_second: Option<NonZeroU64>,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -337,7 +346,10 @@ pub struct Remote {
     /// What stands under the keys that only some package types have.
     pub own: OwnKeys,
     pub ttl: Ttls,
+    /// What is mutable and asked for shortly before its TTL passes is fetched anew behind the answer.
+    pub refresh_ahead: bool,
     pub timeouts: Timeouts,
+    pub caps: Caps,
 }
 
 impl Remote {

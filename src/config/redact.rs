@@ -64,6 +64,9 @@ fn remote_json(remote: &Remote) -> Value {
         Some(Password::Command(command)) => Some(command),
         _ => None,
     };
+    let mut upstream = timeouts(&remote.timeouts);
+    upstream["requests_per_second"] = json!(remote.caps.requests_per_second);
+    upstream["bytes_per_second"] = json!(remote.caps.bytes_per_second);
     let quarantine = &remote.quarantine;
     let overrides = quarantine.overrides.iter();
     let overrides: Map<String, Value> = overrides
@@ -126,12 +129,13 @@ fn remote_json(remote: &Remote) -> Value {
         "freeze": quarantine.freeze.map(date),
         "verify": remote.verify.name(),
         "client_revalidation": remote.client_revalidation,
+        "refresh": if remote.refresh_ahead { "background" } else { "off" },
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),
             "mutable_ttl": seconds(remote.ttl.mutable),
             "negative_ttl": seconds(remote.ttl.negative),
         },
-        "upstream": timeouts(&remote.timeouts),
+        "upstream": upstream,
     })
 }
 

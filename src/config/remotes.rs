@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+use std::num::{NonZeroU32, NonZeroU64};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
 use super::headers::{headers, headers_keep};
-use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
+use super::model::{Caps, CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
 use super::own_keys::KnownKeys;
 use super::package::Package;
 use super::pattern::{PackagePattern, Pattern};
@@ -22,7 +23,7 @@ use super::problem::{Fault, Pos, Report};
 use super::quarantine::{self, Quarantine};
 use super::section::{Elsewhere, Section};
 use super::settings;
-use super::values::choice;
+use super::values::{self, choice};
 use super::verify::Verify;
 use super::yaml::{self, Document, Entry};
 use crate::headers::Names;
@@ -53,7 +54,10 @@ const KEYS: &[&str] = &[
     "serve_stale_on",
 ];
 /// Those that follow what quarantine reads.
-const LAST_KEYS: [&str; 4] = ["verify", "client_revalidation", "upstream", "cache"];
+const LAST_KEYS: [&str; 5] = ["verify", "client_revalidation", "refresh", "upstream", "cache"];
+
+/// The keys of `upstream:` that only a remote has.
+const CAP_KEYS: [&str; 2] = ["requests_per_second", "bytes_per_second"];
 
 /// The keys that say which packages upstream is asked for.
 const PACKAGE_KEYS: [&str; 2] = ["allow_packages", "deny_packages"];
@@ -68,6 +72,8 @@ const ELSEWHERE: Elsewhere<'static> = &[
     ("least_rate", "under `upstream:`"),
     ("rate_window", "under `upstream:`"),
     ("transfer_timeout", "under `upstream:`"),
+    ("requests_per_second", "under `upstream:`"),
+    ("bytes_per_second", "under `upstream:`"),
 ];
 
 /// What `remotes.yaml` holds.
@@ -274,6 +280,8 @@ impl Reader<'_> {
         }
 
         let ttl = ttls(&section);
+        let upstream = section.section("upstream", &[&settings::TIMEOUT_KEYS[..], &CAP_KEYS].concat());
+        let refresh = [("off", false), ("background", true)];
         let remote = Remote {
             name: entry.key.clone(),
             kind,
@@ -309,9 +317,11 @@ impl Reader<'_> {
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
             own,
             ttl,
-            timeouts: section
-                .section("upstream", &settings::TIMEOUT_KEYS)
-                .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
+            refresh_ahead: section.parse("refresh", |text| choice(text, &refresh)).unwrap_or(false),
+            timeouts: upstream
+                .as_ref()
+                .map_or(self.timeouts, |s| settings::timeouts(s, self.timeouts)),
+            caps: upstream.as_ref().map(caps).unwrap_or_default(),
         };
         contradictions(&section, entry, &remote, &self.own_keys);
         (remote, hosts)
@@ -377,6 +387,19 @@ fn ttls(section: &Section<'_>) -> Ttls {
     }
 }
 
+fn caps(upstream: &Section<'_>) -> Caps {
+    let requests = upstream.integer("requests_per_second", 1..=1_000_000);
+    let bytes = upstream.parse("bytes_per_second", |text| {
+        let bytes = values::size(text)?;
+        let hint = "write a size, such as 20MB; leave the key out for no cap";
+        NonZeroU64::new(bytes).ok_or_else(|| Fault::new("must be at least 1").hint(hint))
+    });
+    Caps {
+        requests_per_second: requests.and_then(NonZeroU32::new),
+        bytes_per_second: bytes,
+    }
+}
+
 /// The packages that are listed under `key`. `None` when it is absent or null: that differs from an empty list.
 fn named_packages<'a>(
     section: &Section<'a>,
@@ -403,12 +426,12 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
         );
     }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline", "verify"].into_iter();
+        let of_upstream = ["base_url", "proxy", "offline", "verify", "refresh"].into_iter();
         let of_upstream = of_upstream.chain(PACKAGE_KEYS).chain(quarantine::KEYS);
         for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {
                 "offline" => remote.offline,
-                "verify" => !section.says(key, "off"),
+                "verify" | "refresh" => !section.says(key, "off"),
                 "quarantine_new" => !section.says(key, "false"),
                 "quarantine_days" => !section.says(key, "0"),
                 _ => true,

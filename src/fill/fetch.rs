@@ -54,7 +54,8 @@ impl Fills {
                 ask,
             )
             .with_query(wanted.asset.path.query.clone())
-            .with_scope(wanted.asset.token_scope.clone());
+            .with_scope(wanted.asset.token_scope.clone())
+            .with_stored(previous.is_some());
             let deadline = Arc::clone(&exchange.deadline);
             let (done, mut ended) = oneshot::channel();
             let (opening, mut opened) = oneshot::channel();

@@ -4,6 +4,7 @@
 //! what they get: an object to read (complete or growing), the copy of a small answer, or the word that this answer is
 //! not stored and each must ask for himself. The flight itself goes on until the body is complete, whoever leaves.
 
+pub mod ahead;
 mod answer;
 mod coded;
 mod decision;
@@ -45,6 +46,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use ahead::Ahead;
 pub use answer::{Answer, Negative};
 use flight::{Flight, Landing, Slot};
 use let_through::LetThroughs;
@@ -73,6 +75,7 @@ pub struct Fills {
     pub shared: Shared,
     flights: Mutex<HashMap<Slot, Arc<Flight>>>,
     negative: Negative,
+    ahead: Ahead,
     manifests: Manifests,
     pub listed: Listings,
     pub let_through: Arc<LetThroughs>,
@@ -95,6 +98,7 @@ impl Fills {
             shared,
             flights: Mutex::default(),
             negative: Negative::default(),
+            ahead: Ahead::default(),
             manifests: Manifests::default(),
             listed: Listings::default(),
             let_through: Arc::default(),

@@ -349,8 +349,9 @@ impl ProxyHttp for Hooks {
         end: bool,
         ctx: &mut Ctx,
     ) -> Result<Option<Duration>> {
+        let mut pause = Duration::ZERO;
         if let Some(ticket) = &mut ctx.ticket {
-            ticket.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
+            pause = ticket.exchange.body_piece(body.as_ref().map_or(0, Bytes::len), end)?;
         }
         if let (Some(discarded), Some(piece)) = (&mut ctx.discarded, body.as_ref()) {
             *discarded += piece.len();
@@ -370,7 +371,7 @@ impl ProxyHttp for Hooks {
             ctx.passing = None;
             ctx.ticket()?.say(Opening::Direct(None));
         }
-        Ok(None)
+        Ok((!pause.is_zero()).then_some(pause))
     }
 
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, ctx: &mut Ctx, error: Box<Error>) -> Box<Error> {

@@ -15,7 +15,7 @@ use url::Url;
 use super::hold::{Hold, Known};
 use super::links::{PATH, Style, decode_once, normal};
 use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
-use crate::config::{CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
+use crate::config::{Caps, CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
 pub(crate) const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -69,6 +69,8 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
             rate_window: Duration::from_secs(300),
             whole: Duration::from_secs(86_400),
         },
+        refresh_ahead: false,
+        caps: Caps::default(),
     }
 }
 

@@ -17,6 +17,7 @@ use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Origin, now_ms};
 use crate::config::{Config, Remote};
+use crate::fill::ahead::is_due_soon;
 use crate::fill::set::Standing;
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
@@ -153,13 +154,34 @@ impl Client {
         Ok(true)
     }
 
+    /// Has what is stored and about to expire fetched anew, which nobody waits for.
+    async fn refresh_ahead(&self, request: &Request) {
+        // A file of a set is trusted as long as its manifest, which is refreshed itself.
+        if request.standing.is_none()
+            && let Ok(url) = self.upstream_url(&request.asset, &request.remote_url).await
+        {
+            self.fills.refresh_ahead(request.wanted(url));
+        }
+    }
+
     /// Serves what is stored or growing, or has it fetched.
     async fn answer(&self, session: &mut Session, ctx: &mut Ctx, request: Request) -> Result<bool> {
         let store = self.fills.store;
         let now = now_ms();
-        let found = store.open_object(&request.key).await;
-        let mut forced = false;
         let left = |object: &Object| request.left(object, now_ms());
+        let found = match request.remote.refresh_ahead {
+            // What comes to take the place of something fresh is waited for by nobody.
+            true => store
+                .stored(&request.key)
+                .await
+                .filter(|stored| left(stored).is_fresh()),
+            false => None,
+        };
+        let found = match found {
+            Some(stored) => Some(stored),
+            None => store.open_object(&request.key).await,
+        };
+        let mut forced = false;
         if let Some(object) = &found {
             if !object.is_complete() {
                 let origin = match object.origin() {
@@ -194,6 +216,9 @@ impl Client {
                     fresh_from_upstream: false,
                 };
                 ctx.cache = "hit";
+                if is_due_soon(&request.remote, request.policy, left(object)) && !request.remote.offline {
+                    self.refresh_ahead(&request).await;
+                }
                 return self.deliver(session, ctx, &request, Arc::clone(object), origin).await;
             }
         }

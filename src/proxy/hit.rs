@@ -9,6 +9,7 @@ use super::provenance::hit_status;
 use super::resolve::Resolved;
 use super::serve::Dress;
 use crate::cache::{Object, now_ms};
+use crate::fill::ahead::is_due_soon;
 use crate::formats::links::Style;
 
 /// An answer that only has to be written.
@@ -36,6 +37,10 @@ impl Client {
         let now = now_ms();
         let left = original.fresh.left(resolved.policy.class, resolved.policy.ttl, now);
         if !left.is_fresh() || resolved.view.is_none() && original.head.content_encoding().is_some() {
+            return None;
+        }
+        // The long way has it fetched anew.
+        if is_due_soon(&resolved.remote, resolved.policy, left) {
             return None;
         }
         let object = match resolved.view {

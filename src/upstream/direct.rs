@@ -135,8 +135,11 @@ impl Answering {
         };
         let piece = read.map_err(upstreams)?;
         let length = piece.as_ref().map_or(0, Bytes::len);
-        self.exchange.body_piece(length, piece.is_none())?;
+        let pause = self.exchange.body_piece(length, piece.is_none())?;
         deadline.clear();
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
         Ok(piece)
     }
 

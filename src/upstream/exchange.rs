@@ -8,6 +8,7 @@ mod request;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
@@ -15,6 +16,7 @@ use url::Url;
 
 use super::Upstream;
 use super::failure::Failure;
+use super::hosts::Way;
 use super::negotiation::Negotiation;
 use super::trust::{same_origin, within_credentials};
 use crate::config::Remote;
@@ -65,6 +67,11 @@ pub struct Exchange {
     interim: u8,
     addresses: Vec<SocketAddr>,
     tried: usize,
+    /// How the host is come to that has not answered yet.
+    unanswered: Option<Way>,
+    /// A stored copy takes the place of an answer that does not come.
+    is_stored: bool,
+    is_probe: bool,
     pub deadline: Arc<Deadline>,
     pace: Option<Pace>,
     /// Set where the reason is known better than Pingora's error can tell.
@@ -93,6 +100,9 @@ impl Exchange {
             interim: 0,
             addresses: Vec::new(),
             tried: 0,
+            unanswered: None,
+            is_stored: false,
+            is_probe: false,
             deadline: Arc::default(),
             pace: None,
             failure: None,
@@ -126,6 +136,18 @@ impl Exchange {
         if let (Some(scope), false) = (scope, own) {
             self.authority = Authority::Scope(Negotiation::new(scope));
         }
+        self
+    }
+
+    /// What is asked about is stored, if `is_stored`: a host that does not answer is not waited for.
+    pub fn with_stored(mut self, is_stored: bool) -> Self {
+        self.is_stored = is_stored;
+        self
+    }
+
+    /// Asks a host that does not answer, to find out whether it does again.
+    pub(super) fn as_probe(mut self) -> Self {
+        self.is_probe = true;
         self
     }
 
@@ -193,21 +215,29 @@ impl Exchange {
         }
     }
 
-    /// For `upstream_response_body_filter`: so many bytes have arrived, the next may take `idle`.
+    /// For `upstream_response_body_filter`: so many bytes have arrived, the next may take `idle`. How long they are to be
+    /// waited for first, because the remote may not have more.
     ///
     /// # Errors
     /// The body drips: it comes at less than the least rate, or takes longer than any may.
-    pub fn body_piece(&mut self, length: usize, end: bool) -> Result<()> {
+    pub fn body_piece(&mut self, length: usize, end: bool) -> Result<Duration> {
+        let pause = self.upstream.caps.piece(&self.remote, length);
+        if !pause.is_zero() {
+            let metrics = &self.upstream.metrics;
+            metrics.upstream_delayed(&self.remote.name, "bytes", pause);
+        }
         if end {
             self.deadline.clear();
-            return Ok(());
+            return Ok(pause);
         }
         let limits = self.remote.timeouts;
-        self.deadline.set(limits.idle);
+        self.deadline.set(limits.idle + pause);
         let now = self.deadline.waited();
         let pace = self.pace.get_or_insert_with(|| Pace::new(now));
-        let Some(slow) = pace.drips(length, now, &limits) else {
-            return Ok(());
+        let slow = pace.drips(length, now, &limits);
+        pace.rests(pause);
+        let Some(slow) = slow else {
+            return Ok(pause);
         };
         let reason = format!("the body from {} {slow}", shown(&self.url));
         tracing::warn!(remote = %self.remote.name, %reason, "a transfer from upstream is ended");
@@ -242,6 +272,21 @@ impl Exchange {
 
     /// What `error` means, once nothing is tried any more.
     pub fn failure(&mut self, error: &Error) -> Failure {
+        let failure = self.meaning(error);
+        if failure.unreachable {
+            self.note_unanswered(&failure);
+        }
+        failure
+    }
+
+    /// The host that was asked has not answered.
+    fn note_unanswered(&mut self, failure: &Failure) {
+        if let Some(way) = self.unanswered.take() {
+            self.upstream.unanswered(&way, &self.remote, &self.url, failure);
+        }
+    }
+
+    fn meaning(&mut self, error: &Error) -> Failure {
         if let Some(failure) = self.failure.take() {
             return failure;
         }
@@ -275,6 +320,16 @@ impl Exchange {
                 reason: format!("asking {host} failed ({what})"),
                 unreachable: false,
             },
+        }
+    }
+}
+
+impl Drop for Exchange {
+    /// Who asks gives up when the deadline has passed.
+    fn drop(&mut self) {
+        if self.unanswered.is_some() && self.deadline.is_over() {
+            let failure = Failure::timed_out(&self.remote, &self.url);
+            self.note_unanswered(&failure);
         }
     }
 }

@@ -2,10 +2,12 @@
 //! redirect or a failure means. Nothing here knows of caching.
 
 mod address;
+mod caps;
 mod challenge;
 mod direct;
 mod exchange;
 mod failure;
+mod hosts;
 mod negotiation;
 mod own;
 mod password;
@@ -26,11 +28,14 @@ use url::Url;
 pub use direct::Answering;
 pub use exchange::{Ask, Exchange, shown};
 pub use failure::Failure;
+pub use hosts::Away;
 pub use places::Place;
 pub use resolver::{ResolveError, Resolver};
 pub use token::SharedTokens;
 pub use trust::listed;
 
+use caps::Caps;
+use hosts::Hosts;
 use places::Places;
 
 use crate::config::{Config, OutboundProxies, ProxyUrl, Remote};
@@ -45,6 +50,8 @@ pub struct Upstream {
     outbound: OutboundProxies,
     /// For fills, and for what passes by: slow clients of the latter must not keep the former from starting.
     places: [Arc<Places>; 2],
+    hosts: Hosts,
+    caps: Caps,
     connector: Connector,
     user_agent: String,
     tokens: token::Tokens,
@@ -73,6 +80,8 @@ impl Upstream {
             resolver: Resolver::new(&config.settings.resolver)?,
             outbound: config.settings.outbound.clone(),
             places: [places(), places()],
+            hosts: Hosts::default(),
+            caps: Caps::default(),
             connector: Connector::new(None),
             user_agent,
             tokens: token::Tokens::default(),

@@ -59,4 +59,5 @@ mod rpm;
 mod startup;
 mod stores;
 mod streaming;
+mod upstreams;
 mod verify;

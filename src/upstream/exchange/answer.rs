@@ -28,6 +28,9 @@ impl Exchange {
             return self.read_interim(status);
         }
         self.deadline.set(self.remote.timeouts.idle);
+        if let Some(way) = self.unanswered.take() {
+            self.upstream.hosts.answered(&way);
+        }
         if self.is_at_remote() {
             self.note_rate_limit(response);
         }

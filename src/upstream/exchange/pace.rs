@@ -23,6 +23,12 @@ impl Pace {
         }
     }
 
+    /// Nothing is read for so long, and nothing is upstream's fault meanwhile.
+    pub(super) fn rests(&mut self, pause: Duration) {
+        self.began += pause;
+        self.looked += pause;
+    }
+
     /// So many further bytes have come by `now`. Why the body is to be ended, if it drips: it comes at less than the least
     /// rate, or takes longer than any may.
     pub(super) fn drips(&mut self, bytes: usize, now: Duration, limits: &Timeouts) -> Option<String> {

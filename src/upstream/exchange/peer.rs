@@ -28,6 +28,7 @@ impl Exchange {
     /// The name does not resolve, or may not be gone to.
     pub async fn peer(&mut self) -> Result<Box<HttpPeer>> {
         self.authorize().await?;
+        self.await_turn().await?;
         let timeouts = self.remote.timeouts;
         let tls = self.url.scheme() == "https";
         let host = self
@@ -96,6 +97,35 @@ impl Exchange {
         peer.group_key = group.finish();
         self.deadline.set(timeouts.connect + timeouts.first_byte);
         Ok(Box::new(peer))
+    }
+
+    /// Waits until the host may be asked, for as long as makes sense.
+    async fn await_turn(&mut self) -> Result<()> {
+        // The next address of a host is the same question.
+        if self.unanswered.is_some() && self.tried > 0 {
+            return Ok(());
+        }
+        let way = self.upstream.way(&self.remote, &self.url);
+        if !self.is_probe {
+            // What is waited for bounds itself.
+            self.deadline.clear();
+            let upstream = Arc::clone(&self.upstream);
+            let may_ask = upstream.hosts.may_ask(&way, self.is_stored).await;
+            if may_ask.is_err() {
+                upstream.metrics.upstream_unasked(&self.remote.name);
+            }
+            let turn = may_ask.and_then(|()| upstream.caps.question(&self.remote));
+            let wait = match turn {
+                Ok(wait) => wait,
+                Err(failure) => return Err(self.fail(failure)),
+            };
+            if !wait.is_zero() {
+                upstream.metrics.upstream_delayed(&self.remote.name, "requests", wait);
+                tokio::time::sleep(wait).await;
+            }
+        }
+        self.unanswered = Some(way);
+        Ok(())
     }
 
     async fn resolve(&mut self, host: &str, what: &str) -> Result<Vec<IpAddr>> {
