@@ -258,14 +258,14 @@ async fn the_first_sight_of_a_file_is_kept(place: impl Place) {
     };
     assert!(seen(&catalog, "a", &[]).await.is_empty());
     let hash = NameHash::of_file("a", "old");
-    let early = catalog.inner.backend.first_seen("r", &[hash, hash], 100).await;
+    let early = catalog.inner.backend.earliest("r", &[(hash, 100), (hash, 200)]).await;
     assert_eq!(early.expect("an answer"), [(hash, 100)].into());
     let first = seen(&catalog, "a", &["old", "new", "new"]).await;
     assert_eq!((first.len(), first["old"]), (2, 100));
     assert_eq!(first["new"], 1000);
     assert_eq!(seen(&catalog, "b", &["old"]).await["old"], 1000);
     // Who brings an earlier sight later is right all the same.
-    let earlier = catalog.inner.backend.first_seen("r", &[hash], 50).await;
+    let earlier = catalog.inner.backend.earliest("r", &[(hash, 50)]).await;
     assert_eq!(earlier.expect("an answer")[&hash], 50);
     catalog.close().await;
     let catalog = place.open().await;
