@@ -352,7 +352,7 @@ fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> 
 }
 
 /// The HTML form of an index (PEP 503, 592, 629, 658, 708, 714). What is no file or project is passed over.
-fn html(index: &JsonObject<'_>) -> String {
+pub(super) fn html(index: &JsonObject<'_>) -> String {
     let meta = index.object("meta").unwrap_or_default();
     let title = match index.text("name") {
         Some(name) => format!("Links for {}", escaped(&name)),

@@ -258,9 +258,15 @@ fn digest(fragment: &str) -> Option<Expected> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
+    use super::super::dated;
     use super::*;
+    use crate::formats::json::whole::JsonObject;
+    use crate::formats::links::Style;
+    use crate::formats::{path, testing};
 
     #[test]
     fn links_name_files_and_their_digests() {
@@ -289,7 +295,82 @@ mod tests {
         );
     }
 
+    fn json_of(page: &str) -> Json {
+        let remote = Arc::new(testing::remote("pypi", "https://r/"));
+        let path = path::parse(b"simple/Demo.App/", None).unwrap();
+        let context = ViewContext {
+            remote: &remote,
+            path: &path,
+            style: Style::Relative,
+            document_url: "https://r/simple/demo-app/".parse().unwrap(),
+            content_type: "text/html",
+            remote_url: "",
+        };
+        serde_json::from_str(&Page::read(page.as_bytes()).unwrap().json(&context)).unwrap()
+    }
+
+    #[test]
+    fn a_page_says_in_json_what_it_said() {
+        let page = json_of(
+            "<html><head><meta name=\"pypi:repository-version\" content=\"1.3\"><META NAME='pypi:tracks' CONTENT='https://a/'>\
+             <meta name=\"pypi:project-status\" content=\"archived\"><meta name=\"pypi:alternate-locations\" content=\"https://b/\">\
+             </head><body><a href=\"?C=N;O=D\">Name</a><a href=\"../\">up</a><a href=\"d-1.whl.asc\">asc</a><a>none</a>\
+             <A HREF=\"../f/d-1.0-py3-none-any.whl#SHA256=x&amp;sha256=ABCD&egg=d\" data-requires-python=\"&gt;=3.7\" data-yanked \
+             data-core-metadata=\"sha256=EF\" data-dist-info-metadata=true data-gpg-sig=\"false\" data-provenance=\"https://p/\">x</A>\
+             <a href='https://o/d-1.0.tar.gz?x=1#md5=01' data-yanked='it &quot;breaks&quot;'>y</a><a href=d-2.zip>z</a>",
+        );
+        let expected = json!({
+            "meta": {"api-version": "1.0", "tracks": ["https://a/"]}, "name": "demo-app", "versions": ["1.0", "2"],
+            "project-status": {"status": "archived"}, "alternate-locations": ["https://b/"],
+            "files": [
+                {
+                    "filename": "d-1.0-py3-none-any.whl", "url": "../f/d-1.0-py3-none-any.whl", "hashes": {"sha256": "abcd"},
+                    "requires-python": ">=3.7", "yanked": true, "core-metadata": {"sha256": "ef"}, "dist-info-metadata": true,
+                    "gpg-sig": false, "provenance": "https://p/",
+                },
+                {
+                    "filename": "d-1.0.tar.gz", "url": "https://o/d-1.0.tar.gz?x=1", "hashes": {"md5": "01"},
+                    "yanked": "it \"breaks\"",
+                },
+                {"filename": "d-2.zip", "url": "d-2.zip", "hashes": {}},
+            ],
+        });
+        assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn links_are_relative_to_what_the_page_says_and_a_later_version_stays_one() {
+        let page = json_of(
+            "<meta name='pypi:repository-version' content='2.0'><base href='/f/'><base href='/g/'><a href='d-1.zip#x'>d</a>",
+        );
+        assert_eq!(page["files"][0]["url"], "https://r/f/d-1.zip");
+        assert_eq!(page["meta"]["api-version"], "2.0");
+    }
+
     proptest! {
+        #[test]
+        fn html_made_of_json_says_that_json(
+            files in prop::collection::vec(
+                ("[a-z]{1,8}-[0-9]\\.[0-9]\\.(zip|tar\\.gz)", "[0-9a-f]{8}", prop::option::of("[ -~]{1,20}"), any::<bool>()), 0..20
+            )
+        ) {
+            let files: Vec<Json> = files.into_iter().map(|(name, hash, text, flag)| {
+                let mut file = json!({"filename": name, "url": format!("../f/{name}"), "hashes": {"sha256": hash}});
+                if let Some(text) = text {
+                    file["requires-python"] = json!(text);
+                    file["yanked"] = if flag { json!(true) } else { json!(text) };
+                }
+                if flag {
+                    file["core-metadata"] = json!({"sha256": hash});
+                    file["dist-info-metadata"] = json!({"sha256": hash});
+                }
+                file
+            }).collect();
+            let index = json!({"meta": {"api-version": "1.0"}, "name": "demo-app", "files": files}).to_string();
+            let page = json_of(&dated::html(&JsonObject::read(&index).unwrap()));
+            prop_assert_eq!(&page["files"], &json!(files));
+        }
+
         #[test]
         fn each_file_keeps_its_own_digest(digests in prop::collection::vec(any::<[u8; 32]>(), 0..40), padding in 0_usize..70_000) {
             let mut page = format!("<html><body><p>{}</p>", "x".repeat(padding));
@@ -307,6 +388,7 @@ mod tests {
         #[test]
         fn nothing_panics(page in "[<>a-z =\"'#&;/-]{0,200}") {
             let _ = releases(page.as_bytes());
+            let _ = json_of(&page);
         }
     }
 }
