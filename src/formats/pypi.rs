@@ -136,12 +136,12 @@ impl Format for Pypi {
                     media_type: JSON_TYPES[0],
                     of: is_html,
                 }),
-                false => asked.remote.quarantine.is_on().then(|| MadeAs {
+                false => asked.remote.quarantine.is_enforced().then(|| MadeAs {
                     media_type: asset.presented_as.unwrap_or(asset.media_type),
                     of: is_json,
                 }),
             };
-            if form == HTML && asked.remote.quarantine.is_on() {
+            if form == HTML && asked.remote.quarantine.is_enforced() {
                 // Only JSON has dates: upstream is asked for that.
                 asset.form = JSON;
             }

@@ -294,19 +294,20 @@ fn of_versions(releases: &JsonObject<'_>, hold: &mut Hold) -> String {
 
 /// An index whose files have these dates where upstream does not date them. HTML becomes JSON for that.
 fn dated(context: &ViewContext<'_>, document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
-    let is_page = matches!(syntax(context), Syntax::Html) && first(document) != Some(b'{');
-    if is_page && is_made_json(context.remote, context.path) {
-        let page = linked::Page::read(document)?.json(context);
-        return with_dates(page.as_bytes(), dates);
+    if !matches!(syntax(context), Syntax::Html) || !is_made_json(context.remote, context.path) {
+        return dated_json(context, document, dates);
     }
-    dated_json(context, document, dates)
+    match first(document) {
+        // What is held was left out of it.
+        Some(b'{') => with_dates(document, dates),
+        _ => with_dates(linked::Page::read(document)?.json(context).as_bytes(), dates),
+    }
 }
 
-/// Such an index, if it is JSON by now.
+/// Such an index, if upstream has it as JSON, and it is that still.
 fn dated_json(context: &ViewContext<'_>, document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
-    let is_read = matches!(syntax(context), Syntax::Json | Syntax::Html);
-    match first(document) {
-        Some(b'{') if is_read => with_dates(document, dates),
+    match (syntax(context), first(document)) {
+        (Syntax::Json, Some(b'{')) => with_dates(document, dates),
         _ => Ok(document.to_vec()),
     }
 }
