@@ -78,14 +78,12 @@ pub trait Backend: Send + Sync + 'static {
     async fn seen_digest(&self, remote: &str, path: &str, form: &str) -> Result<Option<String>, CatalogError>;
     /// Whether a link was ever added.
     async fn has_link(&self, remote: &str, link: NameHash) -> Result<bool, CatalogError>;
-    /// When each of these files of `remote` was first seen, in Unix seconds; those that never were are seen at `now`, and
-    /// that is durable before it is answered.
-    async fn first_seen(
-        &self,
-        remote: &str,
-        files: &[NameHash],
-        now: i64,
-    ) -> Result<HashMap<NameHash, i64>, CatalogError>;
+    /// The earliest moment that was ever given for each of these names of `remote`, in Unix seconds, that which is given now
+    /// included, and that is durable before it is answered.
+    async fn earliest(&self, remote: &str, names: &[(NameHash, i64)]) -> Result<HashMap<NameHash, i64>, CatalogError>;
+    /// When upstream changed what is stored under each of these paths, by its `Last-Modified`, in Unix seconds, where that is
+    /// known.
+    async fn last_modified(&self, remote: &str, paths: &[String]) -> Result<HashMap<String, i64>, CatalogError>;
     /// Whether the database answered when it was opened. If not, the writer begins with an empty batch: a database that
     /// is connected to only there says no here.
     fn healthy_at_start(&self) -> bool;

@@ -96,6 +96,11 @@ impl NameHash {
     pub fn of_file(index: &str, file: &str) -> NameHash {
         NameHash::new(&format!("{index}\n{file}"))
     }
+
+    /// Of the date that clients are told of what `index` calls `file`.
+    pub fn of_date(index: &str, file: &str) -> NameHash {
+        NameHash::new(&format!("{index}\n{file}\ndate"))
+    }
 }
 
 /// What is to be done to an object's row.

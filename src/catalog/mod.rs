@@ -318,21 +318,55 @@ impl Catalog {
         files: impl IntoIterator<Item = String>,
         now: u64,
     ) -> Result<HashMap<String, u64>, CatalogError> {
-        let files: Vec<(NameHash, String)> = files
-            .into_iter()
-            .map(|file| (NameHash::of_file(index, &file), file))
-            .collect();
         let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let files: Vec<String> = files.into_iter().collect();
         let mut first_seen = HashMap::with_capacity(files.len());
         for part in files.chunks(SEEN_AT_ONCE) {
-            let hashes: Vec<NameHash> = part.iter().map(|(hash, _)| *hash).collect();
-            let seen = self.inner.backend.first_seen(remote, &hashes, now).await?;
-            for (hash, file) in part {
-                let at = seen.get(hash).copied().unwrap_or(now);
+            let names: Vec<(NameHash, i64)> = part.iter().map(|file| (NameHash::of_file(index, file), now)).collect();
+            let seen = self.inner.backend.earliest(remote, &names).await?;
+            for (file, (name, _)) in part.iter().zip(names) {
+                let at = seen.get(&name).copied().unwrap_or(now);
                 first_seen.insert(file.clone(), u64::try_from(at).unwrap_or(0));
             }
         }
         Ok(first_seen)
+    }
+
+    /// The date that clients are told of each of `files`, as `index` calls them, in Unix seconds: the earliest that was known
+    /// at any time of when upstream changed what is stored under its path, which comes second, and of first sight, which is `now`
+    /// for those that never were. Once told, a date never gets later.
+    ///
+    /// # Errors
+    /// The database does not answer.
+    pub async fn dates(
+        &self,
+        remote: &str,
+        index: &str,
+        files: &[(String, Option<String>)],
+        now: u64,
+    ) -> Result<HashMap<String, u64>, CatalogError> {
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        let mut dates = HashMap::with_capacity(files.len());
+        for part in files.chunks(SEEN_AT_ONCE) {
+            let paths: Vec<String> = part.iter().filter_map(|(_, path)| path.clone()).collect();
+            let modified = self.inner.backend.last_modified(remote, &paths).await?;
+            let each = part.iter().map(|(file, path)| {
+                let modified = path.as_ref().and_then(|path| modified.get(path));
+                let date = modified.map_or(now, |modified| now.min(*modified));
+                [
+                    (NameHash::of_file(index, file), now),
+                    (NameHash::of_date(index, file), date),
+                ]
+            });
+            let names: Vec<[(NameHash, i64); 2]> = each.collect();
+            let known = self.inner.backend.earliest(remote, names.as_flattened()).await?;
+            for ((file, _), names) in part.iter().zip(names) {
+                let each = names.iter().map(|(name, at)| known.get(name).unwrap_or(at));
+                let date = each.min().copied().unwrap_or(now);
+                dates.insert(file.clone(), u64::try_from(date).unwrap_or(0));
+            }
+        }
+        Ok(dates)
     }
 
     /// Whether all that this node stores is listed: a flush that is made by what is listed misses nothing then.

@@ -189,25 +189,36 @@ impl Backend for Postgres {
         answer.map_err(|error| refused(&error))
     }
 
-    async fn first_seen(
-        &self,
-        remote: &str,
-        files: &[NameHash],
-        now: i64,
-    ) -> Result<HashMap<NameHash, i64>, CatalogError> {
+    async fn last_modified(&self, remote: &str, paths: &[String]) -> Result<HashMap<String, i64>, CatalogError> {
         let session = self.server.session()?;
-        let mut hashes: Vec<&[u8]> = files.iter().map(|file| &file.0[..]).collect();
-        // Nodes that write at once lock the rows in one order.
-        hashes.sort_unstable();
-        hashes.dedup();
+        let sql = "SELECT path, max(published_at) FROM artifactapi.artifact
+                   WHERE remote = $1 AND path = ANY($2) AND published_at IS NOT NULL GROUP BY path";
+        let parameters = [(&remote as &(dyn ToSql + Sync), Type::TEXT), (&paths, Type::TEXT_ARRAY)];
+        let found = async { session.lookup.query_typed(sql, &parameters).await };
+        let rows = self
+            .server
+            .ask(&session, LOOKUP_LIMIT, found)
+            .await?
+            .map_err(|error| refused(&error))?;
+        Ok(rows.iter().map(|row| (row.get(0), row.get(1))).collect())
+    }
+
+    async fn earliest(&self, remote: &str, names: &[(NameHash, i64)]) -> Result<HashMap<NameHash, i64>, CatalogError> {
+        let session = self.server.session()?;
+        let mut names = names.to_vec();
+        // Nodes that write at once lock the rows in one order; the earlier of two of one name comes first.
+        names.sort_unstable_by_key(|(name, at)| (name.0, *at));
+        names.dedup_by_key(|(name, _)| *name);
+        let hashes: Vec<&[u8]> = names.iter().map(|(name, _)| &name.0[..]).collect();
+        let moments: Vec<i64> = names.iter().map(|(_, at)| *at).collect();
         // The earlier of two that see it at once counts, whichever comes first.
         let sql = "INSERT INTO artifactapi.first_seen AS seen (remote, hash, at)
-                       SELECT $1, hash, $3 FROM unnest($2) WITH ORDINALITY AS file (hash, place) ORDER BY place
+                       SELECT $1, hash, at FROM unnest($2, $3) WITH ORDINALITY AS name (hash, at, place) ORDER BY place
                    ON CONFLICT (remote, hash) DO UPDATE SET at = least(seen.at, excluded.at) RETURNING hash, at";
         let parameters = [
             (&remote as &(dyn ToSql + Sync), Type::TEXT),
             (&hashes, Type::BYTEA_ARRAY),
-            (&now, Type::INT8),
+            (&moments, Type::INT8_ARRAY),
         ];
         let seen = async { session.writer.lock().await.query_typed(sql, &parameters).await };
         let rows = self

@@ -279,13 +279,23 @@ impl Backend for Sqlite {
         .await
     }
 
-    async fn first_seen(
-        &self,
-        remote: &str,
-        files: &[NameHash],
-        now: i64,
-    ) -> Result<HashMap<NameHash, i64>, CatalogError> {
-        let (file, remote, files) = (self.readers.file.clone(), remote.to_owned(), files.to_vec());
+    async fn last_modified(&self, remote: &str, paths: &[String]) -> Result<HashMap<String, i64>, CatalogError> {
+        let (remote, paths) = (remote.to_owned(), paths.to_vec());
+        self.read(move |connection| {
+            let sql = "SELECT max(published_at) FROM artifact WHERE remote = ?1 AND path = ?2";
+            let mut statement = connection.prepare_cached(sql)?;
+            let mut found = HashMap::new();
+            for path in paths {
+                let at: Option<i64> = statement.query_row(params![remote, path], |row| row.get(0))?;
+                found.extend(at.map(|at| (path, at)));
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    async fn earliest(&self, remote: &str, names: &[(NameHash, i64)]) -> Result<HashMap<NameHash, i64>, CatalogError> {
+        let (file, remote, names) = (self.readers.file.clone(), remote.to_owned(), names.to_vec());
         let see = move || {
             let mut connection = open_writer(&file)?;
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -295,9 +305,9 @@ impl Backend for Sqlite {
                     "INSERT INTO first_seen (remote, hash, at) VALUES (?1, ?2, ?3)
                      ON CONFLICT DO UPDATE SET at = min(at, excluded.at) RETURNING at",
                 )?;
-                for file in files {
-                    let at = insert.query_row(params![remote, file.0, now], |row| row.get(0))?;
-                    seen.insert(file, at);
+                for (name, at) in names {
+                    let at = insert.query_row(params![remote, name.0, at], |row| row.get(0))?;
+                    seen.insert(name, at);
                 }
             }
             transaction.commit()?;

@@ -16,6 +16,7 @@ on_every_database! {
     digests_outlive_their_objects,
     links_are_seen_at_once_and_kept,
     the_first_sight_of_a_file_is_kept,
+    a_date_that_was_told_never_gets_later,
     what_is_recorded_is_written_by_itself_and_at_the_end,
     a_flush_pages_through_what_it_removes,
     a_cursor_is_stable_while_others_come_and_go,
@@ -258,18 +259,55 @@ async fn the_first_sight_of_a_file_is_kept(place: impl Place) {
     };
     assert!(seen(&catalog, "a", &[]).await.is_empty());
     let hash = NameHash::of_file("a", "old");
-    let early = catalog.inner.backend.first_seen("r", &[hash, hash], 100).await;
+    let early = catalog.inner.backend.earliest("r", &[(hash, 100), (hash, 200)]).await;
     assert_eq!(early.expect("an answer"), [(hash, 100)].into());
     let first = seen(&catalog, "a", &["old", "new", "new"]).await;
     assert_eq!((first.len(), first["old"]), (2, 100));
     assert_eq!(first["new"], 1000);
     assert_eq!(seen(&catalog, "b", &["old"]).await["old"], 1000);
     // Who brings an earlier sight later is right all the same.
-    let earlier = catalog.inner.backend.first_seen("r", &[hash], 50).await;
+    let earlier = catalog.inner.backend.earliest("r", &[(hash, 50)]).await;
     assert_eq!(earlier.expect("an answer")[&hash], 50);
     catalog.close().await;
     let catalog = place.open().await;
     assert_eq!(seen(&catalog, "a", &["old", "new"]).await["old"], 50);
+}
+
+async fn a_date_that_was_told_never_gets_later(place: impl Place) {
+    let catalog = place.open().await;
+    let told = async |catalog: &Catalog, now: u64| {
+        let files = [("a", Some("p/a")), ("b", Some("p/b")), ("c", None)];
+        let files = files.map(|(file, path)| (file.to_owned(), path.map(str::to_owned)));
+        let told = catalog.dates("r", "index", &files, now).await.expect("an answer");
+        ["a", "b", "c"].map(|file| told[file])
+    };
+    let modified = async |catalog: &Catalog, path: &str, at: i64| {
+        let record = Record {
+            published_at: Some(at),
+            ..record("r", path, 1)
+        };
+        catalog.record(removed("r", path));
+        catalog.record(stored(record));
+        catalog.drain().await.expect("written");
+    };
+    modified(&catalog, "p/a", 500).await;
+    assert_eq!(told(&catalog, 1000).await, [500, 1000, 1000]);
+    // What was seen first is no date that upstream told.
+    let seen = catalog.first_seen("r", "index", ["a".to_owned()], 2000).await;
+    assert_eq!(seen.expect("an answer")["a"], 1000);
+    modified(&catalog, "p/a", 900).await;
+    modified(&catalog, "p/b", 700).await;
+    assert_eq!(told(&catalog, 2000).await, [500, 700, 1000]);
+    catalog.record(removed("r", "p/b"));
+    modified(&catalog, "p/a", 3000).await;
+    catalog.close().await;
+    let catalog = place.open().await;
+    assert_eq!(told(&catalog, 4000).await, [500, 700, 1000]);
+    let other = [("a".to_owned(), Some("p/b".to_owned()))];
+    assert_eq!(
+        catalog.dates("r", "other", &other, 4000).await.expect("an answer")["a"],
+        4000
+    );
 }
 
 async fn what_is_recorded_is_written_by_itself_and_at_the_end(place: impl Place) {

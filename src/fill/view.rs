@@ -21,7 +21,7 @@ use url::Url;
 use super::decoded::{DecodeError, Decoded, PIECE, is_gzip};
 use super::let_through::{LetThroughs, OfRemote};
 use crate::cache::{FOR_EVER, Finish, Head, Key, NoSpace, Object, ReadError, Reader, Store, Writer, now_ms};
-use crate::catalog::Catalog;
+use crate::catalog::{Catalog, CatalogError};
 use crate::config::Remote;
 use crate::formats::hold::{self, Hold};
 use crate::formats::links::Style;
@@ -41,6 +41,11 @@ const UNSEEN_LIMIT: Duration = Duration::from_secs(30);
 /// A view is about as long as its original, and several times as long as that one's gzip form.
 const GROWTH: u64 = 2;
 const GROWTH_DECODED: u64 = 16;
+
+/// A view with dates that upstream does not tell lasts so long, in seconds: of a file that was stored since, more is known then.
+const DATES_LAST: u64 = 3600;
+/// ... and one that was made while nobody could say what was seen, so long.
+const UNKNOWN_LASTS: u64 = 60;
 
 /// Why there is no view.
 #[derive(Debug, thiserror::Error)]
@@ -118,7 +123,7 @@ impl Kind {
             style: view.style,
             held: is_filtered(remote, view).then_some(remote.quarantine.fingerprint ^ let_through),
             dated: view.dated.is_some(),
-            media_type: view.media_type,
+            media_type: view.made_as.map(|made| made.media_type),
         }
     }
 
@@ -155,9 +160,9 @@ fn is_filtered(remote: &Remote, view: View) -> bool {
     remote.quarantine.is_enforced() && view.releases.is_some()
 }
 
-/// The type of what is made of a document of `content_type`, where it is another one.
-fn made_as(media_type: Option<&'static str>, content_type: &str) -> Option<&'static str> {
-    media_type.filter(|_| content_type.to_ascii_lowercase().contains("json"))
+/// The type of what `view` makes of a document of `content_type`, where it makes another one.
+fn made_type(view: View, content_type: &str) -> Option<&'static str> {
+    view.made_as?.media_type(content_type)
 }
 
 /// Whether a release that was held back when `view` was made is due: it is another document now.
@@ -192,30 +197,45 @@ struct Edit {
 }
 
 impl Edit {
-    /// Whether this edit asks when the releases of the document were first seen.
+    /// Whether its policy asks when the releases of the document were first seen.
     fn goes_by_sight(&self) -> bool {
-        self.rewriting.view.dated.is_some() || self.rewriting.asset.remote.quarantine.goes_by_sight()
+        self.rewriting.asset.remote.quarantine.goes_by_sight()
     }
 
     /// The document, and when it will be another one by itself, in Unix seconds. Blocks for as long as reading it takes.
-    fn apply(
-        &self,
-        document: Vec<u8>,
-        known: hold::Known,
-        (document_url, content_type): (Url, &str),
-    ) -> Result<(Vec<u8>, Option<u64>), IndexError> {
-        let context = self.rewriting.context(document_url, content_type);
-        let first_seen = Arc::clone(&known.first_seen);
+    fn apply(&self, document: Vec<u8>, sights: Sights, source: Source) -> Result<(Vec<u8>, Option<u64>), IndexError> {
+        let context = self.rewriting.context(source.url, &source.content_type);
+        let known = hold::Known {
+            let_through: self.rewriting.let_through.files(&self.rewriting.asset),
+            first_seen: Arc::new(sights.first_seen),
+        };
         let mut hold = Hold::new(&self.rewriting.asset, known, now_ms() / 1000);
         let mut document = document;
         if self.is_held {
             document = (self.releases.without)(&context, &document, &mut hold)?;
         }
         if let Some(dated) = self.rewriting.view.dated {
-            document = dated(&context, &document, &first_seen)?;
+            document = (dated.fill)(&context, &document, &sights.dates)?;
         }
         Ok((document, hold.changes()))
     }
+}
+
+/// Where a document came from, and its `Content-Type`.
+#[derive(Clone)]
+struct Source {
+    url: Url,
+    content_type: String,
+}
+
+/// What is known here of the releases of a document, in Unix seconds, by what the document calls their files.
+struct Sights {
+    /// When each was first seen.
+    first_seen: HashMap<String, u64>,
+    /// Dates for those that the document does not date.
+    dates: HashMap<String, u64>,
+    /// When more may be known; `None`: that does not matter.
+    again: Option<u64>,
 }
 
 /// Makes and finds views.
@@ -489,14 +509,15 @@ impl Views {
 
     async fn create(&self, key: Key, original: &Object, spec: &Spec) -> Result<Writer, NoSpace> {
         let mut kept = headers::of_view(&original.head.headers);
-        if let Kind::Rewritten { held, media_type, .. } = spec.kind() {
-            if held.is_some() {
-                // The document changes when a release is due, too.
-                kept.remove(header::LAST_MODIFIED);
-            }
-            if let Some(media_type) = made_as(media_type, original.head.content_type()) {
-                kept.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-            }
+        if let Kind::Rewritten { held, dated, .. } = spec.kind()
+            && (held.is_some() || dated)
+        {
+            // The document changes when a release is due, too, or a date is known better.
+            kept.remove(header::LAST_MODIFIED);
+        }
+        let view = spec.rewriting.as_ref().map(|rewriting| rewriting.view);
+        if let Some(media_type) = view.and_then(|view| made_type(view, original.head.content_type())) {
+            kept.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
         }
         if spec.gzip {
             kept.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
@@ -527,22 +548,22 @@ impl Views {
         let content_type = original.head.content_type();
         let mut index = spec.rewriting.as_ref().map(|rewriting| {
             let view = rewriting.view;
-            let content_type = made_as(view.media_type, content_type).unwrap_or(content_type);
+            let content_type = made_type(view, content_type).unwrap_or(content_type);
             (view.reader)(&rewriting.context(document_url.clone(), content_type))
         });
         let mut document = Decoded::new(original).await;
         match spec.edit() {
             Some(edit) => {
                 let document = document.whole(release::LONGEST).await?;
-                let (document, first_seen) = self.first_seen(&edit, document).await?;
-                let known = hold::Known {
-                    let_through: edit.rewriting.let_through.files(&edit.rewriting.asset),
-                    first_seen: Arc::new(first_seen),
+                let source = Source {
+                    url: document_url,
+                    content_type: content_type.to_owned(),
                 };
-                let content_type = content_type.to_owned();
-                let edited = move || edit.apply(document, known, (document_url, &content_type));
+                let (edit, document, sights) = self.sights(edit, document, &source).await?;
+                let again = sights.again;
+                let edited = move || edit.apply(document, sights, source);
                 let (document, changes) = blocking(edited).await??;
-                if let Some(changes) = changes {
+                if let Some(changes) = changes.into_iter().chain(again).min() {
                     let fresh = &writer.object().fresh;
                     fresh.set(Class::Immutable, fresh.checked_at(), changes.saturating_mul(1000));
                 }
@@ -566,30 +587,65 @@ impl Views {
         self.finish(original, writer).await
     }
 
-    /// When the releases of a document were first seen here, as far as that matters. All are seen now, if nobody can say.
-    async fn first_seen(&self, edit: &Edit, document: Vec<u8>) -> Result<(Vec<u8>, HashMap<String, u64>), MakeError> {
-        if !edit.goes_by_sight() {
-            return Ok((document, HashMap::new()));
-        }
-        let releases = edit.releases;
-        let (document, files) = blocking(move || {
-            let files: Vec<String> = (releases.read)(&document)
-                .into_iter()
-                .map(|release| release.file)
-                .collect();
-            (document, files)
+    /// What is known here of the releases of a document, as far as that matters. If nobody can say, all are seen now, and none
+    /// gets a date: it might be a later one than clients were told before.
+    async fn sights(
+        &self,
+        edit: Edit,
+        document: Vec<u8>,
+        source: &Source,
+    ) -> Result<(Edit, Vec<u8>, Sights), MakeError> {
+        let source = source.clone();
+        let (edit, document, files, undated) = blocking(move || {
+            let files: Vec<String> = match edit.goes_by_sight() {
+                true => (edit.releases.read)(&document)
+                    .into_iter()
+                    .map(|release| release.file)
+                    .collect(),
+                false => Vec::new(),
+            };
+            let undated = match edit.rewriting.view.dated {
+                Some(dated) => (dated.undated)(&edit.rewriting.context(source.url, &source.content_type), &document),
+                None => Vec::new(),
+            };
+            (edit, document, files, undated)
         })
         .await?;
+        let now = now_ms() / 1000;
         let asset = &edit.rewriting.asset;
-        let (remote, index, now) = (&asset.remote.name, &asset.path.decoded, now_ms() / 1000);
-        let all = files.iter().map(|file| (file.clone(), now)).collect();
-        match self.catalog.first_seen(remote, index, files, now).await {
-            Ok(first_seen) => Ok((document, first_seen)),
+        let (remote, index) = (&asset.remote.name, &asset.path.decoded);
+        let known = async {
+            // A policy that trusts no date of upstream's makes clients trust none, either.
+            if edit.goes_by_sight() {
+                let undated = undated.iter().map(|undated| undated.file.clone());
+                let first_seen = self
+                    .catalog
+                    .first_seen(remote, index, files.iter().cloned().chain(undated), now)
+                    .await?;
+                return Ok::<_, CatalogError>((first_seen.clone(), first_seen));
+            }
+            let files: Vec<_> = undated
+                .iter()
+                .map(|undated| (undated.file.clone(), undated.path.clone()))
+                .collect();
+            Ok((HashMap::new(), self.catalog.dates(remote, index, &files, now).await?))
+        };
+        let sights = match known.await {
+            Ok((first_seen, dates)) => Sights {
+                first_seen,
+                dates,
+                again: (!undated.is_empty() && !edit.goes_by_sight()).then_some(now + DATES_LAST),
+            },
             Err(error) => {
                 tracing::warn!(%remote, index = %asset.path.encoded, %error, "when releases were first seen is not known");
-                Ok((document, all))
+                Sights {
+                    first_seen: files.into_iter().map(|file| (file, now)).collect(),
+                    dates: HashMap::new(),
+                    again: Some(now + UNKNOWN_LASTS),
+                }
             }
-        }
+        };
+        Ok((edit, document, sights))
     }
 
     /// A view whose original was not kept (it had been there already, or there was no space) could never be found.

@@ -114,10 +114,26 @@ pub struct View {
     pub reader: fn(&ViewContext<'_>) -> Box<dyn IndexReader>,
     /// How it tells of releases, where those that are held back are left out of it.
     pub releases: Option<&'static Releases>,
-    /// How dates of first sight get into it, where the remote wants them.
-    pub dated: Option<FillDates>,
-    /// `Content-Type` of what is made of a document in JSON, where it is another than upstream's.
-    pub media_type: Option<&'static str>,
+    /// How dates get into it that upstream does not tell, where the remote wants them.
+    pub dated: Option<&'static FillDates>,
+    /// What it becomes where upstream has it in another syntax than clients asked for.
+    pub made_as: Option<MadeAs>,
+}
+
+/// A document that is made of one in another syntax.
+#[derive(Clone, Copy)]
+pub struct MadeAs {
+    /// `Content-Type` of what is made.
+    pub media_type: &'static str,
+    /// Whether it is made of a document of this `Content-Type`.
+    pub of: fn(&str) -> bool,
+}
+
+impl MadeAs {
+    /// The type of what is made of a document of `content_type`, if another one is made of it.
+    pub fn media_type(self, content_type: &str) -> Option<&'static str> {
+        (self.of)(content_type).then_some(self.media_type)
+    }
 }
 
 impl View {
@@ -128,7 +144,7 @@ impl View {
             reader,
             releases: None,
             dated: None,
-            media_type: None,
+            made_as: None,
         }
     }
 

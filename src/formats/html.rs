@@ -37,8 +37,20 @@ pub(super) enum Value {
     Dropped,
 }
 
-/// Decides about an attribute by the element's and its own name, both as written, and its value.
-pub(super) type Change<'a> = dyn FnMut(&[u8], &[u8], &[u8]) -> Value + 'a;
+/// Reads start tags, and decides what becomes of their attributes.
+pub(super) trait Change {
+    /// A start tag begins; the name of its element is as written.
+    fn begin(&mut self, _element: &[u8]) {}
+
+    /// An attribute of it: the element's and its own name, both as written, and its value, empty where it has none.
+    fn attribute(&mut self, element: &[u8], name: &[u8], value: &[u8]) -> Value;
+}
+
+impl<F: FnMut(&[u8], &[u8], &[u8]) -> Value> Change for F {
+    fn attribute(&mut self, element: &[u8], name: &[u8], value: &[u8]) -> Value {
+        self(element, name, value)
+    }
+}
 
 /// Where the tokenizer is in what it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,7 +127,7 @@ impl Tokenizer {
     }
 
     /// Takes the next piece.
-    pub(super) fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> Result<(), IndexError> {
+    pub(super) fn write(&mut self, chunk: &[u8], out: &mut Vec<u8>, change: &mut dyn Change) -> Result<(), IndexError> {
         out.reserve(chunk.len());
         if self.held.is_empty() {
             let read = self.read(chunk, out, change);
@@ -135,7 +147,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> usize {
+    fn read(&mut self, bytes: &[u8], out: &mut Vec<u8>, change: &mut dyn Change) -> usize {
         let mut from = 0;
         while from < bytes.len()
             && let Some(length) = self.token(&bytes[from..], out, change)
@@ -156,7 +168,7 @@ impl Tokenizer {
     }
 
     /// Reads from the start of `bytes`: how much of them is done with. `None` wants more.
-    fn token(&mut self, bytes: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) -> Option<usize> {
+    fn token(&mut self, bytes: &[u8], out: &mut Vec<u8>, change: &mut dyn Change) -> Option<usize> {
         match self.state {
             State::Text => {
                 let end = memchr(b'<', bytes).unwrap_or(bytes.len());
@@ -363,7 +375,7 @@ impl Tokenizer {
     }
 
     /// Writes the start tag that has come whole.
-    fn write_tag(&mut self, tag: &[u8], out: &mut Vec<u8>, change: &mut Change<'_>) {
+    fn write_tag(&mut self, tag: &[u8], out: &mut Vec<u8>, change: &mut dyn Change) {
         self.state = State::Text;
         let name = &tag[1..self.name];
         if !is_plain_name(name) {
@@ -371,6 +383,7 @@ impl Tokenizer {
         }
         out.push(b'<');
         out.extend_from_slice(name);
+        change.begin(name);
         self.attributes.truncate(MAX_ATTRIBUTES);
         let text = |(from, to): (usize, usize)| &tag[from..to];
         for (number, attribute) in self.attributes.iter().enumerate() {
@@ -383,7 +396,7 @@ impl Tokenizer {
                 continue;
             }
             let value = attribute.value.map(text);
-            match change(name, key, value.unwrap_or_default()) {
+            match change.attribute(name, key, value.unwrap_or_default()) {
                 Value::Dropped => continue,
                 Value::Kept => {
                     out.push(b' ');

@@ -358,6 +358,26 @@ impl LinkMap {
         Some(mapped)
     }
 
+    /// Where the file is below the remote that `link` leads to, with its query, as the catalogue has it. `None`: no request can
+    /// ask for it.
+    pub fn path(&self, link: &str) -> Option<String> {
+        let ExactUrl { url, query } = ExactUrl::join(&self.document, link).ok()?;
+        let (path, authority) = (normal(path_of(&url), PATH), authority(&url));
+        if !matches!(url.scheme(), "http" | "https") || is_refused(&path) || !is_authority(&authority) {
+            return None;
+        }
+        let mut out = self.plain(&url, &path).unwrap_or_else(|| {
+            let mut foreign = String::new();
+            push_foreign(&mut foreign, &authority, &collapse(&path));
+            foreign
+        });
+        if let Some(query) = query {
+            out.push('?');
+            out.push_str(&query);
+        }
+        Some(out)
+    }
+
     /// `name`: what is remembered of a URL on another host.
     fn map_named(&mut self, link: &str, name: fn(&Url) -> String) -> Option<String> {
         let ExactUrl { url, query } = match ExactUrl::join(&self.document, link) {

@@ -35,7 +35,7 @@ use std::sync::Arc;
 use http::Method;
 use url::Url;
 
-pub use asset::{Asset, Binding, Foreign, Location, Member, View};
+pub use asset::{Asset, Binding, Foreign, Location, MadeAs, Member, View};
 pub use index::{Fact, IndexError, IndexReader};
 use links::Style;
 use root::Root;

@@ -17,7 +17,7 @@ use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
 use super::release::{self, ListedBy};
 use super::{
-    ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
+    ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, MadeAs, Reading, View,
     ViewContext,
 };
 use crate::config::{Doubt, Holds, OwnKey, Package, Remote};
@@ -119,7 +119,7 @@ impl Format for Pypi {
         if is_legacy(path) {
             asset.form = LEGACY;
             asset.media_type = "application/json";
-            asset.view = Some(View::new(Style::Absolute, reader).held_by(asked.remote, &dated::JSON));
+            asset.view = Some(View::new(Style::Absolute, reader).held_by(asked.remote, &dated::OLDER));
         } else if is_index(path) {
             let Some(form) = negotiate(asked.accept) else {
                 return Reading::NotAcceptable;
@@ -129,18 +129,23 @@ impl Format for Pypi {
             asset.presented_as = presented_as(asked.accept);
             asset.media_type = "text/html; charset=utf-8";
             asset.tells = Some(dated::JSON.read);
-            let view = View::new(Style::Relative, reader);
-            asset.view = Some(match form == HTML && asked.remote.quarantine.is_on() {
-                false => view.held_by(asked.remote, &dated::JSON),
+            let releases = if form == JSON { &dated::JSON } else { &dated::HTML };
+            let view = View::new(Style::Relative, reader).held_by(asked.remote, releases);
+            let made_as = match form == JSON {
+                true => is_made_json(asked.remote, &asset.path).then_some(MadeAs {
+                    media_type: JSON_TYPES[0],
+                    of: is_html,
+                }),
+                false => asked.remote.quarantine.is_enforced().then(|| MadeAs {
+                    media_type: asset.presented_as.unwrap_or(asset.media_type),
+                    of: is_json,
+                }),
+            };
+            if form == HTML && asked.remote.quarantine.is_enforced() {
                 // Only JSON has dates: upstream is asked for that.
-                true => {
-                    asset.form = JSON;
-                    View {
-                        media_type: asset.presented_as.or(Some(asset.media_type)),
-                        ..view.held_by(asked.remote, &dated::HTML)
-                    }
-                }
-            });
+                asset.form = JSON;
+            }
+            asset.view = Some(View { made_as, ..view });
         } else {
             asset.list_by(|file| listed_by(&file.governing));
         }
@@ -161,6 +166,27 @@ fn governing_path(path: &str) -> &str {
         path = file;
     }
     path
+}
+
+/// Whether clients that want JSON get it made of a project's page in HTML, which has no place for dates.
+fn is_made_json(remote: &Remote, path: &ArtifactPath) -> bool {
+    release::fills_dates(remote) && project_of(path).is_some()
+}
+
+/// The project whose page is under `path`.
+fn project_of(path: &ArtifactPath) -> Option<String> {
+    let path = path.decoded.as_str();
+    package(links::split_foreign(path).map_or(path, |(_, below)| below)).0
+}
+
+/// Whether clients read a simple index of this type as JSON.
+fn is_json(content_type: &str) -> bool {
+    matches!(Syntax::of(content_type, false), Syntax::Json)
+}
+
+/// Whether clients read a simple index of this type as HTML.
+fn is_html(content_type: &str) -> bool {
+    matches!(Syntax::of(content_type, false), Syntax::Html)
 }
 
 /// The form of an index (PEP 691, version and format selection). What is as welcome as the other is JSON where it is asked
@@ -195,16 +221,20 @@ fn presented_as(accept: Option<&str>) -> Option<&'static str> {
     (!accepts(HTML_TYPES[0]) && (accepts(HTML_TYPES[1]) || accepts(HTML_TYPES[2]))).then_some(HTML_TYPES[1])
 }
 
-fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
+fn link_map(context: &ViewContext<'_>) -> LinkMap {
     let base = context.remote.base_url.as_ref();
-    let links = match context.remote.own.url(&INDEX_URL) {
+    match context.remote.own.url(&INDEX_URL) {
         Some(index) => {
             let mut bases: Vec<(&Url, Serves)> = vec![(index, is_on_index)];
             bases.extend(base.map(|base| (base, (|path| !is_on_index(path)) as Serves)));
             LinkMap::with_bases(context, bases)
         }
         None => LinkMap::new(context),
-    };
+    }
+}
+
+fn reader(context: &ViewContext<'_>) -> Box<dyn IndexReader> {
+    let links = link_map(context);
     match Syntax::of(context.content_type, is_legacy(&context.path.decoded)) {
         Syntax::Html => Box::new(HtmlIndex::new(links)),
         Syntax::Json => Box::new(JsonIndex::new(FILES, links)),
@@ -344,6 +374,16 @@ fn project(file: &str) -> Option<&str> {
         .next()
         .filter(|before| is_number && is_dotted(&stem[before + 1..at]));
     Some(&stem[..before.unwrap_or(at)])
+}
+
+/// The version that the name of a distribution file tells.
+fn version_of(file: &str) -> Option<&str> {
+    let extension = extension(file)?;
+    let stem = file.get(..file.len() - extension.len())?;
+    match extension {
+        ".whl" | ".egg" => stem.split('-').nth(1),
+        _ => Some(stem.rsplit_once('-')?.1),
+    }
 }
 
 /// Whether a text is numbers parted by dots.
@@ -559,25 +599,26 @@ impl IndexReader for HtmlIndex {
             }
         }
         let (links, based) = (&mut self.links, &mut self.based);
-        self.tokenizer.write(chunk, out, &mut |element, name, value| {
-            if !name.eq_ignore_ascii_case(b"href") {
-                return Value::Kept;
-            }
-            let href = || unescape(&String::from_utf8_lossy(value));
-            if element.eq_ignore_ascii_case(b"base") {
-                if !*based {
-                    links.set_base(&href());
-                    *based = true;
+        self.tokenizer
+            .write(chunk, out, &mut |element: &[u8], name: &[u8], value: &[u8]| {
+                if !name.eq_ignore_ascii_case(b"href") {
+                    return Value::Kept;
                 }
-                // Our links are relative to our document.
-                return Value::Dropped;
-            }
-            // An empty link is to the document itself, ours as well as upstream's.
-            if !element.eq_ignore_ascii_case(b"a") || value.trim_ascii().is_empty() {
-                return Value::Kept;
-            }
-            links.map(&href()).map_or(Value::Kept, Value::Replaced)
-        })
+                let href = || unescape(&String::from_utf8_lossy(value));
+                if element.eq_ignore_ascii_case(b"base") {
+                    if !*based {
+                        links.set_base(&href());
+                        *based = true;
+                    }
+                    // Our links are relative to our document.
+                    return Value::Dropped;
+                }
+                // An empty link is to the document itself, ours as well as upstream's.
+                if !element.eq_ignore_ascii_case(b"a") || value.trim_ascii().is_empty() {
+                    return Value::Kept;
+                }
+                links.map(&href()).map_or(Value::Kept, Value::Replaced)
+            })
     }
 
     fn end(&mut self, out: &mut Vec<u8>) -> Result<(), IndexError> {

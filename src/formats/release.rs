@@ -50,8 +50,25 @@ pub struct Releases {
     pub read: Tell,
     /// The document without those that are held.
     pub without: Without,
-    /// The document with dates of first sight for releases that it does not date; `None`: it cannot date any.
-    pub dated: Option<FillDates>,
+    /// How releases get dates that it does not date; `None`: it has no place for dates.
+    pub dated: Option<&'static FillDates>,
+}
+
+/// How dates get into an index that has none for some releases. Both take the whole decoded document.
+pub struct FillDates {
+    /// The files that the document does not date.
+    pub undated: fn(&ViewContext<'_>, &[u8]) -> Vec<Undated>,
+    /// The document with these dates for them, in Unix seconds, by what the index calls the files.
+    pub fill: Fill,
+}
+
+/// A file that its index does not date.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Undated {
+    /// What the index calls it.
+    pub file: String,
+    /// Where it is below the remote, as the catalogue has it.
+    pub path: Option<String>,
 }
 
 /// What dates the releases of an index that clients get.
@@ -59,7 +76,7 @@ pub(super) static RELEASE_DATES: OwnKey = OwnKey {
     name: "release_dates",
     follows: "client_revalidation",
     example: "upstream",
-    help: "`filled`: where upstream has none, those of first sight",
+    help: "`filled`: where upstream has none, by what is known here",
     holds: Holds::Word(&["upstream", FILLED]),
 };
 const FILLED: &str = "filled";
@@ -69,8 +86,8 @@ pub(super) fn fills_dates(remote: &Remote) -> bool {
     remote.own.word(&RELEASE_DATES) == FILLED
 }
 
-/// Puts dates into a document that has none for some releases: in Unix seconds, by what the index calls the files.
-pub type FillDates = fn(&ViewContext<'_>, &[u8], &HashMap<String, u64>) -> Result<Vec<u8>, IndexError>;
+/// Puts dates into a document.
+pub type Fill = fn(&ViewContext<'_>, &[u8], &HashMap<String, u64>) -> Result<Vec<u8>, IndexError>;
 
 /// Leaves out of a document what is held.
 pub type Without = fn(&ViewContext<'_>, &[u8], &mut Hold) -> Result<Vec<u8>, IndexError>;

@@ -12,6 +12,7 @@ mod caching;
 mod cargo;
 mod connections;
 mod credentials;
+mod dates;
 mod disk;
 mod docker;
 mod docker_digest;

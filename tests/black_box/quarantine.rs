@@ -520,6 +520,10 @@ fn what_is_only_observed_is_served_and_told() {
         let (_up, [old, new], remotes) = wheels(&format!("{HELD}\n  quarantine_mode: observe")).await;
         let proxy = Proxy::start(&remotes).await;
         assert_eq!(named(&proxy).await, [old.file.clone(), new.file.clone()]);
+        let page = [("Accept", "text/html")];
+        let page = proxy.fetch_with("pypi", "simple/demo/", &page).await.ok();
+        assert!(page.must("content-type").starts_with("text/html"));
+        assert!(page.text().contains(&format!(">{}</a>", new.file)), "{}", page.text());
         proxy.fetch("pypi", &new.path()[1..]).await.is("remote", &new.bytes);
         proxy.fetch("pypi", &old.path()[1..]).await.ok();
         assert!(proxy.log().contains("would be held back"), "{}", proxy.log());

@@ -105,6 +105,45 @@ fn what_is_held_is_not_chosen_and_says_why_where_it_is_pinned() {
 }
 
 #[test]
+fn a_chart_that_is_not_what_its_index_says_is_not_pulled() {
+    run_for(Duration::from_secs(120), async {
+        let (chart, other) = (Chart::new("demo", "1.0.0"), Chart::new("demo", "1.0.1"));
+        for verify in ["enforce", "warn", "off"] {
+            let up = Upstream::start().await;
+            let index = helm_index(&[chart.entry(&[&chart.file()])]);
+            up.file("/charts/index.yaml", File::new(index).content_type("text/yaml"));
+            let at = format!("/charts/{}", chart.file());
+            up.file(&at, File::new(other.bytes.clone()));
+            let proxy = Proxy::start(&format!(
+                "charts:\n  base_url: {}/charts\n  package: helm\n  verify: {verify}\n",
+                up.base()
+            ))
+            .await;
+            let url = format!("{}/api/v1/remote/charts", proxy.base());
+            let home = Home::new();
+            helm(&home, &["repo", "add", "test", &url]).await.ok();
+            let pulled = home.work().join(chart.file());
+            let output = helm(&home, &["pull", "test/demo"]).await;
+            if verify != "enforce" {
+                // helm itself compares nothing: who only warns has it.
+                output.ok();
+                assert_eq!(std::fs::read(&pulled).unwrap(), other.bytes, "{verify}");
+                continue;
+            }
+            output.fails();
+            assert!(!pulled.exists());
+            up.file(&at, File::new(chart.bytes.clone()));
+            helm(&home, &["pull", "test/demo"]).await.ok();
+            assert_eq!(std::fs::read(&pulled).unwrap(), chart.bytes);
+            proxy
+                .until_cached("charts", &chart.file())
+                .await
+                .is("cache", &chart.bytes);
+        }
+    });
+}
+
+#[test]
 fn the_index_names_only_this_remote_and_keeps_everything_else() {
     run(async {
         let up = Upstream::start().await;

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime};
 
 use crate::common::client::Headers;
 use crate::common::clients::{Home, Output, tool};
-use crate::common::packages::{NPM_ABBREVIATED, NpmVersion, gunzip, serve_npm};
+use crate::common::clock::Clock;
+use crate::common::packages::{NPM_ABBREVIATED, NpmVersion, gunzip, packuments, serve_npm};
 use crate::common::server::at;
-use crate::common::{Proxy, Reply, Response, Upstream, run, run_for};
+use crate::common::{File, Proxy, Reply, Response, Upstream, run, run_for};
 use serde_json::{Value, json};
 
 fn versions() -> Vec<NpmVersion> {
@@ -129,6 +130,112 @@ fn what_is_held_is_not_chosen_and_says_why_where_it_is_pinned() {
         pinned.write("package-lock.json", &lock.replace(&open.base(), &proxy.base()));
         let said = npm(&pinned, &["ci"]).await.fails().text();
         assert!(said.contains("404") && said.contains("plain-1.2.0.tgz"), "{said}");
+    });
+}
+
+/// A project that wants `plain`, and what else a client is told.
+fn plain_project(proxy: &Proxy, settings: &str, of_yarn: &str) -> Home {
+    let home = project(proxy);
+    home.write(
+        "package.json",
+        r#"{"name": "project", "version": "1.0.0", "private": true, "dependencies": {"plain": "^1.0.0"}}"#,
+    );
+    home.write(".npmrc", &(home.read(".npmrc") + settings));
+    let of_yarn = home.read(".yarnrc.yml").replace("npmMinimalAgeGate: 0", of_yarn);
+    home.write(".yarnrc.yml", &of_yarn);
+    home
+}
+
+#[track_caller]
+fn installed_plain(home: &Home, version: &str) {
+    let read = home.read("node_modules/plain/package.json");
+    assert_eq!(serde_json::from_str::<Value>(&read).unwrap()["version"], version);
+}
+
+#[test]
+fn clients_wait_for_the_age_of_what_a_registry_does_not_date() {
+    run_for(Duration::from_secs(300), async {
+        let up = Upstream::start().await;
+        let versions = ["1.0.0", "1.1.0"].map(|version| NpmVersion::new("plain", version, json!({})));
+        let clock = Clock::new();
+        let data = tempfile::tempdir().unwrap();
+        let remotes = format!("npm:\n  base_url: {}\n  {REMOTE}  release_dates: filled\n", up.base());
+        let settings = Proxy::settings().remotes(&remotes).data_dir(data.path());
+        // The first of them came ten days before the second.
+        for (days, known) in [(-10, 1), (0, 2)] {
+            serve_npm(&up, &up, &versions[..known]);
+            let all: Vec<&NpmVersion> = versions[..known].iter().collect();
+            let mut packument = packuments(&all, &up.base()).0;
+            packument.as_object_mut().unwrap().remove("time");
+            up.file(
+                "/plain",
+                File::new(packument.to_string()).content_type("application/json"),
+            );
+            let env = clock.env(days * 24 * 3600).into_iter();
+            let settings = env.fold(settings.clone(), |settings, (name, value)| settings.env(name, value));
+            let mut proxy = settings.start().await;
+            proxy.fetch("npm", "plain").await.ok();
+            if days < 0 {
+                proxy.stop().await;
+                continue;
+            }
+            for (age, version) in [(true, "1.0.0"), (false, "1.1.0")] {
+                let (days, minutes) = if age { (3, 3 * 24 * 60) } else { (0, 0) };
+                let home = plain_project(&proxy, &format!("min-release-age={days}\n"), "");
+                npm(&home, &["install"]).await.ok();
+                installed_plain(&home, version);
+                let home = plain_project(&proxy, "", "");
+                home.write("pnpm-workspace.yaml", &format!("minimumReleaseAge: {minutes}\n"));
+                pnpm(&home, &["install"]).await.ok();
+                installed_plain(&home, version);
+                let home = plain_project(&proxy, "", &format!("npmMinimalAgeGate: {minutes}"));
+                home.write("yarn.lock", "");
+                let mut command = node(&home, "@yarnpkg/cli-dist/bin/yarn.js");
+                command.arg("install");
+                home.run(command).await.ok();
+                installed_plain(&home, version);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_tarball_that_is_not_what_its_index_says_is_not_installed() {
+    run_for(Duration::from_secs(240), async {
+        for verify in ["enforce", "warn", "off"] {
+            let up = Upstream::start().await;
+            let version = NpmVersion::new("plain", "1.0.0", json!({}));
+            let serve = |bytes: Vec<u8>| {
+                serve_npm(&up, &up, std::slice::from_ref(&version));
+                up.file(&version.path(), File::new(bytes));
+            };
+            let other = NpmVersion::new("plain", "1.0.0", json!({"other": "1.0.0"}));
+            serve(other.bytes.to_vec());
+            let remotes = format!("npm:\n  base_url: {}\n  {REMOTE}  verify: {verify}\n", up.base());
+            let proxy = Proxy::start(&remotes).await;
+            let install = async || {
+                let home = plain_project(&proxy, "", "");
+                let output = npm(&home, &["install"]).await;
+                (home, output)
+            };
+            let (home, output) = install().await;
+            output.fails();
+            assert!(!home.work().join("node_modules/plain").exists());
+            serve(version.bytes.to_vec());
+            if verify != "enforce" {
+                // npm refuses what was kept, also now: it has to be flushed.
+                let said = install().await.1.fails().text();
+                assert!(said.contains("EINTEGRITY"), "{said}");
+                proxy.request("PUT", "/cache/flush", &[], b"").await.ok();
+            }
+            let (home, output) = install().await;
+            output.ok();
+            installed_plain(&home, "1.0.0");
+            proxy
+                .until_cached("npm", &version.path()[1..])
+                .await
+                .is("cache", &version.bytes);
+        }
     });
 }
 

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 use crate::common::client::Headers;
 use crate::common::clients::{Home, Output, tool};
 use crate::common::clock::Clock;
-use crate::common::packages::{IndexForm, SIMPLE_JSON, Wheel, serve_pypi};
-use crate::common::{Proxy, Response, Upstream, run, run_for};
+use crate::common::packages::{IndexForm, SIMPLE_JSON, Wheel, pypi_pages, rfc3339, serve_pypi};
+use crate::common::{File, Proxy, Response, Upstream, run, run_for};
 
 /// The wheels: an application with a dependency whose name is spelled in two ways.
 fn wheels() -> Vec<Wheel> {
@@ -201,6 +201,108 @@ fn what_is_held_is_not_chosen_until_it_is_due() {
             proxy.stop().await;
         }
         assert_eq!(files.count("GET", &wheels[1].path()), 1);
+    });
+}
+
+#[test]
+fn what_came_after_a_moment_is_not_chosen_though_upstream_tells_no_dates() {
+    run_for(Duration::from_secs(240), async {
+        let clock = Clock::new();
+        let wheels = [
+            Wheel::new("demo", "1.0", &[], 1000),
+            Wheel::new("demo", "1.1", &[], 1000),
+        ];
+        for form in [IndexForm::Html, IndexForm::Both] {
+            let up = Upstream::start().await;
+            let data = tempfile::tempdir().unwrap();
+            let remotes = format!(
+                "pypi:\n  base_url: {}\n  package: pypi\n  release_dates: filled\n",
+                up.base()
+            );
+            let settings = Proxy::settings().remotes(&remotes).data_dir(data.path());
+            // The first of them came ten days before the second.
+            for (days, known) in [(-10, 1), (0, 2)] {
+                serve_pypi(&up, &up, form, &wheels[..known]);
+                if form == IndexForm::Both {
+                    let all: Vec<&Wheel> = wheels[..known].iter().collect();
+                    let page = pypi_pages("demo", &all, "").1.replace("\"upload-time\"", "\"x-time\"");
+                    up.file("/simple/demo/", File::new(page).content_type(SIMPLE_JSON));
+                }
+                let env = clock.env(days * 24 * 3600).into_iter();
+                let settings = env.fold(settings.clone(), |settings, (name, value)| settings.env(name, value));
+                let mut proxy = settings.start().await;
+                if days == 0 {
+                    let (url, home) = (proxy.url("pypi", "simple"), Home::new());
+                    let moment = rfc3339(SystemTime::now() - Duration::from_secs(3 * 24 * 3600));
+                    uv(&home, &url, "uv", &["--exclude-newer", &moment, "demo"]).await.ok();
+                    let python = tool("venv/bin/python");
+                    pip(&home, python, &url, "pip", &["--uploaded-prior-to", &moment, "demo"])
+                        .await
+                        .ok();
+                    uv(&home, &url, "newest", &["demo"]).await.ok();
+                    for (target, version) in [("uv", "1.0"), ("pip", "1.0"), ("newest", "1.1")] {
+                        let said = home.read(&format!("{target}/demo/__init__.py"));
+                        assert_eq!(said, format!("__version__ = \"{version}\"\n"), "{target}");
+                    }
+                } else {
+                    proxy
+                        .fetch_with("pypi", "simple/demo/", &[("Accept", SIMPLE_JSON)])
+                        .await
+                        .ok();
+                }
+                proxy.stop().await;
+            }
+        }
+    });
+}
+
+#[test]
+fn a_file_that_is_not_what_its_index_says_is_not_installed() {
+    run_for(Duration::from_secs(300), async {
+        for (verify, form) in [
+            ("enforce", IndexForm::Both),
+            ("enforce", IndexForm::Html),
+            ("warn", IndexForm::Both),
+            ("off", IndexForm::Both),
+        ] {
+            let up = Upstream::start().await;
+            let wheel = Wheel::new("demo", "1.0", &[], 200_000);
+            let serve = |bytes: Vec<u8>| {
+                serve_pypi(&up, &up, form, std::slice::from_ref(&wheel));
+                up.file(&wheel.path(), File::new(bytes));
+            };
+            let mut wrong = wheel.bytes.to_vec();
+            wrong[100_000] ^= 1;
+            serve(wrong);
+            let remotes = format!(
+                "pypi:\n  base_url: {}\n  package: pypi\n  verify: {verify}\n",
+                up.base()
+            );
+            let proxy = Proxy::start(&remotes).await;
+            let (url, home) = (proxy.url("pypi", "simple"), Home::new());
+            let python = || tool("venv/bin/python");
+            pip(&home, python(), &url, "bad", &["demo"]).await.fails();
+            uv(&home, &url, "bad", &["demo"]).await.fails();
+            assert!(!home.work().join("bad/demo").exists());
+            serve(wheel.bytes.to_vec());
+            if verify != "enforce" {
+                // What was kept is refused by who reads it, also now: it has to be flushed.
+                pip(&home, python(), &url, "bad", &["demo"]).await.fails();
+                proxy.request("PUT", "/cache/flush", &[], b"").await.ok();
+            }
+            pip(&home, python(), &url, "pip", &["demo"]).await.ok();
+            uv(&home, &url, "uv", &["demo"]).await.ok();
+            for target in ["pip", "uv"] {
+                assert_eq!(
+                    home.read(&format!("{target}/demo/__init__.py")),
+                    "__version__ = \"1.0\"\n"
+                );
+            }
+            proxy
+                .until_cached("pypi", &wheel.path()[1..])
+                .await
+                .is("cache", &wheel.bytes);
+        }
     });
 }
 

@@ -32,7 +32,8 @@ const POLICIES: Step = Step {
         PRIMARY KEY (remote, path)
     );
 
-    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
+    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file. Under
+    -- another hash, the date that clients are told of it.
     CREATE TABLE artifactapi.first_seen (
         remote text COLLATE "C" NOT NULL,
         hash   bytea NOT NULL,

@@ -100,7 +100,8 @@ const POLICIES: &str = "
         PRIMARY KEY (remote, path)
     ) STRICT, WITHOUT ROWID;
 
-    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file.
+    -- When a file was first seen, where a remote goes by that: the first 16 bytes of the SHA-256 of index and file. Under
+    -- another hash, the date that clients are told of it.
     CREATE TABLE first_seen (
         remote TEXT NOT NULL,
         hash   BLOB NOT NULL,

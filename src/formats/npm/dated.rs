@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, json_text, no_json, object, text};
-use super::super::links::decode_once;
-use super::super::release::{Release, Releases, date, seconds};
+use super::super::links::{LinkMap, decode_once};
+use super::super::release::{FillDates, Release, Releases, Undated, date, seconds};
 use super::super::{IndexError, ViewContext};
 use super::integrity;
 
@@ -19,7 +19,7 @@ use super::integrity;
 pub(super) const PACKUMENT: Releases = Releases {
     read: releases,
     without,
-    dated: Some(dated),
+    dated: Some(&FillDates { undated, fill: dated }),
 };
 
 /// What stands in `time` beside the versions.
@@ -72,18 +72,31 @@ fn releases(document: &[u8]) -> Vec<Release> {
     dated.collect()
 }
 
-/// A packument whose versions are all dated: those that the registry does not date were first seen here at some moment.
-fn dated(
-    _context: &ViewContext<'_>,
-    document: &[u8],
-    first_seen: &HashMap<String, u64>,
-) -> Result<Vec<u8>, IndexError> {
+/// The tarballs of versions that the registry does not date.
+fn undated(context: &ViewContext<'_>, document: &[u8]) -> Vec<Undated> {
+    let packument = json_text(document).ok().and_then(|text| JsonObject::read(text).ok());
+    let packument = packument.unwrap_or_default();
+    let (times, links) = (times(&packument), LinkMap::new(context));
+    let versions = packument.object("versions").unwrap_or_default();
+    let undated = versions.0.iter().filter(|(version, _)| !times.contains_key(version));
+    let files = undated.filter_map(|(_, described)| {
+        let dist = dist(described)?;
+        Some(Undated {
+            file: tarball(&dist)?,
+            path: links.path(&dist.text("tarball")?),
+        })
+    });
+    files.collect()
+}
+
+/// A packument in which versions have these dates, by their tarballs, that the registry does not date.
+fn dated(_context: &ViewContext<'_>, document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
     let packument = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
     let known = times(&packument);
     let versions = packument.object("versions").unwrap_or_default();
     let undated = versions.0.iter().filter(|(version, _)| !known.contains_key(version));
     let undated: Vec<(&str, u64)> = undated
-        .filter_map(|(version, described)| Some((&**version, *first_seen.get(&tarball(&dist(described)?)?)?)))
+        .filter_map(|(version, described)| Some((&**version, *dates.get(&tarball(&dist(described)?)?)?)))
         .collect();
     let Some(latest) = undated.iter().map(|(_, seen)| *seen).max() else {
         return Ok(document.to_vec());

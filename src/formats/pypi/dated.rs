@@ -1,6 +1,6 @@
 //! What indexes say of distribution files. When they were published: `upload-time` of the JSON form (PEP 700), `upload_time_iso_8601` of the older API.
-//! The HTML form has no dates, so that where files are held it is made from the JSON. By which digest they are known: `hashes`,
-//! the fragments of links in HTML.
+//! The HTML form has no dates, so that where files are held it is made from the JSON, and where dates are filled in JSON is made
+//! of it. By which digest they are known: `hashes`, the fragments of links in HTML.
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
@@ -11,23 +11,37 @@ use serde_json::value::RawValue;
 
 use super::super::hold::{Hold, Named};
 use super::super::json::whole::{JsonObject, array, items, json_text, no_json, object, text};
-use super::super::release::{Release, Releases, date, seconds, sha256};
+use super::super::release::{FillDates, Release, Releases, Undated, date, seconds, sha256};
 use super::super::{IndexError, ViewContext};
-use super::{Syntax, extension, is_legacy, linked};
+use super::{Syntax, is_legacy, is_made_json, link_map, linked, version_of};
 use crate::cache::Expected;
 
-/// The JSON form, and the older API.
+/// For clients that want JSON.
 pub(super) const JSON: Releases = Releases {
     read: releases,
     without: json_without,
-    dated: Some(dated),
+    dated: Some(&FillDates { undated, fill: dated }),
 };
 
-/// The HTML form, of what upstream has as JSON.
+/// For clients that want HTML, which is made of what upstream has as JSON. It has no place for dates, but who asks for it sees
+/// its files all the same.
 pub(super) const HTML: Releases = Releases {
     read: releases,
     without: html_without,
-    dated: None,
+    dated: Some(&FillDates {
+        undated,
+        fill: dated_json,
+    }),
+};
+
+/// The older API.
+pub(super) const OLDER: Releases = Releases {
+    read: releases,
+    without: older_without,
+    dated: Some(&FillDates {
+        undated,
+        fill: dated_json,
+    }),
 };
 
 /// What is read of a file.
@@ -79,13 +93,7 @@ fn digest(hashes: &JsonObject<'_>) -> Option<Expected> {
 
 /// The version that the name of a distribution file tells, spelled as all spellings of it here.
 pub(super) fn version(filename: &str) -> Option<String> {
-    let extension = extension(filename)?;
-    let stem = filename.get(..filename.len() - extension.len())?;
-    let version = match extension {
-        ".whl" | ".egg" => stem.split('-').nth(1)?,
-        _ => stem.rsplit_once('-')?.1,
-    };
-    Some(plain(version))
+    version_of(filename).map(plain)
 }
 
 /// A version as it stands in file names, in lower case.
@@ -94,7 +102,7 @@ fn plain(version: &str) -> String {
 }
 
 fn releases(document: &[u8]) -> Vec<Release> {
-    if document.iter().find(|byte| byte.is_ascii_graphic()) == Some(&b'<') {
+    if first(document) == Some(b'<') {
         return linked::releases(document);
     }
     let Ok(index) = json_text(document).map(JsonObject::read) else {
@@ -126,18 +134,76 @@ fn releases(document: &[u8]) -> Vec<Release> {
     each.collect()
 }
 
-/// Whether upstream's answer is JSON, which alone has dates.
-fn is_json(context: &ViewContext<'_>) -> bool {
-    matches!(
-        Syntax::of(context.content_type, is_legacy(&context.path.decoded)),
-        Syntax::Json
-    )
+/// What a document begins with.
+fn first(document: &[u8]) -> Option<u8> {
+    document.iter().copied().find(u8::is_ascii_graphic)
+}
+
+/// What clients read upstream's answer as.
+fn syntax(context: &ViewContext<'_>) -> Syntax {
+    Syntax::of(context.content_type, is_legacy(&context.path.decoded))
+}
+
+/// The files without a date, in HTML as in JSON.
+fn undated(context: &ViewContext<'_>, document: &[u8]) -> Vec<Undated> {
+    let mut links = link_map(context);
+    if first(document) == Some(b'<') {
+        return match linked::Page::read(document) {
+            Ok(page) => {
+                page.base().into_iter().for_each(|base| links.set_base(base));
+                let files = page.files().map(|file| Undated {
+                    path: links.path(file.url),
+                    file: file.name,
+                });
+                files.collect()
+            }
+            Err(_) => Vec::new(),
+        };
+    }
+    let index = json_text(document).ok().and_then(|text| JsonObject::read(text).ok());
+    let files = index.unwrap_or_default().get("files").and_then(items);
+    let undated = files.into_iter().flatten().filter_map(|file| {
+        let read = File::read(file).filter(|read| read.published().is_none())?;
+        let url = JsonObject::read(file.get()).ok()?.text("url")?;
+        Some(Undated {
+            path: links.path(&url),
+            file: read.filename.into_owned(),
+        })
+    });
+    undated.collect()
 }
 
 fn json_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
-    match is_json(context) {
-        true => Ok(without(document, hold)?.into_bytes()),
-        false => Ok(document.to_vec()),
+    match syntax(context) {
+        Syntax::Json => Ok(without(document, hold)?.into_bytes()),
+        Syntax::Html if is_made_json(context.remote, context.path) => {
+            let page = linked::Page::read(document)?.json(context);
+            Ok(without(page.as_bytes(), hold)?.into_bytes())
+        }
+        Syntax::Html => page_without(context, document, hold),
+        Syntax::Nothing | Syntax::Refused => Ok(document.to_vec()),
+    }
+}
+
+/// A page in HTML that nothing dates: where policies go by first sight, some of its files are held all the same. It stays as it
+/// is if none is.
+fn page_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
+    if !context.remote.quarantine.goes_by_sight() {
+        return Ok(document.to_vec());
+    }
+    let page = linked::Page::read(document)?.json(context);
+    let left = without(page.as_bytes(), hold)?;
+    if left == page {
+        return Ok(document.to_vec());
+    }
+    let left = JsonObject::read(&left).map_err(|error| no_json(&error))?;
+    Ok(html(&left).into_bytes())
+}
+
+fn older_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
+    match syntax(context) {
+        Syntax::Json => Ok(without(document, hold)?.into_bytes()),
+        _ => Ok(document.to_vec()),
     }
 }
 
@@ -226,18 +292,34 @@ fn of_versions(releases: &JsonObject<'_>, hold: &mut Hold) -> String {
     object(written.iter().map(|(version, files)| (*version, &**files)))
 }
 
-/// An index whose files are all dated: those that upstream does not date were first seen here at some moment.
-fn dated(context: &ViewContext<'_>, document: &[u8], first_seen: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
-    if !is_json(context) {
-        return Ok(document.to_vec());
+/// An index whose files have these dates where upstream does not date them. HTML becomes JSON for that.
+fn dated(context: &ViewContext<'_>, document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
+    if !matches!(syntax(context), Syntax::Html) || !is_made_json(context.remote, context.path) {
+        return dated_json(context, document, dates);
     }
+    match first(document) {
+        // What is held was left out of it.
+        Some(b'{') => with_dates(document, dates),
+        _ => with_dates(linked::Page::read(document)?.json(context).as_bytes(), dates),
+    }
+}
+
+/// Such an index, if upstream has it as JSON, and it is that still.
+fn dated_json(context: &ViewContext<'_>, document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
+    match (syntax(context), first(document)) {
+        (Syntax::Json, Some(b'{')) => with_dates(document, dates),
+        _ => Ok(document.to_vec()),
+    }
+}
+
+fn with_dates(document: &[u8], dates: &HashMap<String, u64>) -> Result<Vec<u8>, IndexError> {
     let index = JsonObject::read(json_text(document)?).map_err(|error| no_json(&error))?;
     let written: Vec<(&str, Cow<'_, str>)> = index
         .0
         .iter()
         .map(|(name, value)| match (&**name, items(value)) {
             ("files", Some(files)) => {
-                let files: Vec<Cow<'_, str>> = files.into_iter().map(|file| with_date(file, first_seen)).collect();
+                let files: Vec<Cow<'_, str>> = files.into_iter().map(|file| with_date(file, dates)).collect();
                 (&**name, array(files.iter().map(|file| &**file)).into())
             }
             _ => (&**name, Cow::Borrowed(value.get())),
@@ -247,21 +329,23 @@ fn dated(context: &ViewContext<'_>, document: &[u8], first_seen: &HashMap<String
 }
 
 /// A file as the index has it, with `upload-time`.
-fn with_date<'a>(file: &'a RawValue, first_seen: &HashMap<String, u64>) -> Cow<'a, str> {
+fn with_date<'a>(file: &'a RawValue, dates: &HashMap<String, u64>) -> Cow<'a, str> {
     let read = File::read(file).filter(|read| read.published().is_none());
-    let seen = read.and_then(|read| first_seen.get(&*read.filename));
-    let (Some(seen), Ok(members)) = (seen, JsonObject::read(file.get())) else {
+    let known = read.and_then(|read| dates.get(&*read.filename));
+    let (Some(known), Ok(members)) = (known, JsonObject::read(file.get())) else {
         return Cow::Borrowed(file.get());
     };
-    let date = Value::from(date(*seen)).to_string();
+    let date = Value::from(date(*known)).to_string();
     let others = members.0.iter().filter(|(name, _)| name != "upload-time");
     let others = others.map(|(name, value)| (&**name, value.get()));
     object(others.chain([("upload-time", date.as_str())])).into()
 }
 
 fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
-    if !is_json(context) {
-        return Ok(document.to_vec());
+    match syntax(context) {
+        Syntax::Json => {}
+        Syntax::Html => return page_without(context, document, hold),
+        Syntax::Nothing | Syntax::Refused => return Ok(document.to_vec()),
     }
     let json = without(document, hold)?;
     let index = JsonObject::read(&json).map_err(|error| no_json(&error))?;
@@ -269,7 +353,7 @@ fn html_without(context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> 
 }
 
 /// The HTML form of an index (PEP 503, 592, 629, 658, 708, 714). What is no file or project is passed over.
-fn html(index: &JsonObject<'_>) -> String {
+pub(super) fn html(index: &JsonObject<'_>) -> String {
     let meta = index.object("meta").unwrap_or_default();
     let title = match index.text("name") {
         Some(name) => format!("Links for {}", escaped(&name)),
