@@ -60,3 +60,5 @@ mod startup;
 mod stores;
 mod streaming;
 mod verify;
+mod verify_apk;
+mod verify_rpm;
