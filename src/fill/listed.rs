@@ -15,8 +15,8 @@ use super::{Fills, Outcome, Wanted};
 use crate::cache::{Expected, FOR_EVER, Hash, Key, Millis, Object, now_ms};
 use crate::config::Verify;
 use crate::formats::hold::Dates as FileDates;
-use crate::formats::release::{LONGEST, ListedBy, Release, Tells, Told};
-use crate::formats::{self, Asset, Binding, Location, path};
+use crate::formats::release::{LONGEST, ListedBy, Release, TellingReader, Tells, Told};
+use crate::formats::{self, Asset, Binding, IndexError, Location, path};
 use crate::policy::{self, Policy, packages, quarantine};
 
 /// Indexes that are remembered, and the memory for all that they name, in bytes.
@@ -24,6 +24,8 @@ const MAX_INDEXES: usize = 1024;
 const MAX_BYTES: u64 = 32 << 20;
 /// Files that are read of one index: all that one repository of a Linux distribution has, several times.
 const MAX_LISTED: usize = 400_000;
+/// What is read at once of an index that comes in pieces, in bytes.
+const STEP: usize = 4 << 10;
 /// Files whose dates are remembered.
 const MAX_FILES: usize = 65_536;
 /// What no index says now is asked again after this; so is an index that cannot be had.
@@ -202,11 +204,12 @@ struct Index {
 
 impl Index {
     /// `None`: another host has it, or nobody.
-    fn wanted(self) -> Option<Wanted> {
-        match (self.standing, &self.asset.location) {
-            (Some(standing), Location::Upstream(url)) => Some(standing.wanted(Arc::clone(&self.asset), url.clone())),
+    fn wanted(&self) -> Option<Wanted> {
+        let asset = Arc::clone(&self.asset);
+        match (&self.standing, &self.asset.location) {
+            (Some(standing), Location::Upstream(url)) => Some(standing.wanted(asset, url.clone())),
             (Some(_), _) => None,
-            (None, _) => Wanted::of(self.asset, self.policy),
+            (None, _) => Wanted::of(asset, self.policy),
         }
     }
 }
@@ -366,7 +369,7 @@ impl Fills {
         for forms in indexes {
             if is_silent {
                 // Each would be waited for as long.
-                self.is_away(&forms);
+                self.note_away(&forms);
                 continue;
             }
             match self.said_of(forms, by.steps, question).await {
@@ -379,7 +382,7 @@ impl Fills {
     }
 
     /// For a while, none of these is asked for.
-    fn is_away(&self, forms: &[Index]) {
+    fn note_away(&self, forms: &[Index]) {
         for form in forms {
             self.listed.away.insert(form.key.hash, now_ms() + AGAIN_MS);
         }
@@ -419,28 +422,22 @@ impl Fills {
             return Said::Nothing;
         }
         let form = forms.swap_remove(at);
-        let (key, remote) = (form.key.clone(), Arc::clone(&form.asset.remote));
-        let is_away = self.listed.away.get(&key.hash).is_some_and(|until| now_ms() < until);
-        if remote.offline || is_away || self.remembered(&key).is_some() {
+        let is_away = self
+            .listed
+            .away
+            .get(&form.key.hash)
+            .is_some_and(|until| now_ms() < until);
+        if form.asset.remote.offline || is_away || self.remembered(&form.key).is_some() {
             return Said::Away;
         }
-        let (asset, tells) = (Arc::clone(&form.asset), form.tells);
-        let policy = form.policy;
         let Some(mut wanted) = form.wanted() else {
             return Said::Away;
         };
         wanted.force |= is_forced;
-        let form = Index {
-            asset,
-            policy,
-            tells,
-            key,
-            standing: None,
-        };
         let found = match self.obtain_aside(wanted, Method::GET).await {
             Outcome::Object(stored, _) => self.found_in(&stored, &form, steps, question).await,
             Outcome::Answer(answer) if answer.reason.is_some() => {
-                self.is_away(&[form]);
+                self.note_away(&[form]);
                 return Said::Silent;
             }
             Outcome::Answer(_) | Outcome::Direct => Found::Unread,
@@ -449,7 +446,7 @@ impl Fills {
             Found::Named(listed) if (question.is_answer)(&listed) => Said::Listed(listed, form.key),
             Found::Named(_) | Found::Unnamed => Said::Nothing,
             Found::Unread => {
-                self.is_away(&[form]);
+                self.note_away(&[form]);
                 Said::Away
             }
         }
@@ -552,16 +549,7 @@ impl Fills {
             let is_last = piece.is_none();
             let reading = tokio::task::spawn_blocking(move || {
                 let (mut reader, mut listing) = state;
-                let mut told = Vec::new();
-                let read = match &piece {
-                    Some(piece) => reader.write(piece, &mut told),
-                    None => reader.end(&mut told),
-                };
-                let all = listing.take(told);
-                let read = match all {
-                    true => read.map_err(|error| error.to_string()),
-                    false => Err(format!("it names more than {MAX_LISTED} files")),
-                };
+                let read = take_piece(reader.as_mut(), &mut listing, piece.as_deref());
                 (read, (reader, listing))
             });
             let read;
@@ -576,6 +564,27 @@ impl Fills {
         }
         let ending = tokio::task::spawn_blocking(move || state.1.end());
         ending.await.map_err(|_| ())
+    }
+}
+
+/// Takes what the next piece of an index tells, or its end.
+fn take_piece(reader: &mut dyn TellingReader, listing: &mut Listing, piece: Option<&[u8]>) -> Result<(), IndexError> {
+    let mut told = Vec::new();
+    let mut take = |told: &mut Vec<Told>, read: Result<(), IndexError>| match listing.take(told.drain(..)) {
+        true => read,
+        false => Err(IndexError(format!("it names more than {MAX_LISTED} files"))),
+    };
+    // In small steps: of a bomb's next kilobytes a million files may come.
+    for step in piece.unwrap_or_default().chunks(STEP) {
+        let read = reader.write(step, &mut told);
+        take(&mut told, read)?;
+    }
+    match piece {
+        Some(_) => Ok(()),
+        None => {
+            let read = reader.end(&mut told);
+            take(&mut told, read)
+        }
     }
 }
 
