@@ -16,6 +16,7 @@ pub mod fields;
 pub mod fill;
 pub mod fleet;
 pub mod formats;
+pub mod gunzip;
 pub mod headers;
 pub mod life;
 pub mod listing;

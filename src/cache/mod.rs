@@ -27,7 +27,7 @@ mod writer;
 
 pub use described::Described;
 pub use disk::in_folder;
-pub use expected::{Expected, Verifier};
+pub use expected::{Expected, Verifier, Verify, Vouched, Wrong};
 pub use freshness::{
     Adoption, Class, FOR_EVER, Freshness, Left, adoption, code as class_code, decode as class_of, distrust, is_before,
     until as freshness_until, was_before,

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256, Sha512};
+use sha2::{Digest as _, Sha256};
 
 use super::disk;
-use super::expected::Expected;
+use super::expected::{Expected, Verifier, Wrong};
 use super::head::{Finished, identity};
 use super::object::{Body, Object, Progress, Stage};
 use super::overflow::Overflow;
@@ -53,7 +53,8 @@ pub struct Writer {
     /// The SHA-256 that it had before, where it must still have that.
     before: Option<[u8; 32]>,
     sha256: Sha256,
-    sha512: Option<Sha512>,
+    /// Where something else than that digest is expected.
+    verifier: Option<Verifier>,
     /// The last pieces, of which the readers see nothing yet though no digest is known: see [`Writer::hold_back`].
     held: Option<VecDeque<Bytes>>,
     space: Space,
@@ -70,7 +71,10 @@ impl Writer {
         expected: Option<Expected>,
         space: Space,
     ) -> Self {
-        let sha512 = matches!(expected, Some(Expected::Sha512(_))).then(Sha512::new);
+        let other = expected
+            .as_ref()
+            .filter(|expected| !matches!(expected, Expected::Sha256(_)));
+        let verifier = other.map(Expected::verifier);
         Writer {
             store,
             object,
@@ -79,7 +83,7 @@ impl Writer {
             expected,
             before: None,
             sha256: Sha256::new(),
-            sha512,
+            verifier,
             held: None,
             space,
             written: 0,
@@ -107,9 +111,9 @@ impl Writer {
         all.slice(all.len() - hidden..)
     }
 
-    /// What the body must turn out to be, unless that was known before.
-    pub fn expect(&mut self, expected: Expected) {
-        self.expected.get_or_insert(expected);
+    /// The SHA-256 that the body must turn out to have, unless something was expected of it before.
+    pub fn expect(&mut self, sha256: [u8; 32]) {
+        self.expected.get_or_insert(Expected::Sha256(sha256));
     }
 
     /// Nothing is taken that has another SHA-256 than `before`.
@@ -181,27 +185,27 @@ impl Writer {
             }
         };
         let (object, kept) = (Arc::clone(&self.object), data.clone());
-        let (mut sha256, mut sha512) = (std::mem::take(&mut self.sha256), self.sha512.take());
+        let (mut sha256, mut verifier) = (std::mem::take(&mut self.sha256), self.verifier.take());
         let work = move || {
             sha256.update(&data);
-            if let Some(sha512) = &mut sha512 {
-                sha512.update(&data);
+            if let Some(verifier) = &mut verifier {
+                verifier.update(&data);
             }
             let written = match &object.body {
                 Body::File { file: body, .. } if in_file => body.write_all_at(&data, at),
                 _ => Ok(()),
             };
-            (sha256, sha512, written)
+            (sha256, verifier, written)
         };
         // What only memory takes does not wait behind a disk that hangs.
-        let (sha256, sha512, written) = if kept.len() <= INLINE || !in_file {
+        let (sha256, verifier, written) = if kept.len() <= INLINE || !in_file {
             work()
         } else {
             tokio::task::spawn_blocking(work)
                 .await
                 .map_err(|_| io::Error::other("the write was given up"))?
         };
-        (self.sha256, self.sha512) = (sha256, sha512);
+        (self.sha256, self.verifier) = (sha256, verifier);
         if let Err(why) = &written {
             self.store.trouble.failed(why, &self.object.key.hash);
             tracing::warn!(key = %self.object.key.shown(), %why, "the disk takes no more of this body: it is passed on unstored");
@@ -274,16 +278,20 @@ impl Writer {
             return Err(Finish::Failed(reason));
         }
         let sha256: [u8; 32] = std::mem::take(&mut self.sha256).finalize().into();
-        let found = match self.sha512.take() {
-            Some(sha512) => Expected::Sha512(sha512.finalize().into()),
-            None => Expected::Sha256(sha256),
+        let found = Expected::Sha256(sha256);
+        let verified = match (self.verifier.take(), &self.expected) {
+            (Some(verifier), _) => verifier.end(),
+            (None, Some(expected)) if *expected != found => Err(Wrong {
+                expected: expected.clone(),
+                found: found.to_string(),
+            }),
+            (None, _) => Ok(()),
         };
-        if let Some(expected) = self.expected.as_ref().filter(|expected| **expected != found) {
-            let reason = format!("the body must have the digest {expected}, and has {found}");
-            return Err(Finish::Wrong(reason));
+        if let Err(wrong) = verified {
+            return Err(Finish::Wrong(format!("of the body: {wrong}")));
         }
         if let Some(before) = self.before.filter(|before| *before != sha256) {
-            let (before, found) = (Expected::Sha256(before), Expected::Sha256(sha256));
+            let before = Expected::Sha256(before);
             return Err(Finish::Changed(format!(
                 "the path had the digest {before}, and has {found} now"
             )));
@@ -387,8 +395,12 @@ mod tests {
         assert_eq!(Expected::new("sha256", &hex), Some(Expected::Sha256([0xab; 32])));
         assert_eq!(
             Expected::new("sha512", &"cd".repeat(64)),
-            Some(Expected::Sha512([0xcd; 64]))
+            Some(Expected::Sha512(Box::new([0xcd; 64])))
         );
+        let sha1 = Expected::new("sha1", &"ef".repeat(20)).unwrap();
+        assert_eq!(sha1, Expected::Sha1([0xef; 20]));
+        // Nobody names content by it.
+        assert_eq!(Expected::parse(&sha1.to_string()), None);
         for (algorithm, checksum) in [
             ("sha256", "ab".to_owned()),
             ("sha256", "zz".repeat(32)),
@@ -397,6 +409,8 @@ mod tests {
             ("sha256", "ab".repeat(64)),
             ("sha512", hex.clone()),
             ("sha", "ab".repeat(20)),
+            ("md5", "ab".repeat(16)),
+            ("sha1", hex.clone()),
             ("sha256", String::new()),
         ] {
             assert_eq!(Expected::new(algorithm, &checksum), None, "{algorithm}:{checksum}");
@@ -407,5 +421,7 @@ mod tests {
         let empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert!(Expected::parse(empty).unwrap().is_of(b""));
         assert!(!Expected::parse(empty).unwrap().is_of(b"a"));
+        let abc = Expected::new("sha1", "a9993e364706816aba3e25717850c26c9cd0d89d").unwrap();
+        assert!(abc.is_of(b"abc") && !abc.is_of(b"abd"));
     }
 }

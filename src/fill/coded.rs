@@ -7,9 +7,9 @@ use std::sync::Arc;
 use http::{Method, header};
 
 use super::decoded::{has_gzip_bytes, is_gzip};
-use super::gunzip::Gunzip;
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Finish, Head, Object, Reader, Writer, freshness_until, now_ms};
+use crate::gunzip::Gunzip;
 use crate::upstream::Failure;
 
 /// A decoder's output is handed on in pieces of about this.
@@ -58,14 +58,14 @@ impl Fills {
             verifier.update(&piece);
             tokio::task::yield_now().await;
         }
-        let found = verifier.found();
-        let as_it_came = found == *expected;
+        let verified = verifier.end();
+        let as_it_came = verified.is_ok();
         let gzip = arrived.head.content_encoding().is_none_or(is_gzip) && has_gzip_bytes(arrived).await;
-        if !as_it_came && !gzip {
+        if let Err(wrong) = verified
+            && !gzip
+        {
             self.note_wrong(wanted);
-            return Err(format!(
-                "upstream's content has the digest {found}, and must have {expected}"
-            ));
+            return Err(format!("of upstream's content: {wrong}"));
         }
         let mut headers = arrived.head.headers.clone();
         headers.remove(header::CONTENT_ENCODING);

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use super::gunzip::GZIP;
-use super::gunzip::Gunzip;
 use crate::cache::{Object, ReadError, Reader};
+pub use crate::gunzip::GZIP;
+use crate::gunzip::Gunzip;
 
 /// What a decoder may make of one document: a bomb ends here, a 40 MB index does not.
 const MAX_DECODED: u64 = 1 << 30;

@@ -1,28 +1,31 @@
 //! What indexes say of the files that they name: when they were published, and what they must turn out to be. An index is read
 //! once, from what is stored of it, or fetched for that. Many files of one package cost one question to upstream.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use http::{HeaderMap, Method};
 use quick_cache::sync::Cache;
 use quick_cache::{OptionsBuilder, Weighter};
+use sha2::{Digest as _, Sha256};
 
 use super::decoded::{DecodeError, Decoded};
+use super::set::Standing;
 use super::{Fills, Outcome, Wanted};
 use crate::cache::{Expected, FOR_EVER, Hash, Key, Millis, Object, now_ms};
 use crate::config::Verify;
 use crate::formats::hold::Dates as FileDates;
-use crate::formats::release::{LONGEST, ListedBy, Release, Tell};
-use crate::formats::{self, Asset, path};
+use crate::formats::release::{LONGEST, ListedBy, Release, TellingReader, Tells, Told};
+use crate::formats::{self, Asset, Binding, IndexError, Location, path};
 use crate::policy::{self, Policy, packages, quarantine};
 
 /// Indexes that are remembered, and the memory for all that they name, in bytes.
 const MAX_INDEXES: usize = 1024;
 const MAX_BYTES: u64 = 32 << 20;
-/// What is kept of a file beside its name, with what the map takes for it.
-const FILE_BYTES: usize = 2 * size_of::<(String, Listed)>();
+/// Files that are read of one index: all that one repository of a Linux distribution has, several times.
+const MAX_LISTED: usize = 400_000;
+/// What is read at once of an index that comes in pieces, in bytes.
+const STEP: usize = 4 << 10;
 /// Files whose dates are remembered.
 const MAX_FILES: usize = 65_536;
 /// What no index says now is asked again after this; so is an index that cannot be had.
@@ -36,41 +39,77 @@ struct Listed {
     digest: Option<Expected>,
 }
 
+/// What stands for the name of a file: the first bytes of its SHA-256. Names are long, and some indexes have 100,000.
+type Name = [u8; 16];
+
+fn name(file: &str) -> Name {
+    let digest: [u8; 32] = Sha256::digest(file).into();
+    std::array::from_fn(|at| digest[at])
+}
+
 /// What an index says of all files that it names.
 #[derive(Debug, Default)]
 struct Listing {
-    /// By the names that the index has for them.
-    files: HashMap<String, Listed>,
-    /// In memory.
+    /// In the order of the names.
+    files: Vec<(Name, Listed)>,
+    /// Indexes that name files in its stead, in its order.
+    indexes: Vec<String>,
+    /// In memory, all being told.
     bytes: u64,
 }
 
 impl Listing {
-    fn of(releases: Vec<Release>) -> Self {
-        let mut listing = Listing::default();
-        for Release {
-            file,
-            published,
-            digest,
-        } in releases
-        {
-            let bytes = (file.len() + FILE_BYTES) as u64;
-            match listing.files.entry(file) {
-                Entry::Vacant(entry) => {
-                    entry.insert(Listed { published, digest });
-                    listing.bytes += bytes;
-                }
-                Entry::Occupied(mut entry) => {
-                    let known = entry.get_mut();
-                    // Of two files of one name, the younger counts, and which of them a path leads to is not known.
-                    known.published = known.published.max(published);
-                    if known.digest != digest {
-                        known.digest = None;
-                    }
-                }
+    /// Takes what a part of the index tells. `false`: that is more than is kept.
+    fn take(&mut self, told: impl IntoIterator<Item = Told>) -> bool {
+        for told in told {
+            match told {
+                Told::File(Release {
+                    file,
+                    published,
+                    digest,
+                }) => self.files.push((name(&file), Listed { published, digest })),
+                Told::Index(path) => self.indexes.push(path),
+            }
+            if self.files.len() + self.indexes.len() >= MAX_LISTED {
+                return false;
             }
         }
-        listing
+        true
+    }
+
+    /// Makes it ready to be asked, all being told.
+    fn end(mut self) -> Self {
+        self.files.sort_by_key(|(name, _)| *name);
+        self.files.dedup_by(|(name, other), (first, known)| {
+            let is_same = name == first;
+            if is_same {
+                // Of two files of one name, the younger counts, and which of them a path leads to is not known.
+                known.published = known.published.max(other.published);
+                if known.digest != other.digest {
+                    known.digest = None;
+                }
+            }
+            is_same
+        });
+        self.files.shrink_to_fit();
+        self.bytes = self.bytes();
+        self
+    }
+
+    /// What it says of `file`.
+    fn of(&self, file: &str) -> Option<&Listed> {
+        let at = self.files.binary_search_by_key(&name(file), |(name, _)| *name).ok()?;
+        self.files.get(at).map(|(_, listed)| listed)
+    }
+
+    fn bytes(&self) -> u64 {
+        let of_file = |(_, listed): &(Name, Listed)| match listed.digest {
+            Some(Expected::Sha512(_) | Expected::Vouched(_)) => 64,
+            _ => 0,
+        };
+        let beside: usize = self.files.iter().map(of_file).sum();
+        let indexes: usize = self.indexes.iter().map(|path| path.len() + size_of::<String>()).sum();
+        (self.files.len() * size_of::<(Name, Listed)>() + beside + indexes) as u64
     }
 }
 
@@ -141,14 +180,38 @@ enum Said {
     Nothing,
     /// The index cannot be had.
     Away,
+    /// Upstream does not answer.
+    Silent,
+}
+
+/// What a document that is here says of a file.
+enum Found {
+    Named(Listed),
+    Unnamed,
+    /// It cannot be read, or what it leads to cannot.
+    Unread,
 }
 
 /// An index in one of its forms, and how it is read.
 struct Index {
     asset: Arc<Asset>,
     policy: Policy,
-    tells: Tell,
+    tells: Tells,
     key: Key,
+    /// Where it is a file of a set.
+    standing: Option<Standing>,
+}
+
+impl Index {
+    /// `None`: another host has it, or nobody.
+    fn wanted(&self) -> Option<Wanted> {
+        let asset = Arc::clone(&self.asset);
+        match (&self.standing, &self.asset.location) {
+            (Some(standing), Location::Upstream(url)) => Some(standing.wanted(asset, url.clone())),
+            (Some(_), _) => None,
+            (None, _) => Wanted::of(asset, self.policy),
+        }
+    }
 }
 
 /// The forms of the index under `path`. `None`: it is no index that tells of files.
@@ -166,6 +229,7 @@ fn forms_of(file: &Asset, by: &ListedBy, path: &str) -> Option<Vec<Index>> {
                 asset: Arc::new(asset),
                 tells,
                 key,
+                standing: None,
             });
         }
     }
@@ -185,7 +249,7 @@ impl Fills {
             return known;
         }
         let own = || quarantine::published(headers?);
-        let (published, until) = match &asset.listed_by {
+        let (published, until) = match asset.dated_by() {
             None => (own(), FOR_EVER),
             Some(by) => match self.published_by(asset, by, file).await {
                 Some(published) => (Some(published), FOR_EVER),
@@ -222,14 +286,14 @@ impl Fills {
 
     /// When a file was published, by what is stored of its indexes. Upstream is not asked.
     pub async fn published_by_stored(&self, asset: &Asset) -> Option<u64> {
-        let by = asset.listed_by.as_ref()?;
+        let by = asset.dated_by()?;
         for index in &by.indexes {
             for form in forms_of(asset, by, index)? {
                 let Some(stored) = self.store.open_object(&form.key).await else {
                     continue;
                 };
-                let listing = self.read_index(&stored, form.tells).await;
-                let listed = listing.as_ref().and_then(|listing| listing.files.get(&by.file));
+                let listing = self.read_index(&stored, &form).await;
+                let listed = listing.as_ref().and_then(|listing| listing.of(&by.file));
                 if let Some(published) = listed.and_then(|listed| listed.published) {
                     return Some(published);
                 }
@@ -240,7 +304,7 @@ impl Fills {
 
     /// When this proxy first saw a file, or its name in an index: now, if it never did.
     pub async fn first_seen(&self, asset: &Asset) -> Option<u64> {
-        let (index, file) = match &asset.listed_by {
+        let (index, file) = match asset.dated_by() {
             Some(by) => (by.indexes.first().map_or("", String::as_str), by.file.clone()),
             None => ("", asset.governing.clone()),
         };
@@ -287,48 +351,77 @@ impl Fills {
         }
     }
 
-    /// The answer of the first of its indexes that has one, and the key of that.
+    /// The answer of the first of its indexes that has one, and the key of that. What is stored is asked before upstream is.
     async fn listed(self: &Arc<Self>, asset: &Asset, by: &ListedBy, question: Question<'_>) -> Option<(Listed, Key)> {
-        for index in &by.indexes {
-            let forms = forms_of(asset, by, index)?;
-            if let Said::Listed(listed, key) = self.said_of(forms, question).await {
-                return Some((listed, key));
+        let (mut indexes, mut unknown) = (Vec::new(), Vec::new());
+        for forms in by.indexes.iter().filter_map(|index| forms_of(asset, by, index)) {
+            let mut is_stored = false;
+            for form in &forms {
+                is_stored |= self.store.open_object(&form.key).await.is_some();
+            }
+            match is_stored {
+                true => indexes.push(forms),
+                false => unknown.push(forms),
+            }
+        }
+        indexes.append(&mut unknown);
+        let mut is_silent = false;
+        for forms in indexes {
+            if is_silent {
+                // Each would be waited for as long.
+                self.note_away(&forms);
+                continue;
+            }
+            match self.said_of(forms, by.steps, question).await {
+                Said::Listed(listed, key) => return Some((listed, key)),
+                Said::Nothing | Said::Away => {}
+                Said::Silent => is_silent = true,
             }
         }
         None
     }
 
+    /// For a while, none of these is asked for.
+    fn note_away(&self, forms: &[Index]) {
+        for form in forms {
+            self.listed.away.insert(form.key.hash, now_ms() + AGAIN_MS);
+        }
+    }
+
     /// What an index says, by whichever of its forms is stored; one is fetched where none is, or none that can be believed.
-    async fn said_of(self: &Arc<Self>, forms: Vec<Index>, question: Question<'_>) -> Said {
+    async fn said_of(self: &Arc<Self>, mut forms: Vec<Index>, steps: usize, question: Question<'_>) -> Said {
         let (mut is_forced, mut is_silent, mut due) = (false, false, None);
         for (at, form) in forms.iter().enumerate() {
             let Some(stored) = self.store.open_object(&form.key).await else {
                 continue;
             };
-            let listing = self.read_index(&stored, form.tells).await;
             let left = stored.fresh.left(form.policy.class, form.policy.ttl, now_ms());
-            if (left.is_fresh() || question.lasts)
-                && let Some(listed) = answer(listing.as_deref(), question)
+            // What an expired index leads to may be gone.
+            let is_believed = left.is_fresh() || question.lasts;
+            let is_read = is_believed || steps == 0;
+            let found = match is_read {
+                true => self.found_in(&stored, form, steps, question).await,
+                false => Found::Unread,
+            };
+            if is_believed
+                && let Found::Named(listed) = &found
+                && (question.is_answer)(listed)
             {
-                return Said::Listed(listed, form.key.clone());
+                return Said::Listed(listed.clone(), form.key.clone());
             }
-            let is_named = listing
-                .as_ref()
-                .is_some_and(|listing| listing.files.contains_key(question.file));
             // What came after the index was seen cannot be in it.
             let checked_at = stored.fresh.checked_at();
             let is_before = |since| checked_at.saturating_add(AGAIN_MS) < since;
-            let is_old = !is_named && question.since.is_some_and(is_before);
-            is_silent |= listing.is_some() && left.is_fresh() && !is_old;
+            let is_old = is_read && !matches!(found, Found::Named(_)) && question.since.is_some_and(is_before);
+            is_silent |= !matches!(found, Found::Unread) && left.is_fresh() && !is_old;
             is_forced |= is_old;
             due.get_or_insert(at);
         }
-        if is_silent {
+        let at = due.unwrap_or(0);
+        if is_silent || at >= forms.len() {
             return Said::Nothing;
         }
-        let Some(form) = forms.into_iter().nth(due.unwrap_or(0)) else {
-            return Said::Nothing;
-        };
+        let form = forms.swap_remove(at);
         let is_away = self
             .listed
             .away
@@ -337,40 +430,162 @@ impl Fills {
         if form.asset.remote.offline || is_away || self.remembered(&form.key).is_some() {
             return Said::Away;
         }
-        let Some(mut wanted) = Wanted::of(form.asset, form.policy) else {
+        let Some(mut wanted) = form.wanted() else {
             return Said::Away;
         };
-        wanted.force = is_forced;
-        let read = match self.obtain_aside(wanted, Method::GET).await {
-            Outcome::Object(index, _) => self.read_index(&index, form.tells).await,
-            Outcome::Answer(_) | Outcome::Direct => None,
+        wanted.force |= is_forced;
+        let found = match self.obtain_aside(wanted, Method::GET).await {
+            Outcome::Object(stored, _) => self.found_in(&stored, &form, steps, question).await,
+            Outcome::Answer(answer) if answer.reason.is_some() => {
+                self.note_away(&[form]);
+                return Said::Silent;
+            }
+            Outcome::Answer(_) | Outcome::Direct => Found::Unread,
         };
-        if read.is_none() {
-            self.listed.away.insert(form.key.hash, now_ms() + AGAIN_MS);
-            return Said::Away;
+        match found {
+            Found::Named(listed) if (question.is_answer)(&listed) => Said::Listed(listed, form.key),
+            Found::Named(_) | Found::Unnamed => Said::Nothing,
+            Found::Unread => {
+                self.note_away(&[form]);
+                Said::Away
+            }
         }
-        answer(read.as_deref(), question).map_or(Said::Nothing, |listed| Said::Listed(listed, form.key))
+    }
+
+    /// What a document that is here says of a file: itself, or by the indexes that it names, so many steps further. The type is
+    /// spelled out because the compiler cannot infer it in a circle.
+    fn found_in<'a>(
+        self: &'a Arc<Self>,
+        stored: &'a Arc<Object>,
+        index: &'a Index,
+        steps: usize,
+        question: Question<'a>,
+    ) -> Pin<Box<dyn Future<Output = Found> + Send + 'a>> {
+        Box::pin(async move {
+            let Some(listing) = self.read_index(stored, index).await else {
+                return Found::Unread;
+            };
+            let Some(left) = steps.checked_sub(1) else {
+                return listing.of(question.file).cloned().map_or(Found::Unnamed, Found::Named);
+            };
+            // What an index names is as old as that says.
+            let question = Question {
+                since: None,
+                ..question
+            };
+            let mut found = Found::Unnamed;
+            for path in &listing.indexes {
+                let Some(next) = self.named_by(index, path).await else {
+                    continue;
+                };
+                match self.said_of(vec![next], left, question).await {
+                    Said::Listed(listed, _) => return Found::Named(listed),
+                    Said::Nothing => {}
+                    Said::Away | Said::Silent => found = Found::Unread,
+                }
+            }
+            found
+        })
+    }
+
+    /// The index under the decoded `path` that `index` names. `None`: it is none.
+    async fn named_by(&self, index: &Index, path: &str) -> Option<Index> {
+        let asset = formats::asset(&index.asset.remote, path::of_decoded(path).ok()?, None)?;
+        let tells = asset.tells?;
+        let standing = match asset.binding {
+            Binding::Member(_) => Some(self.standing(&index.asset, &asset.path).await?),
+            _ => None,
+        };
+        let (key, policy) = match &standing {
+            Some(standing) => (standing.key.clone(), policy::of_set_member()),
+            None => (asset.key(), policy::classify(&asset)?),
+        };
+        Some(Index {
+            asset: Arc::new(asset),
+            policy,
+            tells,
+            key,
+            standing,
+        })
     }
 
     /// What an index says of its files, read by one at a time.
-    async fn read_index(&self, index: &Arc<Object>, tells: Tell) -> Option<Arc<Listing>> {
+    async fn read_index(&self, stored: &Arc<Object>, index: &Index) -> Option<Arc<Listing>> {
         let read = async {
-            let document = match Decoded::new(index).await.whole(LONGEST).await {
-                Ok(document) => document,
-                // Nothing that is longer is read.
-                Err(DecodeError::TooLong(_) | DecodeError::TooLarge) => return Ok(Arc::default()),
+            match index.tells {
+                Tells::Whole(tells) => {
+                    let document = match Decoded::new(stored).await.whole(LONGEST).await {
+                        Ok(document) => document,
+                        // Nothing that is longer is read.
+                        Err(DecodeError::TooLong(_) | DecodeError::TooLarge) => return Ok(Arc::default()),
+                        Err(_) => return Err(()),
+                    };
+                    let reading = tokio::task::spawn_blocking(move || {
+                        let mut listing = Listing::default();
+                        listing.take(tells(&document).into_iter().map(Told::File));
+                        Arc::new(listing.end())
+                    });
+                    reading.await.map_err(|_| ())
+                }
+                Tells::Pieces(_) => self.read_pieces(stored, index).await.map(Arc::new),
+            }
+        };
+        self.listed.read.get_or_insert_async(&stored.id, read).await.ok()
+    }
+
+    /// Reads an index piece by piece. What ends it before its end is said once; what it told before counts.
+    async fn read_pieces(&self, stored: &Arc<Object>, index: &Index) -> Result<Listing, ()> {
+        let Tells::Pieces(reader) = index.tells else {
+            return Err(());
+        };
+        let mut state = (reader(&index.asset.path.decoded), Listing::default());
+        let mut content = Decoded::new(stored).await;
+        loop {
+            let piece = match content.next().await {
+                Ok(piece) => piece,
+                Err(DecodeError::TooLarge) => break,
                 Err(_) => return Err(()),
             };
-            let reading = tokio::task::spawn_blocking(move || Arc::new(Listing::of(tells(&document))));
-            reading.await.map_err(|_| ())
-        };
-        self.listed.read.get_or_insert_async(&index.id, read).await.ok()
+            let is_last = piece.is_none();
+            let reading = tokio::task::spawn_blocking(move || {
+                let (mut reader, mut listing) = state;
+                let read = take_piece(reader.as_mut(), &mut listing, piece.as_deref());
+                (read, (reader, listing))
+            });
+            let read;
+            (read, state) = reading.await.map_err(|_| ())?;
+            if let Err(reason) = &read {
+                let (remote, path) = (&index.asset.remote.name, &index.asset.path.encoded);
+                tracing::warn!(%remote, %path, %reason, "an index cannot be read to its end: what it would say of further files is not known");
+            }
+            if is_last || read.is_err() {
+                break;
+            }
+        }
+        let ending = tokio::task::spawn_blocking(move || state.1.end());
+        ending.await.map_err(|_| ())
     }
 }
 
-fn answer(listing: Option<&Listing>, question: Question<'_>) -> Option<Listed> {
-    let listed = listing?.files.get(question.file)?;
-    (question.is_answer)(listed).then(|| listed.clone())
+/// Takes what the next piece of an index tells, or its end.
+fn take_piece(reader: &mut dyn TellingReader, listing: &mut Listing, piece: Option<&[u8]>) -> Result<(), IndexError> {
+    let mut told = Vec::new();
+    let mut take = |told: &mut Vec<Told>, read: Result<(), IndexError>| match listing.take(told.drain(..)) {
+        true => read,
+        false => Err(IndexError(format!("it names more than {MAX_LISTED} files"))),
+    };
+    // In small steps: of a bomb's next kilobytes a million files may come.
+    for step in piece.unwrap_or_default().chunks(STEP) {
+        let read = reader.write(step, &mut told);
+        take(&mut told, read)?;
+    }
+    match piece {
+        Some(_) => Ok(()),
+        None => {
+            let read = reader.end(&mut told);
+            take(&mut told, read)
+        }
+    }
 }
 
 #[cfg(test)]
@@ -387,22 +602,46 @@ mod tests {
 
     #[test]
     fn of_files_of_one_name_the_younger_counts_and_no_digest() {
-        let listing = Listing::of(vec![
+        let mut listing = Listing::default();
+        let told = [
             release("a", Some(2), Some(1)),
-            release("a", Some(1), Some(1)),
             release("b", Some(1), Some(1)),
+            release("a", Some(1), Some(1)),
             release("b", Some(3), Some(2)),
             release("b", None, Some(1)),
             release("c", None, Some(1)),
             release("c", None, None),
-        ]);
+        ];
+        assert!(listing.take(told.map(Told::File)));
+        assert!(listing.take([Told::Index("i".to_owned())]));
+        let listing = listing.end();
         let said = |file: &str| {
-            let listed = &listing.files[file];
+            let listed = listing.of(file).unwrap();
             (listed.published, listed.digest.clone())
         };
         assert_eq!(said("a"), (Some(2), Some(Expected::Sha256([1; 32]))));
         assert_eq!(said("b"), (Some(3), None));
         assert_eq!(said("c"), (None, None));
-        assert_eq!(listing.bytes, 3 * (FILE_BYTES as u64 + 1));
+        assert_eq!(listing.of("d"), None);
+        assert_eq!(
+            (listing.files.len(), listing.indexes.as_slice()),
+            (3, &["i".to_owned()][..])
+        );
+    }
+
+    #[test]
+    fn a_file_costs_some_dozen_bytes_and_no_index_costs_more_than_its_share() {
+        let mut listing = Listing::default();
+        let files = |from: usize, to: usize| {
+            (from..to).map(|number| Told::File(release(&format!("Packages/{number}"), None, Some(number as u8))))
+        };
+        assert!(listing.take(files(0, 200_000)));
+        assert!(listing.bytes() < MAX_BYTES / 2, "{}", listing.bytes());
+        assert!(!listing.take(files(200_000, 500_000)));
+        let listing = listing.end();
+        assert_eq!(listing.files.len(), MAX_LISTED);
+        assert!(listing.bytes() <= MAX_BYTES, "{}", listing.bytes());
+        let listed = listing.of("Packages/399999").unwrap();
+        assert_eq!(listed.digest, Some(Expected::Sha256([(399_999 % 256) as u8; 32])));
     }
 }

@@ -16,7 +16,6 @@ pub mod flush;
 mod from_bucket;
 mod from_node;
 mod from_upstream;
-mod gunzip;
 pub mod ledger;
 pub mod let_through;
 pub mod listed;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 
 use super::decoded::{GZIP, is_gzip};
-use super::gunzip::gunzip;
 use super::{Answer, Fills, How, Outcome, Wanted};
 use crate::cache::{Aside, Expected, Finish, Head, Millis, Object, Reader, Referent, freshness_until, now_ms};
+use crate::gunzip::gunzip;
 use crate::headers;
 use crate::policy;
 use crate::status::may_refuse_head;

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use http::Method;
 use indexmap::IndexMap;
 use quick_cache::sync::Cache;
+use url::Url;
 
 use super::node::Life;
 use super::{Fills, How, Landing, Outcome, Wanted, record};
@@ -34,6 +35,18 @@ pub struct Standing {
     /// Of the file, by the manifest's word for it.
     pub key: Key,
     pub expected: Option<Expected>,
+}
+
+impl Standing {
+    /// The file as it is wanted, which upstream has at `url`.
+    pub fn wanted(&self, asset: Arc<Asset>, url: Url) -> Wanted {
+        Wanted {
+            // What belongs to the manifest by its name alone is judged by more than its own age.
+            force: self.expected.is_none(),
+            manifest: self.expected.as_ref().map(|_| self.manifest.key.clone()),
+            ..Wanted::member(asset, url, self.key.clone(), self.expected.clone())
+        }
+    }
 }
 
 /// What the manifests that were read lately say.

@@ -239,7 +239,7 @@ impl Fills {
             growing.take_over();
         }
         if let Some(whole) = transfer.whole.get() {
-            writer.expect(Expected::Sha256(whole.sha256));
+            writer.expect(whole.sha256);
         }
         let finish = writer.finish().await;
         drop(held);

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::decoded::Decoded;
 use super::{Fills, Purpose, Wanted};
-use crate::cache::{Expected, Object, Parts};
+use crate::cache::{Expected, Object, Parts, Wrong};
 use crate::config::Verify;
 use crate::formats::Class;
 
@@ -64,7 +64,7 @@ impl Fills {
         let seen = tokio::time::timeout(LIMIT, asked).await.ok()?.ok()??;
         match Expected::parse(&seen)? {
             Expected::Sha256(digest) => Some(digest),
-            Expected::Sha512(_) => None,
+            _ => None,
         }
     }
 
@@ -119,8 +119,7 @@ impl Fills {
             }
             tokio::task::yield_now().await;
         }
-        let found = verifier.found();
-        if found != expected {
+        if let Err(Wrong { expected, found }) = verifier.end() {
             self.note_wrong(wanted);
             let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
             tracing::warn!(%remote, %path, %expected, %found, "a file is not what its index says; it is served all the same");

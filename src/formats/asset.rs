@@ -9,7 +9,7 @@ use url::Url;
 use super::excerpt::Excerpt;
 use super::hold::Named;
 use super::links::{self, Style};
-use super::release::{FillDates, ListedBy, Releases, Tell, fills_dates};
+use super::release::{FillDates, ListedBy, Releases, Tells, fills_dates};
 use super::stand_in::StandIn;
 use super::{ArtifactPath, Class, Form, IndexReader, ViewContext, content_type_by_extension};
 use crate::cache::{Expected, Key};
@@ -53,7 +53,7 @@ pub struct Asset {
     /// back or verified.
     pub listed_by: Option<ListedBy>,
     /// How it tells of the files that it names, if it is such an index.
-    pub tells: Option<Tell>,
+    pub tells: Option<Tells>,
     /// A list that may come in pages: what is looked at before one is handed on.
     pub pages: Option<CheckPage>,
     /// The document that this one is answered from; none where it is asked for itself.
@@ -273,6 +273,11 @@ impl Asset {
         if self.remote.quarantine.is_on() || self.remote.verify != Verify::Off {
             self.listed_by = by(self);
         }
+    }
+
+    /// The index that tells when it was published, if one does.
+    pub fn dated_by(&self) -> Option<&ListedBy> {
+        self.listed_by.as_ref().filter(|by| by.tells_dates)
     }
 
     /// What its path has behind that of the file that governs it, decoded: nothing for that file itself.

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::index::AsItIs;
 use super::links::{self, LinkMap, Style};
-use super::release::{ListedBy, ONE_FORM};
+use super::release::{ListedBy, ONE_FORM, Tells};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
 };
@@ -79,7 +79,7 @@ impl Format for Cargo {
         } else if is_own && is_index(path) {
             asset.nature = Some(Class::Mutable);
             asset.media_type = "text/plain; charset=utf-8";
-            asset.tells = Some(dated::INDEX.read);
+            asset.tells = Some(Tells::Whole(dated::INDEX.read));
             let holds = asked.remote.quarantine.is_on();
             let view = View::new(Style::Relative, AsItIs::reader).held_by(asked.remote, &dated::INDEX);
             asset.view = holds.then_some(view);
@@ -163,6 +163,8 @@ fn listed_by(path: &str) -> Option<ListedBy> {
         indexes: vec![format!("{folders}{name}").to_ascii_lowercase()],
         forms: ONE_FORM,
         file: dated::name(&name, version),
+        steps: 0,
+        tells_dates: true,
     })
 }
 

@@ -10,7 +10,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::{self, ListedBy};
+use super::release::{self, ListedBy, Tells};
 use super::yaml;
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Format, IndexError, IndexReader, Location, Reading, View, ViewContext,
@@ -47,7 +47,7 @@ impl Format for Helm {
         let path = asset.path.decoded.as_str();
         if path == "index.yaml" || path.ends_with("/index.yaml") {
             asset.view = Some(View::new(Style::Relative, reader).held_by(asked.remote, &dated::INDEX));
-            asset.tells = Some(dated::INDEX.read);
+            asset.tells = Some(Tells::Whole(dated::INDEX.read));
         } else {
             (asset.package, asset.version) = package(&asset.governing);
             asset.list_by(listed_by);
@@ -82,6 +82,8 @@ fn listed_by(chart: &Asset) -> Option<ListedBy> {
         indexes: [Some("index.yaml".to_owned()), own].into_iter().flatten().collect(),
         forms: release::ONE_FORM,
         file: dated::file_name(&path)?,
+        steps: 0,
+        tells_dates: true,
     })
 }
 

@@ -24,10 +24,12 @@ pub mod release;
 pub mod root;
 mod rpm;
 pub mod stand_in;
+mod tar;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod unpack;
 mod yaml;
 
 use std::sync::Arc;

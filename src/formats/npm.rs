@@ -12,7 +12,7 @@ use super::accept::wish;
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
-use super::release::{self, ListedBy};
+use super::release::{self, ListedBy, Tells};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
     ViewContext,
@@ -129,7 +129,7 @@ impl Format for Npm {
             Document::Version => VERSION,
         };
         asset.varies = is_package && !holds;
-        asset.tells = is_package.then_some(dated::PACKUMENT.read);
+        asset.tells = is_package.then_some(Tells::Whole(dated::PACKUMENT.read));
         asset.media_type = "application/json";
         // Clients bring the registry's own tarball URLs back here (`replace-registry-host`) where they stay as they are.
         let view = match remote.own.word(&TARBALL_URLS) == REWRITE {
@@ -239,6 +239,8 @@ fn listed_by(path: &str) -> Option<ListedBy> {
         indexes: vec![index_naming(&path)?],
         forms: &[Some(INSTALL_TYPE), Some("application/json")],
         file: file.to_owned(),
+        steps: 0,
+        tells_dates: true,
     })
 }
 

@@ -15,7 +15,7 @@ use super::html::{Tokenizer, Value};
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
-use super::release::{self, ListedBy};
+use super::release::{self, ListedBy, Tells};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, MadeAs, Reading, View,
     ViewContext,
@@ -128,7 +128,7 @@ impl Format for Pypi {
             asset.varies = true;
             asset.presented_as = presented_as(asked.accept);
             asset.media_type = "text/html; charset=utf-8";
-            asset.tells = Some(dated::JSON.read);
+            asset.tells = Some(Tells::Whole(dated::JSON.read));
             let releases = if form == JSON { &dated::JSON } else { &dated::HTML };
             let view = View::new(Style::Relative, reader).held_by(asked.remote, releases);
             let made_as = match form == JSON {
@@ -303,6 +303,8 @@ fn listed_by(path: &str) -> Option<ListedBy> {
         indexes: vec![index_naming(&path)?],
         forms: &[Some(JSON_TYPES[0]), Some(HTML_TYPES[0])],
         file: path.rsplit('/').next()?.to_owned(),
+        steps: 0,
+        tells_dates: true,
     })
 }
 

@@ -36,6 +36,10 @@ pub struct ListedBy {
     pub forms: &'static [Option<&'static str>],
     /// What the index calls the file.
     pub file: String,
+    /// How many indexes stand between these and the one that names the file: each names the next ([`Told::Index`]).
+    pub steps: usize,
+    /// Whether it says when the file was published.
+    pub tells_dates: bool,
 }
 
 /// An index that has one form only.
@@ -43,6 +47,38 @@ pub const ONE_FORM: &[Option<&str>] = &[None];
 
 /// Reads an index to all files that it names. Takes the whole decoded document.
 pub type Tell = fn(&[u8]) -> Vec<Release>;
+
+/// How an index is read to what it tells of files.
+#[derive(Debug, Clone, Copy)]
+pub enum Tells {
+    /// As a whole, in memory.
+    Whole(Tell),
+    /// As it comes; takes the decoded path of the index.
+    Pieces(fn(&str) -> Box<dyn TellingReader>),
+}
+
+/// What an index tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// A file.
+    File(Release),
+    /// Another index, by its decoded path below the remote: it names files in this one's stead.
+    Index(String),
+}
+
+/// Reads an index by streaming to what it tells, and holds a bounded amount of it.
+pub trait TellingReader: Send {
+    /// Takes the next piece of the document, and appends to `told` what that completes.
+    ///
+    /// # Errors
+    /// The document cannot be read from here on; what was told before counts.
+    fn write(&mut self, piece: &[u8], told: &mut Vec<Told>) -> Result<(), IndexError>;
+    /// The document is complete.
+    ///
+    /// # Errors
+    /// It is cut, or damaged.
+    fn end(&mut self, told: &mut Vec<Told>) -> Result<(), IndexError>;
+}
 
 /// An index that says more of releases than where they are. Takes the whole decoded document.
 pub struct Releases {

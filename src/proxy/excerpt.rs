@@ -77,6 +77,8 @@ impl Client {
                         indexes: vec![whole.path.encoded.clone()],
                         forms: ONE_FORM,
                         file,
+                        steps: 0,
+                        tells_dates: true,
                     }),
                     ..Asset::clone(&resolved.asset)
                 };

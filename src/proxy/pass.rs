@@ -14,7 +14,7 @@ use super::range::{self, Ranges};
 use super::request::Request;
 use super::resolve::Resolved;
 use super::{Client, Ctx};
-use crate::cache::{Expected, Object, Origin, Verifier};
+use crate::cache::{Expected, Object, Origin, Verifier, Wrong};
 use crate::fill::decoded::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
 use crate::formats::{Asset, Format};
@@ -32,16 +32,14 @@ const FAR_AHEAD: u64 = 8 << 20;
 
 /// Compares a body with its digest while it passes by. The last piece is held back until it is known to be right.
 struct Check {
-    expected: Expected,
     verifier: Verifier,
     held: Option<Bytes>,
 }
 
 impl Check {
-    fn new(expected: Expected) -> Self {
+    fn new(expected: &Expected) -> Self {
         Check {
             verifier: expected.verifier(),
-            expected,
             held: None,
         }
     }
@@ -52,11 +50,9 @@ impl Check {
         self.held.replace(piece)
     }
 
-    /// The last piece; and what was expected and found, if that is not the same.
-    fn end(self) -> (Bytes, Option<(Expected, Expected)>) {
-        let found = self.verifier.found();
-        let wrong = (found != self.expected).then_some((self.expected, found));
-        (self.held.unwrap_or_default(), wrong)
+    /// The last piece; and what is wrong with the body, if anything is.
+    fn end(self) -> (Bytes, Option<Wrong>) {
+        (self.held.unwrap_or_default(), self.verifier.end().err())
     }
 }
 
@@ -235,7 +231,7 @@ impl Client {
         let is_whole = header.status.as_u16() == 200 && !header.headers.contains_key(header::CONTENT_ENCODING);
         let listed = wanted.expected.as_ref().or(wanted.reported.as_ref());
         let expected = listed.cloned().or(wanted.before.map(Expected::Sha256));
-        let mut check = expected.filter(|_| is_whole).map(Check::new);
+        let mut check = expected.as_ref().filter(|_| is_whole).map(Check::new);
         let has_body = has_body(&answering);
         if has_body && !header.headers.contains_key(header::CONTENT_LENGTH) {
             match session.req_header().version {
@@ -257,7 +253,7 @@ impl Client {
         }
         if has_body {
             let (last, wrong) = check.map_or((Bytes::new(), None), Check::end);
-            if let Some((expected, found)) = wrong {
+            if let Some(Wrong { expected, found }) = wrong {
                 let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
                 match listed {
                     Some(_) => self.fills.note_wrong(wanted),

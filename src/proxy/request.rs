@@ -40,17 +40,7 @@ impl Request {
                 key: self.key.clone(),
                 ..Wanted::new(Arc::clone(&self.asset), url, self.policy)
             },
-            Some(standing) => Wanted {
-                // What belongs to the manifest by its name alone is judged by more than its own age.
-                force: standing.expected.is_none(),
-                manifest: standing.expected.as_ref().map(|_| standing.manifest.key.clone()),
-                ..Wanted::member(
-                    Arc::clone(&self.asset),
-                    url,
-                    self.key.clone(),
-                    standing.expected.clone(),
-                )
-            },
+            Some(standing) => standing.wanted(Arc::clone(&self.asset), url),
         }
     }
 

@@ -62,3 +62,5 @@ mod stores;
 mod streaming;
 mod upstreams;
 mod verify;
+mod verify_apk;
+mod verify_rpm;

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::common::clients::{Home, Output, tool};
-use crate::common::{Proxy, Upstream, run_for};
+use crate::common::{File, Proxy, Upstream, run_for};
+use crate::verify::counted;
 
 const ARCH: &str = "aarch64";
 
@@ -80,5 +81,29 @@ fn a_signed_package_installs_and_installs_again_without_upstream() {
             stored.body,
             std::fs::read(home.work().join(format!("repo/{ARCH}/APKINDEX.tar.gz"))).unwrap()
         );
+    });
+}
+
+#[test]
+fn a_package_that_the_index_does_not_know_so_is_not_installed() {
+    run_for(Duration::from_secs(180), async {
+        let home = Home::new();
+        repository(&home).await;
+        let up = Upstream::start().await;
+        up.directory("/alpine/", home.work().join("repo"));
+        let name = format!("{ARCH}/replaces-0.0.1-r0.apk");
+        let right = std::fs::read(home.work().join("repo").join(&name)).unwrap();
+        let mut wrong = right.clone();
+        *wrong.last_mut().unwrap() ^= 1;
+        let at = format!("/alpine/{name}");
+        up.file(&at, File::new(wrong));
+        let proxy = Proxy::start(&format!("r:\n  base_url: {}/alpine\n  package: alpine\n", up.base())).await;
+        let url = format!("{}/api/v1/remote/r", proxy.base());
+        install(&home, "one", &url).await.fails();
+        assert!(!Path::new(&home.work().join("one/hello")).exists());
+        counted(&proxy, up.count("GET", &at) as f64).await;
+        up.file(&at, File::new(right));
+        install(&home, "two", &url).await.ok();
+        assert!(Path::new(&home.work().join("two/hello")).exists());
     });
 }

@@ -148,7 +148,7 @@ impl Registry {
     }
 }
 
-async fn counted(proxy: &Proxy, count: f64) {
+pub async fn counted(proxy: &Proxy, count: f64) {
     eventually(Duration::from_secs(20), "mismatches are counted", async || {
         proxy.metric(COUNTER, &["remote=\"r\""]).await == count
     })
@@ -157,7 +157,7 @@ async fn counted(proxy: &Proxy, count: f64) {
 
 /// Fails when a client could take this for a whole answer.
 #[track_caller]
-fn is_cut(answer: &Response) {
+pub fn is_cut(answer: &Response) {
     let may_be_taken = matches!(answer.status, 200 | 206) && answer.complete;
     assert!(!may_be_taken, "{} {:?}", answer.status, answer.headers);
     assert!(

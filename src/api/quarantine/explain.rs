@@ -127,7 +127,7 @@ impl Api {
         headers: Option<&HeaderMap>,
         stored: Option<&Arc<Object>>,
     ) -> String {
-        if let Some(by) = &asset.listed_by {
+        if let Some(by) = asset.dated_by() {
             for index in &by.indexes {
                 let one = ListedBy {
                     indexes: vec![index.clone()],

@@ -1,16 +1,19 @@
 //! `repomd.xml`, read while it comes: the metadata files that it names, with their checksums.
 
-use memchr::memrchr;
+use std::ops::ControlFlow;
+
 use quick_xml::events::{BytesStart, Event};
-use quick_xml::{Reader, XmlVersion};
 
 use super::named_by_checksum;
+use super::xml::{MAX_HELD, Xml, attribute, is_below};
+use crate::formats::links::decode_once;
+use crate::formats::release::{Release, TellingReader, Told};
 use crate::formats::{Fact, IndexError, IndexReader, Member};
 
 /// More than any repository has (some 20); a larger document is read to here.
 const MAX_FILES: usize = 1024;
-/// The longest tag, comment or text; a document with a longer one is read to there.
-const MAX_HELD: usize = 1 << 20;
+/// What packings of the list of packages are read.
+const READ: [&str; 3] = [".xml", ".xml.gz", ".xml.zst"];
 
 /// Reads a `repomd.xml` to the files of fixed names that it names.
 pub(super) struct Repomd {
@@ -24,14 +27,18 @@ impl Repomd {
     /// For the document under the decoded path `manifest`.
     pub(super) fn new(manifest: &str) -> Self {
         Repomd {
-            root: manifest
-                .strip_suffix("repodata/repomd.xml")
-                .unwrap_or_default()
-                .to_owned(),
+            root: root(manifest),
             files: Files::default(),
             facts: Vec::new(),
         }
     }
+}
+
+fn root(manifest: &str) -> String {
+    manifest
+        .strip_suffix("repodata/repomd.xml")
+        .unwrap_or_default()
+        .to_owned()
 }
 
 impl IndexReader for Repomd {
@@ -54,6 +61,56 @@ impl IndexReader for Repomd {
 
     fn escaped(&self) -> u64 {
         0
+    }
+}
+
+/// Reads a `repomd.xml` to the files that it names by their checksums, and to the index that lists the packages.
+pub(super) struct Listed {
+    root: String,
+    files: Files,
+    /// Whether that index was told.
+    has_packages: bool,
+}
+
+impl Listed {
+    /// For the document under the decoded path `manifest`.
+    pub(super) fn new(manifest: &str) -> Self {
+        Listed {
+            root: root(manifest),
+            files: Files::default(),
+            has_packages: false,
+        }
+    }
+
+    fn tell(root: &str, has_packages: &mut bool, file: RepoFile, told: &mut Vec<Told>) {
+        let path = format!("{root}{}", decode_once(&file.href));
+        let is_read = READ.iter().any(|packing| file.file_name().ends_with(packing));
+        if file.kind == "primary" && is_read && !*has_packages {
+            *has_packages = true;
+            told.push(Told::Index(path.clone()));
+        }
+        if file.unique_name() {
+            told.push(Told::File(Release {
+                file: path,
+                published: None,
+                digest: super::digest(&file.checksum_type, &file.checksum),
+            }));
+        }
+    }
+}
+
+impl TellingReader for Listed {
+    fn write(&mut self, piece: &[u8], told: &mut Vec<Told>) -> Result<(), IndexError> {
+        let (root, has_packages) = (&self.root, &mut self.has_packages);
+        self.files
+            .write(piece, &mut |file| Listed::tell(root, has_packages, file, told));
+        Ok(())
+    }
+
+    fn end(&mut self, told: &mut Vec<Told>) -> Result<(), IndexError> {
+        let (root, has_packages) = (&self.root, &mut self.has_packages);
+        self.files.end(&mut |file| Listed::tell(root, has_packages, file, told));
+        Ok(())
     }
 }
 
@@ -104,12 +161,13 @@ impl RepoFile {
 /// predefines are resolved.
 #[derive(Default)]
 struct Files {
-    /// What was not read yet: a tag that has not come whole, and what is behind it.
-    held: Vec<u8>,
-    /// How long that has to be for another look: each time twice as long, or a slow sender would cost too much.
-    enough: usize,
-    /// Nothing more is read.
-    done: bool,
+    xml: Xml,
+    elements: Elements,
+}
+
+/// Where in the document it is read.
+#[derive(Default)]
+struct Elements {
     count: usize,
     /// Elements that are open.
     depth: usize,
@@ -120,56 +178,26 @@ struct Files {
 
 impl Files {
     fn write(&mut self, chunk: &[u8], found: &mut dyn FnMut(RepoFile)) {
-        if self.done {
-            return;
-        }
-        self.held.extend_from_slice(chunk);
-        if self.held.len() < self.enough {
-            return;
-        }
-        // Before a tag, no text is cut; whether a tag is, the parser tells.
-        self.read(memrchr(b'<', &self.held).unwrap_or(0), found);
-        self.enough = (self.held.len() * 2).min(MAX_HELD);
-        if self.held.len().max(self.text.len()) > MAX_HELD {
-            self.end(found);
-        }
+        let elements = &mut self.elements;
+        self.xml.write(chunk, &mut |event| elements.read(event, found));
     }
 
     fn end(&mut self, found: &mut dyn FnMut(RepoFile)) {
-        if !self.done {
-            self.read(self.held.len(), found);
-            self.done = true;
-        }
+        let elements = &mut self.elements;
+        self.xml.end(&mut |event| elements.read(event, found));
     }
+}
 
-    /// Reads what is held up to `end`, or to a tag that ends behind it.
-    fn read(&mut self, end: usize, found: &mut dyn FnMut(RepoFile)) {
-        let mut held = std::mem::take(&mut self.held);
-        let behind = held.split_off(end);
-        let text = String::from_utf8_lossy(&held);
-        let mut xml = Reader::from_str(&text);
-        let config = xml.config_mut();
-        config.allow_dangling_amp = true;
-        config.allow_unmatched_ends = true;
-        config.check_end_names = false;
-        config.expand_empty_elements = true;
-        let mut left = text.len();
-        while let Ok(event) = xml.read_event() {
-            if matches!(event, Event::Eof) {
-                left = 0;
-                break;
-            }
-            if let Some(file) = self.event(event) {
-                found(file);
-                self.count += 1;
-                if self.count == MAX_FILES {
-                    self.done = true;
-                    return;
-                }
-            }
-            left = xml.get_ref().len();
+impl Elements {
+    fn read(&mut self, event: Event<'_>, found: &mut dyn FnMut(RepoFile)) -> ControlFlow<()> {
+        if let Some(file) = self.event(event) {
+            found(file);
+            self.count += 1;
         }
-        self.held = [&text.as_bytes()[text.len() - left..], &behind].concat();
+        match self.count == MAX_FILES || self.text.len() > MAX_HELD {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
     }
 
     /// The file whose element ends here.
@@ -248,26 +276,6 @@ impl Data {
     fn into_file(self) -> Option<RepoFile> {
         (!self.is_elsewhere && is_below(&self.file.href)).then_some(self.file)
     }
-}
-
-/// The value of the attribute with this local name, entities resolved; with one that is unknown, as written.
-fn attribute(tag: &BytesStart<'_>, name: &str) -> Option<String> {
-    let mut attributes = tag.attributes();
-    // Attributes that are written twice cost a comparison of all with all to find.
-    let mut attributes = attributes.with_checks(false).flatten();
-    let found = attributes.find(|attribute| attribute.key.local_name().as_ref() == name)?;
-    let resolved = found.normalized_value(XmlVersion::Implicit1_0);
-    Some(resolved.unwrap_or(found.value).into_owned())
-}
-
-/// Whether a reference names a file below the folder it is relative to.
-fn is_below(href: &str) -> bool {
-    let first = href.split('/').next().unwrap_or(href);
-    !href.is_empty()
-        && !first.is_empty()
-        && !first.contains(':')
-        && !href.contains(['?', '#', '\\', '\0'])
-        && href.split('/').all(|segment| segment != ".." && segment != ".")
 }
 
 #[cfg(test)]
@@ -367,6 +375,48 @@ mod tests {
         );
     }
 
+    fn told<'a>(manifest: &str, pieces: impl IntoIterator<Item = &'a [u8]>) -> Vec<Told> {
+        let (mut reader, mut told) = (Listed::new(manifest), Vec::new());
+        for piece in pieces {
+            reader.write(piece, &mut told).unwrap();
+        }
+        reader.end(&mut told).unwrap();
+        told
+    }
+
+    #[test]
+    fn files_named_by_checksum_and_the_list_of_packages_are_told() {
+        let data = |kind: &str, name: &str, checksum: &str| {
+            format!(
+                r#"<data type="{kind}"><checksum type="{checksum}">{SHA}</checksum><location href="repodata/{name}"/></data>"#
+            )
+        };
+        let named = |name: &str| format!("{SHA}-{name}");
+        let xml = [
+            data("primary_db", &named("primary.sqlite.bz2"), "sha256"),
+            data("primary", &named("primary.xml.xz"), "md5"),
+            data("primary", "primary.xml.zst", "sha256"),
+            data("primary", &named("primary.xml.gz"), "sha256"),
+        ];
+        let xml = format!("<repomd>{}</repomd>", xml.concat());
+        let file = |name: &str, digest: Option<&str>| {
+            Told::File(Release {
+                file: format!("os/repodata/{}", named(name)),
+                published: None,
+                digest: digest.and_then(|kind| crate::cache::Expected::new(kind, SHA)),
+            })
+        };
+        assert_eq!(
+            told("os/repodata/repomd.xml", [xml.as_bytes()]),
+            [
+                file("primary.sqlite.bz2", Some("sha256")),
+                file("primary.xml.xz", None),
+                Told::Index("os/repodata/primary.xml.zst".to_owned()),
+                file("primary.xml.gz", Some("sha256")),
+            ]
+        );
+    }
+
     #[test]
     fn prefixed_elements_and_bounds() {
         let one = r#"<r:data><r:location href="repodata/a.xml"/></r:data>"#;
@@ -385,9 +435,10 @@ mod tests {
             let document = [file, never.as_bytes(), &long, file].concat();
             for piece in document.chunks(1 << 16) {
                 files.write(piece, &mut |_| found += 1);
-                assert!(files.held.len() + files.text.len() <= MAX_HELD + (1 << 16), "{never}");
+                let held = files.xml.held() + files.elements.text.len();
+                assert!(held <= MAX_HELD + (1 << 16), "{never}");
             }
-            assert_eq!((found, files.done), (1, true), "{never}");
+            assert_eq!((found, files.xml.is_done()), (1, true), "{never}");
         }
     }
 

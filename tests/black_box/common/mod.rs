@@ -3,6 +3,7 @@
 //! Everything talks over loopback sockets. Framing is written and read by hand, so that a test can say exactly which
 //! bytes arrive and when they stop.
 
+pub mod apk;
 pub mod cgroup;
 pub mod client;
 pub mod clients;

@@ -8,23 +8,74 @@ use flate2::write::GzDecoder;
 /// What a member begins with (RFC 1952 section 2.3.1).
 pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
+/// Decodes one member, and knows where it ends.
+pub struct Member {
+    decoder: Box<GzDecoder<Vec<u8>>>,
+    is_over: bool,
+}
+
+impl Default for Member {
+    fn default() -> Self {
+        Member {
+            decoder: Box::new(GzDecoder::new(Vec::new())),
+            is_over: false,
+        }
+    }
+}
+
+impl Member {
+    /// Takes the next piece; how much of it belongs to the member, which is all of it unless that is over.
+    ///
+    /// # Errors
+    /// What was written is no gzip, or damaged.
+    pub fn write(&mut self, input: &[u8]) -> Result<usize> {
+        let mut taken = 0;
+        while taken < input.len() && !self.is_over {
+            match self.decoder.write(&input[taken..])? {
+                0 => self.end()?,
+                more => taken += more,
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Nothing more comes.
+    ///
+    /// # Errors
+    /// The member ends in the middle.
+    pub fn end(&mut self) -> Result<()> {
+        self.is_over = true;
+        self.decoder.try_finish()
+    }
+
+    /// Whether something stands behind it: the last byte of a member does not tell that it is the last.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// What has been decoded since the last call.
+    pub fn take(&mut self) -> Vec<u8> {
+        std::mem::take(self.decoder.get_mut())
+    }
+}
+
 enum State {
-    Member(Box<GzDecoder<Vec<u8>>>),
+    Member(Member),
     /// Behind a member; whether the first byte of another has come.
     Between(bool),
     Over,
 }
 
 /// The decoder.
-pub(super) struct Gunzip {
+pub struct Gunzip {
     state: State,
     out: Vec<u8>,
 }
 
 impl Gunzip {
-    pub(super) fn new() -> Self {
+    pub fn new() -> Self {
         Gunzip {
-            state: State::Member(Box::new(GzDecoder::new(Vec::new()))),
+            state: State::Member(Member::default()),
             out: Vec::new(),
         }
     }
@@ -33,17 +84,14 @@ impl Gunzip {
     ///
     /// # Errors
     /// What was written is no gzip, or damaged.
-    pub(super) fn write(&mut self, mut input: &[u8]) -> Result<()> {
+    pub fn write(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(&first) = input.first() {
             match &mut self.state {
-                State::Member(decoder) => {
-                    let taken = decoder.write(input)?;
+                State::Member(member) => {
+                    let taken = member.write(input)?;
                     input = &input[taken..];
-                    if taken == 0 {
-                        decoder.try_finish()?;
-                    }
-                    self.out.append(decoder.get_mut());
-                    if taken == 0 {
+                    self.out.append(&mut member.take());
+                    if member.is_over() {
                         self.state = State::Between(false);
                     }
                 }
@@ -52,9 +100,9 @@ impl Gunzip {
                     self.state = State::Between(true);
                 }
                 State::Between(true) if first == GZIP[1] => {
-                    let mut decoder = GzDecoder::new(Vec::new());
-                    decoder.write_all(&GZIP[..1])?;
-                    self.state = State::Member(Box::new(decoder));
+                    let mut member = Member::default();
+                    member.write(&GZIP[..1])?;
+                    self.state = State::Member(member);
                 }
                 State::Between(_) => self.state = State::Over,
                 State::Over => break,
@@ -67,27 +115,27 @@ impl Gunzip {
     ///
     /// # Errors
     /// The gzip ends in the middle.
-    pub(super) fn end(&mut self) -> Result<()> {
-        if let State::Member(decoder) = &mut self.state {
-            decoder.try_finish()?;
-            self.out.append(decoder.get_mut());
+    pub fn end(&mut self) -> Result<()> {
+        if let State::Member(member) = &mut self.state {
+            member.end()?;
+            self.out.append(&mut member.take());
         }
         Ok(())
     }
 
     /// How much waits to be taken.
-    pub(super) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.out.len()
     }
 
     /// What has been decoded since the last call.
-    pub(super) fn take(&mut self) -> Vec<u8> {
+    pub fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 }
 
 /// Decodes the whole, if it is right and comes to no more than `most` bytes.
-pub(super) fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+pub fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     let mut decoder = Gunzip::new();
     // In small steps: a bomb's next kilobytes can be megabytes.
     for step in bytes.chunks(1 << 10) {
