@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::Store;
 
 /// The disk is given so long for one answer ...
-pub(super) const DISK_LIMIT: Duration = Duration::from_secs(15);
+pub(in crate::cache) const DISK_LIMIT: Duration = Duration::from_secs(15);
 /// ... and if there is none is not asked again for so long.
 pub(super) const DISK_PAUSE: Duration = Duration::from_secs(30);
 
@@ -45,11 +45,16 @@ impl Store {
         match tokio::time::timeout(DISK_LIMIT, working).await {
             Ok(done) => done.ok(),
             Err(_) => {
-                *self.hangs_since.lock() = Some(Instant::now());
-                self.trouble.hangs();
+                self.did_not_answer();
                 None
             }
         }
+    }
+
+    /// The disk is left alone for a while.
+    pub(super) fn did_not_answer(&self) {
+        *self.hangs_since.lock() = Some(Instant::now());
+        self.trouble.hangs();
     }
 }
 
