@@ -4,6 +4,8 @@
 //! That names the same thing to most servers, but a signature over the query no longer fits. Whatever asks upstream by a
 //! URL that somebody else wrote (a redirect, an index, a challenge) keeps that query beside the parsed URL.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use url::{ParseError, Url};
 
@@ -49,6 +51,14 @@ impl ExactUrl {
     }
 }
 
+/// A path with its query, for logs and errors: of the query, which may be a signature, only that there is one.
+pub fn shown_path(path: &str) -> Cow<'_, str> {
+    match path.split_once('?') {
+        Some((path, _)) => format!("{path}?…").into(),
+        None => path.into(),
+    }
+}
+
 /// What stands between `?` and `#`, read as the `url` crate reads a URL (<https://url.spec.whatwg.org/#url-parsing>): no
 /// control characters and spaces at the ends, no tabs and line breaks anywhere.
 fn written_query(text: &str) -> Option<String> {
@@ -63,6 +73,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn of_a_query_people_are_told_that_there_is_one() {
+        assert_eq!(shown_path("a/b%3Fc?d=e?f"), "a/b%3Fc?…");
+        assert_eq!(shown_path("a/b"), "a/b");
+    }
 
     #[test]
     fn a_query_stays_as_it_was_written() {

@@ -191,6 +191,11 @@ pub fn of_answer(response: &ResponseHeader, keep: Keep<'_>) -> HeaderMap {
     kept
 }
 
+/// Those of an error's headers that say how much more may be asked; the others are about a body that nobody gets.
+pub fn limits(kept: &HeaderMap) -> impl Iterator<Item = (&HeaderName, &HeaderValue)> {
+    kept.iter().filter(|(name, _)| name.as_str().contains("ratelimit"))
+}
+
 /// The codings that a `Content-Encoding` names, in their order. What is none (`aws-chunked`, `bzip2`, a character set) says
 /// nothing of the bytes.
 pub fn codings(value: &str) -> impl Iterator<Item = &str> {

@@ -286,6 +286,7 @@ impl Listening {
         proxy.server_options = Some(options);
         let mut http2 = default_h2_options();
         http2.max_concurrent_streams(limits.http2_streams);
+        http2.max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX));
         // Of each stream, beside the piece that is handed to it.
         http2.max_send_buffer_size(unread::PIECE);
         proxy.h2_options = Some(http2);

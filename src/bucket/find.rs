@@ -167,7 +167,10 @@ pub(super) async fn describe(client: &Client, object: &str) -> Result<Option<Cop
         .and_then(|length| length.to_str().ok()?.parse().ok());
     let described = metadata::decode(&headers);
     let Some(described) = described.filter(|described| length == Some(described.finished.length)) else {
-        tracing::debug!(object, "an object in the bucket has no metadata of ours");
+        tracing::debug!(
+            object = name::shown(object),
+            "an object in the bucket has no metadata of ours"
+        );
         return Ok(None);
     };
     // An object that somebody copied to another name is not the one of that name.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::client::{Failure, within};
-use super::{Bucket, LIST_LIMIT, PREFIX, RETRY_PAUSE};
+use super::{Bucket, LIST_LIMIT, PREFIX, RETRY_PAUSE, name};
 use crate::catalog::{rfc3339, unix_now};
 
 /// Uploads in parts that nobody has ended for so long have no one who will.
@@ -38,7 +38,10 @@ impl Bucket {
         for upload in unfinished {
             // Both are RFC 3339 in UTC, so their texts are in the order of time.
             if !upload.initiated.is_empty() && upload.initiated < abandoned {
-                tracing::info!(object = %upload.object, "an upload that was never finished is removed");
+                tracing::info!(
+                    object = name::shown(&upload.object),
+                    "an upload that was never finished is removed"
+                );
                 within(LIST_LIMIT, self.client.abort(&upload.object, &upload.upload)).await?;
             }
         }

@@ -42,6 +42,14 @@ pub(super) fn of(key: &Key) -> String {
     name
 }
 
+/// A name for logs: of a query, which may be a signature, only that there is one.
+pub(super) fn shown(object: &str) -> String {
+    match object.split_once('?') {
+        Some((path, rest)) => format!("{path}?…{}", &rest[rest.rfind('!').unwrap_or(rest.len())..]),
+        None => object.to_owned(),
+    }
+}
+
 /// Where it is tried whether the bucket takes anything at all: no key has this name.
 pub(super) const PROBE: &str = "artifactapi/write-probe";
 
@@ -108,7 +116,12 @@ mod tests {
             hex::encode(&key.hash[..8])
         );
         assert_eq!(of(&key), expected);
-        assert!(name("r", "get", Some("file=a/b")).starts_with("artifactapi/r/get?file=a%2Fb!"));
+        let key = Key::new("r", "get", Some("file=a/b"), "");
+        let hash = hex::encode(&key.hash[..8]);
+        assert_eq!(of(&key), format!("artifactapi/r/get?file=a%2Fb!{hash}"));
+        assert_eq!(shown(&of(&key)), format!("artifactapi/r/get?…!{hash}"));
+        assert_eq!(shown(&expected), expected);
+        assert_eq!(shown("other/a?b=c"), "other/a?…");
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt as _;
 
 use super::client::{Client, Failure, Page, within};
-
 use super::find::{Copy, describe};
+use super::name;
 use crate::catalog::{Catalog, Event};
 use crate::config;
 use crate::listing::entry;
@@ -99,7 +99,7 @@ async fn run(client: &Client, catalog: &Catalog) -> Result<Summary, String> {
                 Ok(None) => summary.foreign += 1,
                 Err(failure) => {
                     summary.failed += 1;
-                    tracing::warn!(object = %object.object, %failure, "an object in the bucket cannot be read");
+                    tracing::warn!(object = name::shown(&object.object), %failure, "an object in the bucket cannot be read");
                 }
             }
         }

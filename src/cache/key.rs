@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use hex::FromHex;
 
+use crate::exact_url::shown_path;
+
 /// Stands between the parts; no part has one.
 const SEPARATOR: char = '\0';
 /// Begins the form of what is fetched beside its place.
@@ -142,7 +144,8 @@ impl Key {
 
     /// For logs and errors.
     pub fn shown(&self) -> String {
-        self.text.replace(SEPARATOR, " ").trim().to_owned()
+        let Parts { remote, path, form } = self.parts();
+        format!("{remote} {} {form}", shown_path(path)).trim().to_owned()
     }
 }
 
@@ -162,7 +165,7 @@ mod tests {
         let key = Key::new("pypi", "simple/six/", Some("a=1"), "json");
         assert_eq!(&*key.text, "pypi\0simple/six/?a=1\0json");
         assert!(key.is_shared());
-        assert_eq!(key.shown(), "pypi simple/six/?a=1 json");
+        assert_eq!(key.shown(), "pypi simple/six/?… json");
         assert_eq!(
             &*Key::bound("rpm", "repodata/a", Bound::To("ab")).text,
             "rpm\0repodata/a\0is ab"

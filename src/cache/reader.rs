@@ -15,6 +15,7 @@ use tokio::sync::watch;
 use super::object::{Body, Object, Progress, Stage};
 use super::overflow::{Place, Position};
 use super::read::read_now;
+use super::store::DISK_LIMIT;
 
 /// Bytes of one read: large enough that the system call does not count, small enough that a thousand slow clients hold
 /// little.
@@ -296,8 +297,10 @@ async fn read_file(
                 let got = read_waiting(&object, &mut buffer[..length], at);
                 (buffer, got)
             });
-            let Ok((filled, got)) = reading.await else {
-                return Err(ReadError::GivenUp);
+            let (filled, got) = match tokio::time::timeout(DISK_LIMIT, reading).await {
+                Ok(Ok(read)) => read,
+                Ok(Err(_)) => return Err(ReadError::GivenUp),
+                Err(_) => return Err(ReadError::Io(io::ErrorKind::TimedOut.into())),
             };
             buffer = filled;
             got?

@@ -23,6 +23,7 @@ use super::change::{Batch, Change, NameHash, ObjectKey, Op};
 use super::column::{class_number, number};
 use super::let_through::LetThrough;
 use super::record::Record;
+use crate::exact_url::shown_path;
 use scan::{COLUMNS, read_record};
 use schema::{OpenError, open_reader, open_writer, unavailable};
 
@@ -360,7 +361,7 @@ fn write_batch(connection: &mut Connection, batch: &Batch) -> rusqlite::Result<(
         match write_change(&transaction, key, change) {
             // One row that the schema does not take must not hold up all that come after it.
             Err(error) if is_of_the_row(&error) => {
-                tracing::error!(remote = key.remote, path = key.path, %error, "the catalogue cannot hold this object");
+                tracing::error!(remote = key.remote, path = %shown_path(&key.path), %error, "the catalogue cannot hold this object");
             }
             other => other?,
         }

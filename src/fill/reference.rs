@@ -120,7 +120,7 @@ impl Fills {
             Ok(Err(Useless::OtherThan(digest))) => {
                 self.metrics.wrong_digest(&wanted.remote().name);
                 let reason = format!("upstream's manifest has another digest than {digest}, which its header names");
-                tracing::warn!(remote = %wanted.remote().name, path = %wanted.key.parts().path, %reason, "a manifest was not admitted");
+                tracing::warn!(remote = %wanted.remote().name, path = %wanted.asset.path.encoded, %reason, "a manifest was not admitted");
                 Err(refused(&reason))
             }
             // Only when the process ends.

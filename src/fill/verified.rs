@@ -101,7 +101,7 @@ impl Fills {
             && before != now
         {
             let (before, now) = (Expected::Sha256(before), Expected::Sha256(now));
-            let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
+            let (remote, path) = (&wanted.remote().name, &wanted.asset.path.encoded);
             self.metrics.changed(remote);
             tracing::warn!(%remote, %path, %before, %now, "upstream has other content for a path that never changes; it is served");
         }
@@ -121,7 +121,7 @@ impl Fills {
         }
         if let Err(Wrong { expected, found }) = verifier.end() {
             self.note_wrong(wanted);
-            let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
+            let (remote, path) = (&wanted.remote().name, &wanted.asset.path.encoded);
             tracing::warn!(%remote, %path, %expected, %found, "a file is not what its index says; it is served all the same");
         }
     }

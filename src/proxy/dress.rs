@@ -115,6 +115,23 @@ pub(super) fn of_passed(response: &ResponseHeader, shown: &Shown<'_>, path: &str
     Ok(header)
 }
 
+/// The header of a document of `media_type` that is made here from what upstream has.
+///
+/// # Errors
+/// A header that cannot be built.
+pub(super) fn of_made(
+    media_type: &'static str,
+    shown: &Shown<'_>,
+    (source, cache_status): (&'static str, &str),
+) -> Result<ResponseHeader> {
+    let mut header = of_content(200, &HeaderMap::new(), shown, false)?;
+    header.insert_header(header::CONTENT_TYPE, media_type)?;
+    // Only a whole one is made.
+    header.remove_header(&header::ACCEPT_RANGES);
+    finish(&mut header, shown, (source, headers::value(cache_status)), NO_CACHE)?;
+    Ok(header)
+}
+
 /// The rest: where it came from, how long it is good, and that browsers are not to run it.
 ///
 /// # Errors

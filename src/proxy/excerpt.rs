@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderName, header};
+use http::header;
 use pingora_error::Result;
 use pingora_proxy::Session;
 use tokio::sync::Semaphore;
 
-use super::dress::Shown;
+use super::dress::{self, Shown};
 use super::provenance::Provenance;
 use super::resolve::Resolved;
 use super::stand_in::Brought;
@@ -56,16 +56,9 @@ impl Client {
         match found {
             Found::Document(document) => {
                 ctx.source = Some(origin.source);
-                let headers = vec![
-                    (header::CONTENT_TYPE, "application/json".to_owned()),
-                    (header::CACHE_CONTROL, "no-cache".to_owned()),
-                    (HeaderName::from_static("x-artifact-source"), origin.source.to_owned()),
-                    (
-                        HeaderName::from_static("cache-status"),
-                        origin.cache_status.into_owned(),
-                    ),
-                ];
-                reply::send(session, 200, headers, document.into()).await?;
+                let origin = (origin.source, &*origin.cache_status);
+                let made = dress::of_made("application/json", &Shown::of(&resolved), origin)?;
+                reply::write(session, made, document.into()).await?;
                 return Ok(true);
             }
             Found::Restricted { file } => {

@@ -169,7 +169,7 @@ impl Client {
         cache_status: &str,
         ask: Ask,
     ) -> Result<bool> {
-        let path = wanted.key.parts().path;
+        let path = &wanted.asset.path.encoded;
         let (longest, memory) = match ask.method {
             Method::POST => (MAX_BODY, &body::POSTS),
             // Nobody asked for a body.
@@ -254,7 +254,7 @@ impl Client {
         if has_body {
             let (last, wrong) = check.map_or((Bytes::new(), None), Check::end);
             if let Some(Wrong { expected, found }) = wrong {
-                let (remote, path) = (&wanted.remote().name, wanted.key.parts().path);
+                let (remote, path) = (&wanted.remote().name, &wanted.asset.path.encoded);
                 match listed {
                     Some(_) => self.fills.note_wrong(wanted),
                     None => self.metrics.changed(remote),

@@ -32,6 +32,9 @@ pub(super) async fn answer(
             (HeaderName::from_static("cache-status"), cache_status.to_owned()),
             (HeaderName::from_static("x-artifact-source"), source.to_owned()),
         ];
+        let limits = headers::limits(&answer.headers);
+        let limits = limits.filter_map(|(name, value)| Some((name.clone(), value.to_str().ok()?.to_owned())));
+        error.headers.extend(limits);
         if let Some(retry_after) = &answer.retry_after {
             error.headers.push((header::RETRY_AFTER, retry_after.clone()));
         }

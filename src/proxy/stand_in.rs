@@ -4,10 +4,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderName, Method, header};
+use http::{Method, header};
 use pingora_error::Result;
 use pingora_proxy::Session;
 
+use super::dress::{self, Shown};
 use super::provenance::Provenance;
 use super::request::Request;
 use super::resolve::Resolved;
@@ -70,17 +71,13 @@ impl Client {
             Err(unknown) => return self.unknown(session, &resolved, unknown).await,
         };
         ctx.source = Some(source);
-        let mut headers = vec![
-            (header::CONTENT_TYPE, stand_in.media_type.to_owned()),
-            (header::CACHE_CONTROL, "no-cache".to_owned()),
-            (HeaderName::from_static("x-artifact-source"), source.to_owned()),
-            (HeaderName::from_static("cache-status"), status),
-        ];
+        let origin = (source, status.as_str());
+        let mut made = dress::of_made(stand_in.media_type, &Shown::of(&resolved), origin)?;
         let body = match stand_in.filter.clone() {
             None => body,
             Some(filter) => {
                 let (name, value) = filter.applied;
-                headers.push((name, value.to_owned()));
+                made.insert_header(name, value)?;
                 // A list may be long: others are waiting for this thread.
                 let filtered = tokio::task::spawn_blocking(move || (filter.keep)(&body, &filter.wanted));
                 match filtered.await {
@@ -90,7 +87,7 @@ impl Client {
                 }
             }
         };
-        reply::send(session, 200, headers, body).await?;
+        reply::write(session, made, body).await?;
         Ok(true)
     }
 

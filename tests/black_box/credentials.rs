@@ -222,6 +222,56 @@ fn the_most_talkative_log_has_no_secret() {
 }
 
 #[test]
+fn a_query_which_may_be_a_signature_is_neither_logged_nor_shown() {
+    run(async {
+        let up = Upstream::start().await;
+        let signed = |path: &str| format!("{path}?X-Amz-Signature=hunter2");
+        let body = crate::common::Pattern::new(1, 500_000);
+        for path in ["/stored", "/pkg-2.0.tar.gz"] {
+            up.reply(&signed(path), Reply::ok(body));
+        }
+        for path in ["/cut", "/pkg-1.0.tar.gz"] {
+            up.reply(&signed(path), Reply::ok(body).truncate_at(400_000));
+        }
+        let links = ["pkg-1.0.tar.gz#", "pkg-2.0.tar.gz#sha256=00"].map(|link| {
+            let (file, fragment) = link.split_once('#').unwrap();
+            let fragment = fragment.replace("00", &"0".repeat(64));
+            format!("<a href=\"/{}#{fragment}\">{file}</a>", signed(file))
+        });
+        up.reply("/simple/pkg/", Reply::ok(links.concat()).content_type("text/html"));
+        let proxy = Proxy::settings()
+            .remotes(&format!(
+                "files:\n  base_url: {0}\npy:\n  base_url: {0}\n  package: pypi\n",
+                up.base()
+            ))
+            .conf("cache: {memory_bytes: 1MB, scrub_rate: 0}\n")
+            .env("ARTIFACTAPI_LOG", "trace")
+            .start()
+            .await;
+        // A transfer that breaks off, and one that brings something else than the index says.
+        for (remote, path) in [("files", "cut"), ("py", "pkg-1.0.tar.gz"), ("py", "pkg-2.0.tar.gz")] {
+            let answer = proxy.fetch(remote, &signed(path)).await;
+            assert!(!answer.complete || answer.status == 502, "{path}: {}", answer.status);
+        }
+        proxy.wait_for_log("a transfer from upstream failed").await;
+        // A stored file that is damaged.
+        proxy.fetch("files", &signed("stored")).await.ok();
+        proxy.until_cached("files", &signed("stored")).await;
+        for file in crate::common::server::stored_files(&proxy.data_dir()) {
+            let file = std::fs::File::options().write(true).open(file).unwrap();
+            file.set_len(file.metadata().unwrap().len().min(100_000)).unwrap();
+        }
+        proxy.fetch("files", &signed("stored")).await;
+        proxy.wait_for_log("DAMAGED").await;
+        let health = proxy.request("GET", "/health", &[], b"").await.ok().text();
+        assert!(health.contains("files stored?"), "{health}");
+        for said in [health, proxy.log()] {
+            assert!(!said.contains("hunter2"), "{said}");
+        }
+    });
+}
+
+#[test]
 fn a_password_may_come_from_a_file() {
     run(async {
         let up = Upstream::start().await;

@@ -196,6 +196,60 @@ fn a_disk_that_cannot_be_read_is_in_nobodys_way() {
     });
 }
 
+/// Becomes the program that it is given, for which a file system hangs whenever it has to wait for a body.
+const HANGING: &str = "
+import ctypes, os, platform, struct, sys
+of = lambda numbers: numbers[['x86_64', 'aarch64'].index(platform.machine())]
+step = lambda code, yes, no, value: struct.pack('HBBI', code, yes, no, value)
+# preadv2 would have to wait, and pread64 of more than what stands before a body is answered by nobody.
+steps = [step(0x20, 0, 0, 0), step(0x15, 3, 0, of((327, 286))), step(0x15, 0, 4, of((17, 67))), step(0x20, 0, 0, 32),
+         step(0x35, 1, 2, 8192), step(6, 0, 0, 0x0005000b), step(6, 0, 0, 0x7fc00000), step(6, 0, 0, 0x7fff0000)]
+code = ctypes.create_string_buffer(b''.join(steps))
+class Filter(ctypes.Structure):
+    _fields_ = [('length', ctypes.c_ushort), ('code', ctypes.c_void_p)]
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+listener = libc.syscall(of((317, 277)), 1, 8, ctypes.byref(Filter(len(steps), ctypes.addressof(code))))
+assert listener >= 0, os.strerror(ctypes.get_errno())
+os.set_inheritable(listener, True)
+os.execv(sys.argv[1], sys.argv[1:])
+";
+
+#[test]
+fn a_read_that_hangs_ends_and_is_in_nobodys_way() {
+    run(async {
+        let up = Upstream::start().await;
+        let data = tempfile::tempdir().unwrap();
+        let body = Pattern::new(1, 5 * MB);
+        up.reply("/stored", Reply::ok(body));
+        let mut proxy = with(&up, LITTLE_MEMORY, data.path()).await;
+        proxy.fetch("files", "stored").await.ok();
+        proxy.until_cached("files", "stored").await;
+        proxy.stop().await;
+        let python = tool("venv/bin/python");
+        let proxy = settings(&up, LITTLE_MEMORY, data.path())
+            .under(&[python.to_str().unwrap(), "-c", HANGING])
+            .start()
+            .await;
+        let mut connection = proxy.connect().await;
+        let target = crate::common::server::at("files", "stored");
+        connection.send("GET", &target, &[], b"").await;
+        // Others are answered meanwhile.
+        for _ in 0..3 {
+            proxy.request("GET", "/health/live", &[], b"").await.ok();
+        }
+        if connection.try_read_head("GET").await.is_ok() {
+            connection.read_body().await;
+            assert!(!connection.is_complete());
+        }
+        for _ in 0..2 {
+            proxy.fetch("files", "stored").await.is("remote", body.whole());
+        }
+        let why = trouble(&proxy).await;
+        assert!(why.contains("did not answer in time"), "{why}");
+    });
+}
+
 #[test]
 fn a_flipped_bit_is_not_served_twice() {
     run(async {

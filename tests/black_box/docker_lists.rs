@@ -229,6 +229,19 @@ fn digests(answer: &Response) -> Vec<String> {
     digests
 }
 
+/// What is made here says what every artifact does.
+#[track_caller]
+fn is_dressed(answer: &Response) {
+    let names = [
+        "content-security-policy",
+        "x-content-type-options",
+        "via",
+        "cache-control",
+    ];
+    let said = names.map(|name| answer.must(name));
+    assert_eq!(said, ["sandbox", "nosniff", "1.1 artifactapi", "no-cache"]);
+}
+
 fn sorted(manifests: &[&Manifest]) -> Vec<String> {
     let mut digests = manifests
         .iter()
@@ -285,9 +298,11 @@ fn without_the_api_the_fallback_tag_tells_it() {
             let proxy = Proxy::start(&registry.remote("hub", "")).await;
             let answer = referrers(&proxy, &all.image.digest, "").await.ok();
             assert_eq!(digests(&answer), sorted(&[&all.sbom, &all.signature]), "{what}");
+            is_dressed(&answer);
             let answer = referrers(&proxy, &all.image.digest, &format!("?artifactType={SBOM}"))
                 .await
                 .ok();
+            is_dressed(&answer);
             match answer.header("oci-filters-applied") {
                 Some("artifactType") => assert_eq!(digests(&answer), sorted(&[&all.sbom]), "{what}"),
                 // A client filters for itself then.

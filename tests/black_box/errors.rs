@@ -75,12 +75,17 @@ fn upstreams_refusals_keep_their_meaning() {
         for status in [401, 403, 404, 429, 500, 503] {
             let reply = Reply::new(status, "no")
                 .header("Retry-After", "7")
+                .header("RateLimit-Remaining", "0;w=60")
+                .header("Content-Language", "de")
                 .header("WWW-Authenticate", "Basic realm=x");
             up.reply(&format!("/{status}"), reply);
         }
         for status in [401, 403, 404, 429, 500, 503] {
             let answer = proxy.fetch("files", &status.to_string()).await.expect(status);
             assert_eq!(answer.header("www-authenticate"), None, "{status}");
+            // The body is ours, what is left to ask is upstream's to say.
+            assert_eq!(answer.header("content-language"), None, "{status}");
+            assert_eq!(answer.must("ratelimit-remaining"), "0;w=60", "{status}");
             if matches!(status, 429 | 503) {
                 assert_eq!(answer.must("retry-after"), "7");
             }

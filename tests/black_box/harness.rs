@@ -399,3 +399,36 @@ fn packages_are_real() {
         (&b"a/b"[..], &b"hello"[..], 2048)
     );
 }
+
+/// `docs/security.md` promises nothing without a test: each that it names is in the file that it names.
+#[test]
+fn every_promise_names_tests_that_there_are() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/security.md")).expect("the promises");
+    let mut named = 0;
+    for line in text.lines().filter(|line| line.contains(".rs: ")) {
+        let tests = line
+            .trim_end_matches(['|', ' '])
+            .rsplit("| ")
+            .next()
+            .unwrap_or_default();
+        let mut source = String::new();
+        for test in tests.split([',', ';']).map(str::trim) {
+            let (file, test) = test
+                .split_once(": ")
+                .map_or((None, test), |(file, test)| (Some(file), test));
+            if let Some(file) = file {
+                let folder = if file.starts_with("src/") {
+                    ""
+                } else {
+                    "tests/black_box"
+                };
+                let file = root.join(folder).join(file);
+                source = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            }
+            assert!(source.contains(&format!("fn {test}(")), "{test} is not there: {line}");
+            named += 1;
+        }
+    }
+    assert!(named > 100, "{named}");
+}

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use crate::common::h2client::H2Connection;
 use crate::common::server::at;
 use crate::common::{Connection, File, Gate, Pattern, Proxy, Reply, Upstream, eventually, run};
 use bytes::Bytes;
@@ -223,6 +224,21 @@ fn heads_that_are_not_ended_hold_little() {
         let (_, peak) = proxy.memory();
         assert!(peak < before + 60 * MB, "{before} before, {peak} at most");
         proxy.request("GET", "/health/live", &[], b"").await.ok();
+    });
+}
+
+#[test]
+fn a_head_over_http_2_is_no_longer_than_over_http_1() {
+    run(async {
+        let (_up, proxy) = with("clients: {head_bytes: 8KiB}\n").await;
+        for (length, status) in [(4_000, 200), (20_000, 431)] {
+            let long = "x".repeat(length);
+            let headers = [("x-long", long.as_str())];
+            let old = proxy.request("GET", "/health/live", &headers, b"").await;
+            let mut connection = H2Connection::open(proxy.address()).await;
+            let new = connection.request("GET", "/health/live", &headers).await;
+            assert_eq!((old.status, new.status), (status, status), "{length}");
+        }
     });
 }
 

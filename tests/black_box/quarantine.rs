@@ -358,8 +358,11 @@ fn npms_documents_of_versions_and_tags_name_nothing_that_is_held() {
             is_held(&proxy.head("npm", path).await, published(1));
         }
         for path in ["-/package/@scope%2finner/dist-tags", "-/package/@scope/inner/dist-tags"] {
-            let tags = proxy.fetch("npm", path).await.ok().json();
-            assert_eq!(tags, json!({"latest": "1.0.0"}));
+            let tags = proxy.fetch("npm", path).await.ok();
+            assert_eq!(tags.json(), json!({"latest": "1.0.0"}));
+            // It is dressed as every artifact is.
+            let said = ["content-security-policy", "x-content-type-options", "via"].map(|name| tags.must(name));
+            assert_eq!(said, ["sandbox", "nosniff", "1.1 artifactapi"]);
         }
         assert_eq!(proxy.fetch("npm", "@scope/inner/3.0.0").await.status, 404);
         // All of it is in the packument.

@@ -46,6 +46,9 @@ impl Keeper for Store {
     }
 
     fn cannot_be_read(&'static self, object: &Arc<Object>, why: &io::Error) {
+        if why.kind() == io::ErrorKind::TimedOut {
+            self.did_not_answer();
+        }
         match disk::is_damage(why) || !object.is_complete() {
             true => self.lose(object, &why.to_string()),
             false => self.put_aside(object, why),

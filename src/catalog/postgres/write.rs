@@ -12,6 +12,7 @@ use tokio_postgres::{Client, Error, Transaction};
 use crate::catalog::change::{Batch, NameHash, ObjectKey, Op};
 use crate::catalog::column::{class_number, number};
 use crate::catalog::{Change, Record};
+use crate::exact_url::shown_path;
 
 /// Where the rows of a batch come from, and what they are.
 type Entry = (ObjectKey, Change);
@@ -72,7 +73,7 @@ async fn objects(transaction: &mut Transaction<'_>, entries: &[&Entry]) -> Resul
                 match entries {
                     [(key, _)] => {
                         let error = super::describe::describe(&error);
-                        tracing::error!(remote = key.remote, path = key.path, %error, "the catalogue cannot hold this object");
+                        tracing::error!(remote = key.remote, path = %shown_path(&key.path), %error, "the catalogue cannot hold this object");
                     }
                     _ => {
                         let (first, second) = entries.split_at(entries.len() / 2);
