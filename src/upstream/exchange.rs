@@ -146,7 +146,7 @@ impl Exchange {
     }
 
     /// Asks a host that does not answer, to find out whether it does again.
-    pub(super) fn as_probe(mut self) -> Self {
+    pub(super) fn probing(mut self) -> Self {
         self.is_probe = true;
         self
     }

@@ -226,7 +226,7 @@ async fn probe(upstream: Arc<Upstream>, way: Way, remote: Arc<Remote>, url: Url)
             total: None,
             conditional: false,
         };
-        let exchange = Exchange::new(Arc::clone(&upstream), Arc::clone(&remote), url.clone(), ask).as_probe();
+        let exchange = Exchange::new(Arc::clone(&upstream), Arc::clone(&remote), url.clone(), ask).probing();
         // That there was an answer is noted when its header is read.
         if let Ok(answering) = exchange.ask_directly(&Bytes::new()).await {
             answering.end().await;
