@@ -9,7 +9,7 @@ use flate2::write::GzDecoder;
 pub const GZIP: [u8; 2] = [0x1f, 0x8b];
 
 /// Decodes one member, and knows where it ends.
-pub struct Member {
+pub(crate) struct Member {
     decoder: Box<GzDecoder<Vec<u8>>>,
     is_over: bool,
 }
@@ -28,7 +28,7 @@ impl Member {
     ///
     /// # Errors
     /// What was written is no gzip, or damaged.
-    pub fn write(&mut self, input: &[u8]) -> Result<usize> {
+    pub(crate) fn write(&mut self, input: &[u8]) -> Result<usize> {
         let mut taken = 0;
         while taken < input.len() && !self.is_over {
             match self.decoder.write(&input[taken..])? {
@@ -43,18 +43,18 @@ impl Member {
     ///
     /// # Errors
     /// The member ends in the middle.
-    pub fn end(&mut self) -> Result<()> {
+    pub(crate) fn end(&mut self) -> Result<()> {
         self.is_over = true;
         self.decoder.try_finish()
     }
 
     /// Whether something stands behind it: the last byte of a member does not tell that it is the last.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
     /// What has been decoded since the last call.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::take(self.decoder.get_mut())
     }
 }
@@ -67,13 +67,13 @@ enum State {
 }
 
 /// The decoder.
-pub struct Gunzip {
+pub(crate) struct Gunzip {
     state: State,
     out: Vec<u8>,
 }
 
 impl Gunzip {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Gunzip {
             state: State::Member(Member::default()),
             out: Vec::new(),
@@ -84,7 +84,7 @@ impl Gunzip {
     ///
     /// # Errors
     /// What was written is no gzip, or damaged.
-    pub fn write(&mut self, mut input: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, mut input: &[u8]) -> Result<()> {
         while let Some(&first) = input.first() {
             match &mut self.state {
                 State::Member(member) => {
@@ -115,7 +115,7 @@ impl Gunzip {
     ///
     /// # Errors
     /// The gzip ends in the middle.
-    pub fn end(&mut self) -> Result<()> {
+    pub(crate) fn end(&mut self) -> Result<()> {
         if let State::Member(member) = &mut self.state {
             member.end()?;
             self.out.append(&mut member.take());
@@ -124,18 +124,18 @@ impl Gunzip {
     }
 
     /// How much waits to be taken.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.out.len()
     }
 
     /// What has been decoded since the last call.
-    pub fn take(&mut self) -> Vec<u8> {
+    pub(crate) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.out)
     }
 }
 
 /// Decodes the whole, if it is right and comes to no more than `most` bytes.
-pub fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
+pub(crate) fn gunzip(bytes: &[u8], most: usize) -> Option<Vec<u8>> {
     let mut decoder = Gunzip::new();
     // In small steps: a bomb's next kilobytes can be megabytes.
     for step in bytes.chunks(1 << 10) {

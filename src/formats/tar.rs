@@ -175,7 +175,6 @@ pub(super) mod tests {
             at in cuts(),
         ) {
             let archive: Vec<u8> = files.iter().flat_map(|(name, content)| entry(name, b'0', content)).collect();
-            let files: Vec<_> = files.into_iter().map(|(name, content)| (name, content)).collect();
             prop_assert_eq!(read(cut(&archive, &at)), files);
         }
 

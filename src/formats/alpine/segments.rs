@@ -36,7 +36,7 @@ enum Stage {
     /// In the signature, or in the control segment.
     Head(Box<Head>),
     /// Behind the control segment.
-    Data(Verifier),
+    Data(Box<Verifier>),
     /// What is wrong.
     Wrong(String),
 }
@@ -165,10 +165,10 @@ impl Head {
         let packed = std::mem::replace(&mut self.packed, control.verifier());
         match data_digest(&self.about) {
             // Of old packages the digest is that of all that is behind the signature.
-            None => Stage::Data(packed),
+            None => Stage::Data(Box::new(packed)),
             Some(data) => match (packed.end(), data) {
                 (Err(wrong), _) => Stage::Wrong(wrong.found),
-                (Ok(()), Some(data)) => Stage::Data(data.verifier()),
+                (Ok(()), Some(data)) => Stage::Data(Box::new(data.verifier())),
                 (Ok(()), None) => Stage::Wrong("a `datahash` that is no SHA-256".to_owned()),
             },
         }
