@@ -2,6 +2,7 @@
 //!
 //! The folder list is the architecture; `docs/architecture.md` tells it on one page.
 
+pub mod access_log;
 pub mod api;
 pub mod backends;
 pub mod breaker;
@@ -20,6 +21,7 @@ pub mod headers;
 pub mod life;
 pub mod listing;
 pub mod metrics;
+pub mod on_behalf;
 pub mod policy;
 pub mod proxy;
 pub mod relist;

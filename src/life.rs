@@ -19,11 +19,12 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
+use crate::access_log::AccessLog;
 use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, LogTarget};
 use crate::fill::{Fills, Views, let_through, record};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
@@ -92,6 +93,15 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         folder: folder.clone(),
         error,
     })?;
+    let log = AccessLog::open(&settings.access_log).map_err(|error| {
+        let shown = match &settings.access_log {
+            LogTarget::File(path) => path.display().to_string(),
+            LogTarget::Stdout | LogTarget::Off => "standard output".to_owned(),
+        };
+        StartError::Other(format!(
+            "the access log cannot be written to {shown}: {error}; correct `access_log`"
+        ))
+    })?;
     let runtime = backends::runtime()?;
     let backends = Backends::new(&settings, store, runtime.handle().clone())?;
     let catalog = backends.catalog.clone();
@@ -104,11 +114,13 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     announce(&config, &listeners, &folder);
     let state = State::new(config, environment);
 
-    let reloader = Arc::clone(&state);
+    let (reloader, reopened) = (Arc::clone(&state), log.clone());
     std::thread::Builder::new()
         .name("reload".into())
         .spawn(move || {
             for _ in hangups.forever() {
+                // First: nothing of it depends on the configuration, which may be wrong.
+                reopened.iter().for_each(|log| log.reopen());
                 reloader.reload();
             }
         })
@@ -138,6 +150,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
             store,
             backends: backends.clone(),
             metrics,
+            log: log.clone(),
         },
         conf: Arc::clone(&server.configuration),
         stop,
@@ -155,6 +168,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     store.close();
     runtime.block_on(backends.close());
     runtime.shutdown_background();
+    log.iter().for_each(|log| log.close());
     tracing::info!("stopped");
     Ok(())
 }
@@ -183,17 +197,20 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
         .collect();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
     let cache = &config.settings.cache;
-    println!(
-        "artifactapi {} listens on {}",
+    let text = format!(
+        "artifactapi {} listens on {}\nremotes ({}): {}\nstores in {folder}: at most {} MB on disk, {} MB in memory",
         env!("CARGO_PKG_VERSION"),
-        addresses.join(", ")
-    );
-    println!("remotes ({}): {}", names.len(), names.join(", "));
-    println!(
-        "stores in {folder}: at most {} MB on disk, {} MB in memory",
+        addresses.join(", "),
+        names.len(),
+        names.join(", "),
         cache.disk_bytes / 1_000_000,
         cache.memory_bytes / 1_000_000
     );
+    match config.settings.access_log {
+        // Nothing else stands there.
+        LogTarget::Stdout => eprintln!("{text}"),
+        LogTarget::Off | LogTarget::File(_) => println!("{text}"),
+    }
 }
 
 /// How long the start waits for name servers, and for the catalogue.
@@ -214,6 +231,7 @@ struct Parts {
     store: &'static Store,
     backends: Backends,
     metrics: Arc<Metrics>,
+    log: Option<Arc<AccessLog>>,
 }
 
 /// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
@@ -232,6 +250,7 @@ impl Listening {
             store,
             backends,
             metrics,
+            log,
         } = &self.parts;
         let upstream = Upstream::new(&state.config(), Arc::clone(metrics))
             .map_err(|error| StartError::Other(error.to_string()))?;
@@ -267,6 +286,7 @@ impl Listening {
             Arc::clone(&views),
             Arc::clone(metrics),
             backends.clone(),
+            log.clone(),
         );
         let limits = state.config().settings.clients;
         Unread::limit(&limits);
@@ -277,6 +297,7 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
+            log: log.clone(),
             limits,
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));

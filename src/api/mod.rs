@@ -12,6 +12,7 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 use serde_json::json;
 
+use crate::access_log::AccessLog;
 use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
 use crate::cache::Key;
@@ -56,6 +57,7 @@ pub struct Api {
     views: Arc<Views>,
     metrics: Arc<Metrics>,
     backends: Backends,
+    log: Option<Arc<AccessLog>>,
     /// What is held back, and was asked for.
     pub asked: quarantine::Asked,
 }
@@ -67,6 +69,7 @@ impl Api {
         views: Arc<Views>,
         metrics: Arc<Metrics>,
         backends: Backends,
+        log: Option<Arc<AccessLog>>,
     ) -> Self {
         Api {
             state,
@@ -74,6 +77,7 @@ impl Api {
             views,
             metrics,
             backends,
+            log,
             asked: quarantine::Asked::default(),
         }
     }

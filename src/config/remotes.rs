@@ -312,6 +312,7 @@ impl Reader<'_> {
             timeouts: section
                 .section("upstream", &settings::TIMEOUT_KEYS)
                 .map_or(self.timeouts, |s| settings::timeouts(&s, self.timeouts)),
+            series: Default::default(),
         };
         contradictions(&section, entry, &remote, &self.own_keys);
         (remote, hosts)

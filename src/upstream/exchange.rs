@@ -8,6 +8,7 @@ mod request;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use http::{HeaderName, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
@@ -19,6 +20,7 @@ use super::negotiation::Negotiation;
 use super::trust::{same_origin, within_credentials};
 use crate::config::Remote;
 use crate::deadline::Deadline;
+use crate::on_behalf::{self, RequestId};
 use pace::Pace;
 
 /// Not a failure: the question goes on, at another place or with another authorization.
@@ -66,6 +68,10 @@ pub struct Exchange {
     addresses: Vec<SocketAddr>,
     tried: usize,
     pub deadline: Arc<Deadline>,
+    /// When the question was sent that is not answered yet.
+    asked: Option<Instant>,
+    /// Of the request that it is asked for.
+    request_id: Option<RequestId>,
     pace: Option<Pace>,
     /// Set where the reason is known better than Pingora's error can tell.
     failure: Option<Failure>,
@@ -94,6 +100,8 @@ impl Exchange {
             addresses: Vec::new(),
             tried: 0,
             deadline: Arc::default(),
+            asked: None,
+            request_id: on_behalf::request_id(),
             pace: None,
             failure: None,
             authority: Authority::Remote,
@@ -198,6 +206,9 @@ impl Exchange {
     /// # Errors
     /// The body drips: it comes at less than the least rate, or takes longer than any may.
     pub fn body_piece(&mut self, length: usize, end: bool) -> Result<()> {
+        let metrics = &self.upstream.metrics;
+        let series = metrics.series(&self.remote.name, &self.remote.series);
+        metrics.upstream_sent(series, length as u64);
         if end {
             self.deadline.clear();
             return Ok(());

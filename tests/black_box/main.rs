@@ -6,6 +6,7 @@
 
 mod common;
 
+mod access_log;
 mod bucket;
 mod bucket_refusals;
 mod caching;
@@ -36,9 +37,11 @@ mod headers;
 mod helm;
 mod http;
 mod limits;
+mod metrics;
 mod npm;
 mod oci_conformance;
 mod packages;
+mod packaging;
 mod paths;
 mod postgres;
 mod pypi;
