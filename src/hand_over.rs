@@ -46,7 +46,9 @@ impl HandOver {
     /// A socket cannot be doubled.
     pub fn of(bound: &[Bound]) -> io::Result<Arc<HandOver>> {
         let doubled = bound.iter().map(|(_, listener)| listener.try_clone());
-        Ok(Arc::new(HandOver(Mutex::new(Some(doubled.collect::<io::Result<_>>()?)))))
+        Ok(Arc::new(HandOver(Mutex::new(Some(
+            doubled.collect::<io::Result<_>>()?,
+        )))))
     }
 
     /// From now on there is nothing to hand over: the sockets are closed as far as this process has them.
@@ -122,7 +124,9 @@ fn send(stream: &UnixStream, sockets: &[TcpListener]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MOST))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !control.push(SendAncillaryMessage::ScmRights(&borrowed)) {
-        return Err(io::Error::other("there are more listening sockets than can be handed over"));
+        return Err(io::Error::other(
+            "there are more listening sockets than can be handed over",
+        ));
     }
     rustix::net::sendmsg(stream, &[IoSlice::new(HERE)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
@@ -150,7 +154,8 @@ impl Taken {
         let flags = RecvFlags::CMSG_CLOEXEC;
         let received = rustix::net::recvmsg(&from, &mut [IoSliceMut::new(&mut here)], &mut control, flags)?;
         if received.bytes == 0 {
-            let reason = "the process that serves this data folder gives nothing: it is stopping, or runs as another user";
+            let reason =
+                "the process that serves this data folder gives nothing: it is stopping, or runs as another user";
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, reason));
         }
         let mut sockets = Vec::new();
@@ -188,7 +193,9 @@ mod tests {
 
     fn bound() -> Vec<Bound> {
         let sockets = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        sockets.map(|listener| (listener.local_addr().unwrap(), listener)).collect()
+        sockets
+            .map(|listener| (listener.local_addr().unwrap(), listener))
+            .collect()
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod fields;
 pub mod fill;
 pub mod fleet;
 pub mod formats;
+pub mod hand_over;
 pub mod headers;
 pub mod life;
 pub mod listing;

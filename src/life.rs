@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, IntoRawFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment, LogTarget};
 use crate::fill::{Fills, Views, let_through, record};
+use crate::hand_over::{Bound, HandOver, Taken};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::relist;
@@ -76,17 +78,33 @@ fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
     Ok(asked)
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends it; as an upgrade, in the place of the process that serves the data folder now.
 ///
 /// # Errors
 /// What it needs cannot be had.
-pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
+pub fn serve(
+    config: Config,
+    environment: Environment,
+    mut hangups: Signals,
+    is_upgrade: bool,
+) -> Result<(), StartError> {
     let settings = config.settings.clone();
+    let mut taken = match is_upgrade {
+        true => Some(take(&settings.data_dir)?),
+        false => None,
+    };
     let listeners = settings
         .listen
         .iter()
-        .map(|address| bind(*address))
+        .map(
+            |address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
+                Some(bound) => Ok(bound),
+                None => bind(*address),
+            },
+        )
         .collect::<Result<Vec<_>, _>>()?;
+    let hand_over = HandOver::of(&listeners)
+        .map_err(|error| StartError::Other(format!("the listening sockets cannot be doubled: {error}")))?;
     cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
     let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
@@ -145,6 +163,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let (stopping, stop) = watch::channel(false);
     let listening = Listening {
         bound: Mutex::new(Some(listeners)),
+        taken: Mutex::new(taken),
+        hand_over: Arc::clone(&hand_over),
         parts: Parts {
             state: Arc::clone(&state),
             store,
@@ -161,6 +181,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
             state,
             asked: asked_to_stop,
             limit: settings.stop_timeout,
+            hand_over,
             stopping,
         }),
     });
@@ -173,7 +194,17 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     Ok(())
 }
 
-fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
+fn take(data_dir: &Path) -> Result<Taken, StartError> {
+    Taken::from(data_dir).map_err(|error| {
+        StartError::Other(format!(
+            "no process that serves {} hands its listening sockets over ({error}): start without --upgrade, or name the \
+             data folder of the one that runs",
+            data_dir.display()
+        ))
+    })
+}
+
+fn bind(address: SocketAddr) -> Result<Bound, StartError> {
     let failed = |error| StartError::Listen { address, error };
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
@@ -190,7 +221,7 @@ fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
     Ok((address, listener))
 }
 
-fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &str) {
+fn announce(config: &Config, listeners: &[Bound], folder: &str) {
     let addresses: Vec<String> = listeners
         .iter()
         .map(|(address, _)| format!("http://{address}"))
@@ -237,7 +268,10 @@ struct Parts {
 /// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
 /// already, and stops when told to, before Pingora's own shutdown begins.
 struct Listening {
-    bound: Mutex<Option<Vec<(SocketAddr, TcpListener)>>>,
+    bound: Mutex<Option<Vec<Bound>>>,
+    /// From the process whose place this one takes.
+    taken: Mutex<Option<Taken>>,
+    hand_over: Arc<HandOver>,
     parts: Parts,
     conf: Arc<ServerConf>,
     stop: watch::Receiver<bool>,
@@ -314,6 +348,21 @@ impl Listening {
     }
 }
 
+impl Listening {
+    /// This process is about to accept connections: the one before may stop, and the next one may ask.
+    fn replace_predecessor(&self) {
+        let taken = self.taken.lock().take();
+        let is_successor = taken.is_some();
+        if let Some(Err(error)) = taken.map(Taken::confirm) {
+            tracing::warn!(%error, "the process whose place this one takes has ended by itself");
+        }
+        let data_dir = &self.parts.state.config().settings.data_dir;
+        if let Err(error) = self.hand_over.offer(data_dir, is_successor) {
+            tracing::warn!(%error, "`serve --upgrade` cannot take this process's place");
+        }
+    }
+}
+
 #[async_trait]
 impl Service for Listening {
     async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, per_fd: usize) {
@@ -339,6 +388,7 @@ impl Service for Listening {
                 service.add_tcp(&name);
             }
         }
+        self.replace_predecessor();
         Service::start_service(&mut service, Some(fds), self.stop.clone(), per_fd).await;
     }
 
@@ -352,6 +402,7 @@ struct Stop {
     state: Arc<State>,
     asked: watch::Receiver<bool>,
     limit: Duration,
+    hand_over: Arc<HandOver>,
     stopping: watch::Sender<bool>,
 }
 
@@ -365,6 +416,7 @@ impl ShutdownSignalWatch for Stop {
         }
         // Before anything is said: the log may hang.
         self.state.stop();
+        self.hand_over.close();
         self.stopping.send_replace(true);
         tracing::info!("stopping");
         self.state.drained(self.limit).await;

@@ -60,6 +60,8 @@ mod redirects;
 mod reload;
 mod rpm;
 mod startup;
+mod stopping;
 mod stores;
 mod streaming;
+mod upgrade;
 mod verify;

@@ -23,11 +23,16 @@ type Exposed = BTreeMap<String, BTreeSet<String>>;
 /// What a node exposes that has a bucket and another node, and has been asked for something.
 async fn exposed() -> Exposed {
     let up = Upstream::start().await;
-    up.fallback(|_| Reply::ok("x").header("RateLimit-Limit", "100").header("RateLimit-Remaining", "99"));
+    up.fallback(|_| {
+        Reply::ok("x")
+            .header("RateLimit-Limit", "100")
+            .header("RateLimit-Remaining", "99")
+    });
     let backends = Backends::start().await;
     let remotes = format!("files:\n  base_url: {}\n", up.base());
     let nodes = [backends.node(&remotes).await, backends.node(&remotes).await];
-    for node in &nodes {
+    for (number, node) in nodes.iter().enumerate() {
+        node.fetch("files", &format!("of-{number}")).await.ok();
         node.until_cached("files", "x").await;
         node.fetch("files", "x").await.ok();
         settled(node).await;
@@ -37,7 +42,12 @@ async fn exposed() -> Exposed {
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         let labels = exposed.entry(name.to_owned()).or_default();
-        labels.extend(Regex::new(r#"(\w+)=""#).unwrap().captures_iter(line).map(|found| found[1].to_owned()));
+        labels.extend(
+            Regex::new(r#"(\w+)=""#)
+                .unwrap()
+                .captures_iter(line)
+                .map(|found| found[1].to_owned()),
+        );
     }
     exposed
 }
@@ -62,7 +72,10 @@ fn check(expression: &str, place: &str, exposed: &Exposed) {
             assert!(known, "{place}: {name} has no label {}", &found[1]);
         }
     }
-    assert!(uses > 0 || expression.contains("up{"), "{place}: {expression} asks for nothing");
+    assert!(
+        uses > 0 || expression.contains("up{"),
+        "{place}: {expression} asks for nothing"
+    );
 }
 
 /// The alerts, and what they look at.
@@ -73,7 +86,9 @@ fn alerts() -> Vec<(String, String)> {
     parts
         .map(|part| {
             let name = part.lines().next().unwrap_or_default().trim().to_owned();
-            let found = expression.captures(part).unwrap_or_else(|| panic!("{name} looks at nothing"));
+            let found = expression
+                .captures(part)
+                .unwrap_or_else(|| panic!("{name} looks at nothing"));
             (name, found[1].to_owned())
         })
         .collect()
@@ -133,14 +148,22 @@ fn each_alert_is_explained() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md");
     let operations = std::fs::read_to_string(path).expect("docs/operations.md");
     for (name, _) in alerts() {
-        assert!(operations.contains(&format!("`{name}`")), "{name} is not in docs/operations.md");
+        assert!(
+            operations.contains(&format!("`{name}`")),
+            "{name} is not in docs/operations.md"
+        );
     }
     let metric = Regex::new(r"artifactapi_[a-z_]+").unwrap();
     let rules = file(RULES) + &file("grafana/artifactapi.json");
     let told: BTreeSet<&str> = metric.find_iter(&operations).map(|found| found.as_str()).collect();
     for found in metric.find_iter(&rules) {
         let name = found.as_str();
-        let family = ["_bucket", "_count", "_sum"].iter().find_map(|end| name.strip_suffix(end));
-        assert!(told.contains(name) || family.is_some_and(|family| told.contains(family)), "{name} is not in docs/operations.md");
+        let family = ["_bucket", "_count", "_sum"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end));
+        assert!(
+            told.contains(name) || family.is_some_and(|family| told.contains(family)),
+            "{name} is not in docs/operations.md"
+        );
     }
 }
