@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -37,7 +38,10 @@ const SERVED: &[u8] = b"k";
 pub type Bound = (SocketAddr, TcpListener);
 
 /// What this process can hand over, until it stops.
-pub struct HandOver(Mutex<Option<Vec<TcpListener>>>);
+pub struct HandOver {
+    sockets: Mutex<Option<Vec<TcpListener>>>,
+    is_taken: AtomicBool,
+}
 
 impl HandOver {
     /// Of these sockets.
@@ -46,14 +50,20 @@ impl HandOver {
     /// A socket cannot be doubled.
     pub fn of(bound: &[Bound]) -> io::Result<Arc<HandOver>> {
         let doubled = bound.iter().map(|(_, listener)| listener.try_clone());
-        Ok(Arc::new(HandOver(Mutex::new(Some(
-            doubled.collect::<io::Result<_>>()?,
-        )))))
+        Ok(Arc::new(HandOver {
+            sockets: Mutex::new(Some(doubled.collect::<io::Result<_>>()?)),
+            is_taken: AtomicBool::new(false),
+        }))
     }
 
     /// From now on there is nothing to hand over: the sockets are closed as far as this process has them.
     pub fn close(&self) {
-        *self.0.lock() = None;
+        *self.sockets.lock() = None;
+    }
+
+    /// Whether another process serves in this one's place.
+    pub fn is_taken(&self) -> bool {
+        self.is_taken.load(Relaxed)
     }
 
     /// Waits for a new process, on a thread of its own. One that serves this data folder already is left alone, unless it is
@@ -83,6 +93,7 @@ impl HandOver {
             let given = listener.accept().and_then(|(stream, _)| self.give(&stream));
             match given {
                 Ok(true) => {
+                    self.is_taken.store(true, Relaxed);
                     tracing::info!("a new process serves: this one stops");
                     // As everybody stops it.
                     if let Err(error) = kill_process(getpid(), Signal::TERM) {
@@ -109,7 +120,7 @@ impl HandOver {
         stream.set_write_timeout(Some(SENDING))?;
         stream.set_read_timeout(Some(STARTING))?;
         {
-            let sockets = self.0.lock();
+            let sockets = self.sockets.lock();
             let Some(sockets) = &*sockets else { return Ok(false) };
             send(stream, sockets)?;
         }

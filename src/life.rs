@@ -181,13 +181,13 @@ pub fn serve(
             state,
             asked: asked_to_stop,
             limit: settings.stop_timeout,
-            hand_over,
+            hand_over: Arc::clone(&hand_over),
             stopping,
         }),
     });
 
     store.close();
-    runtime.block_on(backends.close());
+    runtime.block_on(backends.close(!hand_over.is_taken()));
     runtime.shutdown_background();
     log.iter().for_each(|log| log.close());
     tracing::info!("stopped");

@@ -167,7 +167,9 @@ fn failures_are_counted_by_remote_and_kind() {
         let up = Upstream::start().await;
         up.reply("/hangs", Reply::silence());
         up.reply("/odd", Reply::status(304));
-        up.reply("/cut", Reply::ok(Pattern::new(1, 2_000_000)).truncate_at(1_000_000));
+        let gate = Gate::new();
+        let cut = Reply::ok(Pattern::new(1, 2_000_000)).pause_at(1_000_000, &gate);
+        up.reply("/cut", cut.truncate_at(1_500_000));
         let proxy = Proxy::start(&format!(
             "up:\n  base_url: {}\n  upstream: {{first_byte_timeout: 200ms}}\ndown:\n  base_url: http://{}/\n",
             up.base(),
@@ -195,7 +197,14 @@ fn failures_are_counted_by_remote_and_kind() {
         until(&proxy, FAILURES, &["\"up\"", "\"refused\""], 1.0).await;
         proxy.fetch("down", "x").await.expect(502);
         until(&proxy, FAILURES, &["\"down\"", "\"unreachable\""], 1.0).await;
-        proxy.fetch("up", "cut").await;
+        // Before anything has gone out, a body that breaks off counts as no answer.
+        let mut cut = proxy.connect().await;
+        cut.send("GET", &at("up", "cut"), &[], b"").await;
+        assert_eq!(cut.read_head("GET").await.status, 200);
+        cut.read_body_until(500_000).await;
+        gate.open();
+        cut.read_body().await;
+        assert!(!cut.is_complete());
         until(&proxy, "artifactapi_fill_failures_total", &["\"up\""], 1.0).await;
     });
 }
