@@ -22,9 +22,9 @@ pub use line::{Answered, Asked, Line};
 /// Threads that answer share so many places for what they log.
 const PLACES: usize = 16;
 /// What may wait in one of them, in bytes.
-const MOST: usize = 1 << 20;
-/// Lines gather for so long.
-const GATHERING: Duration = Duration::from_millis(50);
+const MOST: usize = 4 << 20;
+/// Lines gather for so long: what a thread answers in that time takes a small part of its place.
+const GATHERING: Duration = Duration::from_millis(10);
 /// Between two complaints that the log cannot be written.
 const QUIET: Duration = Duration::from_secs(60);
 /// The last lines may take so long to be written.

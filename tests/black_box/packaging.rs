@@ -39,15 +39,11 @@ async fn exposed() -> Exposed {
     }
     let mut exposed = Exposed::new();
     let text = nodes[1].request("GET", "/metrics", &[], b"").await.ok().text();
+    let label = Regex::new(r#"(\w+)=""#).unwrap();
     for line in text.lines().filter(|line| !line.starts_with('#')) {
         let name = line.split(['{', ' ']).next().unwrap_or_default();
         let labels = exposed.entry(name.to_owned()).or_default();
-        labels.extend(
-            Regex::new(r#"(\w+)=""#)
-                .unwrap()
-                .captures_iter(line)
-                .map(|found| found[1].to_owned()),
-        );
+        labels.extend(label.captures_iter(line).map(|found| found[1].to_owned()));
     }
     exposed
 }
