@@ -165,10 +165,11 @@ impl Backends {
             .collect()
     }
 
-    /// Writes what is only in memory.
-    pub async fn close(&self) {
+    /// Writes what is only in memory. `is_last`: no other process goes on with the data folder, for which the catalogue may
+    /// still have to be told something.
+    pub async fn close(&self, is_last: bool) {
         self.catalog.close().await;
-        if self.catalog.status().queued == 0 {
+        if is_last && self.catalog.status().queued == 0 {
             self.told.finish(&self.catalog);
         }
         if let Some(fleet) = &self.fleet {

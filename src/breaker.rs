@@ -11,12 +11,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
+use prometheus::{Histogram, HistogramOpts};
 use tokio::sync::Notify;
 
 /// Between two probes of what does not answer.
 const PROBE_PAUSE: Duration = Duration::from_millis(500);
 /// A probe may take longer than a request waits; what is this slow is as good as away.
 const PROBE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Upper bounds of the buckets for what calls take, in seconds.
+const BUCKETS: &[f64] = &[
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
 
 /// Why a call brought nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +48,7 @@ pub struct Standing {
     /// Calls that were not made because it was known to be away.
     pub skipped: u64,
     /// Time spent in calls that were answered.
-    pub answered: Duration,
+    pub seconds: Histogram,
     /// By how many microseconds its clock was ahead of this machine's, if it has been asked.
     pub clock_ahead: Option<i64>,
 }
@@ -78,7 +84,7 @@ pub struct Breaker {
     calls: AtomicU64,
     failures: AtomicU64,
     skipped: AtomicU64,
-    answered_micros: AtomicU64,
+    seconds: Histogram,
     clock: Mutex<Option<i64>>,
 }
 
@@ -93,7 +99,7 @@ impl Breaker {
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             skipped: AtomicU64::new(0),
-            answered_micros: AtomicU64::new(0),
+            seconds: answer_seconds(name),
             clock: Mutex::new(None),
         })
     }
@@ -124,8 +130,7 @@ impl Breaker {
         let began = Instant::now();
         let away = match within(limit, call).await {
             Some((Ok(value), _)) => {
-                let taken = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.answered_micros.fetch_add(taken, Relaxed);
+                self.seconds.observe(began.elapsed().as_secs_f64());
                 return Ok(value);
             }
             Some((Err(error), _)) => Away::Failed(self.name, error.to_string()),
@@ -201,10 +206,21 @@ impl Breaker {
             calls: self.calls.load(Relaxed),
             failures: self.failures.load(Relaxed),
             skipped: self.skipped.load(Relaxed),
-            answered: Duration::from_micros(self.answered_micros.load(Relaxed)),
+            seconds: self.seconds.clone(),
             clock_ahead: *self.clock.lock(),
         }
     }
+}
+
+/// How long calls of `name` take, for the metrics.
+fn answer_seconds(name: &'static str) -> Histogram {
+    let options = HistogramOpts::new(
+        "artifactapi_dependency_duration_seconds",
+        "Time that calls of dependencies took which were answered.",
+    )
+    .const_label("dependency", name)
+    .buckets(BUCKETS.to_vec());
+    Histogram::with_opts(options).unwrap_or_else(|error| unreachable!("names and buckets are constants: {error}"))
 }
 
 /// This machine's clock, in microseconds since 1970.

@@ -2,6 +2,7 @@
 //!
 //! The folder list is the architecture; `docs/architecture.md` tells it on one page.
 
+pub mod access_log;
 pub mod api;
 pub mod backends;
 pub mod breaker;
@@ -17,10 +18,12 @@ pub mod fill;
 pub mod fleet;
 pub mod formats;
 pub mod gunzip;
+pub mod hand_over;
 pub mod headers;
 pub mod life;
 pub mod listing;
 pub mod metrics;
+pub mod on_behalf;
 pub mod policy;
 pub mod proxy;
 pub mod relist;

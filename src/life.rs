@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, IntoRawFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,12 +20,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::watch;
 
+use crate::access_log::AccessLog;
 use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, LogTarget};
 use crate::fill::{Fills, Views, let_through, record};
+use crate::hand_over::{Bound, HandOver, Taken};
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::relist;
@@ -75,22 +78,47 @@ fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
     Ok(asked)
 }
 
-/// Serves until a signal ends it.
+/// Serves until a signal ends it; as an upgrade, in the place of the process that serves the data folder now.
 ///
 /// # Errors
 /// What it needs cannot be had.
-pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
+pub fn serve(
+    config: Config,
+    environment: Environment,
+    mut hangups: Signals,
+    is_upgrade: bool,
+) -> Result<(), StartError> {
     let settings = config.settings.clone();
+    let mut taken = match is_upgrade {
+        true => Some(take(&settings.data_dir)?),
+        false => None,
+    };
     let listeners = settings
         .listen
         .iter()
-        .map(|address| bind(*address))
+        .map(
+            |address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
+                Some(bound) => Ok(bound),
+                None => bind(*address),
+            },
+        )
         .collect::<Result<Vec<_>, _>>()?;
+    let hand_over = HandOver::of(&listeners)
+        .map_err(|error| StartError::Other(format!("the listening sockets cannot be doubled: {error}")))?;
     cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
     let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
         folder: folder.clone(),
         error,
+    })?;
+    let log = AccessLog::open(&settings.access_log).map_err(|error| {
+        let shown = match &settings.access_log {
+            LogTarget::File(path) => path.display().to_string(),
+            LogTarget::Stdout | LogTarget::Off => "standard output".to_owned(),
+        };
+        StartError::Other(format!(
+            "the access log cannot be written to {shown}: {error}; correct `access_log`"
+        ))
     })?;
     let runtime = backends::runtime()?;
     let backends = Backends::new(&settings, store, runtime.handle().clone())?;
@@ -104,11 +132,13 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     announce(&config, &listeners, &folder);
     let state = State::new(config, environment);
 
-    let reloader = Arc::clone(&state);
+    let (reloader, reopened) = (Arc::clone(&state), log.clone());
     std::thread::Builder::new()
         .name("reload".into())
         .spawn(move || {
             for _ in hangups.forever() {
+                // First: nothing of it depends on the configuration, which may be wrong.
+                reopened.iter().for_each(|log| log.reopen());
                 reloader.reload();
             }
         })
@@ -133,11 +163,14 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     let (stopping, stop) = watch::channel(false);
     let listening = Listening {
         bound: Mutex::new(Some(listeners)),
+        taken: Mutex::new(taken),
+        hand_over: Arc::clone(&hand_over),
         parts: Parts {
             state: Arc::clone(&state),
             store,
             backends: backends.clone(),
             metrics,
+            log: log.clone(),
         },
         conf: Arc::clone(&server.configuration),
         stop,
@@ -148,18 +181,30 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
             state,
             asked: asked_to_stop,
             limit: settings.stop_timeout,
+            hand_over: Arc::clone(&hand_over),
             stopping,
         }),
     });
 
     store.close();
-    runtime.block_on(backends.close());
+    runtime.block_on(backends.close(!hand_over.is_taken()));
     runtime.shutdown_background();
+    log.iter().for_each(|log| log.close());
     tracing::info!("stopped");
     Ok(())
 }
 
-fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
+fn take(data_dir: &Path) -> Result<Taken, StartError> {
+    Taken::from(data_dir).map_err(|error| {
+        StartError::Other(format!(
+            "no process that serves {} hands its listening sockets over ({error}): start without --upgrade, or name the \
+             data folder of the one that runs",
+            data_dir.display()
+        ))
+    })
+}
+
+fn bind(address: SocketAddr) -> Result<Bound, StartError> {
     let failed = |error| StartError::Listen { address, error };
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
@@ -176,24 +221,27 @@ fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
     Ok((address, listener))
 }
 
-fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &str) {
+fn announce(config: &Config, listeners: &[Bound], folder: &str) {
     let addresses: Vec<String> = listeners
         .iter()
         .map(|(address, _)| format!("http://{address}"))
         .collect();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
     let cache = &config.settings.cache;
-    println!(
-        "artifactapi {} listens on {}",
+    let text = format!(
+        "artifactapi {} listens on {}\nremotes ({}): {}\nstores in {folder}: at most {} MB on disk, {} MB in memory",
         env!("CARGO_PKG_VERSION"),
-        addresses.join(", ")
-    );
-    println!("remotes ({}): {}", names.len(), names.join(", "));
-    println!(
-        "stores in {folder}: at most {} MB on disk, {} MB in memory",
+        addresses.join(", "),
+        names.len(),
+        names.join(", "),
         cache.disk_bytes / 1_000_000,
         cache.memory_bytes / 1_000_000
     );
+    match config.settings.access_log {
+        // Nothing else stands there.
+        LogTarget::Stdout => eprintln!("{text}"),
+        LogTarget::Off | LogTarget::File(_) => println!("{text}"),
+    }
 }
 
 /// How long the start waits for name servers, and for the catalogue.
@@ -214,12 +262,16 @@ struct Parts {
     store: &'static Store,
     backends: Backends,
     metrics: Arc<Metrics>,
+    log: Option<Arc<AccessLog>>,
 }
 
 /// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
 /// already, and stops when told to, before Pingora's own shutdown begins.
 struct Listening {
-    bound: Mutex<Option<Vec<(SocketAddr, TcpListener)>>>,
+    bound: Mutex<Option<Vec<Bound>>>,
+    /// From the process whose place this one takes.
+    taken: Mutex<Option<Taken>>,
+    hand_over: Arc<HandOver>,
     parts: Parts,
     conf: Arc<ServerConf>,
     stop: watch::Receiver<bool>,
@@ -232,6 +284,7 @@ impl Listening {
             store,
             backends,
             metrics,
+            log,
         } = &self.parts;
         let upstream = Upstream::new(&state.config(), Arc::clone(metrics))
             .map_err(|error| StartError::Other(error.to_string()))?;
@@ -267,6 +320,7 @@ impl Listening {
             Arc::clone(&views),
             Arc::clone(metrics),
             backends.clone(),
+            log.clone(),
         );
         let limits = state.config().settings.clients;
         Unread::limit(&limits);
@@ -277,6 +331,7 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
+            log: log.clone(),
             limits,
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
@@ -291,6 +346,21 @@ impl Listening {
         http2.max_send_buffer_size(unread::PIECE);
         proxy.h2_options = Some(http2);
         Ok(Front::new(client, proxy))
+    }
+}
+
+impl Listening {
+    /// This process is about to accept connections: the one before may stop, and the next one may ask.
+    fn replace_predecessor(&self) {
+        let taken = self.taken.lock().take();
+        let is_successor = taken.is_some();
+        if let Some(Err(error)) = taken.map(Taken::confirm) {
+            tracing::warn!(%error, "the process whose place this one takes has ended by itself");
+        }
+        let data_dir = &self.parts.state.config().settings.data_dir;
+        if let Err(error) = self.hand_over.offer(data_dir, is_successor) {
+            tracing::warn!(%error, "`serve --upgrade` cannot take this process's place");
+        }
     }
 }
 
@@ -319,6 +389,7 @@ impl Service for Listening {
                 service.add_tcp(&name);
             }
         }
+        self.replace_predecessor();
         Service::start_service(&mut service, Some(fds), self.stop.clone(), per_fd).await;
     }
 
@@ -332,6 +403,7 @@ struct Stop {
     state: Arc<State>,
     asked: watch::Receiver<bool>,
     limit: Duration,
+    hand_over: Arc<HandOver>,
     stopping: watch::Sender<bool>,
 }
 
@@ -345,6 +417,7 @@ impl ShutdownSignalWatch for Stop {
         }
         // Before anything is said: the log may hang.
         self.state.stop();
+        self.hand_over.close();
         self.stopping.send_replace(true);
         tracing::info!("stopping");
         self.state.drained(self.limit).await;

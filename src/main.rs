@@ -30,7 +30,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Serve.
-    Serve(Options),
+    Serve(ServeOptions),
     /// Validate the configuration and print every problem.
     Check(Options),
     /// Compare all that is stored with its digests and remove what is damaged; the service may run meanwhile.
@@ -39,6 +39,15 @@ enum Command {
     Reindex(Options),
     /// Ask a running instance what it holds back, and let something through.
     Quarantine(console::Options),
+}
+
+#[derive(Args)]
+struct ServeOptions {
+    #[command(flatten)]
+    options: Options,
+    /// Take the listening sockets over from the process that serves the data folder now; it stops when this one serves
+    #[arg(long)]
+    upgrade: bool,
 }
 
 /// Each flag wins over the variable that it names, which wins over the configuration file.
@@ -142,7 +151,7 @@ fn main() -> ExitCode {
             log();
             reindex(&options.into(), &environment)
         }
-        Command::Serve(options) => {
+        Command::Serve(ServeOptions { options, upgrade }) => {
             log();
             let Some(config) = load(&options.into(), &environment) else {
                 return ExitCode::FAILURE;
@@ -151,7 +160,7 @@ fn main() -> ExitCode {
                 Ok(hangups) => hangups,
                 Err(error) => return fail(&format!("SIGHUP cannot be caught: {error}")),
             };
-            match life::serve(config, environment, hangups) {
+            match life::serve(config, environment, hangups, upgrade) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string()),
             }

@@ -1,99 +1,119 @@
-//! Counters for Prometheus. Label values are bounded: remotes come from the configuration, the rest is a fixed set.
+//! Counters for Prometheus. Label values are bounded: remotes come from the configuration, the rest is a fixed set. What
+//! belongs to no remote, an unknown one included, has an empty `remote`.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+mod register;
+mod sampled;
+
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use prometheus::{
-    CounterVec, Encoder, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    CounterVec, Encoder, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry, TextEncoder, proto,
 };
 
-use crate::breaker::Standing;
+use register::Register;
+use sampled::Sampled;
+pub use sampled::{BucketSamples, FleetSamples, Samples};
 
-/// A counter, and where it is kept.
-type Taken = (IntCounterVec, fn(&Standing) -> u64);
+/// Upper bounds of the buckets for whole requests, in seconds: from a hit in memory to a large file over a slow line.
+const REQUEST_BUCKETS: &[f64] = &[
+    0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0,
+];
+/// Upper bounds of the buckets for the first byte from upstream, in seconds.
+const UPSTREAM_BUCKETS: &[f64] = &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// What is counted and measured elsewhere, as of the moment that the metrics are asked for. Counts are since the start.
-#[derive(Debug)]
-pub struct Samples {
-    /// Successful loads of the configuration.
-    pub generation: u64,
-    /// How what stands behind this node fares.
-    pub dependencies: Vec<Standing>,
-    /// Whether the disk takes what is to be stored.
-    pub disk_takes: bool,
-    /// Sizes of tiers and queues: which, what of it, how much.
-    pub tiers: Vec<(&'static str, &'static str, u64)>,
-    /// Times that something could not be stored.
-    pub unstored: u64,
-    /// Stored files found damaged or unreadable.
-    pub lost: u64,
-    /// Files that the scrubber has compared with their digests, and their bytes.
-    pub scrubbed_objects: u64,
-    pub scrubbed_bytes: u64,
-    /// `None`: no bucket is configured.
-    pub bucket: Option<BucketSamples>,
-    /// What went between nodes, by kind. `None`: this node is alone.
-    pub fleet: Option<[(&'static str, u64); 5]>,
-    /// Other nodes by URL, and whether this one can read from them.
-    pub nodes: BTreeMap<String, bool>,
-    /// Upstream hosts that are not asked for now; a bounded number.
-    pub upstreams_away: Vec<String>,
-}
-
-/// Of a bucket.
-#[derive(Debug)]
-pub struct BucketSamples {
-    /// Whether it takes uploads, when it answers.
-    pub takes: bool,
-    /// What waits to be done, and how much of it.
-    pub waiting: [(&'static str, u64); 4],
-    /// What was done, and how often.
-    pub done: [(&'static str, u64); 7],
-}
+/// The label that says which remote.
+const REMOTE: &str = "remote";
 
 /// All metrics of the process.
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     response_bytes: IntCounterVec,
-    seconds: Histogram,
-    flights: IntCounter,
-    collapsed: IntCounter,
-    failed_fills: IntCounter,
+    request_seconds: HistogramVec,
+    hit_seconds: Histogram,
+    fills: IntCounterVec,
+    collapsed: IntCounterVec,
+    failed_fills: IntCounterVec,
     wrong_digests: IntCounterVec,
     changed: IntCounterVec,
     held: IntCounterVec,
     held_if_enforced: IntCounterVec,
     failed_views: IntCounter,
     escaped_links: IntCounter,
+    upstream_responses: IntCounterVec,
+    upstream_seconds: HistogramVec,
+    upstream_bytes: IntCounterVec,
     upstream_failures: IntCounterVec,
-    upstream_away: IntGaugeVec,
     upstream_unasked: IntCounterVec,
     upstream_delayed: CounterVec,
     evictions: IntCounter,
     evicted_bytes: IntCounter,
-    unstored: IntCounter,
-    lost: IntCounter,
-    scrubbed_objects: IntCounter,
-    scrubbed_bytes: IntCounter,
     rate_limit: IntGaugeVec,
     rate_limit_left: IntGaugeVec,
-    gauges: IntGaugeVec,
-    dependency_up: IntGaugeVec,
-    dependency_counts: Vec<Taken>,
-    dependency_seconds: CounterVec,
-    dependency_clock: GaugeVec,
-    bucket: IntGaugeVec,
-    bucket_takes: IntGauge,
-    node_reachable: IntGaugeVec,
-    bucket_counts: IntCounterVec,
-    fleet_counts: IntCounterVec,
     shared: IntCounterVec,
-    generation: IntGauge,
-    hits: ArcSwap<HashMap<String, Arc<(IntCounter, IntCounter)>>>,
+    sampled: Sampled,
+    /// Two that take over at once would count twice.
+    rendering: Mutex<()>,
+}
+
+/// The series of one remote that are counted in often, so that their names are looked up once.
+#[derive(Debug)]
+pub struct RemoteSeries {
+    hits: IntCounter,
+    hit_bytes: IntCounter,
+    upstream_seconds: Histogram,
+    upstream_bytes: IntCounter,
+}
+
+/// Where a remote keeps its series.
+pub type SeriesSlot = OnceLock<Arc<RemoteSeries>>;
+
+/// A request that was answered.
+#[derive(Debug)]
+pub struct Answered<'a> {
+    /// Empty: of no remote.
+    pub remote: &'a str,
+    /// 0: nothing was answered.
+    pub status: u16,
+    /// How the cache came into it.
+    pub cache: &'static str,
+    /// Where an artifact's body came from.
+    pub source: Option<&'static str>,
+    /// Bytes of that body.
+    pub sent: u64,
+    /// From the request's head to the answer's end.
+    pub took: Duration,
+}
+
+/// Why upstream gave no answer that could be used, as a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureKind {
+    TimedOut,
+    Unreachable,
+    /// All places for fetches were taken for too long.
+    Busy,
+    /// What it answered cannot be an answer.
+    Refused,
+}
+
+impl FailureKind {
+    const ALL: [FailureKind; 4] = [
+        FailureKind::TimedOut,
+        FailureKind::Unreachable,
+        FailureKind::Busy,
+        FailureKind::Refused,
+    ];
+
+    fn label(self) -> &'static str {
+        match self {
+            FailureKind::TimedOut => "timeout",
+            FailureKind::Unreachable => "unreachable",
+            FailureKind::Busy => "busy",
+            FailureKind::Refused => "refused",
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -105,285 +125,159 @@ impl Default for Metrics {
 impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
-        let counter = |name: &str, help: &str| register(&registry, IntCounter::new(name, help));
-        let vector = |name: &str, help: &str, labels: &[&str]| {
-            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
-        };
-        let gauge = |name: &str, help: &str| register(&registry, IntGaugeVec::new(Opts::new(name, help), &["remote"]));
-        let seconds = HistogramOpts::new(
-            "artifactapi_request_seconds",
-            "Time from a request's head to its answer's end.",
-        )
-        .buckets(vec![
-            0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 60.0, 300.0,
-        ]);
-        let build = register(
-            &registry,
-            IntGaugeVec::new(
-                Opts::new("artifactapi_build_info", "The version that runs."),
-                &["version"],
-            ),
+        let register = Register(&registry);
+        let by_remote = |name: &str, help: &str| register.counters(name, help, &[REMOTE]);
+        let request_seconds = register.histograms(
+            "artifactapi_request_duration_seconds",
+            "Time from a request's head to the end of its answer, by how the cache came into it.",
+            "cache",
+            REQUEST_BUCKETS,
         );
+        let build = register.gauges("artifactapi_build_info", "The version that runs.", &["version"]);
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let of_dependency = |name: &str, help: &str| vector(name, help, &["dependency"]);
         Metrics {
-            dependency_up: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "artifactapi_dependency_up",
-                        "Whether what stands behind this node answers.",
-                    ),
-                    &["dependency"],
-                ),
+            requests: register.counters(
+                "artifactapi_requests_total",
+                "Requests answered, by remote, status (000: the client left before) and how the cache came into it.",
+                &[REMOTE, "status", "cache"],
             ),
-            dependency_counts: vec![
-                (
-                    of_dependency("artifactapi_dependency_calls_total", "Calls of dependencies."),
-                    |standing| standing.calls,
-                ),
-                (
-                    of_dependency(
-                        "artifactapi_dependency_failures_total",
-                        "Calls of dependencies that failed or took too long, and outages found by other means.",
-                    ),
-                    |standing| standing.failures,
-                ),
-                (
-                    of_dependency(
-                        "artifactapi_dependency_skipped_total",
-                        "Calls that were not made because the dependency was known to be away.",
-                    ),
-                    |standing| standing.skipped,
-                ),
-            ],
-            dependency_clock: register(
-                &registry,
-                GaugeVec::new(
-                    Opts::new(
-                        "artifactapi_dependency_clock_ahead_seconds",
-                        "By how much a dependency's clock is ahead of this machine's.",
-                    ),
-                    &["dependency"],
-                ),
+            response_bytes: register.counters(
+                "artifactapi_response_bytes_total",
+                "Body bytes of artifact responses, by where they came from.",
+                &[REMOTE, "source"],
             ),
-            dependency_seconds: register(
-                &registry,
-                CounterVec::new(
-                    Opts::new(
-                        "artifactapi_dependency_answer_seconds_total",
-                        "Time spent in calls of dependencies that were answered.",
-                    ),
-                    &["dependency"],
-                ),
+            hit_seconds: request_seconds.with_label_values(&["hit"]),
+            request_seconds,
+            fills: by_remote("artifactapi_fills_total", "Fetches that were started."),
+            collapsed: by_remote("artifactapi_collapsed_total", "Requests that joined a fetch under way."),
+            failed_fills: by_remote(
+                "artifactapi_fill_failures_total",
+                "Fetches that ended early or with a wrong body.",
             ),
-            bucket: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("artifactapi_bucket_waiting", "What waits to be done in S3."),
-                    &["what"],
-                ),
+            wrong_digests: by_remote(
+                "artifactapi_digest_mismatches_total",
+                "Bodies from upstream that had another digest than they must have.",
             ),
-            node_reachable: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "artifactapi_node_reachable",
-                        "Whether this node can read from another one.",
-                    ),
-                    &["node"],
-                ),
+            changed: by_remote(
+                "artifactapi_changed_artifacts_total",
+                "Immutable paths that upstream had other content for than before.",
             ),
-            bucket_takes: register(
-                &registry,
-                IntGauge::new(
-                    "artifactapi_bucket_takes_uploads",
-                    "Whether the last upload to S3 was not refused for all objects (a full bucket, a missing permission).",
-                ),
+            held: by_remote(
+                "artifactapi_quarantined_total",
+                "Requests for artifacts that are held back because they are new.",
             ),
-            bucket_counts: vector("artifactapi_bucket_total", "What was done in S3.", &["what"]),
-            fleet_counts: vector(
-                "artifactapi_fleet_total",
-                "What went between nodes through Redis.",
-                &["what"],
+            held_if_enforced: by_remote(
+                "artifactapi_quarantine_observed_total",
+                "Requests for artifacts that would be held back, and are served because quarantine only observes.",
             ),
-            shared: vector(
+            failed_views: register.counter(
+                "artifactapi_rewrite_failures_total",
+                "Documents that could not be rewritten.",
+            ),
+            escaped_links: register.counter(
+                "artifactapi_escaped_links_total",
+                "Links in rewritten documents that still name an upstream because they could not be read.",
+            ),
+            upstream_responses: register.counters(
+                "artifactapi_upstream_responses_total",
+                "Answers of upstream by status, redirects and challenges included.",
+                &[REMOTE, "status"],
+            ),
+            upstream_seconds: register.histograms(
+                "artifactapi_upstream_response_seconds",
+                "Time from a question sent to upstream to the head of its answer.",
+                REMOTE,
+                UPSTREAM_BUCKETS,
+            ),
+            upstream_bytes: by_remote(
+                "artifactapi_upstream_received_bytes_total",
+                "Bytes of bodies that came from upstream.",
+            ),
+            upstream_failures: register.counters(
+                "artifactapi_upstream_failures_total",
+                "Questions that upstream gave no usable answer to.",
+                &[REMOTE, "kind"],
+            ),
+            upstream_unasked: by_remote(
+                "artifactapi_upstream_unasked_total",
+                "Questions that upstream was not asked because its host was known to be away.",
+            ),
+            upstream_delayed: register.real_counters(
+                "artifactapi_upstream_delay_seconds_total",
+                "Time that questions and bodies waited because of a remote's cap.",
+                &[REMOTE, "cap"],
+            ),
+            evictions: register.counter(
+                "artifactapi_evictions_total",
+                "Objects removed because space was short.",
+            ),
+            evicted_bytes: register.counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
+            rate_limit: register.gauges(
+                "artifactapi_upstream_ratelimit_limit",
+                "Requests that upstream allows in its period, as it last said.",
+                &[REMOTE],
+            ),
+            rate_limit_left: register.gauges(
+                "artifactapi_upstream_ratelimit_remaining",
+                "Requests that upstream still allows in its period, as it last said.",
+                &[REMOTE],
+            ),
+            shared: register.counters(
                 "artifactapi_shared_total",
                 "Objects that came from the bucket or from another node instead of from upstream, and transfers between \
                  nodes that were taken up elsewhere.",
                 &["from"],
             ),
-            requests: vector(
-                "artifactapi_requests_total",
-                "Requests answered.",
-                &["remote", "status", "cache"],
-            ),
-            response_bytes: vector(
-                "artifactapi_response_bytes_total",
-                "Body bytes of artifact responses, by where they came from.",
-                &["remote", "source"],
-            ),
-            seconds: register(&registry, Histogram::with_opts(seconds)),
-            flights: counter("artifactapi_fills_total", "Fetches from upstream that were started."),
-            collapsed: counter("artifactapi_collapsed_total", "Requests that joined a fetch under way."),
-            failed_fills: counter(
-                "artifactapi_fill_failures_total",
-                "Fetches that ended early or with a wrong body.",
-            ),
-            wrong_digests: vector(
-                "artifactapi_digest_mismatches_total",
-                "Bodies from upstream that had another digest than they must have.",
-                &["remote"],
-            ),
-            changed: vector(
-                "artifactapi_changed_artifacts_total",
-                "Immutable paths that upstream had other content for than before.",
-                &["remote"],
-            ),
-            held: vector(
-                "artifactapi_quarantined_total",
-                "Requests for artifacts that are held back because they are new.",
-                &["remote"],
-            ),
-            held_if_enforced: vector(
-                "artifactapi_quarantine_observed_total",
-                "Requests for artifacts that would be held back, and are served because quarantine only observes.",
-                &["remote"],
-            ),
-            failed_views: counter(
-                "artifactapi_rewrite_failures_total",
-                "Documents that could not be rewritten.",
-            ),
-            escaped_links: counter(
-                "artifactapi_escaped_links_total",
-                "Links in rewritten documents that still name an upstream because they could not be read.",
-            ),
-            upstream_failures: vector(
-                "artifactapi_upstream_failures_total",
-                "Upstreams not reached.",
-                &["remote"],
-            ),
-            upstream_away: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new(
-                        "artifactapi_upstream_away",
-                        "Upstream hosts that did not answer and are not asked until a probe finds that they do.",
-                    ),
-                    &["host"],
-                ),
-            ),
-            upstream_unasked: vector(
-                "artifactapi_upstream_unasked_total",
-                "Questions that upstream was not asked because its host was known to be away.",
-                &["remote"],
-            ),
-            upstream_delayed: register(
-                &registry,
-                CounterVec::new(
-                    Opts::new(
-                        "artifactapi_upstream_delay_seconds_total",
-                        "Time that questions and bodies waited because of a remote's cap.",
-                    ),
-                    &["remote", "cap"],
-                ),
-            ),
-            evictions: counter(
-                "artifactapi_evictions_total",
-                "Objects removed because space was short.",
-            ),
-            evicted_bytes: counter("artifactapi_evicted_bytes_total", "Bytes that eviction freed."),
-            unstored: counter(
-                "artifactapi_store_failures_total",
-                "Times that something could not be stored.",
-            ),
-            lost: counter(
-                "artifactapi_damaged_objects_total",
-                "Stored files found damaged or unreadable, and dropped.",
-            ),
-            scrubbed_objects: counter(
-                "artifactapi_scrubbed_objects_total",
-                "Stored files compared with their digests by the scrubber.",
-            ),
-            scrubbed_bytes: counter("artifactapi_scrubbed_bytes_total", "Bytes that the scrubber has read."),
-            rate_limit: gauge(
-                "artifactapi_upstream_ratelimit_limit",
-                "Requests that upstream allows in its period, as it last said.",
-            ),
-            rate_limit_left: gauge(
-                "artifactapi_upstream_ratelimit_remaining",
-                "Requests that upstream still allows in its period, as it last said.",
-            ),
-            gauges: register(
-                &registry,
-                IntGaugeVec::new(
-                    Opts::new("artifactapi_tier", "Size of the tiers and queues."),
-                    &["tier", "what"],
-                ),
-            ),
-            generation: register(
-                &registry,
-                IntGauge::new(
-                    "artifactapi_config_generation",
-                    "Counts successful loads of the configuration.",
-                ),
-            ),
-            hits: ArcSwap::default(),
+            sampled: Sampled::new(register),
+            rendering: Mutex::default(),
             registry,
         }
     }
 
-    pub fn request(
-        &self,
-        remote: &str,
-        status: u16,
-        cache: &str,
-        source: Option<&'static str>,
-        sent: u64,
-        took: Duration,
-    ) {
-        self.seconds.observe(took.as_secs_f64());
-        if let (200, "hit", Some("cache")) = (status, cache, source) {
-            let hits = self.hits(remote);
-            hits.0.inc();
-            hits.1.inc_by(sent);
-            return;
-        }
+    /// The series of the remote of this name, which keeps them in `slot`.
+    pub fn series<'a>(&self, remote: &str, slot: &'a SeriesSlot) -> &'a RemoteSeries {
+        slot.get_or_init(|| {
+            Arc::new(RemoteSeries {
+                hits: self.requests.with_label_values(&[remote, "200", "hit"]),
+                hit_bytes: self.response_bytes.with_label_values(&[remote, "cache"]),
+                upstream_seconds: self.upstream_seconds.with_label_values(&[remote]),
+                upstream_bytes: self.upstream_bytes.with_label_values(&[remote]),
+            })
+        })
+    }
+
+    /// A plain hit was answered, which most requests are.
+    pub fn hit(&self, series: &RemoteSeries, sent: u64, took: Duration) {
+        self.hit_seconds.observe(took.as_secs_f64());
+        series.hits.inc();
+        series.hit_bytes.inc_by(sent);
+    }
+
+    /// Any request was answered.
+    pub fn request(&self, answered: &Answered<'_>) {
+        let &Answered {
+            remote, status, cache, ..
+        } = answered;
+        self.request_seconds
+            .with_label_values(&[cache])
+            .observe(answered.took.as_secs_f64());
         let mut buffer = [0; 3];
         self.requests
             .with_label_values(&[remote, digits(status, &mut buffer), cache])
             .inc();
-        if let Some(source) = source {
-            self.response_bytes.with_label_values(&[remote, source]).inc_by(sent);
+        if let Some(source) = answered.source {
+            let bytes = self.response_bytes.with_label_values(&[remote, source]);
+            bytes.inc_by(answered.sent);
         }
     }
 
-    /// The counters of plain hits, which are most of all requests: looked up by name once.
-    fn hits(&self, remote: &str) -> Arc<(IntCounter, IntCounter)> {
-        if let Some(hits) = self.hits.load().get(remote) {
-            return Arc::clone(hits);
-        }
-        let hits = Arc::new((
-            self.requests.with_label_values(&[remote, "200", "hit"]),
-            self.response_bytes.with_label_values(&[remote, "cache"]),
-        ));
-        self.hits.rcu(|known| {
-            let mut known = HashMap::clone(known);
-            known.insert(remote.to_owned(), Arc::clone(&hits));
-            known
-        });
-        hits
+    /// A fetch was begun, or joined.
+    pub fn flight(&self, remote: &str, joined: bool) {
+        let counter = if joined { &self.collapsed } else { &self.fills };
+        counter.with_label_values(&[remote]).inc();
     }
-
-    pub fn flight(&self, joined: bool) {
-        if joined {
-            self.collapsed.inc()
-        } else {
-            self.flights.inc()
-        }
-    }
-    pub fn fill_failed(&self) {
-        self.failed_fills.inc();
+    pub fn fill_failed(&self, remote: &str) {
+        self.failed_fills.with_label_values(&[remote]).inc();
     }
     pub fn wrong_digest(&self, remote: &str) {
         self.wrong_digests.with_label_values(&[remote]).inc();
@@ -412,8 +306,22 @@ impl Metrics {
     pub fn escaped_links(&self, links: u64) {
         self.escaped_links.inc_by(links);
     }
-    pub fn upstream_failed(&self, remote: &str) {
-        self.upstream_failures.with_label_values(&[remote]).inc();
+
+    /// Upstream answered a question by `status`, so long after it was sent.
+    pub fn upstream_answered(&self, remote: &str, series: &RemoteSeries, status: u16, took: Duration) {
+        series.upstream_seconds.observe(took.as_secs_f64());
+        let mut buffer = [0; 3];
+        let status = digits(status, &mut buffer);
+        self.upstream_responses.with_label_values(&[remote, status]).inc();
+    }
+
+    /// A piece of a body came from upstream.
+    pub fn upstream_sent(&self, series: &RemoteSeries, bytes: u64) {
+        series.upstream_bytes.inc_by(bytes);
+    }
+
+    pub fn upstream_failed(&self, remote: &str, kind: FailureKind) {
+        self.upstream_failures.with_label_values(&[remote, kind.label()]).inc();
     }
     /// Upstream was not asked, because its host is away.
     pub fn upstream_unasked(&self, remote: &str) {
@@ -436,79 +344,54 @@ impl Metrics {
 
     /// The text that Prometheus reads, with `samples` as of now.
     pub fn render(&self, samples: &Samples) -> String {
-        self.take_over(samples);
+        let _one_at_a_time = self.rendering.lock();
+        self.sampled.take_over(&self.registry, samples);
+        self.begin(&samples.remotes);
+        let mut families = self.registry.gather();
+        end(&mut families, &samples.remotes);
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
             tracing::error!(%error, "metrics could not be written");
         }
         String::from_utf8_lossy(&text).into_owned()
     }
 
-    fn take_over(&self, samples: &Samples) {
-        for standing in &samples.dependencies {
-            let up = self.dependency_up.with_label_values(&[standing.name]);
-            up.set(i64::from(standing.healthy));
-            for (counter, of) in &self.dependency_counts {
-                raise(&counter.with_label_values(&[standing.name]), of(standing));
+    /// Lets what is to be watched begin at 0: of a series that begins at 1, Prometheus sees no increase.
+    fn begin(&self, remotes: &[String]) {
+        let rare = [
+            &self.wrong_digests,
+            &self.changed,
+            &self.held,
+            &self.held_if_enforced,
+            &self.failed_fills,
+            &self.fills,
+            &self.collapsed,
+            &self.upstream_unasked,
+        ];
+        for remote in remotes {
+            for counter in rare {
+                counter.with_label_values(&[remote]);
             }
-            if let Some(ahead) = standing.clock_ahead {
-                let clock = self.dependency_clock.with_label_values(&[standing.name]);
-                clock.set(ahead as f64 / 1e6);
-            }
-            let seconds = self.dependency_seconds.with_label_values(&[standing.name]);
-            seconds.inc_by((standing.answered.as_secs_f64() - seconds.get()).max(0.0));
-        }
-        let up = self.dependency_up.with_label_values(&["disk"]);
-        up.set(i64::from(samples.disk_takes));
-        for (tier, what, value) in &samples.tiers {
-            set(&self.gauges.with_label_values(&[tier, what]), *value);
-        }
-        raise(&self.unstored, samples.unstored);
-        raise(&self.lost, samples.lost);
-        raise(&self.scrubbed_objects, samples.scrubbed_objects);
-        raise(&self.scrubbed_bytes, samples.scrubbed_bytes);
-        if let Some(bucket) = &samples.bucket {
-            self.bucket_takes.set(i64::from(bucket.takes));
-            for (what, value) in bucket.waiting {
-                set(&self.bucket.with_label_values(&[what]), value);
-            }
-            for (what, value) in bucket.done {
-                raise(&self.bucket_counts.with_label_values(&[what]), value);
+            for kind in FailureKind::ALL {
+                self.upstream_failures
+                    .with_label_values(&[remote.as_str(), kind.label()]);
             }
         }
-        for (what, value) in samples.fleet.iter().flatten() {
-            raise(&self.fleet_counts.with_label_values(&[what]), *value);
-        }
-        self.node_reachable.reset();
-        for (url, reachable) in &samples.nodes {
-            let node = self.node_reachable.with_label_values(&[url]);
-            node.set(i64::from(*reachable));
-        }
-        self.upstream_away.reset();
-        for host in &samples.upstreams_away {
-            self.upstream_away.with_label_values(&[host]).set(1);
-        }
-        set(&self.generation, samples.generation);
     }
 }
 
-/// Sets a gauge.
-fn set(gauge: &IntGauge, value: u64) {
-    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-}
-
-/// Brings a counter up to what is counted elsewhere.
-fn raise(counter: &IntCounter, value: u64) {
-    counter.inc_by(value.saturating_sub(counter.get()));
-}
-
-/// Registers what was made. Both steps fail only for names that are wrong or there twice, which the first start shows.
-fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let made = made.unwrap_or_else(|error| unreachable!("a metric's name is a constant: {error}"));
-    if let Err(error) = registry.register(Box::new(made.clone())) {
-        tracing::error!(%error, "a metric is not exported");
+/// Ends the series of remotes that are not configured any more: a request that was under way may have counted in them since.
+fn end(families: &mut Vec<proto::MetricFamily>, remotes: &[String]) {
+    let is_known = |metric: &proto::Metric| {
+        let remote = metric.get_label().iter().find(|label| label.name() == REMOTE);
+        remote.is_none_or(|remote| remote.value().is_empty() || remotes.iter().any(|known| known == remote.value()))
+    };
+    for family in families.iter_mut() {
+        let kept: Vec<proto::Metric> = family.take_metric().into_iter().filter(is_known).collect();
+        family.set_metric(kept);
     }
-    made
+    // A family without series cannot be written.
+    families.retain(|family| !family.get_metric().is_empty());
 }
 
 fn digits(status: u16, buffer: &mut [u8; 3]) -> &str {
@@ -516,4 +399,55 @@ fn digits(status: u16, buffer: &mut [u8; 3]) -> &str {
         buffer[index] = b'0' + u8::try_from(status / power % 10).unwrap_or(0);
     }
     std::str::from_utf8(buffer).unwrap_or("000")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(remotes: &[&str]) -> Samples {
+        Samples {
+            remotes: remotes.iter().map(|name| (*name).to_owned()).collect(),
+            ..Samples::default()
+        }
+    }
+
+    #[test]
+    fn the_series_of_a_removed_remote_end() {
+        let metrics = Metrics::new();
+        let slot = SeriesSlot::new();
+        metrics.hit(metrics.series("gone", &slot), 7, Duration::from_micros(50));
+        metrics.hit(metrics.series("gone", &slot), 7, Duration::from_micros(50));
+        let hits = r#"artifactapi_requests_total{cache="hit",remote="gone",status="200"} 2"#;
+        assert!(metrics.render(&samples(&["gone", "kept"])).contains(hits));
+        let text = metrics.render(&samples(&["kept"]));
+        assert!(!text.contains("gone") && text.contains(r#"remote="kept""#), "{text}");
+        // What has no remote stays.
+        metrics.request(&Answered {
+            remote: "",
+            status: 404,
+            cache: "none",
+            source: None,
+            sent: 0,
+            took: Duration::ZERO,
+        });
+        let text = metrics.render(&samples(&[]));
+        assert!(
+            text.contains(r#"artifactapi_requests_total{cache="none",remote="",status="404"} 1"#),
+            "{text}"
+        );
+        // A remote that comes back goes on where it was.
+        assert!(metrics.render(&samples(&["gone"])).contains(hits));
+    }
+
+    #[test]
+    fn what_is_watched_begins_at_zero() {
+        let text = Metrics::new().render(&samples(&["a"]));
+        for line in [
+            r#"artifactapi_digest_mismatches_total{remote="a"} 0"#,
+            r#"artifactapi_upstream_failures_total{kind="timeout",remote="a"} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
 }

@@ -59,6 +59,11 @@ impl State {
         InFlight(Arc::clone(self))
     }
 
+    /// How many requests are being answered.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
     /// Whether the last reload failed, so that the configuration before it is still in force.
     pub fn last_reload_failed(&self) -> bool {
         self.last_reload_failed.load(Ordering::Relaxed)

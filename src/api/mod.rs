@@ -12,6 +12,7 @@ use pingora_error::Result;
 use pingora_proxy::Session;
 use serde_json::json;
 
+use crate::access_log::AccessLog;
 use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
 use crate::cache::Key;
@@ -57,6 +58,7 @@ pub struct Api {
     views: Arc<Views>,
     metrics: Arc<Metrics>,
     backends: Backends,
+    log: Option<Arc<AccessLog>>,
     /// What is held back, and was asked for.
     pub asked: quarantine::Asked,
 }
@@ -68,6 +70,7 @@ impl Api {
         views: Arc<Views>,
         metrics: Arc<Metrics>,
         backends: Backends,
+        log: Option<Arc<AccessLog>>,
     ) -> Self {
         Api {
             state,
@@ -75,6 +78,7 @@ impl Api {
             views,
             metrics,
             backends,
+            log,
             asked: quarantine::Asked::default(),
         }
     }

@@ -8,7 +8,7 @@ use crate::bucket::BucketStatus;
 use crate::config::Config;
 use crate::fill::neighbours::Neighbour;
 use crate::fleet::FleetStatus;
-use crate::metrics::{BucketSamples, Samples};
+use crate::metrics::{BucketSamples, FleetSamples, Samples};
 
 impl Api {
     /// Samples of all that is counted elsewhere, now.
@@ -16,31 +16,28 @@ impl Api {
         let store = self.fills.store.stats();
         let catalog = self.fills.catalog.status();
         let fleet = self.backends.fleet.as_ref().map(|fleet| fleet.status());
-        let mut tiers = vec![
-            ("disk", "bytes", store.disk_bytes),
-            ("disk", "limit_bytes", store.disk_limit),
-            ("disk", "scrubbed_percent", store.scrubbed.percent),
-            ("disk", "scrub_rounds", store.scrubbed.rounds),
-            ("memory", "bytes", store.memory_bytes),
-            ("memory", "objects", store.memory_items as u64),
-            ("growing", "objects", store.growing as u64),
-            ("catalogue", "queued", catalog.queued as u64),
-            ("catalogue", "dropped", catalog.dropped_hits + catalog.dropped_changes),
-        ];
-        if let Some(fleet) = &fleet {
-            tiers.push(("fleet", "behind", fleet.behind));
-            tiers.push(("fleet", "outbox", (fleet.outbox + fleet.unsent_flushes) as u64));
-            tiers.push(("fleet", "listening", u64::from(fleet.listening)));
-        }
         Samples {
             generation: config.generation,
+            remotes: config.remotes.keys().cloned().collect(),
+            in_flight: self.state.in_flight() as u64,
+            fetches: self.fills.upstream.fetches(),
             dependencies: self.backends.standings(),
             disk_takes: store.starved.is_none(),
-            tiers,
+            tiers: [
+                ("disk", store.disk_bytes, store.disk_limit),
+                ("memory", store.memory_bytes, config.settings.cache.memory_bytes),
+            ],
+            memory_objects: store.memory_items as u64,
+            growing_objects: store.growing as u64,
+            scrub_progress: store.scrubbed.percent as f64 / 100.0,
+            scrub_rounds: store.scrubbed.rounds,
+            catalogue_queue: catalog.queued as u64,
+            catalogue_dropped: catalog.dropped_hits + catalog.dropped_changes,
             unstored: store.unstored,
             lost: store.lost,
             scrubbed_objects: store.scrubbed.objects,
             scrubbed_bytes: store.scrubbed.bytes,
+            log_dropped: self.log.as_ref().map_or(0, |log| log.dropped()),
             bucket: self.backends.bucket.as_ref().map(|bucket| of_bucket(&bucket.status())),
             fleet: fleet.as_ref().map(between_nodes),
             nodes: reachable(self.backends.neighbours.list()),
@@ -52,35 +49,37 @@ impl Api {
 fn of_bucket(bucket: &BucketStatus) -> BucketSamples {
     BucketSamples {
         takes: bucket.refusing.is_none(),
-        waiting: [
+        queue: [
             ("uploads", bucket.uploads_waiting),
-            ("upload_bytes", bucket.bytes_waiting),
             ("removals", bucket.removals_waiting),
-            (
-                "oldest_upload_seconds",
-                bucket.oldest_waiting.as_ref().map_or(0, Duration::as_secs),
-            ),
         ],
+        queue_bytes: bucket.bytes_waiting,
+        oldest_seconds: bucket.oldest_waiting.as_ref().map_or(0, Duration::as_secs),
         done: [
             ("uploads", bucket.uploaded),
-            ("uploaded_bytes", bucket.uploaded_bytes),
             ("failures", bucket.failed),
             ("removals", bucket.removed),
             ("unfit", bucket.unfit),
             ("outdated", bucket.outdated),
             ("missing", bucket.missing),
         ],
+        uploaded_bytes: bucket.uploaded_bytes,
     }
 }
 
-fn between_nodes(fleet: &FleetStatus) -> [(&'static str, u64); 5] {
-    [
-        ("received", fleet.received),
-        ("sent", fleet.sent),
-        ("locks_taken", fleet.taken),
-        ("locks_lost", fleet.lost),
-        ("locks_waited_for", fleet.waited),
-    ]
+fn between_nodes(fleet: &FleetStatus) -> FleetSamples {
+    FleetSamples {
+        done: [
+            ("received", fleet.received),
+            ("sent", fleet.sent),
+            ("locks_taken", fleet.taken),
+            ("locks_lost", fleet.lost),
+            ("locks_waited_for", fleet.waited),
+        ],
+        behind: fleet.behind,
+        queue: (fleet.outbox + fleet.unsent_flushes) as u64,
+        listening: fleet.listening,
+    }
 }
 
 fn reachable(neighbours: Vec<Neighbour>) -> BTreeMap<String, bool> {

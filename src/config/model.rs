@@ -19,6 +19,7 @@ use super::pattern::{PackagePattern, Pattern};
 use super::quarantine::Quarantine;
 use super::verify::Verify;
 use crate::headers::{Keep, Names};
+use crate::metrics::SeriesSlot;
 
 /// One immutable, validated snapshot of everything that was configured. A request takes one at its start and keeps it
 /// to its end, so that a reload never mixes two configurations in one answer.
@@ -52,6 +53,7 @@ pub struct Settings {
     pub resolver: Vec<SocketAddr>,
     /// What is in flight when a signal stops the service has this long.
     pub stop_timeout: Duration,
+    pub access_log: LogTarget,
     pub tls: Option<Tls>,
     pub cache: CacheSettings,
     pub clients: ClientSettings,
@@ -66,6 +68,15 @@ pub struct Settings {
     pub s3: Option<S3>,
     pub node_url: Option<Url>,
     pub node_secret: Option<Secret>,
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum LogTarget {
+    #[default]
+    Off,
+    Stdout,
+    File(PathBuf),
 }
 
 /// Certificate and key files of the listeners.
@@ -350,6 +361,8 @@ pub struct Remote {
     pub refresh_ahead: bool,
     pub timeouts: Timeouts,
     pub caps: Caps,
+    /// What is counted of it.
+    pub series: SeriesSlot,
 }
 
 impl Remote {

@@ -8,7 +8,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::model::{
-    CacheSettings, Config, CredentialsWithin, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings, Timeouts,
+    CacheSettings, Config, CredentialsWithin, LogTarget, MinFree, Password, ProxyUrl, Remote, RemoteType, Settings,
+    Timeouts,
 };
 use super::own_keys::KnownKeys;
 use super::pattern::PackagePattern;
@@ -167,6 +168,11 @@ fn settings_json(settings: &Settings) -> Value {
         "trusted_proxies": settings.trusted_proxies.iter().map(ToString::to_string).collect::<Vec<_>>(),
         "resolver": settings.resolver,
         "stop_timeout": seconds(settings.stop_timeout),
+        "access_log": match &settings.access_log {
+            LogTarget::Off => "off".into(),
+            LogTarget::Stdout => "stdout".into(),
+            LogTarget::File(path) => path.to_string_lossy(),
+        },
         "tls": settings.tls.as_ref().map(|tls| json!({
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),

@@ -322,6 +322,7 @@ impl Reader<'_> {
                 .as_ref()
                 .map_or(self.timeouts, |s| settings::timeouts(s, self.timeouts)),
             caps: upstream.as_ref().map(caps).unwrap_or_default(),
+            series: Default::default(),
         };
         contradictions(&section, entry, &remote, &self.own_keys);
         (remote, hosts)

@@ -16,8 +16,8 @@ use super::context::Context;
 use super::environment::Environment;
 use super::flags::Flags;
 use super::model::{
-    CacheSettings, ClientSettings, Database, DatabaseTls, MinFree, OutboundProxies, S3, Secret, Settings, Timeouts,
-    Tls, TlsMode, UpstreamSettings,
+    CacheSettings, ClientSettings, Database, DatabaseTls, LogTarget, MinFree, OutboundProxies, S3, Secret, Settings,
+    Timeouts, Tls, TlsMode, UpstreamSettings,
 };
 use super::package::{DefaultRemote, Package};
 use super::problem::{Fault, Report};
@@ -32,6 +32,7 @@ const KEYS: &[&str] = &[
     "trusted_proxies",
     "resolver",
     "stop_timeout",
+    "access_log",
     "cache",
     "clients",
     "upstream",
@@ -100,6 +101,7 @@ struct FromFile {
     trusted_proxies: Vec<IpNet>,
     resolver: Vec<SocketAddr>,
     stop_timeout: Duration,
+    access_log: LogTarget,
     cache: CacheSettings,
     clients: ClientSettings,
     upstream: UpstreamSettings,
@@ -117,6 +119,7 @@ impl Default for FromFile {
             trusted_proxies: vec![IpNet::V4(loopback4), IpNet::V6(loopback6)],
             resolver: Vec::new(),
             stop_timeout: Duration::from_secs(30),
+            access_log: LogTarget::Off,
             cache: CacheSettings {
                 disk_bytes: 50_000_000_000,
                 disk_min_free: MinFree::Percent(5.0),
@@ -172,6 +175,7 @@ pub(super) fn read(
         trusted_proxies: file.trusted_proxies,
         resolver: file.resolver,
         stop_timeout: file.stop_timeout,
+        access_log: file.access_log,
         tls: file.tls,
         cache: file.cache,
         clients: file.clients,
@@ -285,6 +289,9 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
     if let Some(limit) = top.timeout("stop_timeout") {
         result.stop_timeout = limit;
     }
+    if let Some(target) = top.parse("access_log", |text| log_target(text, &cx)) {
+        result.access_log = target;
+    }
     let cache_keys = ["disk_bytes", "disk_min_free", "memory_bytes", "sync", "scrub_rate"];
     if let Some(cache) = top.section("cache", &cache_keys) {
         let defaults = result.cache;
@@ -325,6 +332,21 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
         }
     }
     result
+}
+
+fn log_target(text: &str, cx: &Context<'_>) -> Result<LogTarget, Fault> {
+    match text {
+        "off" | "false" => Ok(LogTarget::Off),
+        "stdout" => Ok(LogTarget::Stdout),
+        _ => {
+            let path = cx.resolve(text);
+            match path.parent() {
+                Some(folder) if folder.is_dir() && !path.is_dir() => Ok(LogTarget::File(path)),
+                _ => Err(Fault::new("is no file in a folder that exists")
+                    .hint("write off, stdout, or a file; its path is relative to this file")),
+            }
+        }
+    }
 }
 
 fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSettings {

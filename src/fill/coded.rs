@@ -36,7 +36,7 @@ impl Fills {
             Ok(object) => Outcome::Object(object, How::Fetched),
             Err(reason) => {
                 tracing::warn!(key = %wanted.key.shown(), %reason, "a transfer from upstream failed");
-                self.metrics.fill_failed();
+                self.metrics.fill_failed(&wanted.remote().name);
                 let failure = Failure {
                     status: 502,
                     reason,

@@ -166,7 +166,7 @@ impl Fills {
                     let (fills, manifest) = (Arc::clone(self), manifest.clone());
                     tokio::spawn(async move { fills.note_doubt(&manifest).await });
                 }
-                self.metrics.fill_failed();
+                self.metrics.fill_failed(&wanted.remote().name);
                 tracing::warn!(key = %growing.key.shown(), url = %without_query(&wanted.url), %reason, "a transfer from upstream failed");
             }
         }

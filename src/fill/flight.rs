@@ -10,6 +10,7 @@ use super::outcome::{busy, offline};
 use super::turn::Turn;
 use super::{Answer, Fills, How, Outcome, PATIENCE, Purpose, Wanted};
 use crate::cache::{Hash, now_ms};
+use crate::on_behalf;
 
 /// A fetch that others asked for by another name, and were refused, is joined at most so often.
 const MAX_JOINS: usize = 4;
@@ -32,6 +33,7 @@ pub(super) type Slot = (Hash, bool, usize);
 impl Fills {
     /// Fetches `wanted`, or joins the fetch of it. The second value tells whether it was joined.
     pub async fn obtain(self: &Arc<Self>, wanted: Wanted, method: Method) -> (Outcome, bool) {
+        let _waiting = on_behalf::waiting();
         for _ in 0..MAX_JOINS {
             let (outcome, joined) = self.join(wanted.clone(), method.clone()).await;
             match (&outcome, joined) {
@@ -51,6 +53,7 @@ impl Fills {
             method == Method::HEAD,
             Arc::as_ptr(wanted.remote()) as usize,
         );
+        let asset = Arc::clone(&wanted.asset);
         let (mut outcome, joined) = {
             let mut flights = self.flights.lock();
             match flights.get(&slot) {
@@ -64,12 +67,12 @@ impl Fills {
                     });
                     flights.insert(slot, Arc::clone(&flight));
                     let outcome = flight.outcome.subscribe();
-                    tokio::spawn(Arc::clone(self).fly(wanted, method, flight, slot));
+                    tokio::spawn(on_behalf::same(Arc::clone(self).fly(wanted, method, flight, slot)));
                     (outcome, None)
                 }
             }
         };
-        self.metrics.flight(joined.is_some());
+        self.metrics.flight(&asset.remote.name, joined.is_some());
         let landed = tokio::time::timeout(PATIENCE, outcome.wait_for(Option::is_some)).await;
         let outcome = match landed {
             Ok(Ok(outcome)) => outcome.clone(),

@@ -102,7 +102,7 @@ impl Fills {
         previous: Option<Arc<Object>>,
         failure: Failure,
     ) -> Outcome {
-        self.metrics.upstream_failed(&wanted.asset.remote.name);
+        self.metrics.upstream_failed(&wanted.asset.remote.name, failure.kind());
         tracing::warn!(remote = %wanted.asset.remote.name, url = %without_query(&wanted.url), reason = %failure.reason, stored = previous.is_some(), "upstream failed");
         match self.unless_gone(previous) {
             Some(previous) if failure.unreachable => self.stale(wanted, &previous, None).await,

@@ -259,7 +259,7 @@ impl Fills {
             }
             Finish::Dropped => None,
             Finish::Failed(reason) | Finish::Wrong(reason) | Finish::Changed(reason) => {
-                self.metrics.fill_failed();
+                self.metrics.fill_failed(&wanted.remote().name);
                 tracing::warn!(key = %growing.key.shown(), %reason, "what another node or the bucket has is of no use");
                 source.is_wrong().await;
                 None

@@ -56,6 +56,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         refuses_changes: false,
         client_revalidation: false,
         own: OwnKeys::default(),
+        series: Default::default(),
         ttl: Ttls {
             immutable: Duration::ZERO,
             mutable: Duration::from_secs(3600),

@@ -320,7 +320,7 @@ impl Client {
                 self.refuse(session, Some(request.format), problem).await
             }
             Outcome::Answer(answer) => {
-                ctx.cache = forwarded;
+                ctx.cache = if expired { "expired" } else { "miss" };
                 let status = match &answer.reason {
                     Some(_) => format!("artifactapi; fwd={forwarded}{collapsed}"),
                     None => format!("artifactapi; fwd={forwarded}; fwd-status={}{collapsed}", answer.status),

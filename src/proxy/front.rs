@@ -8,6 +8,7 @@ use std::cell::LazyCell;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,8 +32,11 @@ use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
 use super::wire::{self, Head, Refusal};
 use super::{Client, Hooks, root, serve};
+use crate::access_log::{self, Asked, Line};
 use crate::cache::{Body, Object, Reader};
 use crate::config::ClientSettings;
+use crate::metrics::Answered;
+use crate::on_behalf;
 use crate::session::public::{self, Arrival};
 use crate::session::writing;
 
@@ -95,13 +99,13 @@ impl Front {
     /// Serves a connection to its end.
     async fn connection(&self, stream: Tcp, shutdown: &ShutdownWatch) -> Option<Stream> {
         let mut gate = Gate::new(here(stream).ok()?, self.limits);
-        let mut head = Vec::with_capacity(512);
+        let mut writing = Writing::default();
         // Only a new connection can begin with the preface of HTTP/2.
         let mut may_be_http2 = true;
         loop {
-            match self.next(&mut gate, may_be_http2, &mut head).await.ok()? {
+            match self.next(&mut gate, may_be_http2, &mut writing).await.ok()? {
                 Request::Hit(hit) if !*shutdown.borrow() => {
-                    self.answer(&mut gate.stream, &head, &hit).await.ok()?;
+                    self.answer(&mut gate.stream, &mut writing, &hit).await.ok()?;
                     gate.received.advance(hit.request.length);
                 }
                 Request::Hit(Answer { request, .. }) | Request::Other(request) => {
@@ -134,6 +138,11 @@ fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
     Ok(Box::new(stream))
 }
 
+fn peer_of(stream: &Tcp) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    Some(digest.peer_addr()?.as_inet()?.ip())
+}
+
 /// The socket below a stream, for what the stream itself cannot do.
 fn socket_of(stream: &Tcp) -> BorrowedFd<'_> {
     // SAFETY: the stream owns the descriptor and is borrowed for as long as it is used.
@@ -155,6 +164,17 @@ enum Request {
     Refused(Refusal),
 }
 
+/// What is written for a hit. The connection keeps the memory for the next one.
+#[derive(Default)]
+struct Writing {
+    /// The response's, whole.
+    head: Vec<u8>,
+    /// The request's.
+    id: Vec<u8>,
+    /// Of the access log.
+    line: Line,
+}
+
 struct Answer {
     request: Head,
     started: Instant,
@@ -167,7 +187,7 @@ impl Front {
     ///
     /// # Errors
     /// The client is gone, or said nothing for too long.
-    async fn next(&self, gate: &mut Gate, may_be_http2: bool, head: &mut Vec<u8>) -> io::Result<Request> {
+    async fn next(&self, gate: &mut Gate, may_be_http2: bool, writing: &mut Writing) -> io::Result<Request> {
         let Gate { stream, received, .. } = gate;
         let mut begun: Option<Instant> = None;
         // A head ends with a line: nothing but that makes another look worth while.
@@ -187,7 +207,7 @@ impl Front {
             }
             if !received.is_empty() {
                 let may_be_http2 = may_be_http2 && empty_lines == 0;
-                if has_line && let Some(request) = self.read(stream, received, may_be_http2, head) {
+                if has_line && let Some(request) = self.read(stream, received, may_be_http2, writing) {
                     return Ok(request);
                 }
                 if received.len() >= self.limits.head_bytes {
@@ -209,7 +229,7 @@ impl Front {
     }
 
     /// Reads what was received so far; `None`: the head goes on.
-    fn read(&self, stream: &Tcp, received: &[u8], may_be_http2: bool, head: &mut Vec<u8>) -> Option<Request> {
+    fn read(&self, stream: &Tcp, received: &[u8], may_be_http2: bool, writing: &mut Writing) -> Option<Request> {
         if may_be_http2 && HTTP_2.starts_with(&received[..received.len().min(HTTP_2.len())]) {
             return (received.len() >= HTTP_2.len()).then_some(Request::Http2);
         }
@@ -218,7 +238,7 @@ impl Front {
             Ok(read) => read?,
             Err(refusal) => return Some(Request::Refused(refusal)),
         };
-        Some(match self.hit(stream, &request, head) {
+        Some(match self.hit(stream, &request, writing) {
             Some((object, resolved, started)) => Request::Hit(Answer {
                 request: read,
                 started,
@@ -234,7 +254,7 @@ impl Front {
         &self,
         stream: &Tcp,
         request: &httparse::Request<'_, '_>,
-        head: &mut Vec<u8>,
+        writing: &mut Writing,
     ) -> Option<(Arc<Object>, Arc<Resolved>, Instant)> {
         let started = Instant::now();
         let plain = Plain::read(request)?;
@@ -244,9 +264,7 @@ impl Front {
         let arrival = || Arrival {
             headers: &fields,
             authority: plain.host,
-            peer: stream
-                .get_socket_digest()
-                .and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip())),
+            peer: peer_of(stream),
             tls: false,
         };
         let host = match config.hosts.is_empty() {
@@ -258,22 +276,52 @@ impl Front {
         let lines = root::lines_of_hits(&resolved, plain.target)?;
         let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
         let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
-        serve::write_head(&hit.object, &hit.dress, lines, head)?;
+        let Writing { head, id, line } = writing;
+        id.clear();
+        match plain.id {
+            Some(given) => id.extend_from_slice(given.as_bytes()),
+            None => on_behalf::write_new(id),
+        }
+        serve::write_head(&hit.object, &hit.dress, (lines, id), head)?;
+        if client.log.is_some() {
+            let asked = Asked {
+                id,
+                client: match plain.is_forwarded {
+                    true => public::client(&config.settings.trusted_proxies, &arrival()),
+                    false => peer_of(stream).map(|peer| peer.to_canonical()),
+                },
+                method: request.method,
+                target: Some(plain.target),
+                protocol: "HTTP/1.1",
+                user_agent: plain.user_agent,
+            };
+            line.begin(&asked, Duration::ZERO);
+        }
         Some((hit.object, Arc::clone(&resolved), started))
     }
 
-    async fn answer(&self, stream: &mut Tcp, head: &[u8], answer: &Answer) -> io::Result<()> {
+    async fn answer(&self, stream: &mut Tcp, writing: &mut Writing, answer: &Answer) -> io::Result<()> {
         let client = &self.client;
         let _in_flight = client.state.enter();
         client.fills.store.count_use(&answer.object);
-        let sent = send(stream, head, &answer.object, self.limits.write_timeout).await;
-        let remote = answer.resolved.remote.name.as_str();
+        let sent = send(stream, &writing.head, &answer.object, self.limits.write_timeout).await;
+        let remote = &answer.resolved.remote;
         let length = sent.as_ref().map_or(0, |()| answer.object.length().unwrap_or(0));
-        client
-            .metrics
-            .request(remote, 200, "hit", Some("cache"), length, answer.started.elapsed());
+        let took = answer.started.elapsed();
+        let series = client.metrics.series(&remote.name, &remote.series);
+        client.metrics.hit(series, length, took);
+        if let Some(log) = &client.log {
+            log.push(writing.line.end(&access_log::Answered {
+                remote: Some(&remote.name),
+                status: 200,
+                bytes: length,
+                cache: "hit",
+                took,
+                upstream: None,
+            }));
+        }
         if let Err(error) = &sent {
-            tracing::debug!(%error, remote, status = 200, "a response ended early");
+            tracing::debug!(%error, remote = %remote.name, status = 200, "a response ended early");
         }
         sent
     }
@@ -284,19 +332,48 @@ impl Front {
         let phrase = StatusCode::from_u16(status)
             .ok()
             .and_then(|status| status.canonical_reason());
+        let mut id = Vec::new();
+        on_behalf::write_new(&mut id);
         let head = format!(
-            "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nCache-Control: no-store\r\n\
+            "HTTP/1.1 {status} {}\r\nContent-Type: application/json\r\nCache-Control: no-store\r\nX-Request-Id: {}\r\n\
              Content-Length: {}\r\nDate: {}\r\nConnection: close\r\n\r\n",
             phrase.unwrap_or("Refused"),
+            String::from_utf8_lossy(&id),
             body.len(),
             httpdate::fmt_http_date(SystemTime::now()),
         );
         write_all(stream, head.as_bytes(), body.as_bytes(), self.limits.write_timeout).await?;
         flush(stream, self.limits.write_timeout).await?;
-        let sent = body.len() as u64;
-        self.client
-            .metrics
-            .request("", status, "none", None, sent, started.elapsed());
+        let took = started.elapsed();
+        self.client.metrics.request(&Answered {
+            remote: "",
+            status,
+            cache: "none",
+            source: None,
+            sent: 0,
+            took,
+        });
+        if let Some(log) = &self.client.log {
+            let mut line = Line::default();
+            // Who it is for a proxy cannot be read either.
+            let asked = Asked {
+                id: &id,
+                client: peer_of(stream).map(|peer| peer.to_canonical()),
+                method: None,
+                target: None,
+                protocol: "HTTP/1.1",
+                user_agent: None,
+            };
+            line.begin(&asked, took);
+            log.push(line.end(&access_log::Answered {
+                remote: None,
+                status,
+                bytes: body.len() as u64,
+                cache: "none",
+                took,
+                upstream: None,
+            }));
+        }
         stream.shutdown().await
     }
 
@@ -402,6 +479,10 @@ struct Plain<'a> {
     host: Option<&'a str>,
     accept: Option<&'a str>,
     accepts_gzip: bool,
+    id: Option<&'a str>,
+    user_agent: Option<&'a [u8]>,
+    /// A proxy says for whom it asks.
+    is_forwarded: bool,
 }
 
 impl<'a> Plain<'a> {
@@ -416,6 +497,9 @@ impl<'a> Plain<'a> {
             host: None,
             accept: None,
             accepts_gzip: false,
+            id: None,
+            user_agent: None,
+            is_forwarded: false,
         };
         let mut codings = None;
         for field in request.headers.iter() {
@@ -428,6 +512,19 @@ impl<'a> Plain<'a> {
                 4 if is("host") => once(&mut plain.host).is_none(),
                 6 if is("accept") => once(&mut plain.accept).is_none(),
                 15 if is("accept-encoding") => once(&mut codings).is_none(),
+                9 => {
+                    plain.is_forwarded |= is("forwarded");
+                    false
+                }
+                10 if is("user-agent") => {
+                    plain.user_agent = Some(field.value);
+                    false
+                }
+                12 if is("x-request-id") => once(&mut plain.id).is_none() || !on_behalf::is_sane(field.value),
+                15 if is("x-forwarded-for") => {
+                    plain.is_forwarded = true;
+                    false
+                }
                 10 if is("connection") => !field.value.eq_ignore_ascii_case(b"keep-alive"),
                 5 => is("range"),
                 6 => is("expect"),

@@ -27,10 +27,12 @@ mod route;
 mod serve;
 mod stand_in;
 mod threads;
+mod voice;
 mod wire;
 
 use std::ops::Deref;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -41,8 +43,11 @@ use pingora_error::{Error, ErrorSource, ErrorType, Result};
 use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
+use crate::access_log::{self, AccessLog, Asked, Line};
 use crate::cache::Object;
 use crate::config::Config;
+use crate::metrics::Answered;
+use crate::on_behalf::{self, OnBehalf, RequestId};
 use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
@@ -51,6 +56,7 @@ pub use front::Front;
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
+use voice::Voice;
 use wire::Refusal;
 
 /// [`Client`] for Pingora, which wants to own it.
@@ -74,10 +80,15 @@ impl ProxyHttp for Hooks {
 
     fn init_downstream_modules(&self, modules: &mut HttpModules) {
         // In place of Pingora's compression, which is never used here.
-        modules.add_module(Box::new(root::VoiceBuilder));
+        modules.add_module(Box::new(voice::VoiceBuilder));
     }
 
-    async fn early_request_filter(&self, session: &mut Session, _: &mut Ctx) -> Result<()> {
+    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Ctx) -> Result<()> {
+        let id = RequestId::of(&session.req_header().headers);
+        if let Some(voice) = session.downstream_modules_ctx.get_mut::<Voice>() {
+            voice.id = Some(id.clone());
+        }
+        ctx.request = Some(OnBehalf::new(id));
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
             session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
@@ -130,9 +141,11 @@ impl ProxyHttp for Hooks {
                 return Ok(true);
             }
             ctx.remote = Some(Arc::clone(&resolved.remote));
+            let request = ctx.request();
             // What waits is set up apart, so that what does not stays small.
-            return Box::pin(self.resolved(session, ctx, &config, resolved)).await;
+            return Box::pin(on_behalf::of(request, self.resolved(session, ctx, &config, resolved))).await;
         }
+        let request = ctx.request();
         match route::route(&config, &host, target) {
             Route::Artifact {
                 remote,
@@ -146,13 +159,23 @@ impl ProxyHttp for Hooks {
                     bound_host,
                     below_root: false,
                 };
-                Box::pin(self.artifact(session, ctx, &config, remote, target, hot)).await
+                Box::pin(on_behalf::of(
+                    request,
+                    self.artifact(session, ctx, &config, remote, target, hot),
+                ))
+                .await
             }
             Route::Endpoint(endpoint) => {
                 Box::pin(self.api.answer(session, &config, endpoint)).await?;
                 Ok(true)
             }
-            Route::Root(asked) => Box::pin(self.below_root(session, ctx, &config, asked, hot)).await,
+            Route::Root(asked) => {
+                Box::pin(on_behalf::of(
+                    request,
+                    self.below_root(session, ctx, &config, asked, hot),
+                ))
+                .await
+            }
             Route::UnknownRemote { name, path } => {
                 let detail = "there is no such remote; `GET /` lists those there are";
                 reply::problem(session, None, Problem::new(404, detail).at(&name, &path)).await?;
@@ -196,9 +219,19 @@ impl ProxyHttp for Hooks {
         let status = session
             .response_written()
             .map_or(0, |response| response.status.as_u16());
-        let remote = ctx.remote.as_ref().map_or("", |remote| remote.name.as_str());
-        self.metrics
-            .request(remote, status, ctx.cache, ctx.source, ctx.sent, ctx.started.elapsed());
+        let remote = ctx.remote.as_ref().map(|remote| remote.name.as_str());
+        let took = ctx.started.elapsed();
+        self.metrics.request(&Answered {
+            remote: remote.unwrap_or_default(),
+            status,
+            cache: ctx.cache,
+            source: ctx.source,
+            sent: ctx.sent,
+            took,
+        });
+        if let Some(log) = &self.log {
+            self.note(log, session, ctx, (status, took));
+        }
         if let Some(error) = error {
             tracing::debug!(%error, remote, status, "a response ended early");
         }
@@ -221,6 +254,34 @@ struct SmallHit {
 }
 
 impl Client {
+    /// Writes a line to the access log.
+    fn note(&self, log: &AccessLog, session: &Session, ctx: &Ctx, (status, took): (u16, Duration)) {
+        let header = session.req_header();
+        let request = ctx.request();
+        let mut line = Line::default();
+        let asked = Asked {
+            id: request.id.as_bytes(),
+            client: public::client(&self.state.config().settings.trusted_proxies, &public::arrival(session)),
+            method: Some(header.method.as_str()),
+            target: Some(wire::origin_form(header.raw_path())),
+            protocol: match header.version {
+                Version::HTTP_2 => "HTTP/2",
+                Version::HTTP_10 => "HTTP/1.0",
+                _ => "HTTP/1.1",
+            },
+            user_agent: header.headers.get(header::USER_AGENT).map(|value| value.as_bytes()),
+        };
+        line.begin(&asked, took);
+        log.push(line.end(&access_log::Answered {
+            remote: ctx.remote.as_ref().map(|remote| remote.name.as_str()),
+            status,
+            bytes: session.body_bytes_sent() as u64,
+            cache: ctx.cache,
+            took,
+            upstream: request.waited(),
+        }));
+    }
+
     fn check_http2(&self, session: &Session) -> std::result::Result<(), Refusal> {
         let request = session.req_header();
         let arrival = public::arrival(session);

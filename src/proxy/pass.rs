@@ -19,6 +19,7 @@ use crate::fill::decoded::{GZIP, is_gzip};
 use crate::fill::{How, Wanted};
 use crate::formats::{Asset, Format};
 use crate::headers;
+use crate::on_behalf;
 use crate::policy;
 use crate::session::body;
 use crate::session::reply::Problem;
@@ -195,8 +196,9 @@ impl Client {
         ctx.source = Some("remote");
         // Boxed: most requests do not come here.
         let asking = Box::pin(self.exchange(wanted, ask).ask_directly(&body.bytes));
+        let waiting = on_behalf::waiting();
         let answering = asking.await;
-        drop(body);
+        drop((body, waiting));
         let dressed = match answering {
             Ok(answering) => dressed(answering, &shown, wanted, cache_status).await,
             Err(failure) => Err(failure),
@@ -212,6 +214,7 @@ impl Client {
         match dressed {
             Ok((header, answering)) => Box::pin(self.hand_on(session, ctx, wanted, header, answering)).await,
             Err(failure) => {
+                self.metrics.upstream_failed(&wanted.remote().name, failure.kind());
                 let problem = Problem::new(failure.status, failure.reason).at(&wanted.remote().name, path);
                 self.refuse(session, Some(shown.format), problem).await
             }

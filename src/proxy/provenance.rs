@@ -21,7 +21,11 @@ impl Provenance {
         let collapsed = if joined { "; collapsed" } else { "" };
         let (cache, source, cache_status) = match how {
             How::Fetched => (
-                if joined { "collapsed" } else { forwarded },
+                match (joined, expired) {
+                    (true, _) => "collapsed",
+                    (false, true) => "expired",
+                    (false, false) => "miss",
+                },
                 "remote",
                 format!("artifactapi; fwd={forwarded}; fwd-status=200{stored}{collapsed}").into(),
             ),

@@ -1,16 +1,13 @@
-//! Requests below the root of a package type ([`Root`]), and what all answers to them say.
+//! Requests below the root of a package type ([`Root`]).
 
-use std::any::Any;
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use http::header;
-use pingora_core::modules::http::{HttpModule, HttpModuleBuilder, Module};
 use pingora_error::Result;
-use pingora_http::ResponseHeader;
 use pingora_proxy::Session;
 
 use super::resolve::{HotKey, Resolved, Target};
+use super::voice::Voice;
 use super::{Client, Ctx, wire};
 use crate::config::{Config, Remote};
 use crate::formats::root::{Below, Meant, Root};
@@ -85,44 +82,6 @@ pub(super) fn speak(session: &mut Session, root: &'static dyn Root) {
     let target = wire::origin_form(session.req_header().raw_path());
     let target = String::from_utf8_lossy(target).into_owned();
     if let Some(voice) = session.downstream_modules_ctx.get_mut::<Voice>() {
-        voice.0 = Some((root, target));
-    }
-}
-
-/// Makes a [`Voice`] for each request.
-pub(super) struct VoiceBuilder;
-
-impl HttpModuleBuilder for VoiceBuilder {
-    fn init(&self) -> Module {
-        Box::new(Voice(None))
-    }
-}
-
-/// Adds to answers below a root, wherever they are written, what all of them say. Holds the target that was asked for.
-struct Voice(Option<(&'static dyn Root, String)>);
-
-#[async_trait]
-impl HttpModule for Voice {
-    async fn response_header_filter(&mut self, response: &mut ResponseHeader, _: bool) -> Result<()> {
-        let Some((root, target)) = self.0.as_ref().filter(|_| response.status.as_u16() >= 200) else {
-            return Ok(());
-        };
-        for (name, value) in root.says(target, &response.headers) {
-            match value {
-                Some(value) => response.insert_header(name, value)?,
-                None => {
-                    response.remove_header(&name);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn as_any(&self) -> &dyn Any {
-        self
-    }
-
-    fn as_any_mut(&mut self) -> &mut dyn Any {
-        self
+        voice.root = Some((root, target));
     }
 }

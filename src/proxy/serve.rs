@@ -54,9 +54,14 @@ fn dressed(prepared: &ResponseHeader, dress: &Dress<'_>) -> Result<Box<ResponseH
     Ok(response)
 }
 
-/// The header, with `lines` and all of the framing of a whole 200, as it goes over HTTP/1.1; `None` where it takes
-/// [`serve`].
-pub(super) fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], head: &mut Vec<u8>) -> Option<()> {
+/// The header, with `lines`, the `id` of the request and all of the framing of a whole 200, as it goes over HTTP/1.1; `None`
+/// where it takes [`serve`].
+pub(super) fn write_head(
+    object: &Arc<Object>,
+    dress: &Dress<'_>,
+    (lines, id): (&[u8], &[u8]),
+    head: &mut Vec<u8>,
+) -> Option<()> {
     let length = object.length().filter(|length| *length > 0)?;
     let prepared = prepared(object, dress).ok()?;
     // Links may have to be told otherwise.
@@ -81,6 +86,7 @@ pub(super) fn write_head(object: &Arc<Object>, dress: &Dress<'_>, lines: &[u8], 
     if let Some(age) = dress.age {
         line(b"Age: ", HeaderValue::from(age).as_bytes());
     }
+    line(b"X-Request-Id: ", id);
     line(b"Content-Length: ", HeaderValue::from(length).as_bytes());
     with_date(|date| line(b"Date: ", date.as_bytes()));
     head.extend_from_slice(b"Connection: keep-alive\r\n\r\n");

@@ -8,7 +8,7 @@ mod request;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::{HeaderName, HeaderValue, Method, header};
 use pingora_error::{Error, ErrorSource, ErrorType, Result, RetryType};
@@ -21,6 +21,7 @@ use super::negotiation::Negotiation;
 use super::trust::{same_origin, within_credentials};
 use crate::config::Remote;
 use crate::deadline::Deadline;
+use crate::on_behalf::{self, RequestId};
 use pace::Pace;
 
 /// Not a failure: the question goes on, at another place or with another authorization.
@@ -73,6 +74,10 @@ pub struct Exchange {
     is_stored: bool,
     is_probe: bool,
     pub deadline: Arc<Deadline>,
+    /// When the question was sent that is not answered yet.
+    asked: Option<Instant>,
+    /// Of the request that it is asked for.
+    request_id: Option<RequestId>,
     pace: Option<Pace>,
     /// Set where the reason is known better than Pingora's error can tell.
     failure: Option<Failure>,
@@ -104,6 +109,8 @@ impl Exchange {
             is_stored: false,
             is_probe: false,
             deadline: Arc::default(),
+            asked: None,
+            request_id: on_behalf::request_id(),
             pace: None,
             failure: None,
             authority: Authority::Remote,
@@ -221,9 +228,11 @@ impl Exchange {
     /// # Errors
     /// The body drips: it comes at less than the least rate, or takes longer than any may.
     pub fn body_piece(&mut self, length: usize, end: bool) -> Result<Duration> {
+        let metrics = &self.upstream.metrics;
+        let series = metrics.series(&self.remote.name, &self.remote.series);
+        metrics.upstream_sent(series, length as u64);
         let pause = self.upstream.caps.piece(&self.remote, length);
         if !pause.is_zero() {
-            let metrics = &self.upstream.metrics;
             metrics.upstream_delayed(&self.remote.name, "bytes", pause);
         }
         if end {

@@ -3,6 +3,7 @@
 use url::Url;
 
 use crate::config::Remote;
+use crate::metrics::FailureKind;
 
 /// Why upstream gave no answer that can be passed on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,16 @@ pub struct Failure {
 }
 
 impl Failure {
+    /// What it counts as.
+    pub fn kind(&self) -> FailureKind {
+        match (self.status, self.unreachable) {
+            (503, _) => FailureKind::Busy,
+            (504, true) => FailureKind::TimedOut,
+            (_, true) => FailureKind::Unreachable,
+            (_, false) => FailureKind::Refused,
+        }
+    }
+
     /// The body ended early, and nothing of it has gone out: as if there had been no answer.
     pub fn broken_off() -> Self {
         Failure {

@@ -111,6 +111,12 @@ impl Upstream {
         self.wait(&self.places[1], remote).await
     }
 
+    /// How many fetches run, and how many wait for a place.
+    pub fn fetches(&self) -> [u64; 2] {
+        let [fills, passing] = self.places.each_ref().map(|places| places.counts());
+        [fills[0] + passing[0], fills[1] + passing[1]]
+    }
+
     async fn wait(&self, places: &Arc<Places>, remote: &Remote) -> Result<Place, Failure> {
         let taken = tokio::time::timeout(QUEUE_LIMIT, places.take(&remote.name)).await;
         taken.map_err(|_| Failure {

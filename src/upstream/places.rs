@@ -77,6 +77,16 @@ impl Places {
         }
     }
 
+    /// How many places are taken, and how many wait for one.
+    pub(super) fn counts(&self) -> [u64; 2] {
+        let lines = self.lines.lock();
+        let waiting = lines.remotes.values().flat_map(|line| &line.waiting);
+        [
+            lines.taken as u64,
+            waiting.filter(|waiting| !waiting.is_closed()).count() as u64,
+        ]
+    }
+
     fn leave(self: &Arc<Self>, remote: &str) {
         {
             let mut lines = self.lines.lock();

@@ -330,7 +330,7 @@ fn what_was_damaged_before_it_had_a_name_is_not_served() {
         connection.read_body().await;
         assert!(connection.is_complete());
         eventually(Duration::from_secs(10), "it is stored", async || {
-            proxy.metric("artifactapi_tier", &["growing"]).await == 0.0
+            proxy.metric("artifactapi_growing_objects", &[]).await == 0.0
         })
         .await;
         // One finds out.
@@ -365,14 +365,14 @@ fn the_scrubber_finds_what_nobody_asks_for() {
         up.forget();
         let mut proxy = with(&up, "cache: {memory_bytes: 1MB, scrub_rate: 1GB}\n", data.path()).await;
         eventually(Duration::from_secs(20), "a round of the scrubber", async || {
-            proxy.metric("artifactapi_tier", &["scrub_rounds"]).await == 1.0
+            proxy.metric("artifactapi_scrub_rounds_total", &[]).await == 1.0
         })
         .await;
         let metric = async |name: &str| proxy.metric(name, &[]).await;
         assert_eq!(metric("artifactapi_damaged_objects_total").await, 1.0);
         assert_eq!(metric("artifactapi_scrubbed_objects_total").await, 12.0);
         assert_eq!(metric("artifactapi_scrubbed_bytes_total").await, 2_400_000.0);
-        assert_eq!(proxy.metric("artifactapi_tier", &["scrubbed_percent"]).await, 100.0);
+        assert_eq!(proxy.metric("artifactapi_scrub_progress_ratio", &[]).await, 1.0);
         assert!(!damaged.exists());
         let listed = proxy.request("GET", "/api/v1/artifacts", &[], b"").await.ok().json();
         assert_eq!(listed["total"], 11, "{listed}");
@@ -715,7 +715,7 @@ fn folders_count_towards_the_bound_and_empty_ones_go() {
             fs::read_dir(&objects).unwrap().count() == 0
         })
         .await;
-        assert_eq!(proxy.metric("artifactapi_tier", &["disk", "what=\"bytes\""]).await, 0.0);
+        assert_eq!(proxy.metric("artifactapi_tier_bytes", &["disk"]).await, 0.0);
     });
 }
 

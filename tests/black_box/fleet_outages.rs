@@ -722,7 +722,7 @@ fn uploads_outlast_an_outage_and_a_crash() {
             a.kill();
             a.launch().await;
             says_degraded(&a, &[Bucket]).await;
-            assert!(a.metric("artifactapi_bucket_waiting", &["uploads"]).await >= 11.0);
+            assert!(a.metric("artifactapi_bucket_queue_length", &["uploads"]).await >= 11.0);
             site.link(Bucket).restore();
             site.heal().await;
             site.nothing_is_lost(std::slice::from_ref(&a), &paths).await;
@@ -767,7 +767,7 @@ fn a_full_disk_loses_no_upload() {
             fetch(&node, n).await;
         }
         says_degraded_with_a_full_disk(&node).await;
-        let waiting = node.metric("artifactapi_bucket_waiting", &["uploads"]).await;
+        let waiting = node.metric("artifactapi_bucket_queue_length", &["uploads"]).await;
         assert!((8.0..=12.0).contains(&waiting), "{waiting} wait");
         site.heal().await;
         fleet::settled(&node).await;

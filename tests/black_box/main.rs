@@ -6,6 +6,7 @@
 
 mod common;
 
+mod access_log;
 mod bucket;
 mod bucket_refusals;
 mod caching;
@@ -37,9 +38,11 @@ mod headers;
 mod helm;
 mod http;
 mod limits;
+mod metrics;
 mod npm;
 mod oci_conformance;
 mod packages;
+mod packaging;
 mod paths;
 mod postgres;
 mod pypi;
@@ -58,9 +61,11 @@ mod redirects;
 mod reload;
 mod rpm;
 mod startup;
+mod stopping;
 mod stores;
 mod streaming;
 mod upstreams;
+mod upgrade;
 mod verify;
 mod verify_apk;
 mod verify_rpm;

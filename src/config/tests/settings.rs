@@ -15,6 +15,22 @@ fn the_time_that_stopping_may_take_can_be_set() {
 }
 
 #[test]
+fn the_access_log_is_off_or_goes_somewhere() {
+    let target = |conf: &str| Case::new("remotes: {}").conf(conf).config().settings.access_log;
+    assert_eq!(target(""), LogTarget::Off);
+    assert_eq!(target("access_log: off"), LogTarget::Off);
+    assert_eq!(target("access_log: stdout"), LogTarget::Stdout);
+    match target("access_log: access.log") {
+        LogTarget::File(path) => assert!(path.is_absolute() && path.ends_with("access.log"), "{path:?}"),
+        other => panic!("{other:?}"),
+    }
+    for bad in ["access_log: /no/such/folder/log", "access_log: /", "access_log: ''"] {
+        let case = Case::new("remotes: {}").conf(bad);
+        finds(&case, &["conf.yaml:1:13: error: `access_log`"]);
+    }
+}
+
+#[test]
 fn a_flag_wins_over_its_variable_and_that_over_the_file() {
     let mut case = Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\npublic_url: https://file/");
     let listen = |case: &Case| {

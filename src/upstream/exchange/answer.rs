@@ -27,6 +27,11 @@ impl Exchange {
         if status < 200 {
             return self.read_interim(status);
         }
+        if let Some(asked) = self.asked.take() {
+            let (metrics, remote) = (&self.upstream.metrics, &self.remote);
+            let series = metrics.series(&remote.name, &remote.series);
+            metrics.upstream_answered(&remote.name, series, status, asked.elapsed());
+        }
         self.deadline.set(self.remote.timeouts.idle);
         if let Some(way) = self.unanswered.take() {
             self.upstream.hosts.answered(&way);

@@ -1,10 +1,13 @@
 //! The request that is sent, whatever Pingora prepared.
 
+use std::time::Instant;
+
 use http::{HeaderName, HeaderValue, header};
 use pingora_error::Result;
 use pingora_http::RequestHeader;
 
 use super::{Authority, Exchange};
+use crate::on_behalf;
 use crate::upstream::trust::same_origin;
 use crate::upstream::tunnel;
 
@@ -47,6 +50,9 @@ impl Exchange {
         request.insert_header(header::ACCEPT, self.ask.accept.unwrap_or("*/*"))?;
         request.insert_header(header::ACCEPT_ENCODING, if self.ask.gzip { "gzip" } else { "identity" })?;
         request.insert_header(header::VIA, "1.1 artifactapi")?;
+        if let Some(id) = &self.request_id {
+            request.insert_header(on_behalf::FIELD, id.header())?;
+        }
         for (name, value) in &self.ask.headers {
             request.insert_header(name.clone(), value.clone())?;
         }
@@ -62,6 +68,7 @@ impl Exchange {
                 request.insert_header(name.clone(), value.clone())?;
             }
         }
+        self.asked = Some(Instant::now());
         self.deadline.set(self.remote.timeouts.first_byte);
         Ok(())
     }

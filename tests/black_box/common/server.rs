@@ -203,7 +203,22 @@ impl Proxy {
         self.child = Some(child);
     }
 
+    /// Another process of the same settings, and these arguments besides.
+    pub fn successor(&self, args: &[&str]) -> Successor {
+        Successor(Some(self.spawn_with(args)))
+    }
+
+    /// Takes over a process that has taken this one's place.
+    pub fn adopt(&mut self, mut successor: Successor) {
+        assert!(self.child.is_none(), "the one before runs yet");
+        self.child = successor.0.take();
+    }
+
     fn spawn(&self) -> Child {
+        self.spawn_with(&[])
+    }
+
+    fn spawn_with(&self, args: &[&str]) -> Child {
         let mut words = self.settings.under.iter().map(String::as_str).chain([BINARY]);
         let mut command = Command::new(words.next().expect("a program"));
         command
@@ -224,6 +239,7 @@ impl Proxy {
         }
         command
             .args(&self.settings.args)
+            .args(args)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -436,6 +452,26 @@ impl Proxy {
             })
             .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
             .sum()
+    }
+}
+
+/// A process that is started beside a proxy; dropping it kills it.
+pub struct Successor(Option<Child>);
+
+impl Successor {
+    /// Waits for an end that comes by itself.
+    pub fn ends(&mut self) -> ExitStatus {
+        let child = self.0.as_mut().expect("it was not adopted");
+        child.wait().expect("its status")
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
