@@ -26,4 +26,5 @@ pub mod relist;
 pub mod session;
 pub mod state;
 pub mod status;
+pub mod token;
 pub mod upstream;

@@ -188,6 +188,9 @@ fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &s
         env!("CARGO_PKG_VERSION"),
         addresses.join(", ")
     );
+    if config.settings.open_writes {
+        tracing::warn!("ARTIFACTAPI_OPEN_WRITES is set: whoever reaches this service may change and flush what it has");
+    }
     println!("remotes ({}): {}", names.len(), names.join(", "));
     println!(
         "stores in {folder}: at most {} MB on disk, {} MB in memory",
@@ -277,7 +280,6 @@ impl Listening {
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),
-            limits,
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();

@@ -12,6 +12,7 @@ use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loade
 use artifactapi::console;
 use artifactapi::formats;
 use artifactapi::life;
+use artifactapi::token;
 use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -37,6 +38,8 @@ enum Command {
     Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
+    /// Make a token, and print it with its entry for the settings: this once, it is kept nowhere.
+    Token(token::Options),
     /// Ask a running instance what it holds back, and let something through.
     Quarantine(console::Options),
 }
@@ -136,6 +139,7 @@ fn main() -> ExitCode {
     let environment = Environment::from_process();
     match cli.command {
         Command::Quarantine(options) => console::run(&options),
+        Command::Token(options) => token::run(&options),
         Command::Check(options) => check(&options.into(), &environment),
         Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {

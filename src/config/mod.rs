@@ -23,6 +23,7 @@ mod section;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod values;
 mod verify;
 mod yaml;
@@ -30,6 +31,9 @@ mod yaml;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
 
 pub use address::is_loopback;
 pub use environment::Environment;
@@ -39,6 +43,7 @@ pub use package::{DefaultRemote, Doubt, Holds, OwnKey, Package};
 pub use pattern::{PackagePattern, Pattern};
 pub use problem::{Problem, Severity};
 pub use quarantine::{Clock, Exemption, MissingDate, Mode, Quarantine};
+pub use tokens::{Scope, Token, Tokens, hashed};
 pub use verify::Verify;
 
 use problem::{Fault, Report};
@@ -106,6 +111,7 @@ fn finish(
             report.error(fault.hint("name one of remotes.yaml, or leave it out"));
         }
     }
+    check_access(&settings, &remotes.remotes, &report);
     let (problems, interpolated) = report.finish();
     let usable = problems.iter().all(|problem| problem.severity != Severity::Error);
     let remotes::Remotes { remotes, hosts } = remotes;
@@ -118,6 +124,29 @@ fn finish(
         interpolated,
     });
     Loaded { config, problems }
+}
+
+/// Complains of protected remotes that nobody could read, and of tokens that are good for none.
+fn check_access(settings: &Settings, remotes: &IndexMap<String, Arc<Remote>>, report: &Report) {
+    let mut protected = remotes.values().filter(|remote| remote.protected);
+    if settings.tokens.is_empty()
+        && let Some(remote) = protected.next()
+    {
+        let fault = Fault::new(format!(
+            "the remote {:?} is `protected`, and no token is configured: nobody could read it",
+            remote.name
+        ));
+        report.error(fault.hint("add `tokens` to the settings file, or set ARTIFACTAPI_ADMIN_TOKEN"));
+    }
+    for token in settings.tokens.iter() {
+        for pattern in token.remotes.iter().flatten() {
+            if !remotes.keys().any(|name| pattern.matches(name)) {
+                let (name, text) = (&token.name, &pattern.text);
+                let fault = Fault::new(format!("the token {name:?} names {text:?}, which is no remote"));
+                report.warning(fault.hint("name one of remotes.yaml, or use a pattern such as team-*"));
+            }
+        }
+    }
 }
 
 /// The settings file. Only one that was asked for by name must be there.

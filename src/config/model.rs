@@ -16,6 +16,7 @@ use url::Url;
 use super::package::{Holds, OwnKey, Package};
 use super::pattern::{PackagePattern, Pattern};
 use super::quarantine::Quarantine;
+use super::tokens::Tokens;
 use super::verify::Verify;
 use crate::headers::{Keep, Names};
 
@@ -60,6 +61,10 @@ pub struct Settings {
     /// Proxies from `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub outbound: OutboundProxies,
     pub admin_token: Option<Secret>,
+    /// Who is known by which secret, the administrator included.
+    pub tokens: Tokens,
+    /// Everybody may write, as in the service before this one.
+    pub open_writes: bool,
     pub database: Option<Database>,
     pub redis_url: Option<Secret>,
     pub s3: Option<S3>,
@@ -98,6 +103,10 @@ pub enum MinFree {
 /// What one client may hold, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientSettings {
+    /// Connections at once.
+    pub connections: usize,
+    /// Of these, from one address that is no trusted proxy.
+    pub connections_per_address: usize,
     /// From the first byte of a request to the end of its head.
     pub head_timeout: Duration,
     /// The longest head of a request, in bytes.
@@ -119,6 +128,8 @@ pub struct ClientSettings {
 impl Default for ClientSettings {
     fn default() -> Self {
         ClientSettings {
+            connections: 20_000,
+            connections_per_address: 2000,
             head_timeout: Duration::from_secs(60),
             head_bytes: 64 << 10,
             idle_timeout: Duration::from_secs(75),
@@ -307,6 +318,8 @@ pub struct Remote {
     pub known_headers: Arc<[Names]>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
     pub active_content: bool,
+    /// What it has is read only with a token.
+    pub protected: bool,
     /// The only packages that upstream is asked for. `None` when the key is absent or null: all are. `[]` matches nothing.
     pub allow_packages: Option<Vec<PackagePattern>>,
     /// Packages that upstream is never asked for, whatever is allowed.

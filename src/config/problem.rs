@@ -106,8 +106,17 @@ pub(super) struct Report {
 impl Report {
     /// A finding that has no place in a file.
     pub(super) fn error(&self, fault: Fault) {
+        self.without_place(Severity::Error, fault);
+    }
+
+    /// A finding that has no place in a file, and keeps nothing from working.
+    pub(super) fn warning(&self, fault: Fault) {
+        self.without_place(Severity::Warning, fault);
+    }
+
+    fn without_place(&self, severity: Severity, fault: Fault) {
         self.push(Problem {
-            severity: Severity::Error,
+            severity,
             file: None,
             line: None,
             column: None,

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use indexmap::IndexMap;
 use url::Url;
 
@@ -41,6 +42,7 @@ const KEYS: &[&str] = &[
     "credentials_within",
     "headers_keep",
     "active_content",
+    "protected",
     "allow_packages",
     "deny_packages",
     "immutable_patterns",
@@ -286,6 +288,7 @@ impl Reader<'_> {
             headers_keep: headers_keep(&section, &self.known_headers),
             known_headers: Arc::clone(&self.known_headers),
             active_content: section.boolean("active_content").unwrap_or(false),
+            protected: section.boolean("protected").unwrap_or(false),
             base_url,
             credentials,
             allow_packages: named_packages(&section, "allow_packages", package, PackagePattern::new),
@@ -352,6 +355,12 @@ impl Reader<'_> {
     }
 }
 
+/// Whether a header field that a remote is sent tells who asks, rather than how.
+fn holds_secret(name: &HeaderName) -> bool {
+    let words = ["authorization", "cookie", "token", "key", "secret", "auth"];
+    words.iter().any(|word| name.as_str().contains(word))
+}
+
 /// The regex library draws the place under the pattern in several lines; its last line says what is wrong.
 fn one_line(error: &str) -> String {
     let line = error
@@ -401,6 +410,19 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
             found.at,
             fault.hint("add `hosts: [NAME]`; it holds where this remote is asked for by that name"),
         );
+    }
+    let credentials = remote.credentials.is_some().then_some("username");
+    let headers = remote.headers.iter().any(|(name, _)| holds_secret(name));
+    if remote.kind == RemoteType::Remote
+        && let Some(found) = credentials
+            .or(headers.then_some("headers"))
+            .and_then(|key| section.entry(key))
+        && section.entry("protected").is_none()
+    {
+        let fault = Fault::new("upstream is asked with credentials, and anybody may read here what it answers");
+        let hint =
+            "add `protected: true`, and tokens for those who may read it, or `protected: false` if that is meant";
+        cx.warn(found.at, fault.hint(hint));
     }
     if remote.kind == RemoteType::Local {
         let of_upstream = ["base_url", "proxy", "offline", "verify"].into_iter();

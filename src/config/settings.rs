@@ -22,6 +22,7 @@ use super::model::{
 use super::package::{DefaultRemote, Package};
 use super::problem::{Fault, Report};
 use super::section::{Elsewhere, Section};
+use super::tokens::{self, Token, Tokens};
 use super::values::{self, shown};
 use super::yaml;
 
@@ -35,6 +36,7 @@ const KEYS: &[&str] = &[
     "cache",
     "clients",
     "upstream",
+    "tokens",
 ];
 
 const ELSEWHERE: Elsewhere<'static> = &[
@@ -47,6 +49,8 @@ const ELSEWHERE: Elsewhere<'static> = &[
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
     ("max_concurrent", "under `upstream:`"),
+    ("connections", "under `clients:`"),
+    ("connections_per_address", "under `clients:`"),
     ("head_timeout", "under `clients:`"),
     ("head_bytes", "under `clients:`"),
     ("body_timeout", "under `clients:`"),
@@ -82,6 +86,8 @@ pub(super) const TIMEOUT_KEYS: [&str; 6] = [
 ];
 
 const CLIENT_KEYS: &[&str] = &[
+    "connections",
+    "connections_per_address",
     "head_timeout",
     "head_bytes",
     "idle_timeout",
@@ -103,6 +109,7 @@ struct FromFile {
     cache: CacheSettings,
     clients: ClientSettings,
     upstream: UpstreamSettings,
+    tokens: Vec<Token>,
     default_remotes: BTreeMap<&'static str, String>,
 }
 
@@ -137,6 +144,7 @@ impl Default for FromFile {
                 max_concurrent: 256,
                 max_per_remote: share(256),
             },
+            tokens: Vec::new(),
             default_remotes: BTreeMap::new(),
         }
     }
@@ -155,6 +163,7 @@ pub(super) fn read(
         .map(|(file, text)| from_file(packages, file, text, env, report))
         .unwrap_or_default();
     let outside = Outside { env, report };
+    let admin_token = outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN");
     Settings {
         listen: outside
             .listen(&flags.listen)
@@ -178,7 +187,9 @@ pub(super) fn read(
         upstream: file.upstream,
         default_remotes: outside.default_remotes(packages, &flags.default_remotes, file.default_remotes),
         outbound: outside.proxies(),
-        admin_token: outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN"),
+        tokens: Tokens::new(admin_token.as_ref(), file.tokens),
+        admin_token,
+        open_writes: outside.boolean("ARTIFACTAPI_OPEN_WRITES").unwrap_or(false),
         database: outside.database(),
         redis_url: outside.redis(),
         s3: outside.s3(),
@@ -202,6 +213,10 @@ impl Settings {
         };
         if let Some((set, unset)) = missing {
             report.error(Fault::new(format!("{set} is set and {unset} is not")).hint("set both or neither"));
+        }
+        if self.open_writes && !self.tokens.is_empty() {
+            let fault = Fault::new("ARTIFACTAPI_OPEN_WRITES lets everybody write, and tokens say who may");
+            report.error(fault.hint("unset it, or configure neither `tokens` nor ARTIFACTAPI_ADMIN_TOKEN"));
         }
         self
     }
@@ -318,6 +333,7 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
             result.upstream.max_per_remote = number;
         }
     }
+    result.tokens = tokens::read(&top);
     for package in with_default() {
         let section = top.section(package.name, &[DEFAULT_REMOTE]);
         if let Some(name) = section.and_then(|section| section.text(DEFAULT_REMOTE)) {
@@ -339,7 +355,15 @@ fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSet
         0 => Err(Fault::new("must be more than nothing").hint("write bytes per second, such as 1KB")),
         rate => Ok(rate),
     });
+    let number = |key, default| {
+        let number = section.integer(key, 1..=1_000_000);
+        number
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(default)
+    };
     ClientSettings {
+        connections: number("connections", defaults.connections),
+        connections_per_address: number("connections_per_address", defaults.connections_per_address),
         head_timeout: section.timeout("head_timeout").unwrap_or(defaults.head_timeout),
         head_bytes: head_bytes.unwrap_or(defaults.head_bytes),
         idle_timeout: section.timeout("idle_timeout").unwrap_or(defaults.idle_timeout),
@@ -349,10 +373,7 @@ fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSet
         http2_streams: section
             .integer("http2_streams", 1..=10_000)
             .unwrap_or(defaults.http2_streams),
-        http2_unread: section
-            .integer("http2_unread", 1..=1_000_000)
-            .and_then(|number| usize::try_from(number).ok())
-            .unwrap_or(defaults.http2_unread),
+        http2_unread: number("http2_unread", defaults.http2_unread),
     }
 }
 
@@ -491,6 +512,19 @@ impl<'a> Outside<'a> {
         Some(Secret::new(text))
     }
 
+    fn boolean(&self, variable: &str) -> Option<bool> {
+        let text = self.variable(variable)?;
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => {
+                let fault = Fault::new(format!("{variable} {}: must be true or false", shown(text)));
+                self.report.error(fault);
+                None
+            }
+        }
+    }
+
     fn listen(&self, flag: &[String]) -> Option<Vec<SocketAddr>> {
         let (name, texts) = if flag.is_empty() {
             ("ARTIFACTAPI_LISTEN", vec![self.variable("ARTIFACTAPI_LISTEN")?])
@@ -623,19 +657,7 @@ impl<'a> Outside<'a> {
 
     fn s3(&self) -> Option<S3> {
         let needed = ["MINIO_ENDPOINT", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_BUCKET"];
-        let secure = match self
-            .variable("MINIO_SECURE")
-            .map(|text| (text, text.to_ascii_lowercase()))
-        {
-            None => None,
-            Some((_, lower)) if matches!(lower.as_str(), "true" | "1") => Some(true),
-            Some((_, lower)) if matches!(lower.as_str(), "false" | "0") => Some(false),
-            Some((text, _)) => {
-                let fault = Fault::new(format!("MINIO_SECURE {}: must be true or false", shown(text)));
-                self.report.error(fault);
-                None
-            }
-        };
+        let secure = self.boolean("MINIO_SECURE");
         if !self.group("S3", &needed, &["MINIO_SECURE"]) {
             return None;
         }

@@ -38,6 +38,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         headers: Vec::new(),
         credentials_within: CredentialsWithin::Host,
         headers_keep: Vec::new(),
+        protected: false,
         known_headers: super::packages().iter().map(|package| package.headers).collect(),
         active_content: false,
         allow_packages: None,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::resolve::Hot;
 use crate::api::Api;
-use crate::config::{ClientSettings, Remote};
+use crate::config::Remote;
 use crate::fill::{Fills, Views};
 use crate::metrics::Metrics;
 use crate::state::{InFlight, State};
@@ -18,8 +18,6 @@ pub struct Client {
     pub metrics: Arc<Metrics>,
     pub api: Api,
     pub hot: Hot,
-    /// What one client may hold. Settings are not reloaded.
-    pub limits: ClientSettings,
 }
 
 /// What is remembered of one request.

@@ -8,6 +8,7 @@ use std::cell::LazyCell;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -26,11 +27,13 @@ use rustix::net::SendFlags;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::accept::accepted;
+use super::crowd::Crowd;
 use super::gate::{Gate, READ};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
 use super::wire::{self, Head, Refusal};
 use super::{Client, Hooks, root, serve};
+use crate::api::access;
 use crate::cache::{Body, Object, Reader};
 use crate::config::ClientSettings;
 use crate::session::public::{self, Arrival};
@@ -44,6 +47,10 @@ const NO_REQUEST: Refusal = Refusal {
     status: 400,
     reason: "the request begins with a bare LF or with too many empty lines",
 };
+/// What those are told for whom there is no room.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+    Cache-Control: no-store\r\nRetry-After: 5\r\nContent-Length: 75\r\nConnection: close\r\n\r\n\
+    {\"detail\": \"too many connections: try again\", \"remote\": null, \"path\": null}";
 /// What is read of a file and written at once: it stays in the processor's cache between the two.
 const PIECE: u64 = 32 << 10;
 
@@ -52,16 +59,16 @@ pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
     threads: Threads,
-    limits: ClientSettings,
+    crowd: Arc<Crowd>,
 }
 
 impl Front {
     pub fn new(client: Arc<Client>, proxy: HttpProxy<Hooks>) -> Self {
         Front {
-            limits: client.limits,
             client,
             proxy: Arc::new(proxy),
             threads: Threads::default(),
+            crowd: Arc::default(),
         }
     }
 }
@@ -70,16 +77,24 @@ impl Front {
 impl ServerApp for Front {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let stream = *stream.into_any().downcast::<Tcp>().ok()?;
+        let config = self.client.state.config();
+        let limits = config.settings.clients;
+        let address = peer_of(&stream).filter(|peer| !public::is_trusted(&config.settings.trusted_proxies, *peer));
+        drop(config);
+        let Some(admitted) = self.crowd.admit(&limits, address) else {
+            self.turn_away(&stream);
+            return None;
+        };
         match self.threads.place() {
             (place, None) => {
-                let _place = place;
-                self.connection(stream, shutdown).await
+                let _held = (place, admitted);
+                self.connection(stream, limits, shutdown).await
             }
             (place, Some(elsewhere)) => {
                 let (front, shutdown) = (Arc::clone(self), shutdown.clone());
                 elsewhere.spawn(async move {
-                    let _place = place;
-                    front.connection(stream, &shutdown).await
+                    let _held = (place, admitted);
+                    front.connection(stream, limits, &shutdown).await
                 });
                 None
             }
@@ -92,16 +107,27 @@ impl ServerApp for Front {
 }
 
 impl Front {
+    /// Says that there are too many connections, if the socket takes that at once: nobody is waited for.
+    fn turn_away(&self, stream: &Tcp) {
+        let _ = rustix::net::send(socket_of(stream), TOO_MANY, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        self.client.metrics.request("", 503, "none", None, 0, Duration::ZERO);
+        if self.crowd.may_complain() {
+            tracing::warn!("clients are turned away: there are as many connections as `clients:` allows");
+        }
+    }
+
     /// Serves a connection to its end.
-    async fn connection(&self, stream: Tcp, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut gate = Gate::new(here(stream).ok()?, self.limits);
+    async fn connection(&self, stream: Tcp, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let mut gate = Gate::new(here(stream).ok()?, limits);
         let mut head = Vec::with_capacity(512);
         // Only a new connection can begin with the preface of HTTP/2.
         let mut may_be_http2 = true;
         loop {
             match self.next(&mut gate, may_be_http2, &mut head).await.ok()? {
                 Request::Hit(hit) if !*shutdown.borrow() => {
-                    self.answer(&mut gate.stream, &head, &hit).await.ok()?;
+                    self.answer(&mut gate.stream, &head, &hit, limits.write_timeout)
+                        .await
+                        .ok()?;
                     gate.received.advance(hit.request.length);
                 }
                 Request::Hit(Answer { request, .. }) | Request::Other(request) => {
@@ -113,7 +139,9 @@ impl Front {
                     return self.proxy.process_new(gate.stream, shutdown).await;
                 }
                 Request::Refused(refusal) => {
-                    self.refuse(&mut gate.stream, refusal).await.ok()?;
+                    self.refuse(&mut gate.stream, refusal, limits.write_timeout)
+                        .await
+                        .ok()?;
                     return None;
                 }
             }
@@ -132,6 +160,12 @@ fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
     let mut stream = Tcp::from(stream);
     stream.set_socket_digest(SocketDigest::from_raw_fd(descriptor));
     Ok(Box::new(stream))
+}
+
+/// Who is at the other end.
+fn peer_of(stream: &Tcp) -> Option<IpAddr> {
+    let digest = stream.get_socket_digest()?;
+    Some(digest.peer_addr()?.as_inet()?.ip().to_canonical())
 }
 
 /// The socket below a stream, for what the stream itself cannot do.
@@ -168,13 +202,14 @@ impl Front {
     /// # Errors
     /// The client is gone, or said nothing for too long.
     async fn next(&self, gate: &mut Gate, may_be_http2: bool, head: &mut Vec<u8>) -> io::Result<Request> {
+        let limits = gate.limits;
         let Gate { stream, received, .. } = gate;
         let mut begun: Option<Instant> = None;
         // A head ends with a line: nothing but that makes another look worth while.
         let mut has_line = true;
         let mut empty_lines = 0;
         loop {
-            let mut limit = self.limits.idle_timeout;
+            let mut limit = limits.idle_timeout;
             if !received.is_empty() {
                 begun.get_or_insert_with(Instant::now);
             }
@@ -190,12 +225,12 @@ impl Front {
                 if has_line && let Some(request) = self.read(stream, received, may_be_http2, head) {
                     return Ok(request);
                 }
-                if received.len() >= self.limits.head_bytes {
+                if received.len() >= limits.head_bytes {
                     return Ok(Request::Refused(wire::too_long(received)));
                 }
             }
             if let Some(begun) = begun {
-                limit = self.limits.head_timeout.saturating_sub(begun.elapsed());
+                limit = limits.head_timeout.saturating_sub(begun.elapsed());
             }
             received.reserve(READ);
             let before = received.len();
@@ -244,9 +279,7 @@ impl Front {
         let arrival = || Arrival {
             headers: &fields,
             authority: plain.host,
-            peer: stream
-                .get_socket_digest()
-                .and_then(|digest| Some(digest.peer_addr()?.as_inet()?.ip())),
+            peer: peer_of(stream),
             tls: false,
         };
         let host = match config.hosts.is_empty() {
@@ -255,6 +288,9 @@ impl Front {
         };
         let hot = Hot::key(&config, &host, plain.target, plain.accept)?;
         let resolved = client.hot.get(&hot)?;
+        if resolved.remote.protected && !access::may_read(&arrival(), &config, &resolved.remote) {
+            return None;
+        }
         let lines = root::lines_of_hits(&resolved, plain.target)?;
         let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
         let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
@@ -262,11 +298,11 @@ impl Front {
         Some((hit.object, Arc::clone(&resolved), started))
     }
 
-    async fn answer(&self, stream: &mut Tcp, head: &[u8], answer: &Answer) -> io::Result<()> {
+    async fn answer(&self, stream: &mut Tcp, head: &[u8], answer: &Answer, limit: Duration) -> io::Result<()> {
         let client = &self.client;
         let _in_flight = client.state.enter();
         client.fills.store.count_use(&answer.object);
-        let sent = send(stream, head, &answer.object, self.limits.write_timeout).await;
+        let sent = send(stream, head, &answer.object, limit).await;
         let remote = answer.resolved.remote.name.as_str();
         let length = sent.as_ref().map_or(0, |()| answer.object.length().unwrap_or(0));
         client
@@ -278,7 +314,7 @@ impl Front {
         sent
     }
 
-    async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal) -> io::Result<()> {
+    async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal, limit: Duration) -> io::Result<()> {
         let started = Instant::now();
         let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
         let phrase = StatusCode::from_u16(status)
@@ -291,8 +327,8 @@ impl Front {
             body.len(),
             httpdate::fmt_http_date(SystemTime::now()),
         );
-        write_all(stream, head.as_bytes(), body.as_bytes(), self.limits.write_timeout).await?;
-        flush(stream, self.limits.write_timeout).await?;
+        write_all(stream, head.as_bytes(), body.as_bytes(), limit).await?;
+        flush(stream, limit).await?;
         let sent = body.len() as u64;
         self.client
             .metrics
@@ -302,8 +338,8 @@ impl Front {
 
     /// Pingora's turn, for the one request that the gate is open for. The connection comes back if it can be used again.
     async fn through_pingora(&self, gate: Box<Gate>, shutdown: &ShutdownWatch) -> Option<Box<Gate>> {
+        let kept = gate.limits.idle_timeout.as_secs().max(1);
         let mut session = ServerSession::new_http1(gate);
-        let kept = self.limits.idle_timeout.as_secs().max(1);
         session.set_keepalive((!*shutdown.borrow()).then_some(kept));
         // The gate knows how long what may take.
         session.set_read_timeout(None);

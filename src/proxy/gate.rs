@@ -33,7 +33,7 @@ pub(super) struct Gate {
     /// Read and not handed on. Its beginning is this request's for as long as `open` says, then its body's, then the
     /// next request's.
     pub received: BytesMut,
-    limits: ClientSettings,
+    pub limits: ClientSettings,
     /// Of `received`, what may be handed on.
     open: usize,
     body: Body,

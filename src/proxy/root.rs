@@ -12,6 +12,7 @@ use pingora_proxy::Session;
 
 use super::resolve::{HotKey, Resolved, Target};
 use super::{Client, Ctx, wire};
+use crate::api::access::{self, Need};
 use crate::config::{Config, Remote};
 use crate::formats::root::{Below, Meant, Root};
 use crate::session::reply::{self, Problem};
@@ -54,6 +55,15 @@ impl Client {
                 self.artifact(session, ctx, config, remote, target, hot).await
             }
             Meant::Document(document) => {
+                // Clients ask this first, to find out whether they need a token and whether theirs is good.
+                let need = match &asked.bound {
+                    Some(remote) => Need::Read(remote),
+                    None => Need::Enter(asked.root.package()),
+                };
+                let allowed = access::check_shown(session, config).and_then(|()| access::check(session, config, need));
+                if let Err(problem) = allowed {
+                    return self.forbid(session, Some(asked.root), problem).await;
+                }
                 reply::json(session, 200, &document).await?;
                 Ok(true)
             }

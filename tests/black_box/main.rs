@@ -6,6 +6,7 @@
 
 mod common;
 
+mod access;
 mod bucket;
 mod bucket_refusals;
 mod caching;

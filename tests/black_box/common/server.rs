@@ -283,7 +283,7 @@ impl Proxy {
         self.signal(rustix::process::Signal::HUP);
     }
 
-    /// SIGHUP, and waits until `/config` says another generation.
+    /// SIGHUP, and waits until `/health` says another generation.
     pub async fn reload_and_wait(&self) {
         let before = self.generation().await;
         self.reload();
@@ -296,10 +296,10 @@ impl Proxy {
     }
 
     pub async fn generation(&self) -> u64 {
-        let config = client::get(self.address, "/config").await.ok().json();
-        config["generation"]
+        let health = client::get(self.address, "/health").await.ok().json();
+        health["config_generation"]
             .as_u64()
-            .unwrap_or_else(|| panic!("no generation in {config}"))
+            .unwrap_or_else(|| panic!("no generation in {health}"))
     }
 
     fn signal(&self, signal: rustix::process::Signal) {
