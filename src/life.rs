@@ -23,10 +23,10 @@ use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
-use crate::config::{Config, Environment};
+use crate::config::{Config, Environment, Flags};
 use crate::fill::{Fills, Views, let_through, record};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::proxy::{Client, Entrance, Front, Hooks, Hot, acceptor};
 use crate::relist;
 use crate::session::unread::{self, Unread};
 use crate::state::State;
@@ -79,13 +79,16 @@ fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
 ///
 /// # Errors
 /// What it needs cannot be had.
-pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
+pub fn serve(config: Config, flags: Flags, environment: Environment, mut hangups: Signals) -> Result<(), StartError> {
     let settings = config.settings.clone();
-    let listeners = settings
-        .listen
-        .iter()
-        .map(|address| bind(*address))
-        .collect::<Result<Vec<_>, _>>()?;
+    let bound = |addresses: &[SocketAddr]| -> Result<Vec<_>, StartError> {
+        addresses.iter().map(|address| bind(*address)).collect()
+    };
+    let (plain, tls) = settings.listeners();
+    let listeners = Listeners {
+        plain: bound(plain)?,
+        tls: bound(tls)?,
+    };
     cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
     let store = Store::open(&settings.data_dir, settings.cache.clone()).map_err(|error| StartError::Data {
@@ -102,7 +105,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         metrics: Arc::clone(&metrics),
     }));
     announce(&config, &listeners, &folder);
-    let state = State::new(config, environment);
+    let state = State::new(config, flags, environment);
 
     let reloader = Arc::clone(&state);
     std::thread::Builder::new()
@@ -159,7 +162,16 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
     Ok(())
 }
 
-fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
+/// A socket that listens, and where.
+type Bound = (SocketAddr, TcpListener);
+
+/// Where this process is listened to.
+struct Listeners {
+    plain: Vec<Bound>,
+    tls: Vec<Bound>,
+}
+
+fn bind(address: SocketAddr) -> Result<Bound, StartError> {
     let failed = |error| StartError::Listen { address, error };
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).map_err(failed)?;
@@ -176,11 +188,10 @@ fn bind(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
     Ok((address, listener))
 }
 
-fn announce(config: &Config, listeners: &[(SocketAddr, TcpListener)], folder: &str) {
-    let addresses: Vec<String> = listeners
-        .iter()
-        .map(|(address, _)| format!("http://{address}"))
-        .collect();
+fn announce(config: &Config, listeners: &Listeners, folder: &str) {
+    let plain = listeners.plain.iter().map(|(address, _)| format!("http://{address}"));
+    let tls = listeners.tls.iter().map(|(address, _)| format!("https://{address}"));
+    let addresses: Vec<String> = plain.chain(tls).collect();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
     let cache = &config.settings.cache;
     println!(
@@ -222,7 +233,7 @@ struct Parts {
 /// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
 /// already, and stops when told to, before Pingora's own shutdown begins.
 struct Listening {
-    bound: Mutex<Option<Vec<(SocketAddr, TcpListener)>>>,
+    bound: Mutex<Option<Listeners>>,
     parts: Parts,
     conf: Arc<ServerConf>,
     stop: watch::Receiver<bool>,
@@ -305,13 +316,20 @@ impl Service for Listening {
                 std::process::exit(1);
             }
         };
-        let mut service = listening::Service::new("listening".to_owned(), front);
-        let Some(fds) = fds else {
+        let (Some(fds), Some(bound)) = (fds, self.bound.lock().take()) else {
             tracing::error!("cannot start: no table of listening sockets");
             std::process::exit(1);
         };
-        let bound = self.bound.lock().take().unwrap_or_default();
-        {
+        let acceptor = match acceptor(&self.parts.state) {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                tracing::error!(%error, "cannot start: TLS cannot be set up");
+                std::process::exit(1);
+            }
+        };
+        let front = Arc::new(front);
+        let service = |name: &str, tls, bound: Vec<Bound>| {
+            let mut service = listening::Service::new(name.to_owned(), Entrance::new(Arc::clone(&front), tls));
             let mut table = fds.lock();
             for (address, listener) in bound {
                 let name = address.to_string();
@@ -319,8 +337,15 @@ impl Service for Listening {
                 table.add(name.clone(), listener.into_raw_fd());
                 service.add_tcp(&name);
             }
-        }
-        Service::start_service(&mut service, Some(fds), self.stop.clone(), per_fd).await;
+            service
+        };
+        let mut plain = service("http", None, bound.plain);
+        let mut tls = service("https", Some(acceptor), bound.tls);
+        let (for_plain, for_tls) = (Some(fds.clone()), Some(fds.clone()));
+        tokio::join!(
+            Service::start_service(&mut plain, for_plain, self.stop.clone(), per_fd),
+            Service::start_service(&mut tls, for_tls, self.stop.clone(), per_fd),
+        );
     }
 
     fn name(&self) -> &str {

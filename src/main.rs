@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
-use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
+use artifactapi::config::{self, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::console;
 use artifactapi::formats;
 use artifactapi::life;
@@ -148,14 +148,15 @@ fn main() -> ExitCode {
         }
         Command::Serve(options) => {
             log();
-            let Some(config) = load(&options.into(), &environment) else {
+            let flags = options.into();
+            let Some(config) = load(&flags, &environment) else {
                 return ExitCode::FAILURE;
             };
             let hangups = match hangups {
                 Ok(hangups) => hangups,
                 Err(error) => return fail(&format!("SIGHUP cannot be caught: {error}")),
             };
-            match life::serve(config, environment, hangups) {
+            match life::serve(config, flags, environment, hangups) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string()),
             }
@@ -176,20 +177,7 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
             Severity::Warning => tracing::warn!("{problem}"),
         }
     }
-    let config = config?;
-    let unsupported = unsupported(&config);
-    for what in &unsupported {
-        eprintln!("artifactapi: {what}");
-    }
-    unsupported.is_empty().then_some(config)
-}
-
-/// What is configured and this version does not have: starting without it would not be what was asked for.
-fn unsupported(config: &Config) -> Vec<String> {
-    let tls = config.settings.tls.as_ref();
-    tls.map(|_| "`tls` is set, and this version does not have it: leave it out".to_owned())
-        .into_iter()
-        .collect()
+    config
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {
@@ -198,12 +186,6 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
         println!("{problem}");
     }
     match config {
-        Some(config) if !unsupported(&config).is_empty() => {
-            let unsupported = unsupported(&config);
-            unsupported.iter().for_each(|what| println!("error: {what}"));
-            println!("failed: {} errors, {} warnings", unsupported.len(), problems.len());
-            ExitCode::FAILURE
-        }
         Some(config) => {
             println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
             ExitCode::SUCCESS

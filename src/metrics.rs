@@ -20,6 +20,8 @@ type Taken = (IntCounterVec, fn(&Standing) -> u64);
 pub struct Samples {
     /// Successful loads of the configuration.
     pub generation: u64,
+    /// Whether the last reload took effect.
+    pub reloaded: bool,
     /// How what stands behind this node fares.
     pub dependencies: Vec<Standing>,
     /// Whether the disk takes what is to be stored.
@@ -88,6 +90,7 @@ pub struct Metrics {
     fleet_counts: IntCounterVec,
     shared: IntCounterVec,
     generation: IntGauge,
+    reloaded: IntGauge,
     hits: ArcSwap<HashMap<String, Arc<(IntCounter, IntCounter)>>>,
 }
 
@@ -298,6 +301,13 @@ impl Metrics {
                     "Counts successful loads of the configuration.",
                 ),
             ),
+            reloaded: register(
+                &registry,
+                IntGauge::new(
+                    "artifactapi_config_last_reload_successful",
+                    "Whether the last reload of the configuration took effect.",
+                ),
+            ),
             hits: ArcSwap::default(),
             registry,
         }
@@ -446,6 +456,7 @@ impl Metrics {
             node.set(i64::from(*reachable));
         }
         set(&self.generation, samples.generation);
+        set(&self.reloaded, u64::from(samples.reloaded));
     }
 }
 

@@ -16,7 +16,7 @@ use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
 use crate::cache::Key;
 use crate::cache::StoreStats;
-use crate::catalog::{Artifact, ListAnswer, ListQuery, QueryError};
+use crate::catalog::{Artifact, ListAnswer, ListQuery, QueryError, rfc3339};
 use crate::config::{Config, Remote, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
@@ -190,11 +190,19 @@ impl Api {
         }
         let is_ok = |dependency: &serde_json::Value| dependency["status"] == "ok";
         let degraded = reload_failed || !dependencies.as_object().is_some_and(|all| all.values().all(is_ok));
+        let failure = self.state.last_reload_failure().map(|failure| {
+            let may_be_told = access::permits(session, config, Need::Configuration);
+            json!({
+                "at": rfc3339(failure.at),
+                "detail": may_be_told.then_some(failure.detail),
+            })
+        });
         json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),
             "config_generation": config.generation,
             "config_reload": if reload_failed { "failed" } else { "ok" },
+            "config_last_failure": failure,
             "dependencies": dependencies,
         })
     }

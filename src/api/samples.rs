@@ -34,6 +34,7 @@ impl Api {
         }
         Samples {
             generation: config.generation,
+            reloaded: !self.state.last_reload_failed(),
             dependencies: self.backends.standings(),
             disk_takes: store.starved.is_none(),
             tiers,

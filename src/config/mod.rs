@@ -2,10 +2,11 @@
 //! [`Config`]. Everything that is wrong is found in one go and told with its place; see "Configuration" in the README
 //! for what each key means.
 //!
-//! [`load`] and [`reload_remotes`] are the only ways in. They read files and nothing else of the outside: the
+//! [`load`] and [`reload`] are the only ways in. They read files and nothing else of the outside: the
 //! environment, the flags and the package types are handed to them.
 
 mod address;
+mod certificates;
 mod context;
 mod credentials;
 mod environment;
@@ -19,6 +20,7 @@ mod problem;
 mod quarantine;
 mod redact;
 mod remotes;
+mod restart;
 mod section;
 mod settings;
 #[cfg(test)]
@@ -70,15 +72,25 @@ pub fn load(packages: &[&'static Package], flags: &Flags, env: &Environment, gen
     finish(packages, settings, env, generation, report)
 }
 
-/// Reads `remotes.yaml` again and keeps the settings as they are.
-pub fn reload_remotes(current: &Config, env: &Environment, generation: u64) -> Loaded {
-    finish(
-        &current.packages,
-        current.settings.clone(),
-        env,
-        generation,
-        Report::default(),
-    )
+/// Reads the whole configuration again. What cannot change while the process runs stays as it is in `current`, with a
+/// warning for each of it that would be another now.
+pub fn reload(current: &Config, flags: &Flags, env: &Environment, generation: u64) -> Loaded {
+    let packages = &current.packages;
+    let report = Report::default();
+    let conf = read_conf(flags, env, &report);
+    let text = conf.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+    let settings = settings::read(packages, flags, env, text, &report);
+    let (settings, kept) = restart::keep(settings, &current.settings);
+    for key in kept {
+        let fault = Fault::new(format!(
+            "`{key}` was changed, which takes effect when the service is started again"
+        ));
+        match &conf {
+            Some((file, _)) => report.file_warning(file, fault),
+            None => report.warning(fault),
+        }
+    }
+    finish(packages, settings, env, generation, report)
 }
 
 /// Reads `remotes.yaml` and puts the configuration together.

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
 use ipnet::IpNet;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::utils::tls::CertKey;
+use rustls::sign::CertifiedKey;
 use url::Url;
 
 use super::package::{Holds, OwnKey, Package};
@@ -72,14 +75,33 @@ pub struct Settings {
     pub node_secret: Option<Secret>,
 }
 
-/// Certificate and key files of the listeners.
+/// What HTTPS is spoken with.
 #[derive(Debug, Clone)]
 pub struct Tls {
+    /// Where; `None`: at all addresses that are listened on.
+    pub listen: Option<Vec<SocketAddr>>,
     pub cert: PathBuf,
     pub key: PathBuf,
+    /// What these files held.
+    pub certified: Arc<CertifiedKey>,
 }
 
-#[derive(Debug, Clone)]
+/// What a remote is asked with over TLS. The server's certificate is verified in any case.
+#[derive(Default)]
+pub struct RemoteTls {
+    /// Who is trusted besides those whom the system trusts.
+    pub ca: Option<PathBuf>,
+    /// What that file held, in DER.
+    pub own_roots: Vec<Vec<u8>>,
+    /// The same and the system's; `None`: the system's alone.
+    pub roots: Option<Arc<CaType>>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// What is shown to servers that may see the credentials, should they ask.
+    pub identity: Option<Arc<CertKey>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct CacheSettings {
     /// Bound of the disk tier in bytes, growing files included.
     pub disk_bytes: u64,
@@ -336,6 +358,7 @@ pub struct Remote {
     pub own_hosts: Vec<OwnHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,
+    pub tls: RemoteTls,
     pub offline: bool,
     /// Upstream statuses that count as unreachable.
     pub serve_stale_on: Vec<u16>,

@@ -1,5 +1,7 @@
 //! The configuration as `GET /config` shows it: every effective value, no secret.
 
+use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -106,6 +108,11 @@ fn remote_json(remote: &Remote) -> Value {
         "password_command_ttl": command.map(|command| seconds(command.ttl)),
         "file_hosts": remote.file_hosts.iter().map(shown_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
+        "tls": {
+            "ca": file(&remote.tls.ca),
+            "cert": file(&remote.tls.cert),
+            "key": file(&remote.tls.key),
+        },
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
         "quarantine_new": quarantine.days.is_some(),
@@ -137,6 +144,10 @@ fn remote_json(remote: &Remote) -> Value {
     })
 }
 
+fn file(path: &Option<PathBuf>) -> Option<Cow<'_, str>> {
+    path.as_ref().map(|path| path.to_string_lossy())
+}
+
 /// Unix seconds as RFC 3339 has them.
 fn date(seconds: u64) -> String {
     let date = i64::try_from(seconds)
@@ -166,6 +177,7 @@ fn settings_json(settings: &Settings) -> Value {
         "resolver": settings.resolver,
         "stop_timeout": seconds(settings.stop_timeout),
         "tls": settings.tls.as_ref().map(|tls| json!({
+            "listen": tls.listen,
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),
         })),

@@ -11,6 +11,7 @@ use indexmap::IndexMap;
 use url::Url;
 
 use super::address;
+use super::certificates;
 use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
@@ -51,6 +52,7 @@ const KEYS: &[&str] = &[
     "hosts",
     "file_hosts",
     "proxy",
+    "tls",
     "offline",
     "serve_stale_on",
 ];
@@ -301,6 +303,7 @@ impl Reader<'_> {
             file_hosts,
             own_hosts,
             proxy: section.parse("proxy", address::proxy_url),
+            tls: certificates::of_remote(&section),
             offline: section.boolean("offline").unwrap_or(false),
             serve_stale_on: stale.unwrap_or_else(|| package.serve_stale_on.to_vec()),
             quarantine: match kind {
@@ -416,6 +419,7 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
     if remote.kind == RemoteType::Remote
         && let Some(found) = credentials
             .or(headers.then_some("headers"))
+            .or(remote.tls.identity.is_some().then_some("tls"))
             .and_then(|key| section.entry(key))
         && section.entry("protected").is_none()
     {
@@ -425,7 +429,7 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
         cx.warn(found.at, fault.hint(hint));
     }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline", "verify"].into_iter();
+        let of_upstream = ["base_url", "proxy", "tls", "offline", "verify"].into_iter();
         let of_upstream = of_upstream.chain(PACKAGE_KEYS).chain(quarantine::KEYS);
         for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {

@@ -1,17 +1,15 @@
 //! Runtime settings: a flag wins over its variable, the variable over `conf/artifactapi.yaml`, that over the default.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use super::address;
+use super::certificates;
 use super::context::Context;
 use super::environment::Environment;
 use super::flags::Flags;
@@ -204,6 +202,15 @@ pub(super) fn read(
 }
 
 impl Settings {
+    /// Where HTTP is spoken, and where HTTPS is.
+    pub fn listeners(&self) -> (&[SocketAddr], &[SocketAddr]) {
+        match &self.tls {
+            None => (&self.listen, &[]),
+            Some(Tls { listen: None, .. }) => (&[], &self.listen),
+            Some(Tls { listen: Some(own), .. }) => (&self.listen, own),
+        }
+    }
+
     /// Complains of what is half set.
     fn checked(self, report: &Report) -> Self {
         let missing = match (&self.node_url, &self.node_secret) {
@@ -213,6 +220,14 @@ impl Settings {
         };
         if let Some((set, unset)) = missing {
             report.error(Fault::new(format!("{set} is set and {unset} is not")).hint("set both or neither"));
+        }
+        let (plain, tls) = self.listeners();
+        if let Some(address) = plain
+            .iter()
+            .find(|address| address.port() != 0 && tls.contains(address))
+        {
+            let fault = Fault::new(format!("{address} is both in `listen` and in `tls.listen`"));
+            report.error(fault.hint("one address speaks either HTTP or HTTPS: give each its own port"));
         }
         if self.open_writes && !self.tokens.is_empty() {
             let fault = Fault::new("ARTIFACTAPI_OPEN_WRITES lets everybody write, and tokens say who may");
@@ -264,33 +279,9 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
     let elsewhere: Vec<(&'static str, &str)> = ELSEWHERE.iter().copied().chain(places).collect();
     let top = Section::open(cx, root, "", &keys, &elsewhere);
 
-    if let Some(entry) = top.entry("listen") {
-        // One address may stand without brackets.
-        let (number, addresses) = match &entry.value.content {
-            yaml::Content::List(items) => (items.len(), top.list("listen", address::listen_address)),
-            _ => (
-                1,
-                top.parse("listen", address::listen_address)
-                    .map(|address| vec![(entry.value.at, address)]),
-            ),
-        };
-        let addresses: Vec<SocketAddr> = addresses
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(_, address)| address)
-            .collect();
-        // Else something has been complained about already.
-        if addresses.len() == number {
-            if let Err(fault) = check_listen(&addresses) {
-                cx.error(entry.value.at, fault.about("`listen`"));
-            }
-            result.listen = Some(addresses);
-        }
-    }
+    result.listen = listen(&top);
     result.public_url = top.parse("public_url", address::link_base);
-    if let Some(tls) = top.section("tls", &["cert", "key"]) {
-        result.tls = tls_files(&tls, &top);
-    }
+    result.tls = certificates::of_listeners(&top);
     if let Some(networks) = top.list("trusted_proxies", address::network) {
         result.trusted_proxies = networks.into_iter().map(|(_, network)| network).collect();
     }
@@ -394,35 +385,29 @@ pub(super) fn timeouts(section: &Section<'_>, defaults: Timeouts) -> Timeouts {
     }
 }
 
-fn tls_files(tls: &Section<'_>, top: &Section<'_>) -> Option<Tls> {
-    let cx = tls.cx;
-    // Opened now, so that `check` finds what would keep the service from starting.
-    let path = |key| {
-        tls.parse(key, |text| {
-            let path = cx.resolve(text);
-            let opened = File::open(&path).and_then(|file| file.metadata());
-            match opened {
-                Ok(metadata) if metadata.is_file() => Ok(path),
-                Ok(_) => Err(Fault::new("is not a file")),
-                Err(error) => {
-                    Err(Fault::new(format!("cannot be read: {error}")).hint("the path is relative to this file"))
-                }
-            }
-        })
+/// The addresses under `listen` of the settings, or of their `tls:`.
+pub(super) fn listen(section: &Section<'_>) -> Option<Vec<SocketAddr>> {
+    let entry = section.entry("listen")?;
+    // One address may stand without brackets.
+    let (number, addresses) = match &entry.value.content {
+        yaml::Content::List(items) => (items.len(), section.list("listen", address::listen_address)),
+        _ => (
+            1,
+            section
+                .parse("listen", address::listen_address)
+                .map(|address| vec![(entry.value.at, address)]),
+        ),
     };
-    for (key, other) in [("cert", "key"), ("key", "cert")] {
-        if let (None, Some(at)) = (tls.entry(key), top.entry("tls").map(|entry| entry.at)) {
-            let fault = Fault::new(format!("`tls.{key}` is missing"));
-            cx.error(
-                at,
-                fault.hint(format!(
-                    "`tls` needs both `{key}` and `{other}`: {{cert: FILE, key: FILE}}"
-                )),
-            );
-        }
+    let addresses = addresses.unwrap_or_default().into_iter();
+    let addresses: Vec<SocketAddr> = addresses.map(|(_, address)| address).collect();
+    // Else something has been complained about already.
+    if addresses.len() != number {
+        return None;
     }
-    let (cert, key) = (path("cert"), path("key"));
-    Some(Tls { cert: cert?, key: key? })
+    if let Err(fault) = check_listen(&addresses) {
+        section.cx.error(entry.value.at, fault.about("`listen`"));
+    }
+    Some(addresses)
 }
 
 fn check_listen(addresses: &[SocketAddr]) -> Result<(), Fault> {
@@ -627,7 +612,10 @@ impl<'a> Outside<'a> {
             Some("system") | None => None,
             Some(text) => {
                 let path = PathBuf::from(text);
-                self.complain(&format!("PGSSLROOTCERT {}", shown(text)), has_certificates(&path))?;
+                self.complain(
+                    &format!("PGSSLROOTCERT {}", shown(text)),
+                    certificates::certificates(&path),
+                )?;
                 // As libpq has it: who names whom to trust wants that to be looked at.
                 if mode == TlsMode::Require {
                     mode = TlsMode::VerifyCa;
@@ -680,16 +668,6 @@ fn tls_mode(text: &str) -> Result<TlsMode, Fault> {
         let known = TlsMode::ALL.map(TlsMode::name).join(", ");
         Fault::new(format!("must be one of {known}"))
     })
-}
-
-/// Read now, so that `check` finds what would keep the database from being connected to.
-fn has_certificates(path: &Path) -> Result<(), Fault> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(certificates) if certificates.is_empty() => Err(Fault::new("holds no certificate in PEM form")),
-        Ok(_) => Ok(()),
-        Err(error) => Err(Fault::new(format!("cannot be read: {error}"))),
-    }
 }
 
 /// `host[:port]`, or with a scheme, which must not contradict `MINIO_SECURE`.

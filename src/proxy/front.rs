@@ -24,13 +24,15 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use rustix::net::SendFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
 
 use super::accept::accepted;
 use super::crowd::Crowd;
 use super::gate::{Gate, READ};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
+use super::transport::Transport;
 use super::wire::{self, Head, Refusal};
 use super::{Client, Hooks, root, serve};
 use crate::api::access;
@@ -54,7 +56,7 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: appl
 /// What is read of a file and written at once: it stays in the processor's cache between the two.
 const PIECE: u64 = 32 << 10;
 
-/// What Pingora's listeners hand connections to.
+/// What all connections share, by whichever entrance they come.
 pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
@@ -73,28 +75,41 @@ impl Front {
     }
 }
 
+/// Where connections come in: by HTTP, or by HTTPS.
+pub struct Entrance {
+    front: Arc<Front>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Entrance {
+    pub fn new(front: Arc<Front>, tls: Option<TlsAcceptor>) -> Self {
+        Entrance { front, tls }
+    }
+}
+
 #[async_trait]
-impl ServerApp for Front {
+impl ServerApp for Entrance {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let stream = *stream.into_any().downcast::<Tcp>().ok()?;
-        let config = self.client.state.config();
+        let front = &self.front;
+        let config = front.client.state.config();
         let limits = config.settings.clients;
         let address = peer_of(&stream).filter(|peer| !public::is_trusted(&config.settings.trusted_proxies, *peer));
         drop(config);
-        let Some(admitted) = self.crowd.admit(&limits, address) else {
-            self.turn_away(&stream);
+        let Some(admitted) = front.crowd.admit(&limits, address) else {
+            front.turn_away(&stream, self.tls.is_some());
             return None;
         };
-        match self.threads.place() {
+        match front.threads.place() {
             (place, None) => {
                 let _held = (place, admitted);
                 self.connection(stream, limits, shutdown).await
             }
             (place, Some(elsewhere)) => {
-                let (front, shutdown) = (Arc::clone(self), shutdown.clone());
+                let (entrance, shutdown) = (Arc::clone(self), shutdown.clone());
                 elsewhere.spawn(async move {
                     let _held = (place, admitted);
-                    front.connection(stream, limits, &shutdown).await
+                    entrance.connection(stream, limits, &shutdown).await
                 });
                 None
             }
@@ -102,26 +117,49 @@ impl ServerApp for Front {
     }
 
     async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
+        self.front.proxy.http_cleanup().await;
+    }
+}
+
+impl Entrance {
+    /// Serves a connection to its end.
+    async fn connection(&self, stream: Tcp, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let stream = here(stream).ok()?;
+        let transport = match &self.tls {
+            None => Transport::Plain(Box::new(stream)),
+            Some(acceptor) => match Transport::accept(acceptor, stream, limits.head_timeout).await {
+                Ok(transport) => transport,
+                Err(error) => {
+                    tracing::debug!(%error, "a client made no TLS connection");
+                    return None;
+                }
+            },
+        };
+        match transport.is_http2() {
+            true => self.front.proxy.process_new(transport.into_stream(), shutdown).await,
+            false => self.front.http1(transport, limits, shutdown).await,
+        }
     }
 }
 
 impl Front {
     /// Says that there are too many connections, if the socket takes that at once: nobody is waited for.
-    fn turn_away(&self, stream: &Tcp) {
-        let _ = rustix::net::send(socket_of(stream), TOO_MANY, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+    fn turn_away(&self, stream: &Tcp, is_tls: bool) {
+        if !is_tls {
+            let _ = rustix::net::send(socket_of(stream), TOO_MANY, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
         self.client.metrics.request("", 503, "none", None, 0, Duration::ZERO);
         if self.crowd.may_complain() {
             tracing::warn!("clients are turned away: there are as many connections as `clients:` allows");
         }
     }
 
-    /// Serves a connection to its end.
-    async fn connection(&self, stream: Tcp, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut gate = Gate::new(here(stream).ok()?, limits);
+    /// Serves a connection to its end that begins with HTTP/1.1, or with the preface of HTTP/2.
+    async fn http1(&self, transport: Transport, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
+        // Only a new connection can begin with the preface, and under TLS both sides agree on HTTP/2 beforehand.
+        let mut may_be_http2 = !transport.is_tls();
+        let mut gate = Gate::new(transport, limits);
         let mut head = Vec::with_capacity(512);
-        // Only a new connection can begin with the preface of HTTP/2.
-        let mut may_be_http2 = true;
         loop {
             match self.next(&mut gate, may_be_http2, &mut head).await.ok()? {
                 Request::Hit(hit) if !*shutdown.borrow() => {
@@ -135,8 +173,12 @@ impl Front {
                     gate = self.through_pingora(gate, shutdown).await?;
                 }
                 Request::Http2 => {
-                    gate.stream.rewind(&gate.received);
-                    return self.proxy.process_new(gate.stream, shutdown).await;
+                    let Gate { stream, received, .. } = *gate;
+                    let Transport::Plain(mut stream) = stream else {
+                        return None;
+                    };
+                    stream.rewind(&received);
+                    return self.proxy.process_new(stream, shutdown).await;
                 }
                 Request::Refused(refusal) => {
                     self.refuse(&mut gate.stream, refusal, limits.write_timeout)
@@ -152,18 +194,18 @@ impl Front {
 
 /// The connection, its readiness told by this thread's event loop. Pingora accepts on one thread and serves on any, and
 /// every event would have to come by way of the first.
-fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
+fn here(stream: Tcp) -> io::Result<Tcp> {
     let socket = socket_of(&stream).try_clone_to_owned()?;
     drop(stream);
     let descriptor = socket.as_raw_fd();
     let stream = tokio::net::TcpStream::from_std(std::net::TcpStream::from(socket))?;
     let mut stream = Tcp::from(stream);
     stream.set_socket_digest(SocketDigest::from_raw_fd(descriptor));
-    Ok(Box::new(stream))
+    Ok(stream)
 }
 
 /// Who is at the other end.
-fn peer_of(stream: &Tcp) -> Option<IpAddr> {
+fn peer_of(stream: &impl GetSocketDigest) -> Option<IpAddr> {
     let digest = stream.get_socket_digest()?;
     Some(digest.peer_addr()?.as_inet()?.ip().to_canonical())
 }
@@ -244,7 +286,7 @@ impl Front {
     }
 
     /// Reads what was received so far; `None`: the head goes on.
-    fn read(&self, stream: &Tcp, received: &[u8], may_be_http2: bool, head: &mut Vec<u8>) -> Option<Request> {
+    fn read(&self, stream: &Transport, received: &[u8], may_be_http2: bool, head: &mut Vec<u8>) -> Option<Request> {
         if may_be_http2 && HTTP_2.starts_with(&received[..received.len().min(HTTP_2.len())]) {
             return (received.len() >= HTTP_2.len()).then_some(Request::Http2);
         }
@@ -267,7 +309,7 @@ impl Front {
     /// Finds what a plain request asks for and writes the head of the response.
     fn hit(
         &self,
-        stream: &Tcp,
+        stream: &Transport,
         request: &httparse::Request<'_, '_>,
         head: &mut Vec<u8>,
     ) -> Option<(Arc<Object>, Arc<Resolved>, Instant)> {
@@ -280,7 +322,7 @@ impl Front {
             headers: &fields,
             authority: plain.host,
             peer: peer_of(stream),
-            tls: false,
+            tls: stream.is_tls(),
         };
         let host = match config.hosts.is_empty() {
             true => String::new(),
@@ -298,7 +340,7 @@ impl Front {
         Some((hit.object, Arc::clone(&resolved), started))
     }
 
-    async fn answer(&self, stream: &mut Tcp, head: &[u8], answer: &Answer, limit: Duration) -> io::Result<()> {
+    async fn answer(&self, stream: &mut Transport, head: &[u8], answer: &Answer, limit: Duration) -> io::Result<()> {
         let client = &self.client;
         let _in_flight = client.state.enter();
         client.fills.store.count_use(&answer.object);
@@ -314,7 +356,12 @@ impl Front {
         sent
     }
 
-    async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal, limit: Duration) -> io::Result<()> {
+    async fn refuse(
+        &self,
+        stream: &mut Transport,
+        Refusal { status, reason }: Refusal,
+        limit: Duration,
+    ) -> io::Result<()> {
         let started = Instant::now();
         let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
         let phrase = StatusCode::from_u16(status)
@@ -333,7 +380,7 @@ impl Front {
         self.client
             .metrics
             .request("", status, "none", None, sent, started.elapsed());
-        stream.shutdown().await
+        AsyncWriteExt::shutdown(stream).await
     }
 
     /// Pingora's turn, for the one request that the gate is open for. The connection comes back if it can be used again.
@@ -349,11 +396,13 @@ impl Front {
     }
 }
 
-async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>, limit: Duration) -> io::Result<()> {
-    match &object.body {
-        Body::Memory(body, Some(file)) => send_pages(stream, head, (body, file), limit).await?,
-        Body::Memory(body, None) => write_all(stream, head, body, limit).await?,
-        Body::File { .. } | Body::Elsewhere(_) => {
+async fn send(stream: &mut Transport, head: &[u8], object: &Arc<Object>, limit: Duration) -> io::Result<()> {
+    match (&object.body, &mut *stream) {
+        (Body::Memory(body, Some(file)), Transport::Plain(stream)) => {
+            send_pages(stream, head, (body, file), limit).await?;
+        }
+        (Body::Memory(body, _), stream) => write_all(stream, head, body, limit).await?,
+        (Body::File { .. } | Body::Elsewhere(_), stream) => {
             let mut head = head;
             let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
             while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
@@ -366,7 +415,7 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>, limit: Durati
 }
 
 /// Sends what is still in the stream's buffer.
-async fn flush(stream: &mut Tcp, limit: Duration) -> io::Result<()> {
+async fn flush(stream: &mut (impl AsyncWrite + Unpin), limit: Duration) -> io::Result<()> {
     match timeout(limit, stream.flush()).await {
         Ok(flushed) => flushed,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -413,7 +462,12 @@ fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, lengt
 }
 
 /// Writes both, in one system call where the socket takes them.
-async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8], limit: Duration) -> io::Result<()> {
+async fn write_all(
+    stream: &mut (impl AsyncWrite + Unpin),
+    head: &[u8],
+    body: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
     let (mut head, mut body) = (head, body);
     while !head.is_empty() || !body.is_empty() {
         let piece = &body[..body.len().min(writing::PIECE)];

@@ -28,6 +28,7 @@ mod route;
 mod serve;
 mod stand_in;
 mod threads;
+mod transport;
 mod wire;
 
 use std::ops::Deref;
@@ -49,10 +50,11 @@ use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
 pub use client::{Client, Ctx};
-pub use front::Front;
+pub use front::{Entrance, Front};
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
+pub use transport::acceptor;
 use wire::Refusal;
 
 /// [`Client`] for Pingora, which wants to own it.

@@ -16,7 +16,7 @@ use url::Url;
 use super::Upstream;
 use super::failure::Failure;
 use super::negotiation::Negotiation;
-use super::trust::{same_origin, within_credentials};
+use super::trust::{may_see_credentials, same_origin, within_credentials};
 use crate::config::Remote;
 use crate::deadline::Deadline;
 use pace::Pace;
@@ -162,6 +162,16 @@ impl Exchange {
     /// Whether the remote's credentials and headers may go where the question is now.
     pub(super) fn may_have_credentials(&self) -> bool {
         within_credentials(&self.remote, &self.url)
+    }
+
+    /// Whether the server that is asked now may see who asks: as the registry may, or its token service.
+    fn may_be_known(&self) -> bool {
+        match &self.authority {
+            Authority::TokenService(service, _) => {
+                same_origin(service, &self.url) && may_see_credentials(&self.remote, service)
+            }
+            Authority::Remote | Authority::Scope(_) => self.may_have_credentials(),
+        }
     }
 
     /// Sees to it that upstream gets what it wants to see.

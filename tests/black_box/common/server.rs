@@ -268,6 +268,11 @@ impl Proxy {
             .unwrap_or_else(|| self.folder.path().join("data"))
     }
 
+    /// Replaces `conf/artifactapi.yaml` of a proxy that has one.
+    pub fn write_conf(&self, yaml: &str) {
+        std::fs::write(self.folder.path().join("artifactapi.yaml"), yaml).expect("written");
+    }
+
     /// Replaces `remotes.yaml` (the program is not told: `reload`).
     pub fn write_remotes(&self, yaml: &str) {
         self.write_remotes_file(&document(yaml));
