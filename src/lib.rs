@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod policy;
 pub mod proxy;
 pub mod relist;
+pub mod secrets;
 pub mod session;
 pub mod state;
 pub mod status;

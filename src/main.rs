@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,6 +12,7 @@ use artifactapi::config::{self, DefaultRemote, Environment, Flags, Loaded, Secre
 use artifactapi::console;
 use artifactapi::formats;
 use artifactapi::life;
+use artifactapi::secrets::hidden;
 use artifactapi::token;
 use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -267,9 +268,23 @@ fn log() {
     let wanted = std::env::var("ARTIFACTAPI_LOG").unwrap_or_default();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives(&wanted)))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Discreet(std::io::stderr()))
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// Writes what it is given, a line at a time, without the secrets in it.
+struct Discreet<W>(W);
+
+impl<W: Write> Write for Discreet<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(hidden(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// A level without a name is this program's; where it is less than what libraries say, theirs too.

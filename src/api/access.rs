@@ -182,16 +182,6 @@ pub(crate) fn readable(session: &Session, config: &Config) -> Option<Vec<String>
     Some(readable.map(|remote| remote.name.clone()).collect())
 }
 
-/// # Errors
-/// The request shows a token, and none that is known: for clients that find out so whether theirs is good.
-pub(crate) fn check_shown(session: &Session, config: &Config) -> Result<(), Problem> {
-    let arrival = arrival(session);
-    match secret(arrival.headers) {
-        Some(shown) if !config.settings.tokens.is_empty() => known(config, &shown).map(|_| ()),
-        _ => Ok(()),
-    }
-}
-
 fn check_grant(arrival: &Arrival<'_>, config: &Config, grant: &Grant<'_>) -> Result<(), Problem> {
     let settings = &config.settings;
     if settings.tokens.is_empty() {

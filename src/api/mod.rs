@@ -22,6 +22,7 @@ use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
 use crate::metrics::Metrics;
+use crate::secrets::hidden;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
 use access::Need;
@@ -177,21 +178,22 @@ impl Api {
             dependencies["postgres"] = standing(breaker, None);
         }
         // What went wrong names files, hosts and accounts.
-        if !access::permits(session, config, Need::Configuration) {
-            for dependency in dependencies
-                .as_object_mut()
-                .into_iter()
-                .flat_map(|all| all.values_mut())
+        let may_be_told = access::permits(session, config, Need::Configuration);
+        for fields in dependencies
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|all| all.values_mut())
+        {
+            if let Some(fields) = fields.as_object_mut()
+                && let Some(detail) = fields.remove("detail")
+                && may_be_told
             {
-                if let Some(dependency) = dependency.as_object_mut() {
-                    dependency.remove("detail");
-                }
+                fields.insert("detail".to_owned(), json!(detail.as_str().map(hidden)));
             }
         }
         let is_ok = |dependency: &serde_json::Value| dependency["status"] == "ok";
         let degraded = reload_failed || !dependencies.as_object().is_some_and(|all| all.values().all(is_ok));
         let failure = self.state.last_reload_failure().map(|failure| {
-            let may_be_told = access::permits(session, config, Need::Configuration);
             json!({
                 "at": rfc3339(failure.at),
                 "detail": may_be_told.then_some(failure.detail),

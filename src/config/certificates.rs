@@ -162,6 +162,9 @@ pub(super) fn of_remote(section: &Section<'_>) -> RemoteTls {
     };
     let identity = pair(&tls, entry.at, "tls", |chain, key| {
         certified(chain.clone(), key.clone_key())?;
+        // Pingora takes the key so, and panics at what it cannot take.
+        let unusable = |reason: &str| rustls::Error::General(reason.to_owned());
+        PrivateKeyDer::try_from(key.secret_der()).map_err(unusable)?;
         let chain = chain.iter().map(|certificate| certificate.to_vec()).collect();
         Ok(CertKey::new(chain, key.secret_der().to_vec()))
     });

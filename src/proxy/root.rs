@@ -60,8 +60,7 @@ impl Client {
                     Some(remote) => Need::Read(remote),
                     None => Need::Enter(asked.root.package()),
                 };
-                let allowed = access::check_shown(session, config).and_then(|()| access::check(session, config, need));
-                if let Err(problem) = allowed {
+                if let Err(problem) = access::check(session, config, need) {
                     return self.forbid(session, Some(asked.root), problem).await;
                 }
                 reply::json(session, 200, &document).await?;

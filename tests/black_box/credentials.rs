@@ -222,6 +222,89 @@ fn the_most_talkative_log_has_no_secret() {
 }
 
 #[test]
+fn no_configured_or_signed_secret_is_anywhere_for_people() {
+    run(async {
+        let up = Upstream::start().await;
+        let signed = format!("{}/gone?X-Amz-Signature=hunter2-signed&sig=hunter2-sig", up.base());
+        up.on("/away", move |_| Reply::redirect(302, signed.clone()));
+        up.under("/gone", |_| Reply::hang_up());
+        up.reply("/cut", Reply::ok("0123456789").truncate_at(4));
+        up.reply("/loop", Reply::redirect(302, "/loop?token=hunter2-loop"));
+        up.reply(
+            "/bad",
+            Reply::redirect(302, "ftp://u:hunter2-userinfo@h/x?token=hunter2-ftp"),
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = Authority::new().issue(&["artifactapi"]);
+        std::fs::write(folder.path().join("cert.pem"), certificate).unwrap();
+        std::fs::write(folder.path().join("key.pem"), &key).unwrap();
+        let path = folder.path().display();
+        let hash = crate::common::sha256(b"hunter2-reader");
+        for level in ["debug", "trace"] {
+            let proxy = Proxy::settings()
+                .remotes(&format!(
+                    "files:\n  base_url: {0}\n  username: someone\n  password: hunter2-secret\n  protected: true\n  \
+                     headers: {{X-Token: hunter2-token}}\n  tls: {{cert: {path}/cert.pem, key: {path}/key.pem}}\n\
+                     through:\n  base_url: {0}\n  proxy: \"http://u:hunter2-proxy@{1}\"\n",
+                    up.base(),
+                    crate::common::refused()
+                ))
+                .conf(&format!(
+                    "tokens: [{{name: reader, hash: 'sha256:{hash}', scopes: [read]}}]\n"
+                ))
+                .env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2-admin")
+                .env("ARTIFACTAPI_LOG", level)
+                .start()
+                .await;
+            let mut said = Vec::new();
+            for token in ["hunter2-admin", "hunter2-reader", "hunter2-unknown"] {
+                let authorization = format!("Bearer {token}");
+                for target in [
+                    "/config",
+                    "/",
+                    "/metrics",
+                    "/health",
+                    "/api/v1/remote/files/away",
+                    "/api/v1/remote/files/cut?token=hunter2-query&a=1",
+                    "/api/v1/remote/files/loop",
+                    "/api/v1/remote/files/bad",
+                    "/api/v1/remote/through/x?X-Amz-Signature=hunter2-query",
+                ] {
+                    let headers = [("Authorization", authorization.as_str())];
+                    let mut connection = proxy.connect().await;
+                    connection.send("GET", target, &headers, b"").await;
+                    let head = connection.try_read_head("GET").await.unwrap();
+                    let body = String::from_utf8_lossy(&connection.read_body().await).into_owned();
+                    said.push(format!("{target}: {:?} {body}", head.headers));
+                }
+            }
+            // A configuration that is refused is told without what it holds.
+            proxy.write_remotes(
+                "bad:\n  base_url: https://u:hunter2-userinfo@h/x?token=hunter2-url\n  password: hunter2-alone\n",
+            );
+            proxy.reload();
+            proxy.wait_for_log("the one before stays in force").await;
+            let admin = [("Authorization", "Bearer hunter2-admin")];
+            said.push(proxy.request("GET", "/health", &admin, b"").await.ok().text());
+            proxy.wait_for_log("following a redirect").await;
+            let log = proxy.log();
+            assert!(
+                log.contains("a transfer from upstream failed") || log.contains("upstream failed"),
+                "{log}"
+            );
+            said.push(log);
+            for text in said {
+                assert!(!text.contains("hunter2"), "{text}");
+                assert!(
+                    !text.contains(&hash) && !text.contains(key.lines().nth(1).unwrap()),
+                    "{text}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn a_password_may_come_from_a_file() {
     run(async {
         let up = Upstream::start().await;

@@ -60,4 +60,5 @@ mod rpm;
 mod startup;
 mod stores;
 mod streaming;
+mod tls;
 mod verify;

@@ -31,7 +31,7 @@ fn the_shipped_settings_show_the_defaults() {
             .is_some_and(|(key, _)| !key.is_empty() && key.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_')))
     });
     let text: String = keys.flat_map(|line| [line, "\n"]).collect();
-    assert_eq!(text.lines().count(), 32, "{text}");
+    assert_eq!(text.lines().count(), 35, "{text}");
     let (default, shown) = (Case::new("remotes: {}"), Case::new("remotes: {}").conf(&text));
     let (default, shown) = (default.config().to_redacted_json(), shown.config().to_redacted_json());
     let without_paths = |mut json: serde_json::Value| {
