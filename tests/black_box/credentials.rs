@@ -3,6 +3,7 @@
 use crate::common::client::Headers;
 use crate::common::dns::Dns;
 use crate::common::outbound::OutboundProxy;
+use crate::common::upstream::Authority;
 use crate::common::{Proxy, Reply, Upstream, run};
 use std::net::Ipv4Addr;
 
@@ -90,7 +91,7 @@ fn credentials_stay_below_the_base_url_where_that_is_asked_for() {
 #[test]
 fn another_port_or_scheme_of_the_same_host_is_another_host() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let up = Upstream::start_tls_with(&authority, "localhost", &["http/1.1"]).await;
         let second = Upstream::start_tls_with(&authority, "localhost", &["h2"]).await;
         second.reply("/blob", Reply::ok("blob"));
@@ -275,7 +276,7 @@ fn no_configured_or_signed_secret_is_anywhere_for_people() {
                     connection.send("GET", target, &headers, b"").await;
                     let head = connection.try_read_head("GET").await.unwrap();
                     let body = String::from_utf8_lossy(&connection.read_body().await).into_owned();
-                    said.push(format!("{target}: {:?} {body}", head.headers));
+                    said.push(format!("{:?} {body}", head.headers));
                 }
             }
             // A configuration that is refused is told without what it holds.
@@ -363,7 +364,7 @@ fn an_outbound_proxy_of_one_remote_gets_absolute_form_and_its_credentials() {
 #[test]
 fn https_goes_through_a_tunnel_and_redirects_too() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let up = Upstream::start_tls_with(&authority, "files.test", &["h2", "http/1.1"]).await;
         let storage = Upstream::start().await;
         storage.reply("/blob", Reply::ok("blob"));
@@ -440,7 +441,7 @@ fn a_refusing_outbound_proxy_is_an_unreachable_upstream() {
 #[test]
 fn a_407_of_upstreams_own_is_an_answer() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let plain = Upstream::start().await;
         let tunnelled = Upstream::start_tls_with(&authority, "files.test", &["http/1.1"]).await;
         let outbound = OutboundProxy::start().await;
@@ -565,7 +566,7 @@ fn every_address_of_a_name_is_tried() {
 #[test]
 fn a_certificate_that_is_not_trusted_or_names_another_host_is_refused() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let untrusted = Upstream::start_tls().await;
         let wrong = Upstream::start_tls_with(&authority, "other.test", &["h2", "http/1.1"]).await;
         let proxy = Proxy::settings()
@@ -590,7 +591,7 @@ fn a_certificate_that_is_not_trusted_or_names_another_host_is_refused() {
 fn both_versions_of_http_are_spoken_over_tls() {
     run(async {
         for (alpn, version) in [(&["h2", "http/1.1"][..], 2), (&["http/1.1"], 1), (&[], 1)] {
-            let authority = crate::common::upstream::Authority::new();
+            let authority = Authority::new();
             let up = Upstream::start_tls_with(&authority, "localhost", alpn).await;
             let body = crate::common::Pattern::new(1, 2_000_000);
             up.file("/x", crate::common::File::new(body).etag("\"e\""));

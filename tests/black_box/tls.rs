@@ -101,15 +101,9 @@ fn clients_are_served_over_https_by_http_1_and_2() {
                 );
                 proxy.until_cached("files", path).await;
             }
-            let ranged = ["--http1.1", "-r", "1-3", &url];
-            assert_eq!(
-                curl(&home, secure.authority.path(), &ranged)
-                    .await
-                    .ok()
-                    .stdout
-                    .as_bytes(),
-                &body[1..4]
-            );
+            let ranged = ["--http1.1", "-r", "1-3", "-o", "part", &url];
+            curl(&home, secure.authority.path(), &ranged).await.ok();
+            assert_eq!(std::fs::read(home.work().join("part")).unwrap(), &body[1..4]);
         }
         assert_eq!(up.total(), 3);
         // Nobody who knows another authority, and nobody in clear.
@@ -203,8 +197,8 @@ fn links_lead_back_over_https() {
             ca.display()
         );
         home.write(".npmrc", &npmrc);
-        let mut npm = home.command(tool("node/bin/node"));
-        npm.arg(tool("node/node_modules/npm/bin/npm-cli.js")).arg("install");
+        let mut npm = home.command(tool("node/bin/npm"));
+        npm.arg("install");
         home.run(npm).await.ok();
         assert!(home.work().join("node_modules/plain/package.json").exists());
         let lock = home.read("package-lock.json");

@@ -372,7 +372,8 @@ fn what_is_protected_needs_a_token_and_what_is_open_with_credentials_is_said() {
         ("headers: {User-Agent: special}", false),
         ("username: me\npassword: p\nprotected: false", false),
     ] {
-        finds(&generic(keys), if warned { &[warning][..] } else { &[] });
+        let expected = [warning];
+        finds(&generic(keys), if warned { &expected } else { &[] });
     }
     let contradiction = Case::new("remotes: {}")
         .env("ARTIFACTAPI_ADMIN_TOKEN", "t")
