@@ -65,7 +65,7 @@ struct Options {
     public_url: Option<String>,
     #[command(flatten)]
     default_remotes: DefaultRemotes,
-    /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
+    /// A token that may do everything [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
     #[arg(long, value_name = "TOKEN")]
     admin_token: Option<String>,
     /// Where other nodes reach this one [variable: ARTIFACTAPI_NODE_URL]

@@ -214,7 +214,7 @@ fn token(top: &Section<'_>, item: &Node) -> Option<Token> {
         digest
     });
     let scopes = section.distinct("scopes", |text| choice(text, &Scope::ALL));
-    if scopes.is_empty()
+    if section.items("scopes").is_some_and(<[_]>::is_empty)
         && let Some(entry) = section.entry("scopes")
     {
         section.cx.error(

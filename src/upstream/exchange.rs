@@ -275,15 +275,17 @@ impl Exchange {
                 reason: format!("{host}: {what}"),
                 unreachable: false,
             },
-            // Pingora does not say which.
-            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => Failure {
-                status: 502,
-                reason: format!(
-                    "no TLS connection to {host} ({what}): its certificate is not trusted, has ended or names another \
-                     host, or it wants one of this proxy; `tls` of the remote names further authorities and a certificate"
-                ),
-                unreachable: true,
-            },
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+                let said = error.context.as_ref().map_or(what.as_str(), |context| context.as_str());
+                Failure {
+                    status: 502,
+                    reason: format!(
+                        "no TLS connection to {host} ({said}); `tls` of the remote may name a further authority, and a \
+                         certificate to be shown"
+                    ),
+                    unreachable: true,
+                }
+            }
             _ if error.esource() == &ErrorSource::Upstream => Failure {
                 status: 502,
                 reason: format!("{host} cannot be reached ({what})"),

@@ -20,6 +20,7 @@ fn a_reload_adds_changes_and_removes_remotes_and_keeps_what_is_cached() {
             proxy.until_cached("a", path).await;
         }
         proxy.fetch("b", "x").await.ok();
+        proxy.until_cached("b", "x").await;
         proxy.write_remotes(&format!(
             "a:\n  base_url: {0}\n  immutable_patterns: ['tgz$']\nc:\n  base_url: {1}\n",
             one.base(),
@@ -31,6 +32,10 @@ fn a_reload_adds_changes_and_removes_remotes_and_keeps_what_is_cached() {
         proxy.fetch("a", "y.tgz").await.is("cache", "one");
         proxy.fetch("b", "x").await.expect(404);
         proxy.fetch("c", "x").await.is("remote", "two");
+        // What was cached of a remote that is gone is there when it comes back.
+        proxy.write_remotes(&format!("b:\n  base_url: {}\n", one.base()));
+        proxy.reload_and_wait().await;
+        proxy.fetch("b", "x").await.is("cache", "one");
     });
 }
 

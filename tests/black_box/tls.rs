@@ -324,7 +324,7 @@ fn an_upstream_of_another_authority_is_verified_by_the_one_that_is_named() {
         let proxy = Proxy::start(&remotes).await;
         // No connection of one remote is another's.
         for _ in 0..2 {
-            proxy.fetch("known", "x").await.is_x();
+            proxy.fetch("known", "x").await.is("remote", "x");
             for name in ["unknown", "other"] {
                 let failed = proxy.fetch(name, "x").await.expect(502);
                 assert!(
@@ -336,17 +336,6 @@ fn an_upstream_of_another_authority_is_verified_by_the_one_that_is_named() {
             proxy.request("PUT", "/cache/flush", &[], b"{}").await.ok();
         }
     });
-}
-
-trait IsX {
-    fn is_x(self);
-}
-
-impl IsX for crate::common::Response {
-    #[track_caller]
-    fn is_x(self) {
-        self.is("remote", "x");
-    }
 }
 
 #[test]
@@ -372,7 +361,7 @@ fn a_certificate_of_its_own_is_shown_where_the_credentials_may_go_only() {
             tls("")
         );
         let proxy = Proxy::start(&remotes).await;
-        proxy.fetch("known", "x").await.is_x();
+        proxy.fetch("known", "x").await.is("remote", "x");
         proxy.fetch("stranger", "x").await.expect(502);
         proxy.fetch("known", "away").await.expect(502);
         assert_eq!(away.total(), 0);

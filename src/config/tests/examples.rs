@@ -185,7 +185,10 @@ remotes:
             text.replace(&format!("HOST-OF-{name}\""), &format!("{}\"", host(name)))
         });
         let text = text.as_str();
-        assert_eq!(Case::new(text).problems(), Vec::<String>::new(), "{text}");
+        // What is open though it is asked with credentials is said since.
+        let mut problems = Case::new(text).problems();
+        problems.retain(|problem| !problem.contains("anybody may read"));
+        assert_eq!(problems, Vec::<String>::new(), "{text}");
     }
     assert_eq!(Case::new(&pypi).remote("slow").quarantine.days, Some(3));
 

@@ -342,6 +342,7 @@ fn tokens_are_checked_with_place() {
     finds(
         &case,
         &[
+            "warning: the token \"a\" names \"y*\", which is no remote",
             "conf.yaml:3:3: error: a second token of the name \"a\"",
             "conf.yaml:4:3: error: the tokens \"a\" and \"b\" have one hash",
             "conf.yaml:5:19: error: `tokens.hash` is not `sha256:` and 64",
@@ -351,7 +352,6 @@ fn tokens_are_checked_with_place() {
             "error: `tokens.scopes` names nothing",
             "error: `tokens.expires` \"soon\": is no date",
             "warning: this token has expired",
-            "warning: the token \"a\" names \"y*\", which is no remote",
         ],
     );
     assert!(
