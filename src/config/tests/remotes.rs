@@ -106,7 +106,7 @@ fn passwords_come_from_files() {
         &["4:5: error: remote \"x\": `password` without `username`"],
     );
     finds(
-        &generic("username: 'a:b'\npassword: c"),
+        &generic("username: 'a:b'\npassword: c\nprotected: false"),
         &["4:15: error: remote \"x\": `username` holds a colon"],
     );
 }
@@ -115,7 +115,7 @@ fn passwords_come_from_files() {
 fn credentials_may_be_kept_below_the_base_url() {
     let keys = |base: &str, within: &str| {
         one(&format!(
-            "base_url: https://h{base}\nusername: u\npassword: p\nprotected: false\n{within}"
+            "base_url: https://h{base}\nusername: u\npassword: p\n{within}\nprotected: false"
         ))
     };
     for (within, expected) in [
