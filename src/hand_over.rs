@@ -48,8 +48,8 @@ impl HandOver {
     ///
     /// # Errors
     /// A socket cannot be doubled.
-    pub fn of(bound: &[Bound]) -> io::Result<Arc<HandOver>> {
-        let doubled = bound.iter().map(|(_, listener)| listener.try_clone());
+    pub fn of<'a>(bound: impl IntoIterator<Item = &'a Bound>) -> io::Result<Arc<HandOver>> {
+        let doubled = bound.into_iter().map(|(_, listener)| listener.try_clone());
         Ok(Arc::new(HandOver {
             sockets: Mutex::new(Some(doubled.collect::<io::Result<_>>()?)),
             is_taken: AtomicBool::new(false),

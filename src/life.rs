@@ -25,11 +25,11 @@ use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
 use crate::cache::{self, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
-use crate::config::{Config, Environment, LogTarget};
+use crate::config::{Config, Environment, Flags, LogTarget};
 use crate::fill::{Fills, Views, let_through, record};
 use crate::hand_over::{Bound, HandOver, Taken};
 use crate::metrics::Metrics;
-use crate::proxy::{Client, Front, Hooks, Hot};
+use crate::proxy::{Client, Entrance, Front, Hooks, Hot, acceptor};
 use crate::relist;
 use crate::session::unread::{self, Unread};
 use crate::state::State;
@@ -84,6 +84,7 @@ fn catch_stops(limit: Duration) -> Result<watch::Receiver<bool>, StartError> {
 /// What it needs cannot be had.
 pub fn serve(
     config: Config,
+    flags: Flags,
     environment: Environment,
     mut hangups: Signals,
     is_upgrade: bool,
@@ -93,17 +94,20 @@ pub fn serve(
         true => Some(take(&settings.data_dir)?),
         false => None,
     };
-    let listeners = settings
-        .listen
-        .iter()
-        .map(
-            |address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
-                Some(bound) => Ok(bound),
-                None => bind(*address),
-            },
-        )
-        .collect::<Result<Vec<_>, _>>()?;
-    let hand_over = HandOver::of(&listeners)
+    let mut bound = |addresses: &[SocketAddr]| -> Result<Vec<Bound>, StartError> {
+        let addresses = addresses.iter();
+        let sockets = addresses.map(|address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
+            Some(bound) => Ok(bound),
+            None => bind(*address),
+        });
+        sockets.collect()
+    };
+    let (plain, tls) = settings.listeners();
+    let listeners = Listeners {
+        plain: bound(plain)?,
+        tls: bound(tls)?,
+    };
+    let hand_over = HandOver::of(listeners.plain.iter().chain(&listeners.tls))
         .map_err(|error| StartError::Other(format!("the listening sockets cannot be doubled: {error}")))?;
     cache::bound_overflow(settings.cache.memory_bytes);
     let folder = settings.data_dir.display().to_string();
@@ -130,7 +134,7 @@ pub fn serve(
         metrics: Arc::clone(&metrics),
     }));
     announce(&config, &listeners, &folder);
-    let state = State::new(config, environment);
+    let state = State::new(config, flags, environment);
 
     let (reloader, reopened) = (Arc::clone(&state), log.clone());
     std::thread::Builder::new()
@@ -204,6 +208,12 @@ fn take(data_dir: &Path) -> Result<Taken, StartError> {
     })
 }
 
+/// Where this process is listened to.
+struct Listeners {
+    plain: Vec<Bound>,
+    tls: Vec<Bound>,
+}
+
 fn bind(address: SocketAddr) -> Result<Bound, StartError> {
     let failed = |error| StartError::Listen { address, error };
     let domain = socket2::Domain::for_address(address);
@@ -221,11 +231,10 @@ fn bind(address: SocketAddr) -> Result<Bound, StartError> {
     Ok((address, listener))
 }
 
-fn announce(config: &Config, listeners: &[Bound], folder: &str) {
-    let addresses: Vec<String> = listeners
-        .iter()
-        .map(|(address, _)| format!("http://{address}"))
-        .collect();
+fn announce(config: &Config, listeners: &Listeners, folder: &str) {
+    let plain = listeners.plain.iter().map(|(address, _)| format!("http://{address}"));
+    let tls = listeners.tls.iter().map(|(address, _)| format!("https://{address}"));
+    let addresses: Vec<String> = plain.chain(tls).collect();
     let names: Vec<&str> = config.remotes.keys().map(String::as_str).collect();
     let cache = &config.settings.cache;
     let text = format!(
@@ -237,6 +246,9 @@ fn announce(config: &Config, listeners: &[Bound], folder: &str) {
         cache.disk_bytes / 1_000_000,
         cache.memory_bytes / 1_000_000
     );
+    if config.settings.open_writes {
+        tracing::warn!("ARTIFACTAPI_OPEN_WRITES is set: whoever reaches this service may change and flush what it has");
+    }
     match config.settings.access_log {
         // Nothing else stands there.
         LogTarget::Stdout => eprintln!("{text}"),
@@ -268,7 +280,7 @@ struct Parts {
 /// The one Pingora service: sets itself up inside the runtime that it will run on, listens on sockets that are bound
 /// already, and stops when told to, before Pingora's own shutdown begins.
 struct Listening {
-    bound: Mutex<Option<Vec<Bound>>>,
+    bound: Mutex<Option<Listeners>>,
     /// From the process whose place this one takes.
     taken: Mutex<Option<Taken>>,
     hand_over: Arc<HandOver>,
@@ -332,7 +344,6 @@ impl Listening {
             api,
             hot: Hot::default(),
             log: log.clone(),
-            limits,
         });
         let mut proxy = http_proxy(&self.conf, Hooks(Arc::clone(&client)));
         let mut options = HttpServerOptions::default();
@@ -374,13 +385,20 @@ impl Service for Listening {
                 std::process::exit(1);
             }
         };
-        let mut service = listening::Service::new("listening".to_owned(), front);
-        let Some(fds) = fds else {
+        let (Some(fds), Some(bound)) = (fds, self.bound.lock().take()) else {
             tracing::error!("cannot start: no table of listening sockets");
             std::process::exit(1);
         };
-        let bound = self.bound.lock().take().unwrap_or_default();
-        {
+        let acceptor = match acceptor(&self.parts.state) {
+            Ok(acceptor) => acceptor,
+            Err(error) => {
+                tracing::error!(%error, "cannot start: TLS cannot be set up");
+                std::process::exit(1);
+            }
+        };
+        let front = Arc::new(front);
+        let service = |name: &str, tls, bound: Vec<Bound>| {
+            let mut service = listening::Service::new(name.to_owned(), Entrance::new(Arc::clone(&front), tls));
             let mut table = fds.lock();
             for (address, listener) in bound {
                 let name = address.to_string();
@@ -388,9 +406,16 @@ impl Service for Listening {
                 table.add(name.clone(), listener.into_raw_fd());
                 service.add_tcp(&name);
             }
-        }
+            service
+        };
+        let mut plain = service("http", None, bound.plain);
+        let mut tls = service("https", Some(acceptor), bound.tls);
+        let (for_plain, for_tls) = (Some(fds.clone()), Some(fds.clone()));
         self.replace_predecessor();
-        Service::start_service(&mut service, Some(fds), self.stop.clone(), per_fd).await;
+        tokio::join!(
+            Service::start_service(&mut plain, for_plain, self.stop.clone(), per_fd),
+            Service::start_service(&mut tls, for_tls, self.stop.clone(), per_fd),
+        );
     }
 
     fn name(&self) -> &str {

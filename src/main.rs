@@ -1,17 +1,19 @@
 //! The command line.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
-use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
+use artifactapi::config::{self, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
 use artifactapi::console;
 use artifactapi::formats;
 use artifactapi::life;
+use artifactapi::secrets::hidden;
+use artifactapi::token;
 use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -37,6 +39,8 @@ enum Command {
     Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
+    /// Make a token, and print it with its entry for the settings: this once, it is kept nowhere.
+    Token(token::Options),
     /// Ask a running instance what it holds back, and let something through.
     Quarantine(console::Options),
 }
@@ -70,7 +74,7 @@ struct Options {
     public_url: Option<String>,
     #[command(flatten)]
     default_remotes: DefaultRemotes,
-    /// Needed to flush, once it is set [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
+    /// A token that may do everything [variable: ARTIFACTAPI_ADMIN_TOKEN, which other users cannot see]
     #[arg(long, value_name = "TOKEN")]
     admin_token: Option<String>,
     /// Where other nodes reach this one [variable: ARTIFACTAPI_NODE_URL]
@@ -145,6 +149,7 @@ fn main() -> ExitCode {
     let environment = Environment::from_process();
     match cli.command {
         Command::Quarantine(options) => console::run(&options),
+        Command::Token(options) => token::run(&options),
         Command::Check(options) => check(&options.into(), &environment),
         Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {
@@ -153,14 +158,15 @@ fn main() -> ExitCode {
         }
         Command::Serve(ServeOptions { options, upgrade }) => {
             log();
-            let Some(config) = load(&options.into(), &environment) else {
+            let flags = options.into();
+            let Some(config) = load(&flags, &environment) else {
                 return ExitCode::FAILURE;
             };
             let hangups = match hangups {
                 Ok(hangups) => hangups,
                 Err(error) => return fail(&format!("SIGHUP cannot be caught: {error}")),
             };
-            match life::serve(config, environment, hangups, upgrade) {
+            match life::serve(config, flags, environment, hangups, upgrade) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&error.to_string()),
             }
@@ -181,20 +187,7 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
             Severity::Warning => tracing::warn!("{problem}"),
         }
     }
-    let config = config?;
-    let unsupported = unsupported(&config);
-    for what in &unsupported {
-        eprintln!("artifactapi: {what}");
-    }
-    unsupported.is_empty().then_some(config)
-}
-
-/// What is configured and this version does not have: starting without it would not be what was asked for.
-fn unsupported(config: &Config) -> Vec<String> {
-    let tls = config.settings.tls.as_ref();
-    tls.map(|_| "`tls` is set, and this version does not have it: leave it out".to_owned())
-        .into_iter()
-        .collect()
+    config
 }
 
 fn check(flags: &Flags, environment: &Environment) -> ExitCode {
@@ -203,12 +196,6 @@ fn check(flags: &Flags, environment: &Environment) -> ExitCode {
         println!("{problem}");
     }
     match config {
-        Some(config) if !unsupported(&config).is_empty() => {
-            let unsupported = unsupported(&config);
-            unsupported.iter().for_each(|what| println!("error: {what}"));
-            println!("failed: {} errors, {} warnings", unsupported.len(), problems.len());
-            ExitCode::FAILURE
-        }
         Some(config) => {
             println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
             ExitCode::SUCCESS
@@ -290,9 +277,23 @@ fn log() {
     let wanted = std::env::var("ARTIFACTAPI_LOG").unwrap_or_default();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives(&wanted)))
-        .with_writer(std::io::stderr)
+        .with_writer(|| Discreet(std::io::stderr()))
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+}
+
+/// Writes what it is given, a line at a time, without the secrets in it.
+struct Discreet<W>(W);
+
+impl<W: Write> Write for Discreet<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.0.write_all(hidden(&String::from_utf8_lossy(line)).as_bytes())?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
 }
 
 /// A level without a name is this program's; where it is less than what libraries say, theirs too.

@@ -8,22 +8,46 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::config::{Config, Environment, Severity};
+use crate::catalog::unix_now;
+use crate::config::{Config, Environment, Flags, Problem, Severity};
 
 /// What outlives a request: the current configuration, and how many requests there are.
 pub struct State {
     config: ArcSwap<Config>,
+    flags: Flags,
     environment: Environment,
     reloading: Mutex<()>,
     last_reload_failed: AtomicBool,
+    last_failure: Mutex<Option<ReloadFailure>>,
     stopping: AtomicBool,
     in_flight: AtomicUsize,
     idle: Notify,
     reloaded: Notify,
 }
 
+/// Why a reload changed nothing.
+#[derive(Debug, Clone)]
+pub struct ReloadFailure {
+    /// In Unix seconds.
+    pub at: i64,
+    /// The first error, and how many there were.
+    pub detail: String,
+}
+
 /// One request in flight.
 pub struct InFlight(Arc<State>);
+
+impl ReloadFailure {
+    fn of(problems: &[Problem]) -> Self {
+        let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
+        let first = errors.clone().next().map(ToString::to_string).unwrap_or_default();
+        let detail = match errors.count() {
+            0 | 1 => first,
+            number => format!("{first} (and {} more, see the log)", number - 1),
+        };
+        ReloadFailure { at: unix_now(), detail }
+    }
+}
 
 impl Drop for InFlight {
     fn drop(&mut self) {
@@ -34,13 +58,15 @@ impl Drop for InFlight {
 }
 
 impl State {
-    /// The state of a process that begins with `config`; `environment` is what reloads read beside the file.
-    pub fn new(config: Config, environment: Environment) -> Arc<Self> {
+    /// The state of a process that begins with `config`; the others are what reloads read beside the files.
+    pub fn new(config: Config, flags: Flags, environment: Environment) -> Arc<Self> {
         Arc::new(State {
             config: ArcSwap::from_pointee(config),
+            flags,
             environment,
             reloading: Mutex::new(()),
             last_reload_failed: AtomicBool::new(false),
+            last_failure: Mutex::new(None),
             stopping: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
@@ -69,17 +95,22 @@ impl State {
         self.last_reload_failed.load(Ordering::Relaxed)
     }
 
+    /// The last reload that failed, whatever came after it.
+    pub fn last_reload_failure(&self) -> Option<ReloadFailure> {
+        self.last_failure.lock().clone()
+    }
+
     /// Whether a signal has ended the accepting of connections.
     pub fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    /// Reads `remotes.yaml` again, all of it, and swaps it in; on any error the old one stays.
+    /// Reads the configuration again, all of it, and swaps it in; on any error the old one stays.
     pub fn reload(&self) {
         let _one_at_a_time = self.reloading.lock();
         let current = self.config();
         let generation = current.generation + 1;
-        let loaded = crate::config::reload_remotes(&current, &self.environment, generation);
+        let loaded = crate::config::reload(&current, &self.flags, &self.environment, generation);
         for problem in &loaded.problems {
             match problem.severity {
                 Severity::Error => tracing::error!("{problem}"),
@@ -102,6 +133,7 @@ impl State {
                     generation = current.generation,
                     "the new configuration has errors: the one before stays in force"
                 );
+                *self.last_failure.lock() = Some(ReloadFailure::of(&loaded.problems));
                 self.last_reload_failed.store(true, Ordering::Relaxed);
             }
         }

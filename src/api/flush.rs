@@ -4,7 +4,8 @@ use http::header;
 use pingora_error::Result;
 use pingora_proxy::Session;
 
-use super::{Api, MAX_BODY, local, parsed};
+use super::access::{self, Need};
+use super::{Api, MAX_BODY, parsed};
 use crate::catalog::FlushRequest;
 use crate::config::Config;
 use crate::session::body;
@@ -12,9 +13,6 @@ use crate::session::reply::{self, Problem};
 
 impl Api {
     pub(super) async fn flush(&self, session: &mut Session, config: &Config) -> Result<()> {
-        if !local::may_write(session, &config.settings) {
-            return reply::problem(session, None, local::refusal()).await;
-        }
         let body = match body::read(session, MAX_BODY, &body::FLUSHES, &config.settings.clients).await? {
             Ok(body) => body,
             Err(problem) => return reply::problem(session, None, problem).await,
@@ -32,6 +30,10 @@ impl Api {
                 404,
                 format!("there is no remote {remote:?}; `GET /` lists those there are"),
             );
+            return reply::problem(session, None, problem).await;
+        }
+        let need = request.filter.remote.as_deref().map_or(Need::ManageAll, Need::Manage);
+        if let Err(problem) = access::check(session, config, need) {
             return reply::problem(session, None, problem).await;
         }
         let config = self.state.config();

@@ -1,7 +1,7 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush, quarantine.
 
+pub(crate) mod access;
 mod flush;
-pub(crate) mod local;
 pub mod quarantine;
 mod samples;
 
@@ -17,15 +17,17 @@ use crate::backends::Backends;
 use crate::breaker::{MAX_SKEW, Standing};
 use crate::cache::Key;
 use crate::cache::StoreStats;
-use crate::catalog::{Artifact, ListAnswer, ListQuery, QueryError};
-use crate::config::{Config, RemoteType};
+use crate::catalog::{Artifact, ListAnswer, ListQuery, QueryError, rfc3339};
+use crate::config::{Config, Remote, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
 use crate::metrics::Metrics;
+use crate::secrets::hidden;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
 use crate::upstream::Away;
+use access::Need;
 
 /// Bodies of requests to the API are small.
 const MAX_BODY: usize = 1 << 20;
@@ -100,17 +102,24 @@ impl Api {
             let problem = Problem::new(405, format!("{method} is not allowed here, {names} is"));
             return reply::problem(session, None, problem.header(header::ALLOW, names)).await;
         }
+        if let Err(problem) = access::check(session, config, Need::of_endpoint(&endpoint, config)) {
+            return reply::problem(session, None, problem).await;
+        }
         match endpoint {
-            Endpoint::Root => reply::json(session, 200, &root(config)).await,
+            Endpoint::Root => {
+                let readable = |remote: &Remote| access::permits(session, config, Need::Read(remote));
+                let root = root(config, readable);
+                reply::json(session, 200, &root).await
+            }
             Endpoint::Live => reply::json(session, 200, &json!({"status": "ok"})).await,
             Endpoint::Health => {
-                let health = self.health(config);
+                let health = self.health(session, config);
                 reply::json(session, 200, &health).await
             }
             Endpoint::Ready => {
                 // Neither a full disk nor the outage of anything that stands behind this node keeps artifacts from being
                 // served; stopping does.
-                let health = self.health(config);
+                let health = self.health(session, config);
                 reply::json(session, if self.state.is_stopping() { 503 } else { 200 }, &health).await
             }
             Endpoint::Config => reply::json(session, 200, &config.to_redacted_json()).await,
@@ -119,14 +128,14 @@ impl Api {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
             }
-            Endpoint::Artifacts { query } => self.list(session, query.as_deref().unwrap_or("")).await,
+            Endpoint::Artifacts { query } => self.list(session, config, query.as_deref().unwrap_or("")).await,
             Endpoint::Artifact { remote, raw, query } => self.one(session, config, &remote, &raw, query).await,
             Endpoint::Flush => self.flush(session, config).await,
             Endpoint::Quarantine(endpoint) => self.quarantine(session, config, endpoint).await,
         }
     }
 
-    fn health(&self, config: &Config) -> serde_json::Value {
+    fn health(&self, session: &Session, config: &Config) -> serde_json::Value {
         let store = self.fills.store.stats();
         let catalog = self.fills.catalog.status();
         let reload_failed = self.state.last_reload_failed();
@@ -173,24 +182,46 @@ impl Api {
         {
             dependencies["postgres"] = standing(breaker, None);
         }
+        // What went wrong names files, hosts and accounts.
+        let may_be_told = access::permits(session, config, Need::Configuration);
+        for fields in dependencies
+            .as_object_mut()
+            .into_iter()
+            .flat_map(|all| all.values_mut())
+        {
+            if let Some(fields) = fields.as_object_mut()
+                && let Some(detail) = fields.remove("detail")
+                && may_be_told
+            {
+                fields.insert("detail".to_owned(), json!(detail.as_str().map(hidden)));
+            }
+        }
         let is_ok = |dependency: &serde_json::Value| dependency["status"] == "ok";
         let degraded = reload_failed || !dependencies.as_object().is_some_and(|all| all.values().all(is_ok));
+        let failure = self.state.last_reload_failure().map(|failure| {
+            json!({
+                "at": rfc3339(failure.at),
+                "detail": may_be_told.then_some(failure.detail),
+            })
+        });
         json!({
             "status": if degraded { "degraded" } else { "ok" },
             "version": env!("CARGO_PKG_VERSION"),
             "config_generation": config.generation,
             "config_reload": if reload_failed { "failed" } else { "ok" },
+            "config_last_failure": failure,
             "dependencies": dependencies,
             "upstreams_away": upstreams_away(&self.fills.upstream.away()),
         })
     }
 
-    async fn list(&self, session: &mut Session, query: &str) -> Result<()> {
+    async fn list(&self, session: &mut Session, config: &Config, query: &str) -> Result<()> {
         let query = query.to_owned();
-        let query = match parsed(move || ListQuery::parse(&query)).await {
+        let mut query = match parsed(move || ListQuery::parse(&query)).await {
             Ok(query) => query,
             Err(error) => return reply::problem(session, None, Problem::new(400, error.to_string())).await,
         };
+        query.filter.among = access::readable(session, config);
         if let Err(error) = self.fills.catalog.drain().await {
             return reply::problem(session, None, away(&error)).await;
         }
@@ -314,10 +345,11 @@ fn nodes(neighbours: &[Neighbour]) -> serde_json::Value {
     }
 }
 
-fn root(config: &Config) -> serde_json::Value {
+fn root(config: &Config, is_readable: impl Fn(&Remote) -> bool) -> serde_json::Value {
     let remotes: serde_json::Map<String, serde_json::Value> = config
         .remotes
         .values()
+        .filter(|remote| is_readable(remote))
         .map(|remote| {
             let kind = match remote.kind {
                 RemoteType::Remote => "remote",

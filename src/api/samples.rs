@@ -21,6 +21,7 @@ impl Api {
             remotes: config.remotes.keys().cloned().collect(),
             in_flight: self.state.in_flight() as u64,
             fetches: self.fills.upstream.fetches(),
+            reloaded: !self.state.last_reload_failed(),
             dependencies: self.backends.standings(),
             disk_takes: store.starved.is_none(),
             tiers: [

@@ -46,6 +46,8 @@ impl QueryError {
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     pub remote: Option<String>,
+    /// Only what is of one of these remotes.
+    pub among: Option<Vec<String>>,
     pub class: Option<Class>,
     /// Of the path.
     pub prefix: Option<String>,
@@ -64,6 +66,7 @@ impl Filter {
     /// catalogue, such as fills in progress.
     pub fn covers(&self, remote: &str, class: Class, path: &str) -> bool {
         self.remote.as_ref().is_none_or(|wanted| wanted == remote)
+            && self.is_among(remote)
             && self.class.is_none_or(|wanted| wanted == class)
             && self.path_matches(path)
     }
@@ -72,6 +75,12 @@ impl Filter {
     #[cfg(test)]
     pub(super) fn matches(&self, record: &Record) -> bool {
         self.covers(&record.remote, record.class, &record.path) && self.numbers_match(record.size, record.last_seen)
+    }
+
+    /// The part that says which remotes may be told of.
+    pub(super) fn is_among(&self, remote: &str) -> bool {
+        let among = self.among.as_ref();
+        among.is_none_or(|among| among.iter().any(|name| name == remote))
     }
 
     /// The part that looks at the path.
@@ -267,6 +276,7 @@ impl ListQuery {
     fn parse_at(query: &str, now: i64) -> Result<ListQuery, QueryError> {
         let given = Given::parse(query)?;
         let mut filter = Filter {
+            among: None,
             remote: given.get("remote").map(str::to_owned),
             class: given.get("class").map(|value| class("class", value)).transpose()?,
             prefix: given.get("prefix").map(|value| prefix("prefix", value)).transpose()?,

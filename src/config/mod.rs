@@ -2,10 +2,11 @@
 //! [`Config`]. Everything that is wrong is found in one go and told with its place; see "Configuration" in the README
 //! for what each key means.
 //!
-//! [`load`] and [`reload_remotes`] are the only ways in. They read files and nothing else of the outside: the
+//! [`load`] and [`reload`] are the only ways in. They read files and nothing else of the outside: the
 //! environment, the flags and the package types are handed to them.
 
 mod address;
+mod certificates;
 mod context;
 mod credentials;
 mod environment;
@@ -19,10 +20,12 @@ mod problem;
 mod quarantine;
 mod redact;
 mod remotes;
+mod restart;
 mod section;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod values;
 mod verify;
 mod yaml;
@@ -30,6 +33,9 @@ mod yaml;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
 
 pub use address::is_loopback;
 pub use environment::Environment;
@@ -39,6 +45,7 @@ pub use package::{DefaultRemote, Doubt, Holds, OwnKey, Package};
 pub use pattern::{PackagePattern, Pattern};
 pub use problem::{Problem, Severity};
 pub use quarantine::{Clock, Exemption, MissingDate, Mode, Quarantine};
+pub use tokens::{Scope, Token, Tokens, hashed};
 pub use verify::Verify;
 
 use problem::{Fault, Report};
@@ -65,15 +72,25 @@ pub fn load(packages: &[&'static Package], flags: &Flags, env: &Environment, gen
     finish(packages, settings, env, generation, report)
 }
 
-/// Reads `remotes.yaml` again and keeps the settings as they are.
-pub fn reload_remotes(current: &Config, env: &Environment, generation: u64) -> Loaded {
-    finish(
-        &current.packages,
-        current.settings.clone(),
-        env,
-        generation,
-        Report::default(),
-    )
+/// Reads the whole configuration again. What cannot change while the process runs stays as it is in `current`, with a
+/// warning for each of it that would be another now.
+pub fn reload(current: &Config, flags: &Flags, env: &Environment, generation: u64) -> Loaded {
+    let packages = &current.packages;
+    let report = Report::default();
+    let conf = read_conf(flags, env, &report);
+    let text = conf.as_ref().map(|(path, text)| (path.as_path(), text.as_str()));
+    let settings = settings::read(packages, flags, env, text, &report);
+    let (settings, kept) = restart::keep(settings, &current.settings);
+    for key in kept {
+        let fault = Fault::new(format!(
+            "`{key}` was changed, which takes effect when the service is started again"
+        ));
+        match &conf {
+            Some((file, _)) => report.file_warning(file, fault),
+            None => report.warning(fault),
+        }
+    }
+    finish(packages, settings, env, generation, report)
 }
 
 /// Reads `remotes.yaml` and puts the configuration together.
@@ -106,6 +123,7 @@ fn finish(
             report.error(fault.hint("name one of remotes.yaml, or leave it out"));
         }
     }
+    check_access(&settings, &remotes.remotes, &report);
     let (problems, interpolated) = report.finish();
     let usable = problems.iter().all(|problem| problem.severity != Severity::Error);
     let remotes::Remotes { remotes, hosts } = remotes;
@@ -118,6 +136,29 @@ fn finish(
         interpolated,
     });
     Loaded { config, problems }
+}
+
+/// Complains of protected remotes that nobody could read, and of tokens that are good for none.
+fn check_access(settings: &Settings, remotes: &IndexMap<String, Arc<Remote>>, report: &Report) {
+    let mut protected = remotes.values().filter(|remote| remote.protected);
+    if settings.tokens.is_empty()
+        && let Some(remote) = protected.next()
+    {
+        let fault = Fault::new(format!(
+            "the remote {:?} is `protected`, and no token is configured: nobody could read it",
+            remote.name
+        ));
+        report.error(fault.hint("add `tokens` to the settings file, or set ARTIFACTAPI_ADMIN_TOKEN"));
+    }
+    for token in settings.tokens.iter() {
+        for pattern in token.remotes.iter().flatten() {
+            if !remotes.keys().any(|name| pattern.matches(name)) {
+                let (name, text) = (&token.name, &pattern.text);
+                let fault = Fault::new(format!("the token {name:?} names {text:?}, which is no remote"));
+                report.warning(fault.hint("name one of remotes.yaml, or use a pattern such as team-*"));
+            }
+        }
+    }
 }
 
 /// The settings file. Only one that was asked for by name must be there.

@@ -12,11 +12,15 @@ use std::time::{Duration, Instant};
 use http::{HeaderName, HeaderValue};
 use indexmap::IndexMap;
 use ipnet::IpNet;
+use pingora_core::protocols::tls::CaType;
+use pingora_core::utils::tls::CertKey;
+use rustls::sign::CertifiedKey;
 use url::Url;
 
 use super::package::{Holds, OwnKey, Package};
 use super::pattern::{PackagePattern, Pattern};
 use super::quarantine::Quarantine;
+use super::tokens::Tokens;
 use super::verify::Verify;
 use crate::headers::{Keep, Names};
 use crate::metrics::SeriesSlot;
@@ -63,6 +67,10 @@ pub struct Settings {
     /// Proxies from `HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`.
     pub outbound: OutboundProxies,
     pub admin_token: Option<Secret>,
+    /// Who is known by which secret, the administrator included.
+    pub tokens: Tokens,
+    /// Everybody may write, as in the service before this one.
+    pub open_writes: bool,
     pub database: Option<Database>,
     pub redis_url: Option<Secret>,
     pub s3: Option<S3>,
@@ -79,14 +87,33 @@ pub enum LogTarget {
     File(PathBuf),
 }
 
-/// Certificate and key files of the listeners.
+/// What HTTPS is spoken with.
 #[derive(Debug, Clone)]
 pub struct Tls {
+    /// Where; `None`: at all addresses that are listened on.
+    pub listen: Option<Vec<SocketAddr>>,
     pub cert: PathBuf,
     pub key: PathBuf,
+    /// What these files held.
+    pub certified: Arc<CertifiedKey>,
 }
 
-#[derive(Debug, Clone)]
+/// What a remote is asked with over TLS. The server's certificate is verified in any case.
+#[derive(Default)]
+pub struct RemoteTls {
+    /// Who is trusted besides those whom the system trusts.
+    pub ca: Option<PathBuf>,
+    /// What that file held, in DER.
+    pub own_roots: Vec<Vec<u8>>,
+    /// The same and the system's; `None`: the system's alone.
+    pub roots: Option<Arc<CaType>>,
+    pub cert: Option<PathBuf>,
+    pub key: Option<PathBuf>,
+    /// What is shown to servers that may see the credentials, should they ask.
+    pub identity: Option<Arc<CertKey>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
 pub struct CacheSettings {
     /// Bound of the disk tier in bytes, growing files included.
     pub disk_bytes: u64,
@@ -110,6 +137,10 @@ pub enum MinFree {
 /// What one client may hold, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ClientSettings {
+    /// Connections at once.
+    pub connections: usize,
+    /// Of these, from one address that is no trusted proxy.
+    pub connections_per_address: usize,
     /// From the first byte of a request to the end of its head.
     pub head_timeout: Duration,
     /// The longest head of a request, in bytes.
@@ -131,6 +162,8 @@ pub struct ClientSettings {
 impl Default for ClientSettings {
     fn default() -> Self {
         ClientSettings {
+            connections: 20_000,
+            connections_per_address: 2000,
             head_timeout: Duration::from_secs(60),
             head_bytes: 64 << 10,
             idle_timeout: Duration::from_secs(75),
@@ -327,6 +360,8 @@ pub struct Remote {
     pub known_headers: Arc<[Names]>,
     /// Under the names of its own (`hosts`), what this remote has may run in browsers.
     pub active_content: bool,
+    /// What it has is read only with a token.
+    pub protected: bool,
     /// The only packages that upstream is asked for. `None` when the key is absent or null: all are. `[]` matches nothing.
     pub allow_packages: Option<Vec<PackagePattern>>,
     /// Packages that upstream is never asked for, whatever is allowed.
@@ -343,6 +378,7 @@ pub struct Remote {
     pub own_hosts: Vec<OwnHost>,
     /// This remote's own outbound proxy.
     pub proxy: Option<ProxyUrl>,
+    pub tls: RemoteTls,
     pub offline: bool,
     /// Upstream statuses that count as unreachable.
     pub serve_stale_on: Vec<u16>,

@@ -106,22 +106,28 @@ pub(super) struct Report {
 impl Report {
     /// A finding that has no place in a file.
     pub(super) fn error(&self, fault: Fault) {
-        self.push(Problem {
-            severity: Severity::Error,
-            file: None,
-            line: None,
-            column: None,
-            remote: None,
-            message: fault.message,
-            hint: fault.hint,
-        });
+        self.without_place(Severity::Error, None, fault);
+    }
+
+    /// The same, of what keeps nothing from working.
+    pub(super) fn warning(&self, fault: Fault) {
+        self.without_place(Severity::Warning, None, fault);
     }
 
     /// A file as a whole is wrong.
     pub(super) fn file_error(&self, file: &Path, fault: Fault) {
+        self.without_place(Severity::Error, Some(file), fault);
+    }
+
+    /// A finding about a file as a whole, which keeps nothing from working.
+    pub(super) fn file_warning(&self, file: &Path, fault: Fault) {
+        self.without_place(Severity::Warning, Some(file), fault);
+    }
+
+    fn without_place(&self, severity: Severity, file: Option<&Path>, fault: Fault) {
         self.push(Problem {
-            severity: Severity::Error,
-            file: Some(file.to_owned()),
+            severity,
+            file: file.map(Path::to_owned),
             line: None,
             column: None,
             remote: None,

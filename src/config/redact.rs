@@ -1,5 +1,7 @@
 //! The configuration as `GET /config` shows it: every effective value, no secret.
 
+use std::borrow::Cow;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::HeaderName;
@@ -14,6 +16,7 @@ use super::model::{
 use super::own_keys::KnownKeys;
 use super::pattern::PackagePattern;
 use super::quarantine::{Clock, MissingDate, Mode};
+use super::tokens::Token;
 use super::values::{HIDDEN, mask, shown_host, shown_url};
 
 impl Config {
@@ -98,6 +101,7 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "headers_keep": remote.headers_keep.iter().map(HeaderName::as_str).collect::<Vec<_>>(),
         "active_content": remote.active_content,
+        "protected": remote.protected,
         "allow_packages": remote.allow_packages.as_deref().map(names),
         "deny_packages": names(&remote.deny_packages),
         "immutable_patterns": remote.immutable_patterns.as_deref().map(patterns),
@@ -108,6 +112,11 @@ fn remote_json(remote: &Remote) -> Value {
         "password_command_ttl": command.map(|command| seconds(command.ttl)),
         "file_hosts": remote.file_hosts.iter().map(shown_host).collect::<Vec<_>>(),
         "proxy": remote.proxy.as_ref().map(proxy),
+        "tls": {
+            "ca": file(&remote.tls.ca),
+            "cert": file(&remote.tls.cert),
+            "key": file(&remote.tls.key),
+        },
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
         "quarantine_new": quarantine.days.is_some(),
@@ -138,6 +147,10 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "upstream": upstream,
     })
+}
+
+fn file(path: &Option<PathBuf>) -> Option<Cow<'_, str>> {
+    path.as_ref().map(|path| path.to_string_lossy())
 }
 
 /// Unix seconds as RFC 3339 has them.
@@ -174,6 +187,7 @@ fn settings_json(settings: &Settings) -> Value {
             LogTarget::File(path) => path.to_string_lossy(),
         },
         "tls": settings.tls.as_ref().map(|tls| json!({
+            "listen": tls.listen,
             "cert": tls.cert.to_string_lossy(),
             "key": tls.key.to_string_lossy(),
         })),
@@ -188,6 +202,8 @@ fn settings_json(settings: &Settings) -> Value {
             "scrub_rate": scrub_rate,
         },
         "clients": {
+            "connections": clients.connections,
+            "connections_per_address": clients.connections_per_address,
             "head_timeout": seconds(clients.head_timeout),
             "head_bytes": clients.head_bytes,
             "idle_timeout": seconds(clients.idle_timeout),
@@ -204,6 +220,8 @@ fn settings_json(settings: &Settings) -> Value {
             "no_proxy": settings.outbound.no_proxy,
         },
         "admin_token": settings.admin_token.as_ref().map(|_| HIDDEN),
+        "open_writes": settings.open_writes,
+        "tokens": settings.tokens.iter().map(token).collect::<Vec<_>>(),
         "database": settings.database.as_ref().map(|database| json!({
             "host": database.host,
             "port": database.port,
@@ -225,6 +243,17 @@ fn settings_json(settings: &Settings) -> Value {
         })),
         "node_url": settings.node_url.as_ref().map(|u| shown_url(u).trim_end_matches('/').to_owned()),
         "node_secret": settings.node_secret.as_ref().map(|_| HIDDEN),
+    })
+}
+
+/// Not even the hash is shown: there is nothing to be done with it.
+fn token(token: &Token) -> Value {
+    json!({
+        "name": token.name,
+        "hash": HIDDEN,
+        "scopes": token.scopes.iter().map(|scope| scope.name()).collect::<Vec<_>>(),
+        "remotes": token.remotes.as_ref().map(|patterns| patterns.iter().map(|p| p.text.as_str()).collect::<Vec<_>>()),
+        "expires": token.expires.map(date),
     })
 }
 

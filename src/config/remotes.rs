@@ -7,10 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use indexmap::IndexMap;
 use url::Url;
 
 use super::address;
+use super::certificates;
 use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
@@ -42,6 +44,7 @@ const KEYS: &[&str] = &[
     "credentials_within",
     "headers_keep",
     "active_content",
+    "protected",
     "allow_packages",
     "deny_packages",
     "immutable_patterns",
@@ -50,6 +53,7 @@ const KEYS: &[&str] = &[
     "hosts",
     "file_hosts",
     "proxy",
+    "tls",
     "offline",
     "serve_stale_on",
 ];
@@ -294,6 +298,7 @@ impl Reader<'_> {
             headers_keep: headers_keep(&section, &self.known_headers),
             known_headers: Arc::clone(&self.known_headers),
             active_content: section.boolean("active_content").unwrap_or(false),
+            protected: section.boolean("protected").unwrap_or(false),
             base_url,
             credentials,
             allow_packages: named_packages(&section, "allow_packages", package, PackagePattern::new),
@@ -306,6 +311,7 @@ impl Reader<'_> {
             file_hosts,
             own_hosts,
             proxy: section.parse("proxy", address::proxy_url),
+            tls: certificates::of_remote(&section),
             offline: section.boolean("offline").unwrap_or(false),
             serve_stale_on: stale.unwrap_or_else(|| package.serve_stale_on.to_vec()),
             quarantine: match kind {
@@ -361,6 +367,12 @@ impl Reader<'_> {
         }
         Some(patterns)
     }
+}
+
+/// Whether a header field that a remote is sent tells who asks, rather than how.
+fn holds_secret(name: &HeaderName) -> bool {
+    let words = ["authorization", "cookie", "token", "key", "secret", "auth"];
+    words.iter().any(|word| name.as_str().contains(word))
 }
 
 /// The regex library draws the place under the pattern in several lines; its last line says what is wrong.
@@ -426,8 +438,22 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
             fault.hint("add `hosts: [NAME]`; it holds where this remote is asked for by that name"),
         );
     }
+    let credentials = remote.credentials.is_some().then_some("username");
+    let headers = remote.headers.iter().any(|(name, _)| holds_secret(name));
+    if remote.kind == RemoteType::Remote
+        && let Some(found) = credentials
+            .or(headers.then_some("headers"))
+            .or(remote.tls.identity.is_some().then_some("tls"))
+            .and_then(|key| section.entry(key))
+        && section.entry("protected").is_none()
+    {
+        let fault = Fault::new("upstream is asked with credentials, and anybody may read here what it answers");
+        let hint =
+            "add `protected: true`, and tokens for those who may read it, or `protected: false` if that is meant";
+        cx.warn(found.at, fault.hint(hint));
+    }
     if remote.kind == RemoteType::Local {
-        let of_upstream = ["base_url", "proxy", "offline", "verify", "refresh"].into_iter();
+        let of_upstream = ["base_url", "proxy", "tls", "offline", "verify", "refresh"].into_iter();
         let of_upstream = of_upstream.chain(PACKAGE_KEYS).chain(quarantine::KEYS);
         for key in of_upstream.chain(own_keys.urls()) {
             let on = match key {

@@ -1,17 +1,15 @@
 //! Runtime settings: a flag wins over its variable, the variable over `conf/artifactapi.yaml`, that over the default.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
 use url::Url;
 
 use super::address;
+use super::certificates;
 use super::context::Context;
 use super::environment::Environment;
 use super::flags::Flags;
@@ -22,6 +20,7 @@ use super::model::{
 use super::package::{DefaultRemote, Package};
 use super::problem::{Fault, Report};
 use super::section::{Elsewhere, Section};
+use super::tokens::{self, Token, Tokens};
 use super::values::{self, shown};
 use super::yaml;
 
@@ -36,6 +35,7 @@ const KEYS: &[&str] = &[
     "cache",
     "clients",
     "upstream",
+    "tokens",
 ];
 
 const ELSEWHERE: Elsewhere<'static> = &[
@@ -48,6 +48,8 @@ const ELSEWHERE: Elsewhere<'static> = &[
     ("first_byte_timeout", "under `upstream:`"),
     ("idle_timeout", "under `upstream:`"),
     ("max_concurrent", "under `upstream:`"),
+    ("connections", "under `clients:`"),
+    ("connections_per_address", "under `clients:`"),
     ("head_timeout", "under `clients:`"),
     ("head_bytes", "under `clients:`"),
     ("body_timeout", "under `clients:`"),
@@ -83,6 +85,8 @@ pub(super) const TIMEOUT_KEYS: [&str; 6] = [
 ];
 
 const CLIENT_KEYS: &[&str] = &[
+    "connections",
+    "connections_per_address",
     "head_timeout",
     "head_bytes",
     "idle_timeout",
@@ -105,6 +109,7 @@ struct FromFile {
     cache: CacheSettings,
     clients: ClientSettings,
     upstream: UpstreamSettings,
+    tokens: Vec<Token>,
     default_remotes: BTreeMap<&'static str, String>,
 }
 
@@ -140,6 +145,7 @@ impl Default for FromFile {
                 max_concurrent: 256,
                 max_per_remote: share(256),
             },
+            tokens: Vec::new(),
             default_remotes: BTreeMap::new(),
         }
     }
@@ -158,6 +164,7 @@ pub(super) fn read(
         .map(|(file, text)| from_file(packages, file, text, env, report))
         .unwrap_or_default();
     let outside = Outside { env, report };
+    let admin_token = outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN");
     Settings {
         listen: outside
             .listen(&flags.listen)
@@ -182,7 +189,9 @@ pub(super) fn read(
         upstream: file.upstream,
         default_remotes: outside.default_remotes(packages, &flags.default_remotes, file.default_remotes),
         outbound: outside.proxies(),
-        admin_token: outside.secret(("--admin-token", flags.admin_token.as_ref()), "ARTIFACTAPI_ADMIN_TOKEN"),
+        tokens: Tokens::new(admin_token.as_ref(), file.tokens),
+        admin_token,
+        open_writes: outside.boolean("ARTIFACTAPI_OPEN_WRITES").unwrap_or(false),
         database: outside.database(),
         redis_url: outside.redis(),
         s3: outside.s3(),
@@ -197,6 +206,15 @@ pub(super) fn read(
 }
 
 impl Settings {
+    /// Where HTTP is spoken, and where HTTPS is.
+    pub fn listeners(&self) -> (&[SocketAddr], &[SocketAddr]) {
+        match &self.tls {
+            None => (&self.listen, &[]),
+            Some(Tls { listen: None, .. }) => (&[], &self.listen),
+            Some(Tls { listen: Some(own), .. }) => (&self.listen, own),
+        }
+    }
+
     /// Complains of what is half set.
     fn checked(self, report: &Report) -> Self {
         let missing = match (&self.node_url, &self.node_secret) {
@@ -206,6 +224,18 @@ impl Settings {
         };
         if let Some((set, unset)) = missing {
             report.error(Fault::new(format!("{set} is set and {unset} is not")).hint("set both or neither"));
+        }
+        let (plain, tls) = self.listeners();
+        if let Some(address) = plain
+            .iter()
+            .find(|address| address.port() != 0 && tls.contains(address))
+        {
+            let fault = Fault::new(format!("{address} is both in `listen` and in `tls.listen`"));
+            report.error(fault.hint("one address speaks either HTTP or HTTPS: give each its own port"));
+        }
+        if self.open_writes && !self.tokens.is_empty() {
+            let fault = Fault::new("ARTIFACTAPI_OPEN_WRITES lets everybody write, and tokens say who may");
+            report.error(fault.hint("unset it, or configure neither `tokens` nor ARTIFACTAPI_ADMIN_TOKEN"));
         }
         self
     }
@@ -253,33 +283,9 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
     let elsewhere: Vec<(&'static str, &str)> = ELSEWHERE.iter().copied().chain(places).collect();
     let top = Section::open(cx, root, "", &keys, &elsewhere);
 
-    if let Some(entry) = top.entry("listen") {
-        // One address may stand without brackets.
-        let (number, addresses) = match &entry.value.content {
-            yaml::Content::List(items) => (items.len(), top.list("listen", address::listen_address)),
-            _ => (
-                1,
-                top.parse("listen", address::listen_address)
-                    .map(|address| vec![(entry.value.at, address)]),
-            ),
-        };
-        let addresses: Vec<SocketAddr> = addresses
-            .unwrap_or_default()
-            .into_iter()
-            .map(|(_, address)| address)
-            .collect();
-        // Else something has been complained about already.
-        if addresses.len() == number {
-            if let Err(fault) = check_listen(&addresses) {
-                cx.error(entry.value.at, fault.about("`listen`"));
-            }
-            result.listen = Some(addresses);
-        }
-    }
+    result.listen = listen(&top);
     result.public_url = top.parse("public_url", address::link_base);
-    if let Some(tls) = top.section("tls", &["cert", "key"]) {
-        result.tls = tls_files(&tls, &top);
-    }
+    result.tls = certificates::of_listeners(&top);
     if let Some(networks) = top.list("trusted_proxies", address::network) {
         result.trusted_proxies = networks.into_iter().map(|(_, network)| network).collect();
     }
@@ -325,6 +331,7 @@ fn from_file(packages: &[&'static Package], file: &Path, text: &str, env: &Envir
             result.upstream.max_per_remote = number;
         }
     }
+    result.tokens = tokens::read(&top);
     for package in with_default() {
         let section = top.section(package.name, &[DEFAULT_REMOTE]);
         if let Some(name) = section.and_then(|section| section.text(DEFAULT_REMOTE)) {
@@ -361,7 +368,15 @@ fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSet
         0 => Err(Fault::new("must be more than nothing").hint("write bytes per second, such as 1KB")),
         rate => Ok(rate),
     });
+    let number = |key, default| {
+        let number = section.integer(key, 1..=1_000_000);
+        number
+            .and_then(|number| usize::try_from(number).ok())
+            .unwrap_or(default)
+    };
     ClientSettings {
+        connections: number("connections", defaults.connections),
+        connections_per_address: number("connections_per_address", defaults.connections_per_address),
         head_timeout: section.timeout("head_timeout").unwrap_or(defaults.head_timeout),
         head_bytes: head_bytes.unwrap_or(defaults.head_bytes),
         idle_timeout: section.timeout("idle_timeout").unwrap_or(defaults.idle_timeout),
@@ -371,10 +386,7 @@ fn client_settings(section: &Section<'_>, defaults: ClientSettings) -> ClientSet
         http2_streams: section
             .integer("http2_streams", 1..=10_000)
             .unwrap_or(defaults.http2_streams),
-        http2_unread: section
-            .integer("http2_unread", 1..=1_000_000)
-            .and_then(|number| usize::try_from(number).ok())
-            .unwrap_or(defaults.http2_unread),
+        http2_unread: number("http2_unread", defaults.http2_unread),
     }
 }
 
@@ -395,35 +407,29 @@ pub(super) fn timeouts(section: &Section<'_>, defaults: Timeouts) -> Timeouts {
     }
 }
 
-fn tls_files(tls: &Section<'_>, top: &Section<'_>) -> Option<Tls> {
-    let cx = tls.cx;
-    // Opened now, so that `check` finds what would keep the service from starting.
-    let path = |key| {
-        tls.parse(key, |text| {
-            let path = cx.resolve(text);
-            let opened = File::open(&path).and_then(|file| file.metadata());
-            match opened {
-                Ok(metadata) if metadata.is_file() => Ok(path),
-                Ok(_) => Err(Fault::new("is not a file")),
-                Err(error) => {
-                    Err(Fault::new(format!("cannot be read: {error}")).hint("the path is relative to this file"))
-                }
-            }
-        })
+/// The addresses under `listen` of the settings, or of their `tls:`.
+pub(super) fn listen(section: &Section<'_>) -> Option<Vec<SocketAddr>> {
+    let entry = section.entry("listen")?;
+    // One address may stand without brackets.
+    let (number, addresses) = match &entry.value.content {
+        yaml::Content::List(items) => (items.len(), section.list("listen", address::listen_address)),
+        _ => (
+            1,
+            section
+                .parse("listen", address::listen_address)
+                .map(|address| vec![(entry.value.at, address)]),
+        ),
     };
-    for (key, other) in [("cert", "key"), ("key", "cert")] {
-        if let (None, Some(at)) = (tls.entry(key), top.entry("tls").map(|entry| entry.at)) {
-            let fault = Fault::new(format!("`tls.{key}` is missing"));
-            cx.error(
-                at,
-                fault.hint(format!(
-                    "`tls` needs both `{key}` and `{other}`: {{cert: FILE, key: FILE}}"
-                )),
-            );
-        }
+    let addresses = addresses.unwrap_or_default().into_iter();
+    let addresses: Vec<SocketAddr> = addresses.map(|(_, address)| address).collect();
+    // Else something has been complained about already.
+    if addresses.len() != number {
+        return None;
     }
-    let (cert, key) = (path("cert"), path("key"));
-    Some(Tls { cert: cert?, key: key? })
+    if let Err(fault) = check_listen(&addresses) {
+        section.cx.error(entry.value.at, fault.about("`listen`"));
+    }
+    Some(addresses)
 }
 
 fn check_listen(addresses: &[SocketAddr]) -> Result<(), Fault> {
@@ -511,6 +517,19 @@ impl<'a> Outside<'a> {
                 .error(fault.hint("it is sent in a header: use letters and digits, without spaces"));
         }
         Some(Secret::new(text))
+    }
+
+    fn boolean(&self, variable: &str) -> Option<bool> {
+        let text = self.variable(variable)?;
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" => Some(true),
+            "false" | "0" => Some(false),
+            _ => {
+                let fault = Fault::new(format!("{variable} {}: must be true or false", shown(text)));
+                self.report.error(fault);
+                None
+            }
+        }
     }
 
     fn listen(&self, flag: &[String]) -> Option<Vec<SocketAddr>> {
@@ -615,7 +634,10 @@ impl<'a> Outside<'a> {
             Some("system") | None => None,
             Some(text) => {
                 let path = PathBuf::from(text);
-                self.complain(&format!("PGSSLROOTCERT {}", shown(text)), has_certificates(&path))?;
+                self.complain(
+                    &format!("PGSSLROOTCERT {}", shown(text)),
+                    certificates::certificates(&path),
+                )?;
                 // As libpq has it: who names whom to trust wants that to be looked at.
                 if mode == TlsMode::Require {
                     mode = TlsMode::VerifyCa;
@@ -645,19 +667,7 @@ impl<'a> Outside<'a> {
 
     fn s3(&self) -> Option<S3> {
         let needed = ["MINIO_ENDPOINT", "MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", "MINIO_BUCKET"];
-        let secure = match self
-            .variable("MINIO_SECURE")
-            .map(|text| (text, text.to_ascii_lowercase()))
-        {
-            None => None,
-            Some((_, lower)) if matches!(lower.as_str(), "true" | "1") => Some(true),
-            Some((_, lower)) if matches!(lower.as_str(), "false" | "0") => Some(false),
-            Some((text, _)) => {
-                let fault = Fault::new(format!("MINIO_SECURE {}: must be true or false", shown(text)));
-                self.report.error(fault);
-                None
-            }
-        };
+        let secure = self.boolean("MINIO_SECURE");
         if !self.group("S3", &needed, &["MINIO_SECURE"]) {
             return None;
         }
@@ -680,16 +690,6 @@ fn tls_mode(text: &str) -> Result<TlsMode, Fault> {
         let known = TlsMode::ALL.map(TlsMode::name).join(", ");
         Fault::new(format!("must be one of {known}"))
     })
-}
-
-/// Read now, so that `check` finds what would keep the database from being connected to.
-fn has_certificates(path: &Path) -> Result<(), Fault> {
-    let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    match read {
-        Ok(certificates) if certificates.is_empty() => Err(Fault::new("holds no certificate in PEM form")),
-        Ok(_) => Ok(()),
-        Err(error) => Err(Fault::new(format!("cannot be read: {error}"))),
-    }
 }
 
 /// `host[:port]`, or with a scheme, which must not contradict `MINIO_SECURE`.

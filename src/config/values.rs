@@ -8,9 +8,8 @@ use url::Url;
 use super::environment::Environment;
 use super::model::{FileHost, MinFree};
 use super::problem::Fault;
-
-/// What is shown in place of a secret.
-pub(super) const HIDDEN: &str = "***";
+pub(super) use crate::secrets::HIDDEN;
+use crate::secrets::hidden;
 
 /// What is longer than this is a mistake, and would overflow dates when added to one.
 const MAX_DURATION: Duration = Duration::from_secs(100 * 365 * 86_400);
@@ -207,7 +206,7 @@ pub(super) fn mask(text: &str) -> String {
     match text.rfind('@') {
         Some(end) => {
             let start = text[..end].find("://").map_or(0, |scheme| scheme + 3);
-            format!("{}***{}", &text[..start], &text[end..])
+            format!("{}{HIDDEN}{}", &text[..start], &text[end..])
         }
         None => text.to_owned(),
     }
@@ -215,7 +214,7 @@ pub(super) fn mask(text: &str) -> String {
 
 /// A text for a message: quoted, shortened, and masked.
 pub(super) fn shown(text: &str) -> String {
-    let mut text = mask(text);
+    let mut text = hidden(&mask(text)).into_owned();
     if let Some((cut, _)) = text.char_indices().nth(80) {
         text.truncate(cut);
         text.push('…');
@@ -223,13 +222,9 @@ pub(super) fn shown(text: &str) -> String {
     format!("{text:?}")
 }
 
-/// A URL as it is shown. One that was validated holds no credentials; should one do, they are hidden all the same.
+/// A URL as it is shown.
 pub(super) fn shown_url(url: &Url) -> String {
-    let mut url = url.clone();
-    if url.password().is_some() && url.set_password(Some(HIDDEN)).is_err() {
-        return HIDDEN.to_owned();
-    }
-    url.into()
+    hidden(url.as_str()).into_owned()
 }
 
 /// A host as the file names it.
@@ -315,5 +310,6 @@ mod tests {
     fn credentials_are_not_shown() {
         assert_eq!(shown("http://u:p@h/x"), r#""http://***@h/x""#);
         assert_eq!(shown("u:p@ss@h"), r#""***@h""#);
+        assert_eq!(shown("http://h/x?token=p"), r#""http://h/x?token=***""#);
     }
 }

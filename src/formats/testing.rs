@@ -15,7 +15,7 @@ use url::Url;
 use super::hold::{Hold, Known};
 use super::links::{PATH, Style, decode_once, normal};
 use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
-use crate::config::{Caps, CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteType, Timeouts, Ttls};
+use crate::config::{Caps, CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteTls, RemoteType, Timeouts, Ttls};
 
 /// The root of the remote that rewritten links lead to.
 pub(crate) const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -38,6 +38,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         headers: Vec::new(),
         credentials_within: CredentialsWithin::Host,
         headers_keep: Vec::new(),
+        protected: false,
         known_headers: super::packages().iter().map(|package| package.headers).collect(),
         active_content: false,
         allow_packages: None,
@@ -49,6 +50,7 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         file_hosts: Vec::new(),
         own_hosts,
         proxy: None,
+        tls: RemoteTls::default(),
         offline: false,
         serve_stale_on: Vec::new(),
         quarantine: Default::default(),

@@ -13,6 +13,8 @@ use crate::breaker::Standing;
 pub struct Samples {
     /// Successful loads of the configuration.
     pub generation: u64,
+    /// Whether the last reload took effect.
+    pub reloaded: bool,
     /// The names of the remotes that are configured.
     pub remotes: Vec<String>,
     /// Requests that are being answered.
@@ -87,6 +89,7 @@ type Taken = (IntCounterVec, fn(&Standing) -> u64);
 /// Their metrics.
 pub(super) struct Sampled {
     generation: IntGauge,
+    reloaded: IntGauge,
     in_flight: IntGauge,
     fetches: IntGaugeVec,
     tier_bytes: IntGaugeVec,
@@ -135,6 +138,10 @@ impl Sampled {
             generation: register.gauge(
                 "artifactapi_config_generation",
                 "Counts successful loads of the configuration.",
+            ),
+            reloaded: register.gauge(
+                "artifactapi_config_last_reload_successful",
+                "Whether the last reload of the configuration took effect.",
             ),
             in_flight: register.gauge("artifactapi_requests_in_flight", "Requests that are being answered."),
             fetches: register.gauges(
@@ -227,6 +234,7 @@ impl Sampled {
 
     pub(super) fn take_over(&self, registry: &Registry, samples: &Samples) {
         set(&self.generation, samples.generation);
+        set(&self.reloaded, u64::from(samples.reloaded));
         set(&self.in_flight, samples.in_flight);
         for (state, fetches) in ["running", "waiting"].into_iter().zip(samples.fetches) {
             set(&self.fetches.with_label_values(&[state]), fetches);

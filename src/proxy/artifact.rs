@@ -15,13 +15,14 @@ use super::provenance::{Provenance, hit_status};
 use super::request::Request;
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
+use crate::api::access::{self, Need};
 use crate::cache::{Object, Origin, now_ms};
 use crate::config::{Config, Remote};
 use crate::fill::ahead::is_due_soon;
 use crate::fill::set::Standing;
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
-use crate::formats::{Asset, Class, Format};
+use crate::formats::{self, Asset, Class, Format};
 use crate::policy;
 use crate::session::public::{self, arrival};
 use crate::session::reply::{self, Problem};
@@ -39,6 +40,9 @@ impl Client {
     ) -> Result<bool> {
         ctx.remote = Some(Arc::clone(&remote));
         let method = session.req_header().method.clone();
+        if let Err(problem) = access::check(session, config, Need::of_artifact(&method, &remote)) {
+            return self.forbid(session, Some(formats::of_remote(&remote)), problem).await;
+        }
         let accept = accept(session);
         let bound_host = target.bound_host;
         match resolve::resolve(&remote, &method, target, accept.as_deref()) {
@@ -162,6 +166,21 @@ impl Client {
         {
             self.fills.refresh_ahead(request.wanted(url));
         }
+    }
+
+    /// Says that the client may not do it, as it understands that.
+    pub(super) async fn forbid(
+        &self,
+        session: &mut Session,
+        format: Option<&dyn Format>,
+        problem: Problem,
+    ) -> Result<bool> {
+        let is_registry = format.is_some_and(|format| format.root().is_some());
+        let problem = match is_registry {
+            true => access::of_registry(problem),
+            false => problem,
+        };
+        self.refuse(session, format, problem).await
     }
 
     /// Serves what is stored or growing, or has it fetched.

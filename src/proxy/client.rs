@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::resolve::Hot;
 use crate::access_log::AccessLog;
 use crate::api::Api;
-use crate::config::{ClientSettings, Remote};
+use crate::config::Remote;
 use crate::fill::{Fills, Views};
 use crate::metrics::Metrics;
 use crate::on_behalf::{OnBehalf, RequestId};
@@ -22,8 +22,6 @@ pub struct Client {
     pub hot: Hot,
     /// `None`: nothing is logged.
     pub log: Option<Arc<AccessLog>>,
-    /// What one client may hold. Settings are not reloaded.
-    pub limits: ClientSettings,
 }
 
 /// What is remembered of one request.

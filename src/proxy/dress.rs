@@ -47,6 +47,15 @@ impl<'a> Shown<'a> {
         self.bound_host && self.asset.remote.active_content
     }
 
+    /// `Cache-Control` for those who may read it: what is read with a token only is in nobody else's cache.
+    pub(super) fn for_readers(&self, cache_control: HeaderValue) -> HeaderValue {
+        let text = cache_control.to_str().ok().filter(|_| self.asset.remote.protected);
+        match text.and_then(|text| text.strip_prefix("public")) {
+            Some(rest) => headers::value(&format!("private{rest}")),
+            None => cache_control,
+        }
+    }
+
     /// What of a request chose between several documents or codings.
     fn vary(&self, by_coding: bool) -> Option<&'static str> {
         match (self.asset.varies, by_coding) {
@@ -144,7 +153,7 @@ pub(super) fn finish(
 ) -> Result<()> {
     response.insert_header(ARTIFACT_SOURCE.clone(), HeaderValue::from_static(source))?;
     response.insert_header(CACHE_STATUS.clone(), cache_status)?;
-    response.insert_header(header::CACHE_CONTROL, cache_control)?;
+    response.insert_header(header::CACHE_CONTROL, shown.for_readers(cache_control))?;
     if !shown.is_active() {
         for (name, value) in INERT {
             response.insert_header(name, HeaderValue::from_static(value))?;

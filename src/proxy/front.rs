@@ -24,15 +24,19 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use rustix::net::SendFlags;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio_rustls::TlsAcceptor;
 
 use super::accept::accepted;
+use super::crowd::Crowd;
 use super::gate::{Gate, READ};
 use super::resolve::{Hot, Resolved};
 use super::threads::Threads;
+use super::transport::Transport;
 use super::wire::{self, Head, Refusal};
 use super::{Client, Hooks, root, serve};
 use crate::access_log::{self, Asked, Line};
+use crate::api::access;
 use crate::cache::{Body, Object, Reader};
 use crate::config::ClientSettings;
 use crate::metrics::Answered;
@@ -48,42 +52,67 @@ const NO_REQUEST: Refusal = Refusal {
     status: 400,
     reason: "the request begins with a bare LF or with too many empty lines",
 };
+/// What those are told for whom there is no room.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n\
+    Cache-Control: no-store\r\nRetry-After: 5\r\nContent-Length: 75\r\nConnection: close\r\n\r\n\
+    {\"detail\": \"too many connections: try again\", \"remote\": null, \"path\": null}";
 /// What is read of a file and written at once: it stays in the processor's cache between the two.
 const PIECE: u64 = 32 << 10;
 
-/// What Pingora's listeners hand connections to.
+/// What all connections share, by whichever entrance they come.
 pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
     threads: Threads,
-    limits: ClientSettings,
+    crowd: Arc<Crowd>,
 }
 
 impl Front {
     pub fn new(client: Arc<Client>, proxy: HttpProxy<Hooks>) -> Self {
         Front {
-            limits: client.limits,
             client,
             proxy: Arc::new(proxy),
             threads: Threads::default(),
+            crowd: Arc::default(),
         }
     }
 }
 
+/// Where connections come in: by HTTP, or by HTTPS.
+pub struct Entrance {
+    front: Arc<Front>,
+    tls: Option<TlsAcceptor>,
+}
+
+impl Entrance {
+    pub fn new(front: Arc<Front>, tls: Option<TlsAcceptor>) -> Self {
+        Entrance { front, tls }
+    }
+}
+
 #[async_trait]
-impl ServerApp for Front {
+impl ServerApp for Entrance {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
         let stream = *stream.into_any().downcast::<Tcp>().ok()?;
-        match self.threads.place() {
+        let front = &self.front;
+        let config = front.client.state.config();
+        let limits = config.settings.clients;
+        let address = peer_of(&stream).filter(|peer| !public::is_trusted(&config.settings.trusted_proxies, *peer));
+        drop(config);
+        let Some(admitted) = front.crowd.admit(&limits, address) else {
+            front.turn_away(&stream, self.tls.is_some());
+            return None;
+        };
+        match front.threads.place() {
             (place, None) => {
-                let _place = place;
-                self.connection(stream, shutdown).await
+                let _held = (place, admitted);
+                self.connection(stream, limits, shutdown).await
             }
             (place, Some(elsewhere)) => {
-                let (front, shutdown) = (Arc::clone(self), shutdown.clone());
+                let (entrance, shutdown) = (Arc::clone(self), shutdown.clone());
                 elsewhere.spawn(async move {
-                    let _place = place;
-                    front.connection(stream, &shutdown).await
+                    let _held = (place, admitted);
+                    entrance.connection(stream, limits, &shutdown).await
                 });
                 None
             }
@@ -91,21 +120,62 @@ impl ServerApp for Front {
     }
 
     async fn cleanup(&self) {
-        self.proxy.http_cleanup().await;
+        self.front.proxy.http_cleanup().await;
+    }
+}
+
+impl Entrance {
+    /// Serves a connection to its end.
+    async fn connection(&self, stream: Tcp, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let stream = here(stream).ok()?;
+        let transport = match &self.tls {
+            None => Transport::Plain(Box::new(stream)),
+            Some(acceptor) => match Transport::accept(acceptor, stream, limits.head_timeout).await {
+                Ok(transport) => transport,
+                Err(error) => {
+                    tracing::debug!(%error, "a client made no TLS connection");
+                    return None;
+                }
+            },
+        };
+        match transport.is_http2() {
+            true => self.front.proxy.process_new(transport.into_stream(), shutdown).await,
+            false => self.front.http1(transport, limits, shutdown).await,
+        }
     }
 }
 
 impl Front {
-    /// Serves a connection to its end.
-    async fn connection(&self, stream: Tcp, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let mut gate = Gate::new(here(stream).ok()?, self.limits);
+    /// Says that there are too many connections, if the socket takes that at once: nobody is waited for.
+    fn turn_away(&self, stream: &Tcp, is_tls: bool) {
+        if !is_tls {
+            let _ = rustix::net::send(socket_of(stream), TOO_MANY, SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        }
+        self.client.metrics.request(&Answered {
+            remote: "",
+            status: 503,
+            cache: "none",
+            source: None,
+            sent: 0,
+            took: Duration::ZERO,
+        });
+        if self.crowd.may_complain() {
+            tracing::warn!("clients are turned away: there are as many connections as `clients:` allows");
+        }
+    }
+
+    /// Serves a connection to its end that begins with HTTP/1.1, or with the preface of HTTP/2.
+    async fn http1(&self, transport: Transport, limits: ClientSettings, shutdown: &ShutdownWatch) -> Option<Stream> {
+        // Only a new connection can begin with the preface, and under TLS both sides agree on HTTP/2 beforehand.
+        let mut may_be_http2 = !transport.is_tls();
+        let mut gate = Gate::new(transport, limits);
         let mut writing = Writing::default();
-        // Only a new connection can begin with the preface of HTTP/2.
-        let mut may_be_http2 = true;
         loop {
             match self.next(&mut gate, may_be_http2, &mut writing).await.ok()? {
                 Request::Hit(hit) if !*shutdown.borrow() => {
-                    self.answer(&mut gate.stream, &mut writing, &hit).await.ok()?;
+                    self.answer(&mut gate.stream, &mut writing, &hit, limits.write_timeout)
+                        .await
+                        .ok()?;
                     gate.received.advance(hit.request.length);
                 }
                 Request::Hit(Answer { request, .. }) | Request::Other(request) => {
@@ -113,11 +183,17 @@ impl Front {
                     gate = self.through_pingora(gate, shutdown).await?;
                 }
                 Request::Http2 => {
-                    gate.stream.rewind(&gate.received);
-                    return self.proxy.process_new(gate.stream, shutdown).await;
+                    let Gate { stream, received, .. } = *gate;
+                    let Transport::Plain(mut stream) = stream else {
+                        return None;
+                    };
+                    stream.rewind(&received);
+                    return self.proxy.process_new(stream, shutdown).await;
                 }
                 Request::Refused(refusal) => {
-                    self.refuse(&mut gate.stream, refusal).await.ok()?;
+                    self.refuse(&mut gate.stream, refusal, limits.write_timeout)
+                        .await
+                        .ok()?;
                     return None;
                 }
             }
@@ -128,19 +204,20 @@ impl Front {
 
 /// The connection, its readiness told by this thread's event loop. Pingora accepts on one thread and serves on any, and
 /// every event would have to come by way of the first.
-fn here(stream: Tcp) -> io::Result<Box<Tcp>> {
+fn here(stream: Tcp) -> io::Result<Tcp> {
     let socket = socket_of(&stream).try_clone_to_owned()?;
     drop(stream);
     let descriptor = socket.as_raw_fd();
     let stream = tokio::net::TcpStream::from_std(std::net::TcpStream::from(socket))?;
     let mut stream = Tcp::from(stream);
     stream.set_socket_digest(SocketDigest::from_raw_fd(descriptor));
-    Ok(Box::new(stream))
+    Ok(stream)
 }
 
-fn peer_of(stream: &Tcp) -> Option<IpAddr> {
+/// Who is at the other end.
+fn peer_of(stream: &impl GetSocketDigest) -> Option<IpAddr> {
     let digest = stream.get_socket_digest()?;
-    Some(digest.peer_addr()?.as_inet()?.ip())
+    Some(digest.peer_addr()?.as_inet()?.ip().to_canonical())
 }
 
 /// The socket below a stream, for what the stream itself cannot do.
@@ -188,13 +265,14 @@ impl Front {
     /// # Errors
     /// The client is gone, or said nothing for too long.
     async fn next(&self, gate: &mut Gate, may_be_http2: bool, writing: &mut Writing) -> io::Result<Request> {
+        let limits = gate.limits;
         let Gate { stream, received, .. } = gate;
         let mut begun: Option<Instant> = None;
         // A head ends with a line: nothing but that makes another look worth while.
         let mut has_line = true;
         let mut empty_lines = 0;
         loop {
-            let mut limit = self.limits.idle_timeout;
+            let mut limit = limits.idle_timeout;
             if !received.is_empty() {
                 begun.get_or_insert_with(Instant::now);
             }
@@ -210,12 +288,12 @@ impl Front {
                 if has_line && let Some(request) = self.read(stream, received, may_be_http2, writing) {
                     return Ok(request);
                 }
-                if received.len() >= self.limits.head_bytes {
+                if received.len() >= limits.head_bytes {
                     return Ok(Request::Refused(wire::too_long(received)));
                 }
             }
             if let Some(begun) = begun {
-                limit = self.limits.head_timeout.saturating_sub(begun.elapsed());
+                limit = limits.head_timeout.saturating_sub(begun.elapsed());
             }
             received.reserve(READ);
             let before = received.len();
@@ -229,7 +307,7 @@ impl Front {
     }
 
     /// Reads what was received so far; `None`: the head goes on.
-    fn read(&self, stream: &Tcp, received: &[u8], may_be_http2: bool, writing: &mut Writing) -> Option<Request> {
+    fn read(&self, stream: &Transport, received: &[u8], may_be_http2: bool, writing: &mut Writing) -> Option<Request> {
         if may_be_http2 && HTTP_2.starts_with(&received[..received.len().min(HTTP_2.len())]) {
             return (received.len() >= HTTP_2.len()).then_some(Request::Http2);
         }
@@ -252,7 +330,7 @@ impl Front {
     /// Finds what a plain request asks for and writes the head of the response.
     fn hit(
         &self,
-        stream: &Tcp,
+        stream: &Transport,
         request: &httparse::Request<'_, '_>,
         writing: &mut Writing,
     ) -> Option<(Arc<Object>, Arc<Resolved>, Instant)> {
@@ -265,7 +343,7 @@ impl Front {
             headers: &fields,
             authority: plain.host,
             peer: peer_of(stream),
-            tls: false,
+            tls: stream.is_tls(),
         };
         let host = match config.hosts.is_empty() {
             true => String::new(),
@@ -273,6 +351,9 @@ impl Front {
         };
         let hot = Hot::key(&config, &host, plain.target, plain.accept)?;
         let resolved = client.hot.get(&hot)?;
+        if resolved.remote.protected && !access::may_read(&arrival(), &config, &resolved.remote) {
+            return None;
+        }
         let lines = root::lines_of_hits(&resolved, plain.target)?;
         let remote_url = || public::of_remote(&config.settings, &arrival(), &resolved.remote.name, resolved.bound_host);
         let hit = client.hit(&resolved, plain.accepts_gzip, remote_url)?;
@@ -300,11 +381,17 @@ impl Front {
         Some((hit.object, Arc::clone(&resolved), started))
     }
 
-    async fn answer(&self, stream: &mut Tcp, writing: &mut Writing, answer: &Answer) -> io::Result<()> {
+    async fn answer(
+        &self,
+        stream: &mut Transport,
+        writing: &mut Writing,
+        answer: &Answer,
+        limit: Duration,
+    ) -> io::Result<()> {
         let client = &self.client;
         let _in_flight = client.state.enter();
         client.fills.store.count_use(&answer.object);
-        let sent = send(stream, &writing.head, &answer.object, self.limits.write_timeout).await;
+        let sent = send(stream, &writing.head, &answer.object, limit).await;
         let remote = &answer.resolved.remote;
         let length = sent.as_ref().map_or(0, |()| answer.object.length().unwrap_or(0));
         let took = answer.started.elapsed();
@@ -326,7 +413,12 @@ impl Front {
         sent
     }
 
-    async fn refuse(&self, stream: &mut Tcp, Refusal { status, reason }: Refusal) -> io::Result<()> {
+    async fn refuse(
+        &self,
+        stream: &mut Transport,
+        Refusal { status, reason }: Refusal,
+        limit: Duration,
+    ) -> io::Result<()> {
         let started = Instant::now();
         let body = serde_json::json!({"detail": reason, "remote": null, "path": null}).to_string();
         let phrase = StatusCode::from_u16(status)
@@ -342,8 +434,8 @@ impl Front {
             body.len(),
             httpdate::fmt_http_date(SystemTime::now()),
         );
-        write_all(stream, head.as_bytes(), body.as_bytes(), self.limits.write_timeout).await?;
-        flush(stream, self.limits.write_timeout).await?;
+        write_all(stream, head.as_bytes(), body.as_bytes(), limit).await?;
+        flush(stream, limit).await?;
         let took = started.elapsed();
         self.client.metrics.request(&Answered {
             remote: "",
@@ -358,7 +450,7 @@ impl Front {
             // Who it is for a proxy cannot be read either.
             let asked = Asked {
                 id: &id,
-                client: peer_of(stream).map(|peer| peer.to_canonical()),
+                client: peer_of(stream),
                 method: None,
                 target: None,
                 protocol: "HTTP/1.1",
@@ -374,13 +466,13 @@ impl Front {
                 upstream: None,
             }));
         }
-        stream.shutdown().await
+        AsyncWriteExt::shutdown(stream).await
     }
 
     /// Pingora's turn, for the one request that the gate is open for. The connection comes back if it can be used again.
     async fn through_pingora(&self, gate: Box<Gate>, shutdown: &ShutdownWatch) -> Option<Box<Gate>> {
+        let kept = gate.limits.idle_timeout.as_secs().max(1);
         let mut session = ServerSession::new_http1(gate);
-        let kept = self.limits.idle_timeout.as_secs().max(1);
         session.set_keepalive((!*shutdown.borrow()).then_some(kept));
         // The gate knows how long what may take.
         session.set_read_timeout(None);
@@ -390,11 +482,13 @@ impl Front {
     }
 }
 
-async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>, limit: Duration) -> io::Result<()> {
-    match &object.body {
-        Body::Memory(body, Some(file)) => send_pages(stream, head, (body, file), limit).await?,
-        Body::Memory(body, None) => write_all(stream, head, body, limit).await?,
-        Body::File { .. } | Body::Elsewhere(_) => {
+async fn send(stream: &mut Transport, head: &[u8], object: &Arc<Object>, limit: Duration) -> io::Result<()> {
+    match (&object.body, &mut *stream) {
+        (Body::Memory(body, Some(file)), Transport::Plain(stream)) => {
+            send_pages(stream, head, (body, file), limit).await?;
+        }
+        (Body::Memory(body, _), stream) => write_all(stream, head, body, limit).await?,
+        (Body::File { .. } | Body::Elsewhere(_), stream) => {
             let mut head = head;
             let mut reader = Reader::new(Arc::clone(object)).in_pieces_of(PIECE);
             while let Some(piece) = reader.next().await.map_err(io::Error::other)? {
@@ -407,7 +501,7 @@ async fn send(stream: &mut Tcp, head: &[u8], object: &Arc<Object>, limit: Durati
 }
 
 /// Sends what is still in the stream's buffer.
-async fn flush(stream: &mut Tcp, limit: Duration) -> io::Result<()> {
+async fn flush(stream: &mut (impl AsyncWrite + Unpin), limit: Duration) -> io::Result<()> {
     match timeout(limit, stream.flush()).await {
         Ok(flushed) => flushed,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
@@ -454,7 +548,12 @@ fn take_pages(stream: &Tcp, head: &mut &[u8], file: &File, at: &mut usize, lengt
 }
 
 /// Writes both, in one system call where the socket takes them.
-async fn write_all(stream: &mut Tcp, head: &[u8], body: &[u8], limit: Duration) -> io::Result<()> {
+async fn write_all(
+    stream: &mut (impl AsyncWrite + Unpin),
+    head: &[u8],
+    body: &[u8],
+    limit: Duration,
+) -> io::Result<()> {
     let (mut head, mut body) = (head, body);
     while !head.is_empty() || !body.is_empty() {
         let piece = &body[..body.len().min(writing::PIECE)];

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Buf, BytesMut};
-use pingora_core::protocols::l4::stream::Stream as Tcp;
 use pingora_core::protocols::raw_connect::ProxyDigest;
+use pingora_core::protocols::tls::SslDigest;
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, TimingDigest, UniqueID,
     UniqueIDType,
@@ -20,6 +20,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
 use super::chunks::{Chunks, Malformed};
+use super::transport::Transport;
 use super::wire::{Framing, Head};
 use crate::config::ClientSettings;
 
@@ -29,11 +30,11 @@ const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The connection, and what of it may be read.
 pub(super) struct Gate {
-    pub stream: Box<Tcp>,
+    pub stream: Transport,
     /// Read and not handed on. Its beginning is this request's for as long as `open` says, then its body's, then the
     /// next request's.
     pub received: BytesMut,
-    limits: ClientSettings,
+    pub limits: ClientSettings,
     /// Of `received`, what may be handed on.
     open: usize,
     body: Body,
@@ -53,7 +54,7 @@ enum Body {
 }
 
 impl Gate {
-    pub(super) fn new(stream: Box<Tcp>, limits: ClientSettings) -> Box<Self> {
+    pub(super) fn new(stream: Transport, limits: ClientSettings) -> Box<Self> {
         Box::new(Gate {
             stream,
             received: BytesMut::with_capacity(READ),
@@ -173,9 +174,9 @@ impl Gate {
     fn poll_patiently<T>(
         &mut self,
         cx: &mut Context<'_>,
-        poll: impl FnOnce(Pin<&mut Tcp>, &mut Context<'_>) -> Poll<io::Result<T>>,
+        poll: impl FnOnce(Pin<&mut Transport>, &mut Context<'_>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        if let Poll::Ready(result) = poll(Pin::new(&mut *self.stream), cx) {
+        if let Poll::Ready(result) = poll(Pin::new(&mut self.stream), cx) {
             self.writing.rest();
             return Poll::Ready(result);
         }
@@ -249,7 +250,12 @@ impl UniqueID for Gate {
     }
 }
 
-impl Ssl for Gate {}
+impl Ssl for Gate {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.stream.get_ssl_digest()
+    }
+}
+
 impl Peek for Gate {}
 
 impl GetTimingDigest for Gate {

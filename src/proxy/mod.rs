@@ -5,6 +5,7 @@ mod accept;
 mod artifact;
 mod chunks;
 mod client;
+mod crowd;
 mod deliver;
 mod dress;
 mod excerpt;
@@ -27,6 +28,7 @@ mod route;
 mod serve;
 mod stand_in;
 mod threads;
+mod transport;
 mod voice;
 mod wire;
 
@@ -44,6 +46,7 @@ use pingora_http::ResponseHeader;
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use crate::access_log::{self, AccessLog, Asked, Line};
+use crate::api::access::{self, Need};
 use crate::cache::Object;
 use crate::config::Config;
 use crate::metrics::Answered;
@@ -52,10 +55,11 @@ use crate::session::reply::{self, Problem};
 use crate::session::writing::Reading;
 use crate::session::{body, public};
 pub use client::{Client, Ctx};
-pub use front::Front;
+pub use front::{Entrance, Front};
 pub use resolve::Hot;
 use resolve::{Resolved, Target};
 use route::Route;
+pub use transport::acceptor;
 use voice::Voice;
 use wire::Refusal;
 
@@ -89,13 +93,14 @@ impl ProxyHttp for Hooks {
             voice.id = Some(id.clone());
         }
         ctx.request = Some(OnBehalf::new(id));
+        let limits = self.state.config().settings.clients;
         // What the client said of it (HTTP/1.0, `Connection: close`) is already in force.
         if session.as_downstream().get_keepalive().is_some() {
-            session.set_keepalive(Some(self.limits.idle_timeout.as_secs().max(1)));
+            session.set_keepalive(Some(limits.idle_timeout.as_secs().max(1)));
         }
         session
             .as_downstream_mut()
-            .set_write_timeout(Some(self.limits.write_timeout));
+            .set_write_timeout(Some(limits.write_timeout));
         // The gate says it, when the body is waited for.
         session.req_header_mut().remove_header(&header::EXPECT);
         Ok(())
@@ -129,6 +134,10 @@ impl ProxyHttp for Hooks {
         if let Some(resolved) = hot.as_ref().and_then(|hot| self.hot.get(hot)) {
             if let Some(root) = resolved.format.root() {
                 root::speak(session, root);
+            }
+            if let Err(problem) = access::check(session, &config, Need::Read(&resolved.remote)) {
+                ctx.remote = Some(Arc::clone(&resolved.remote));
+                return self.forbid(session, Some(resolved.format), problem).await;
             }
             let plain =
                 session.req_header().method == Method::GET && !serve::has_conditions(&session.req_header().headers);

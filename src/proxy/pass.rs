@@ -177,7 +177,8 @@ impl Client {
             _ => (0, &body::UNASKED),
         };
         // Before a place is taken: one that is held back would keep it for as long.
-        let body = match body::read(session, longest, memory, &self.limits).await? {
+        let limits = self.state.config().settings.clients;
+        let body = match body::read(session, longest, memory, &limits).await? {
             Ok(body) => body,
             Err(problem) => {
                 let problem = problem.at(&wanted.remote().name, path);

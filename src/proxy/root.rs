@@ -9,6 +9,7 @@ use pingora_proxy::Session;
 use super::resolve::{HotKey, Resolved, Target};
 use super::voice::Voice;
 use super::{Client, Ctx, wire};
+use crate::api::access::{self, Need};
 use crate::config::{Config, Remote};
 use crate::formats::root::{Below, Meant, Root};
 use crate::session::reply::{self, Problem};
@@ -51,6 +52,14 @@ impl Client {
                 self.artifact(session, ctx, config, remote, target, hot).await
             }
             Meant::Document(document) => {
+                // Clients ask this first, to find out whether they need a token and whether theirs is good.
+                let need = match &asked.bound {
+                    Some(remote) => Need::Read(remote),
+                    None => Need::Enter(asked.root.package()),
+                };
+                if let Err(problem) = access::check(session, config, need) {
+                    return self.forbid(session, Some(asked.root), problem).await;
+                }
                 reply::json(session, 200, &document).await?;
                 Ok(true)
             }

@@ -82,7 +82,8 @@ pub(super) fn write_head(
     };
     line(b"X-Artifact-Source: ", dress.source.as_bytes());
     line(b"Cache-Status: ", dress.cache_status.as_bytes());
-    line(b"Cache-Control: ", cache_control(dress).as_bytes());
+    let cache_control = dress.shown.for_readers(cache_control(dress));
+    line(b"Cache-Control: ", cache_control.as_bytes());
     if let Some(age) = dress.age {
         line(b"Age: ", HeaderValue::from(age).as_bytes());
     }

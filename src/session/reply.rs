@@ -10,6 +10,7 @@ use serde_json::json;
 use super::writing::Reading;
 use crate::formats::Format;
 use crate::headers;
+use crate::secrets::hidden;
 
 /// An error for a person: what failed, for which remote and path, what to do.
 #[derive(Debug, Clone, Default)]
@@ -46,7 +47,8 @@ impl Problem {
 ///
 /// # Errors
 /// The client is gone.
-pub async fn problem(session: &mut Session, format: Option<&dyn Format>, problem: Problem) -> Result<()> {
+pub async fn problem(session: &mut Session, format: Option<&dyn Format>, mut problem: Problem) -> Result<()> {
+    problem.detail = hidden(&problem.detail).into_owned();
     let (content_type, body) = format
         .and_then(|format| format.error_body(problem.status, &described(&problem), problem.path.as_deref()))
         .unwrap_or_else(|| {

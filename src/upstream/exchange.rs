@@ -18,7 +18,7 @@ use super::Upstream;
 use super::failure::Failure;
 use super::hosts::Way;
 use super::negotiation::Negotiation;
-use super::trust::{same_origin, within_credentials};
+use super::trust::{may_see_credentials, same_origin, within_credentials};
 use crate::config::Remote;
 use crate::deadline::Deadline;
 use crate::on_behalf::{self, RequestId};
@@ -193,6 +193,16 @@ impl Exchange {
         within_credentials(&self.remote, &self.url)
     }
 
+    /// Whether the server that is asked now may see who asks: as the registry may, or its token service.
+    fn may_be_known(&self) -> bool {
+        match &self.authority {
+            Authority::TokenService(service, _) => {
+                same_origin(service, &self.url) && may_see_credentials(&self.remote, service)
+            }
+            Authority::Remote | Authority::Scope(_) => self.may_have_credentials(),
+        }
+    }
+
     /// Sees to it that upstream gets what it wants to see.
     async fn authorize(&mut self) -> Result<()> {
         if !self.may_have_credentials() {
@@ -319,6 +329,17 @@ impl Exchange {
                 reason: format!("{host}: {what}"),
                 unreachable: false,
             },
+            ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert => {
+                let said = error.context.as_ref().map_or(what.as_str(), |context| context.as_str());
+                Failure {
+                    status: 502,
+                    reason: format!(
+                        "no TLS connection to {host} ({said}); `tls` of the remote may name a further authority, and a \
+                         certificate to be shown"
+                    ),
+                    unreachable: true,
+                }
+            }
             _ if error.esource() == &ErrorSource::Upstream => Failure {
                 status: 502,
                 reason: format!("{host} cannot be reached ({what})"),

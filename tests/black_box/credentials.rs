@@ -3,6 +3,7 @@
 use crate::common::client::Headers;
 use crate::common::dns::Dns;
 use crate::common::outbound::OutboundProxy;
+use crate::common::upstream::Authority;
 use crate::common::{Proxy, Reply, Upstream, run};
 use std::net::Ipv4Addr;
 
@@ -90,7 +91,7 @@ fn credentials_stay_below_the_base_url_where_that_is_asked_for() {
 #[test]
 fn another_port_or_scheme_of_the_same_host_is_another_host() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let up = Upstream::start_tls_with(&authority, "localhost", &["http/1.1"]).await;
         let second = Upstream::start_tls_with(&authority, "localhost", &["h2"]).await;
         second.reply("/blob", Reply::ok("blob"));
@@ -272,6 +273,89 @@ fn a_query_which_may_be_a_signature_is_neither_logged_nor_shown() {
 }
 
 #[test]
+fn no_configured_or_signed_secret_is_anywhere_for_people() {
+    run(async {
+        let up = Upstream::start().await;
+        let signed = format!("{}/gone?X-Amz-Signature=hunter2-signed&sig=hunter2-sig", up.base());
+        up.on("/away", move |_| Reply::redirect(302, signed.clone()));
+        up.under("/gone", |_| Reply::hang_up());
+        up.reply("/cut", Reply::ok("0123456789").truncate_at(4));
+        up.reply("/loop", Reply::redirect(302, "/loop?token=hunter2-loop"));
+        up.reply(
+            "/bad",
+            Reply::redirect(302, "ftp://u:hunter2-userinfo@h/x?token=hunter2-ftp"),
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = Authority::new().issue(&["artifactapi"]);
+        std::fs::write(folder.path().join("cert.pem"), certificate).unwrap();
+        std::fs::write(folder.path().join("key.pem"), &key).unwrap();
+        let path = folder.path().display();
+        let hash = crate::common::sha256(b"hunter2-reader");
+        for level in ["debug", "trace"] {
+            let proxy = Proxy::settings()
+                .remotes(&format!(
+                    "files:\n  base_url: {0}\n  username: someone\n  password: hunter2-secret\n  protected: true\n  \
+                     headers: {{X-Token: hunter2-token}}\n  tls: {{cert: {path}/cert.pem, key: {path}/key.pem}}\n\
+                     through:\n  base_url: {0}\n  proxy: \"http://u:hunter2-proxy@{1}\"\n",
+                    up.base(),
+                    crate::common::refused()
+                ))
+                .conf(&format!(
+                    "tokens: [{{name: reader, hash: 'sha256:{hash}', scopes: [read]}}]\n"
+                ))
+                .env("ARTIFACTAPI_ADMIN_TOKEN", "hunter2-admin")
+                .env("ARTIFACTAPI_LOG", level)
+                .start()
+                .await;
+            let mut said = Vec::new();
+            for token in ["hunter2-admin", "hunter2-reader", "hunter2-unknown"] {
+                let authorization = format!("Bearer {token}");
+                for target in [
+                    "/config",
+                    "/",
+                    "/metrics",
+                    "/health",
+                    "/api/v1/remote/files/away",
+                    "/api/v1/remote/files/cut?token=hunter2-query&a=1",
+                    "/api/v1/remote/files/loop",
+                    "/api/v1/remote/files/bad",
+                    "/api/v1/remote/through/x?X-Amz-Signature=hunter2-query",
+                ] {
+                    let headers = [("Authorization", authorization.as_str())];
+                    let mut connection = proxy.connect().await;
+                    connection.send("GET", target, &headers, b"").await;
+                    let head = connection.try_read_head("GET").await.unwrap();
+                    let body = String::from_utf8_lossy(&connection.read_body().await).into_owned();
+                    said.push(format!("{:?} {body}", head.headers));
+                }
+            }
+            // A configuration that is refused is told without what it holds.
+            proxy.write_remotes(
+                "bad:\n  base_url: https://u:hunter2-userinfo@h/x?token=hunter2-url\n  password: hunter2-alone\n",
+            );
+            proxy.reload();
+            proxy.wait_for_log("the one before stays in force").await;
+            let admin = [("Authorization", "Bearer hunter2-admin")];
+            said.push(proxy.request("GET", "/health", &admin, b"").await.ok().text());
+            proxy.wait_for_log("following a redirect").await;
+            let log = proxy.log();
+            assert!(
+                log.contains("a transfer from upstream failed") || log.contains("upstream failed"),
+                "{log}"
+            );
+            said.push(log);
+            for text in said {
+                assert!(!text.contains("hunter2"), "{text}");
+                assert!(
+                    !text.contains(&hash) && !text.contains(key.lines().nth(1).unwrap()),
+                    "{text}"
+                );
+            }
+        }
+    });
+}
+
+#[test]
 fn a_password_may_come_from_a_file() {
     run(async {
         let up = Upstream::start().await;
@@ -330,7 +414,7 @@ fn an_outbound_proxy_of_one_remote_gets_absolute_form_and_its_credentials() {
 #[test]
 fn https_goes_through_a_tunnel_and_redirects_too() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let up = Upstream::start_tls_with(&authority, "files.test", &["h2", "http/1.1"]).await;
         let storage = Upstream::start().await;
         storage.reply("/blob", Reply::ok("blob"));
@@ -407,7 +491,7 @@ fn a_refusing_outbound_proxy_is_an_unreachable_upstream() {
 #[test]
 fn a_407_of_upstreams_own_is_an_answer() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let plain = Upstream::start().await;
         let tunnelled = Upstream::start_tls_with(&authority, "files.test", &["http/1.1"]).await;
         let outbound = OutboundProxy::start().await;
@@ -532,7 +616,7 @@ fn every_address_of_a_name_is_tried() {
 #[test]
 fn a_certificate_that_is_not_trusted_or_names_another_host_is_refused() {
     run(async {
-        let authority = crate::common::upstream::Authority::new();
+        let authority = Authority::new();
         let untrusted = Upstream::start_tls().await;
         let wrong = Upstream::start_tls_with(&authority, "other.test", &["h2", "http/1.1"]).await;
         let proxy = Proxy::settings()
@@ -557,7 +641,7 @@ fn a_certificate_that_is_not_trusted_or_names_another_host_is_refused() {
 fn both_versions_of_http_are_spoken_over_tls() {
     run(async {
         for (alpn, version) in [(&["h2", "http/1.1"][..], 2), (&["http/1.1"], 1), (&[], 1)] {
-            let authority = crate::common::upstream::Authority::new();
+            let authority = Authority::new();
             let up = Upstream::start_tls_with(&authority, "localhost", alpn).await;
             let body = crate::common::Pattern::new(1, 2_000_000);
             up.file("/x", crate::common::File::new(body).etag("\"e\""));

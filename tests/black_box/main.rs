@@ -6,6 +6,7 @@
 
 mod common;
 
+mod access;
 mod access_log;
 mod bucket;
 mod bucket_refusals;
@@ -64,8 +65,9 @@ mod startup;
 mod stopping;
 mod stores;
 mod streaming;
-mod upstreams;
+mod tls;
 mod upgrade;
+mod upstreams;
 mod verify;
 mod verify_apk;
 mod verify_rpm;

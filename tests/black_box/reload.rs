@@ -1,9 +1,10 @@
-//! SIGHUP: `remotes.yaml` is read again, all of it or nothing.
+//! SIGHUP: the configuration is read again, all of it or nothing.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::common::client::Headers;
 use crate::common::server::at;
 use crate::common::{Connection, Gate, Pattern, Proxy, Reply, Upstream, eventually, run};
 
@@ -19,6 +20,7 @@ fn a_reload_adds_changes_and_removes_remotes_and_keeps_what_is_cached() {
             proxy.until_cached("a", path).await;
         }
         proxy.fetch("b", "x").await.ok();
+        proxy.until_cached("b", "x").await;
         proxy.write_remotes(&format!(
             "a:\n  base_url: {0}\n  immutable_patterns: ['tgz$']\nc:\n  base_url: {1}\n",
             one.base(),
@@ -30,6 +32,10 @@ fn a_reload_adds_changes_and_removes_remotes_and_keeps_what_is_cached() {
         proxy.fetch("a", "y.tgz").await.is("cache", "one");
         proxy.fetch("b", "x").await.expect(404);
         proxy.fetch("c", "x").await.is("remote", "two");
+        // What was cached of a remote that is gone is there when it comes back.
+        proxy.write_remotes(&format!("b:\n  base_url: {}\n", one.base()));
+        proxy.reload_and_wait().await;
+        proxy.fetch("b", "x").await.is("cache", "one");
     });
 }
 
@@ -133,5 +139,91 @@ fn a_download_under_way_ends_as_it_began() {
         assert_eq!(client.read_pattern(body).await, 3_000_000);
         assert!(client.is_complete());
         proxy.fetch("files", "x").await.expect(404);
+    });
+}
+
+#[test]
+fn settings_are_read_again_in_one_swap_with_the_remotes() {
+    run(async {
+        let up = Upstream::start().await;
+        up.fallback(|_| Reply::ok("x"));
+        let remotes = |more: &str| format!("files:\n  base_url: {}\n{more}", up.base());
+        let token = |secret: &str| {
+            let hash = crate::common::sha256(secret.as_bytes());
+            format!("tokens: [{{name: t, hash: 'sha256:{hash}', scopes: [admin]}}]\n")
+        };
+        let proxy = Proxy::settings()
+            .remotes(&remotes(""))
+            .conf("stop_timeout: 9s\n")
+            .start()
+            .await;
+        proxy.fetch("files", "x").await.ok();
+        proxy.until_cached("files", "x").await;
+        let is_answered = async |secret: &str| {
+            let authorization = format!("Bearer {secret}");
+            proxy
+                .fetch_with("files", "x", &[("Authorization", &authorization)])
+                .await
+                .status
+        };
+        // A remote that needs a token, and the token.
+        proxy.write_conf(&(token("one") + "stop_timeout: 9s\n"));
+        proxy.write_remotes(&remotes("  protected: true\n"));
+        proxy.reload_and_wait().await;
+        assert_eq!((is_answered("").await, is_answered("one").await), (401, 200));
+        assert_eq!(
+            proxy
+                .fetch_with("files", "x", &[("Authorization", "Bearer one")])
+                .await
+                .source(),
+            "cache"
+        );
+        // Another token, and what cannot change.
+        proxy.write_conf(
+            &(token("two") + "stop_timeout: 8s\ncache: {memory_bytes: 1MB}\nclients: {head_bytes: 4KiB}\n"),
+        );
+        proxy.reload_and_wait().await;
+        assert_eq!((is_answered("one").await, is_answered("two").await), (401, 200));
+        for key in ["`stop_timeout` was changed", "`cache` was changed"] {
+            proxy.wait_for_log(key).await;
+        }
+        let long = "a".repeat(5000);
+        let answer = proxy.request("GET", "/health/live", &[("X-Long", &long)], b"").await;
+        assert_eq!(answer.status, 431, "the limits are those of now");
+        // What does not hold together changes nothing, of either file.
+        let before = proxy.generation().await;
+        proxy.write_conf("stop_timeout: 9s\n");
+        proxy.write_remotes(&remotes("  protected: true\n  offline: true\n"));
+        proxy.reload();
+        proxy.wait_for_log("nobody could read it").await;
+        assert_eq!(proxy.generation().await, before);
+        assert_eq!(is_answered("two").await, 200);
+        let admin = [("Authorization", "Bearer two")];
+        let health = proxy.request("GET", "/health", &admin, b"").await.ok().json();
+        assert_eq!(health["config_reload"], "failed");
+        assert!(
+            health["config_last_failure"]["detail"]
+                .as_str()
+                .unwrap()
+                .contains("protected"),
+            "{health}"
+        );
+        let stranger = proxy.request("GET", "/health", &[], b"").await.ok().json();
+        assert!(
+            stranger["config_last_failure"]["at"].is_string() && stranger["config_last_failure"]["detail"].is_null()
+        );
+        let metrics = proxy.request("GET", "/metrics", &admin, b"").await.ok().text();
+        assert!(metrics.contains("artifactapi_config_last_reload_successful 0"));
+        assert!(metrics.contains(&format!("artifactapi_config_generation {before}")));
+        proxy.write_conf(&token("two"));
+        proxy.reload_and_wait().await;
+        let health = proxy.request("GET", "/health", &admin, b"").await.ok().json();
+        assert_eq!(health["config_reload"], "ok");
+        assert!(
+            health["config_last_failure"]["at"].is_string(),
+            "the last one is still told"
+        );
+        let metrics = proxy.request("GET", "/metrics", &admin, b"").await.ok().text();
+        assert!(metrics.contains("artifactapi_config_last_reload_successful 1"));
     });
 }

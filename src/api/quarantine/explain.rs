@@ -12,7 +12,8 @@ use super::asked::shown;
 use super::judged::{Judged, date, pattern};
 use super::release::entry;
 use super::{artifact, parameters};
-use crate::api::{Api, local};
+use crate::api::Api;
+use crate::api::access::{self, Need};
 use crate::cache::{Object, now_ms};
 use crate::config::Config;
 use crate::formats::hold::{Free, Verdict, Why};
@@ -26,13 +27,16 @@ const LIMIT: Duration = Duration::from_secs(45);
 
 impl Api {
     pub(super) async fn explain(&self, session: &mut Session, config: &Config, query: &str) -> Result<()> {
-        let shows_addresses = local::may_write(session, &config.settings);
+        let shows_addresses = access::permits(session, config, Need::ManageAll);
         let asset = parameters(query, ["remote", "path"])
             .and_then(|[remote, path]| artifact(config, remote.as_deref(), path.as_deref()));
         let asset = match asset {
             Ok(asset) => asset,
             Err(problem) => return reply::problem(session, None, problem).await,
         };
+        if let Err(problem) = access::check(session, config, Need::Read(&asset.remote)) {
+            return reply::problem(session, None, problem).await;
+        }
         match tokio::time::timeout(LIMIT, self.explained(&asset, shows_addresses)).await {
             Ok(explained) => reply::json(session, 200, &explained).await,
             Err(_) => {

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{LONGEST_NAME, artifact, parameters};
-use crate::api::{Api, away, local};
+use crate::api::access::{self, Need};
+use crate::api::{Api, away};
 use crate::catalog::{LetThrough, MOST_LET_THROUGH, rfc3339, unix_now};
 use crate::config::Config;
 use crate::formats::Asset;
@@ -84,9 +85,6 @@ impl Api {
         config: &Config,
         query: &str,
     ) -> Result<Result<(u16, Value), Problem>> {
-        if !local::may_write(session, &config.settings) {
-            return Ok(Err(local::refusal()));
-        }
         let body = match body::read(session, MAX_BODY, &body::FLUSHES, &config.settings.clients).await? {
             Ok(body) => body,
             Err(problem) => return Ok(Err(problem)),
@@ -102,6 +100,9 @@ impl Api {
             Ok(asset) => asset,
             Err(problem) => return Ok(Err(problem)),
         };
+        if let Err(problem) = access::check(session, config, Need::Manage(&asset.remote.name)) {
+            return Ok(Err(problem));
+        }
         Ok(match is_new {
             true => {
                 let reason = match reason(wanted.reason.as_deref()) {
@@ -173,13 +174,16 @@ impl Api {
 
     /// What is let through, as this node knows it.
     pub(super) async fn released(&self, session: &mut Session, config: &Config) -> Result<()> {
-        let shows_addresses = local::may_write(session, &config.settings);
+        let shows_addresses = access::permits(session, config, Need::ManageAll);
         let Some(list) = self.fills.let_through.list() else {
             let detail = "what is let through was not read from the catalogue yet";
             let problem = Problem::new(503, detail).header(header::RETRY_AFTER, "5");
             return reply::problem(session, None, problem).await;
         };
-        let released: Vec<Value> = list.iter().map(|artifact| entry(artifact, shows_addresses)).collect();
+        let readable = access::readable(session, config);
+        let may_be_told = |remote: &String| readable.as_ref().is_none_or(|readable| readable.contains(remote));
+        let released = list.iter().filter(|artifact| may_be_told(&artifact.remote));
+        let released: Vec<Value> = released.map(|artifact| entry(artifact, shows_addresses)).collect();
         reply::json(session, 200, &json!({"released": released})).await
     }
 }

@@ -13,7 +13,8 @@ use tokio::sync::Semaphore;
 use super::asked::{Name, Questions};
 use super::judged::{Judged, date};
 use super::{parameters, remote};
-use crate::api::{Api, local};
+use crate::api::Api;
+use crate::api::access::{self, Need};
 use crate::cache::now_ms;
 use crate::catalog::{CatalogError, Class, Filter, MAX_LIMIT, Record, rfc3339};
 use crate::config::{Clock, Config, MissingDate, Quarantine, Remote};
@@ -56,7 +57,7 @@ struct Report<'a> {
 
 impl Api {
     pub(super) async fn report(&self, session: &mut Session, config: &Config, query: &str) -> Result<()> {
-        let shows_addresses = local::may_write(session, &config.settings);
+        let shows_addresses = access::permits(session, config, Need::ManageAll);
         let asked = parameters(query, ["remote", "limit"]).and_then(|[name, limit]| {
             let name = name.map(|name| remote(config, &name).map(|remote| remote.name.clone()));
             Ok((name.transpose()?, limit_of(limit.as_deref())?))
@@ -77,7 +78,11 @@ impl Api {
             limit,
             is_truncated: false,
         };
-        let is_meant = |name: &str| only.as_deref().is_none_or(|only| only == name);
+        let readable = access::readable(session, config);
+        let is_meant = |name: &str| {
+            let is_readable = readable.as_ref().is_none_or(|all| all.iter().any(|one| one == name));
+            is_readable && only.as_deref().is_none_or(|only| only == name)
+        };
         for (at, (name, questions)) in self.asked.list().into_iter().enumerate() {
             if is_meant(&name.0) {
                 self.add_asked(&mut report, name, questions);

@@ -88,7 +88,8 @@ async fn parts(transaction: &Transaction<'_>, filter: &Filter) -> Result<Vec<Par
             },
         })
     };
-    rows.into_iter().map(part).collect()
+    let is_meant = |part: &Result<Part, Error>| part.as_ref().map_or(true, |part| filter.is_among(&part.remote));
+    rows.into_iter().map(part).filter(is_meant).collect()
 }
 
 fn unsigned(value: i64) -> u64 {
@@ -413,6 +414,14 @@ async fn count_there(transaction: &Transaction<'_>, filter: &Filter) -> Result<O
     if let Some(remote) = &filter.remote {
         let place = query.bind(&SortValue::Text(remote.clone()));
         let _ = write!(conditions, " AND remote = {place}");
+    }
+    if let Some(among) = &filter.among {
+        let places = among.iter().map(|name| query.bind(&SortValue::Text(name.clone())));
+        let places = places.collect::<Vec<_>>().join(", ");
+        // An empty list is no SQL; then there are no parts, and nothing is counted.
+        if !places.is_empty() {
+            let _ = write!(conditions, " AND remote IN ({places})");
+        }
     }
     if let Some(class) = filter.class {
         let _ = write!(conditions, " AND class = {}", class_number(class));

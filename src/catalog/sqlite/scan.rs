@@ -59,7 +59,8 @@ fn parts(connection: &Connection, filter: &Filter) -> rusqlite::Result<Vec<Part>
             },
         })
     })?;
-    parts.collect()
+    let is_meant = |part: &rusqlite::Result<Part>| part.as_ref().map_or(true, |part| filter.is_among(&part.remote));
+    parts.filter(is_meant).collect()
 }
 
 /// A walk's next row.

@@ -31,7 +31,7 @@ fn the_shipped_settings_show_the_defaults() {
             .is_some_and(|(key, _)| !key.is_empty() && key.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '_')))
     });
     let text: String = keys.flat_map(|line| [line, "\n"]).collect();
-    assert_eq!(text.lines().count(), 33, "{text}");
+    assert_eq!(text.lines().count(), 36, "{text}");
     let (default, shown) = (Case::new("remotes: {}"), Case::new("remotes: {}").conf(&text));
     let (default, shown) = (default.config().to_redacted_json(), shown.config().to_redacted_json());
     let without_paths = |mut json: serde_json::Value| {
@@ -185,7 +185,10 @@ remotes:
             text.replace(&format!("HOST-OF-{name}\""), &format!("{}\"", host(name)))
         });
         let text = text.as_str();
-        assert_eq!(Case::new(text).problems(), Vec::<String>::new(), "{text}");
+        // What is open though it is asked with credentials is said since.
+        let mut problems = Case::new(text).problems();
+        problems.retain(|problem| !problem.contains("anybody may read"));
+        assert_eq!(problems, Vec::<String>::new(), "{text}");
     }
     assert_eq!(Case::new(&pypi).remote("slow").quarantine.days, Some(3));
 

@@ -92,7 +92,7 @@ fn passwords_come_from_files() {
     );
     case.write("secret", "\n");
     finds(&case, &["is empty"]);
-    let both = generic("username: u\npassword: p\npassword_file: /dev/null");
+    let both = generic("username: u\npassword: p\npassword_file: /dev/null\nprotected: false");
     finds(
         &both,
         &["6:5: error: remote \"x\": both `password` and `password_file`", "6:20"],
@@ -106,7 +106,7 @@ fn passwords_come_from_files() {
         &["4:5: error: remote \"x\": `password` without `username`"],
     );
     finds(
-        &generic("username: 'a:b'\npassword: c"),
+        &generic("username: 'a:b'\npassword: c\nprotected: false"),
         &["4:15: error: remote \"x\": `username` holds a colon"],
     );
 }
@@ -115,7 +115,7 @@ fn passwords_come_from_files() {
 fn credentials_may_be_kept_below_the_base_url() {
     let keys = |base: &str, within: &str| {
         one(&format!(
-            "base_url: https://h{base}\nusername: u\npassword: p\n{within}"
+            "base_url: https://h{base}\nusername: u\npassword: p\n{within}\nprotected: false"
         ))
     };
     for (within, expected) in [
@@ -437,8 +437,8 @@ fn unknown_keys_are_told_all_that_there_are() {
         &[
             "the keys here are base_url, type, package, description, username, password, password_file, \
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
-           allow_packages, deny_packages, immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
-           proxy, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
+           protected, allow_packages, deny_packages, immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
+           proxy, tls, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
            quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
            client_revalidation, refresh, tarball_urls, release_dates, upstream, cache",
         ],
@@ -518,7 +518,7 @@ fn a_password_may_come_from_a_program() {
         ),
         ("username: u\npassword_command: a", "`password_command` must be a list"),
         (
-            "username: u\npassword: p\npassword_command: [a]",
+            "username: u\npassword: p\npassword_command: [a]\nprotected: false",
             "both `password` and `password_command` are given",
         ),
         (

@@ -305,21 +305,144 @@ fn the_configuration_shown_holds_no_secret() {
 }
 
 #[test]
-fn a_reload_reads_the_remotes_again_and_keeps_the_settings() {
-    let case = generic("").conf("upstream: {idle_timeout: 9}");
+fn a_reload_reads_all_again_and_keeps_what_cannot_change() {
+    let case = generic("").conf("upstream: {idle_timeout: 8}\ncache: {memory_bytes: 1GB}\nstop_timeout: 3s");
     let first = case.config();
+    let again = |current: &Config, generation| reload(current, &case.flags, &Environment::default(), generation);
     case.write(
         "remotes.yaml",
         "remotes: {y: {base_url: https://y, hosts: [y.example]}}",
     );
-    case.write("conf.yaml", "nonsense");
-    let second = reload_remotes(&first, &Environment::default(), 2)
-        .config
-        .expect("it loads");
+    case.write(
+        "conf.yaml",
+        "upstream: {idle_timeout: 9}\ncache: {memory_bytes: 2GB}\nstop_timeout: 3s\nlisten: ['127.0.0.1:9']\n\
+         clients: {head_timeout: 7, http2_streams: 9}\ntokens: [{name: t, hash: 'sha256:00', scopes: [read]}]",
+    );
+    assert!(again(&first, 2).config.is_none(), "a hash is 32 bytes");
+    let conf = fs::read_to_string(case.flags.conf.as_ref().expect("a file")).expect("it is there");
+    case.write("conf.yaml", conf.replace("sha256:00", &hashed("t")));
+    let loaded = again(&first, 2);
+    let kept: Vec<String> = loaded.problems.iter().map(|problem| problem.message.clone()).collect();
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    for (kept, key) in kept.iter().zip(["`listen`", "`cache`", "`clients.http2_streams`"]) {
+        assert!(kept.contains(key) && kept.contains("started again"), "{kept}");
+    }
+    let second = loaded.config.expect("it loads");
     assert_eq!((second.generation, second.remotes.len()), (2, 1));
     assert_eq!(second.hosts["y.example"].name, "y");
     assert_eq!(second.remotes["y"].timeouts.idle, Duration::from_secs(9));
+    let settings = &second.settings;
+    assert_eq!(settings.listen, first.settings.listen);
+    assert_eq!(settings.cache.memory_bytes, 1_000_000_000);
+    assert_eq!(
+        (settings.clients.head_timeout, settings.clients.http2_streams),
+        (Duration::from_secs(7), 100)
+    );
+    assert!(settings.tokens.find(b"t").is_some());
     case.write("remotes.yaml", "remotes: {y: {}}");
-    let third = reload_remotes(&second, &Environment::default(), 3);
-    assert!(third.config.is_none() && third.problems.len() == 1);
+    let third = again(&second, 3);
+    assert!(third.config.is_none() && third.problems.iter().any(|problem| problem.severity == Severity::Error));
+}
+
+#[test]
+fn tokens_are_checked_with_place() {
+    let hash = hashed("secret");
+    let case = Case::new("remotes: {x: {base_url: 'https://x'}}").conf(&format!(
+        "tokens:\n- {{name: a, hash: '{hash}', scopes: [read], remotes: [x, 'y*']}}\n- {{name: a, hash: '{0}', scopes: [read]}}\n\
+         - {{name: b, hash: '{hash}', scopes: [write]}}\n- {{name: c, hash: secret, scopes: [all]}}\n- {{name: d}}\n\
+         - {{name: e, hash: '{1}', scopes: [], expires: soon}}\n- {{name: f, hash: '{2}', scopes: [admin], expires: 2020-01-01}}\n",
+        hashed("other"),
+        hashed("e"),
+        hashed("f"),
+    ));
+    finds(
+        &case,
+        &[
+            "warning: the token \"a\" names \"y*\", which is no remote",
+            "conf.yaml:3:3: error: a second token of the name \"a\"",
+            "conf.yaml:4:3: error: the tokens \"a\" and \"b\" have one hash",
+            "conf.yaml:5:19: error: `tokens.hash` is not `sha256:` and 64",
+            "conf.yaml:5:36: error: `tokens.scopes` \"all\": must be one of read, write, admin",
+            "conf.yaml:6:3: error: `tokens.hash` is missing",
+            "conf.yaml:6:3: error: `tokens.scopes` is missing",
+            "error: `tokens.scopes` names nothing",
+            "error: `tokens.expires` \"soon\": is no date",
+            "warning: this token has expired",
+        ],
+    );
+    assert!(
+        !case.problems().concat().contains("secret"),
+        "it may be the token itself"
+    );
+}
+
+#[test]
+fn what_is_protected_needs_a_token_and_what_is_open_with_credentials_is_said() {
+    let case = generic("protected: true");
+    finds(&case, &["the remote \"x\" is `protected`, and no token is configured"]);
+    finds(&case.env("ARTIFACTAPI_ADMIN_TOKEN", "t"), &[]);
+    let warning = "anybody may read here what it answers";
+    for (keys, warned) in [
+        ("username: me\npassword: p", true),
+        ("headers: {X-Api-Key: k}", true),
+        ("headers: {User-Agent: special}", false),
+        ("username: me\npassword: p\nprotected: false", false),
+    ] {
+        let expected = [warning];
+        finds(&generic(keys), if warned { &expected } else { &[] });
+    }
+    let contradiction = Case::new("remotes: {}")
+        .env("ARTIFACTAPI_ADMIN_TOKEN", "t")
+        .env("ARTIFACTAPI_OPEN_WRITES", "true");
+    finds(&contradiction, &["ARTIFACTAPI_OPEN_WRITES lets everybody write"]);
+}
+
+#[test]
+fn certificates_are_read_when_the_configuration_is() {
+    let made = |days: i64| {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let mut parameters = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+        parameters.not_after = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+        let certificate = parameters.self_signed(&key).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    };
+    let (good, expired) = (made(9), made(-1));
+    let case = |cert: &str, key: &str| {
+        let case = Case::new("remotes: {}").conf("tls: {cert: cert.pem, key: key.pem, listen: ['127.0.0.1:1']}");
+        case.write("cert.pem", cert);
+        case.write("key.pem", key);
+        case
+    };
+    let fine = case(&good.0, &good.1).config().settings;
+    assert_eq!(fine.listeners().1, ["127.0.0.1:1".parse().expect("an address")]);
+    finds(
+        &case(&expired.0, &expired.1),
+        &["warning: the certificate in `tls.cert` expired at"],
+    );
+    finds(
+        &case(&good.0, &expired.1),
+        &["error: `tls.key` is not the key of the certificate in `tls.cert`"],
+    );
+    finds(&case("", &good.1), &["`tls.cert` \"cert.pem\": holds no certificate"]);
+    finds(
+        &case(&good.0, "nonsense"),
+        &["`tls.key` \"key.pem\": holds no private key"],
+    );
+    finds(
+        &Case::new("remotes: {}").conf("listen: ['127.0.0.1:1']\ntls: {}"),
+        &["`tls` names no certificate"],
+    );
+    let both = case(&good.0, &good.1)
+        .conf("listen: ['127.0.0.1:1']\ntls: {cert: cert.pem, key: key.pem, listen: ['127.0.0.1:1']}");
+    finds(&both, &["127.0.0.1:1 is both in `listen` and in `tls.listen`"]);
+    let remote = generic("tls: {ca: ca.pem, cert: cert.pem, key: key.pem}\nprotected: false");
+    remote.write("ca.pem", &good.0);
+    remote.write("cert.pem", &good.0);
+    remote.write("key.pem", &good.1);
+    let loaded = remote.remote("x");
+    assert!(loaded.tls.identity.is_some());
+    assert!(loaded.tls.roots.as_ref().is_some_and(|roots| !roots.is_empty()));
+    let local = one("type: local\ntls: {ca: ca.pem}");
+    local.write("ca.pem", &good.0);
+    finds(&local, &["`tls` on a local remote"]);
 }

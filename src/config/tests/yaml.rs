@@ -50,7 +50,7 @@ fn escapes_that_yaml_knows_are_errors_in_patterns_only() {
 fn unknown_escapes_are_read_as_meant_wherever_they_stand() {
     let case = generic(
         "description: \"\\d\\\\\\w \\x4 \\u12\" # \"\\q\"\nmutable_patterns:\n  - |-\n    \"\\d\n  - '\\d''\\w'\n  - it\"\\d\n\
-         username: u\npassword: \"s\\.cret\"",
+         username: u\npassword: \"s\\.cret\"\nprotected: false",
     );
     let remote = case.remote("x");
     assert_eq!(remote.description, r"\d\\w \x4 \u12");

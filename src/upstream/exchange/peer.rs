@@ -70,10 +70,14 @@ impl Exchange {
             options.h2_stream_window_size = Some(4 << 20);
             options.h2_connection_window_size = Some(16 << 20);
         }
+        if tls {
+            options.ca = self.remote.tls.roots.clone();
+        }
         // Connections are shared within a remote and a way there only: what is verified and who is asked differ.
         let mut group = DefaultHasher::new();
         self.remote.name.hash(&mut group);
         proxy.hash(&mut group);
+        self.remote.tls.own_roots.hash(&mut group);
         // What may not be asked twice gets no connection that may have died meanwhile.
         (self.ask.method == Method::POST).hash(&mut group);
         if let Some(proxy) = proxy {
@@ -93,6 +97,9 @@ impl Exchange {
             } else {
                 "absolute form".hash(&mut group);
             }
+        }
+        if tls && self.may_be_known() {
+            peer.client_cert_key.clone_from(&self.remote.tls.identity);
         }
         peer.group_key = group.finish();
         self.deadline.set(timeouts.connect + timeouts.first_byte);

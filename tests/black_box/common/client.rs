@@ -193,6 +193,20 @@ impl Connection {
         })
     }
 
+    /// A connection from this address of the machine.
+    pub async fn open_from(from: std::net::IpAddr, address: SocketAddr) -> Self {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(from, 0)).expect("its address");
+        let stream = socket.connect(address).await.expect("a connection");
+        Self {
+            stream,
+            buffer: Vec::new(),
+            rest: Rest::Done,
+            trailers: Vec::new(),
+            complete: false,
+        }
+    }
+
     /// A connection whose receive buffer is small, so that not reading is soon felt at the other end.
     pub async fn open_narrow(address: SocketAddr) -> Self {
         let socket = tokio::net::TcpSocket::new_v4().expect("a socket");

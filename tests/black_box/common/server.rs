@@ -284,6 +284,11 @@ impl Proxy {
             .unwrap_or_else(|| self.folder.path().join("data"))
     }
 
+    /// Replaces `conf/artifactapi.yaml` of a proxy that has one.
+    pub fn write_conf(&self, yaml: &str) {
+        std::fs::write(self.folder.path().join("artifactapi.yaml"), yaml).expect("written");
+    }
+
     /// Replaces `remotes.yaml` (the program is not told: `reload`).
     pub fn write_remotes(&self, yaml: &str) {
         self.write_remotes_file(&document(yaml));
@@ -299,7 +304,7 @@ impl Proxy {
         self.signal(rustix::process::Signal::HUP);
     }
 
-    /// SIGHUP, and waits until `/config` says another generation.
+    /// SIGHUP, and waits until `/health` says another generation.
     pub async fn reload_and_wait(&self) {
         let before = self.generation().await;
         self.reload();
@@ -312,10 +317,10 @@ impl Proxy {
     }
 
     pub async fn generation(&self) -> u64 {
-        let config = client::get(self.address, "/config").await.ok().json();
-        config["generation"]
+        let health = client::get(self.address, "/health").await.ok().json();
+        health["config_generation"]
             .as_u64()
-            .unwrap_or_else(|| panic!("no generation in {config}"))
+            .unwrap_or_else(|| panic!("no generation in {health}"))
     }
 
     fn signal(&self, signal: rustix::process::Signal) {

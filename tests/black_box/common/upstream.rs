@@ -570,25 +570,60 @@ impl Authority {
         self.file.path()
     }
 
-    /// A server's side for these names, offering the protocols of `alpn`.
-    pub fn acceptor(&self, names: &[&str], alpn: &[&str]) -> tokio_rustls::TlsAcceptor {
-        use tokio_rustls::rustls;
+    /// A certificate for these names and its key, in PEM.
+    pub fn issue(&self, names: &[&str]) -> (String, String) {
         let key = rcgen::KeyPair::generate().expect("a key");
         let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let parameters = rcgen::CertificateParams::new(names).expect("parameters");
         let certificate = parameters.signed_by(&key, &self.issuer).expect("a certificate");
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// A server's side for these names, offering the protocols of `alpn`.
+    pub fn acceptor(&self, names: &[&str], alpn: &[&str]) -> tokio_rustls::TlsAcceptor {
+        self.acceptor_for(names, alpn, None)
+    }
+
+    /// One that only clients of an authority are served by, if there is one.
+    pub fn acceptor_for(
+        &self,
+        names: &[&str],
+        alpn: &[&str],
+        clients: Option<&Authority>,
+    ) -> tokio_rustls::TlsAcceptor {
+        use tokio_rustls::rustls;
+        use tokio_rustls::rustls::pki_types::pem::PemObject;
+        use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let (certificate, key) = self.issue(names);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        let config = rustls::ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .expect("protocol versions")
-            .with_no_client_auth()
+            .expect("protocol versions");
+        let config = match clients {
+            None => config.with_no_client_auth(),
+            Some(clients) => {
+                let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(clients.roots(), provider);
+                config.with_client_cert_verifier(verifier.build().expect("a verifier"))
+            }
+        };
+        let mut config = config
             .with_single_cert(
-                vec![certificate.der().clone()],
-                rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+                vec![CertificateDer::from_pem_slice(certificate.as_bytes()).expect("a certificate")],
+                PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key"),
             )
             .expect("a server configuration");
         config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
         tokio_rustls::TlsAcceptor::from(Arc::new(config))
+    }
+
+    /// Itself, as what is trusted.
+    pub fn roots(&self) -> Arc<tokio_rustls::rustls::RootCertStore> {
+        use tokio_rustls::rustls::pki_types::CertificateDer;
+        use tokio_rustls::rustls::pki_types::pem::PemObject;
+        let mut roots = tokio_rustls::rustls::RootCertStore::empty();
+        let own = CertificateDer::from_pem_file(self.path()).expect("a certificate");
+        roots.add(own).expect("a root");
+        Arc::new(roots)
     }
 }
 
@@ -613,6 +648,12 @@ impl Upstream {
     pub async fn start_tls_with(authority: &Authority, name: &str, alpn: &[&str]) -> Self {
         let acceptor = authority.acceptor(&[name], alpn);
         Self::listen(Transport::Tls(acceptor), name, Some(authority.clone())).await
+    }
+
+    /// HTTPS under the name `localhost`, for clients of an authority only.
+    pub async fn start_tls_for(authority: &Authority, clients: &Authority) -> Self {
+        let acceptor = authority.acceptor_for(&["localhost"], &["h2", "http/1.1"], Some(clients));
+        Self::listen(Transport::Tls(acceptor), "localhost", Some(authority.clone())).await
     }
 
     async fn listen(transport: Transport, name: &str, authority: Option<Authority>) -> Self {
