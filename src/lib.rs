@@ -19,6 +19,7 @@ pub mod formats;
 pub mod headers;
 pub mod life;
 pub mod listing;
+pub mod local;
 pub mod metrics;
 pub mod policy;
 pub mod proxy;

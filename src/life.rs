@@ -21,10 +21,11 @@ use tokio::sync::watch;
 
 use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
-use crate::cache::{self, Key, Object, Observer, Store};
+use crate::cache::{self, Kept, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment};
 use crate::fill::{Fills, Views, let_through, record};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Front, Hooks, Hot};
 use crate::relist;
@@ -92,6 +93,8 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         folder: folder.clone(),
         error,
     })?;
+    let kept = Kept::open(&settings.data_dir, store, settings.cache.scrub_rate)
+        .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
     let runtime = backends::runtime()?;
     let backends = Backends::new(&settings, store, runtime.handle().clone())?;
     let catalog = backends.catalog.clone();
@@ -136,6 +139,7 @@ pub fn serve(config: Config, environment: Environment, mut hangups: Signals) -> 
         parts: Parts {
             state: Arc::clone(&state),
             store,
+            locals: Locals::new(kept, backends.bucket.clone(), backends.catalog.clone()),
             backends: backends.clone(),
             metrics,
         },
@@ -212,6 +216,7 @@ async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
+    locals: Arc<Locals>,
     backends: Backends,
     metrics: Arc<Metrics>,
 }
@@ -230,6 +235,7 @@ impl Listening {
         let Parts {
             state,
             store,
+            locals,
             backends,
             metrics,
         } = &self.parts;
@@ -255,6 +261,7 @@ impl Listening {
         drop(config);
         tokio::spawn(let_through::keep_reading(Arc::clone(&fills), Arc::clone(state)));
         backends.start(&fills);
+        tokio::spawn(Arc::clone(locals).keep_listed());
         let views = Arc::new(Views::new(
             store,
             backends.catalog.clone(),
@@ -265,6 +272,7 @@ impl Listening {
             Arc::clone(state),
             Arc::clone(&fills),
             Arc::clone(&views),
+            Arc::clone(locals),
             Arc::clone(metrics),
             backends.clone(),
         );
@@ -274,6 +282,7 @@ impl Listening {
             state: Arc::clone(state),
             fills,
             views,
+            locals: Arc::clone(locals),
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),

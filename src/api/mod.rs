@@ -21,6 +21,7 @@ use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
@@ -54,6 +55,7 @@ pub struct Api {
     state: Arc<State>,
     fills: Arc<Fills>,
     views: Arc<Views>,
+    locals: Arc<Locals>,
     metrics: Arc<Metrics>,
     backends: Backends,
     /// What is held back, and was asked for.
@@ -65,6 +67,7 @@ impl Api {
         state: Arc<State>,
         fills: Arc<Fills>,
         views: Arc<Views>,
+        locals: Arc<Locals>,
         metrics: Arc<Metrics>,
         backends: Backends,
     ) -> Self {
@@ -72,6 +75,7 @@ impl Api {
             state,
             fills,
             views,
+            locals,
             metrics,
             backends,
             asked: quarantine::Asked::default(),
@@ -133,6 +137,9 @@ impl Api {
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
         };
         let mut dependencies = json!({"disk": disk, "catalogue": catalogue});
+        if let Some(why) = self.locals.trouble() {
+            dependencies["local_files"] = json!({"status": "degraded", "detail": why});
+        }
         if let Some(bucket) = bucket {
             let mut s3 = standing(&bucket.standing, bucket.trouble);
             if let Some((why, since)) = bucket.refusing.filter(|_| bucket.standing.healthy) {

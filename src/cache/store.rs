@@ -41,6 +41,7 @@ use crate::config::CacheSettings;
 pub use backup::Backup;
 use length::Lengths;
 pub use observer::Observer;
+pub(super) use scrubbing::Pace;
 pub use space::NoSpace;
 pub(super) use space::{Room, Space};
 pub use stats::StoreStats;

@@ -126,6 +126,9 @@ fn remote_json(remote: &Remote) -> Value {
         "freeze": quarantine.freeze.map(date),
         "verify": remote.verify.name(),
         "client_revalidation": remote.client_revalidation,
+        "overwrite": remote.uploads.overwrite,
+        "max_upload": remote.uploads.longest,
+        "quota": remote.uploads.quota,
         "cache": {
             "immutable_ttl": seconds(remote.ttl.immutable),
             "mutable_ttl": seconds(remote.ttl.mutable),

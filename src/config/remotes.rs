@@ -14,7 +14,7 @@ use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
 use super::headers::{headers, headers_keep};
-use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
+use super::model::{CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls, Uploads};
 use super::own_keys::KnownKeys;
 use super::package::Package;
 use super::pattern::{PackagePattern, Pattern};
@@ -22,7 +22,7 @@ use super::problem::{Fault, Pos, Report};
 use super::quarantine::{self, Quarantine};
 use super::section::{Elsewhere, Section};
 use super::settings;
-use super::values::choice;
+use super::values::{self, choice};
 use super::verify::Verify;
 use super::yaml::{self, Document, Entry};
 use crate::headers::Names;
@@ -51,9 +51,15 @@ const KEYS: &[&str] = &[
     "proxy",
     "offline",
     "serve_stale_on",
+    "overwrite",
+    "max_upload",
+    "quota",
 ];
 /// Those that follow what quarantine reads.
 const LAST_KEYS: [&str; 4] = ["verify", "client_revalidation", "upstream", "cache"];
+
+/// The keys that say what a local remote takes.
+const UPLOAD_KEYS: [&str; 3] = ["overwrite", "max_upload", "quota"];
 
 /// The keys that say which packages upstream is asked for.
 const PACKAGE_KEYS: [&str; 2] = ["allow_packages", "deny_packages"];
@@ -307,6 +313,11 @@ impl Reader<'_> {
             verify: section.parse("verify", Verify::read).unwrap_or_default(),
             refuses_changes: section.says("verify", "enforce") && ttl.immutable.is_zero(),
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
+            uploads: Uploads {
+                overwrite: section.boolean("overwrite").unwrap_or(true),
+                longest: section.parse("max_upload", values::size),
+                quota: section.parse("quota", values::size),
+            },
             own,
             ttl,
             timeouts: section
@@ -439,6 +450,14 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
             );
         }
         return;
+    }
+    for key in UPLOAD_KEYS {
+        if let Some(found) = section.entry(key) {
+            let fault = Fault::new(format!(
+                "`{key}` on a remote with an upstream, to which nothing is uploaded"
+            ));
+            cx.error(found.at, fault.hint(format!("remove `{key}`, or set `type: local`")));
+        }
     }
     for key in PACKAGE_KEYS.into_iter().filter(|_| !remote.package.names_packages) {
         if let Some(found) = section.entry(key) {

@@ -16,7 +16,7 @@ use super::request::Request;
 use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
 use crate::cache::{Object, Origin, now_ms};
-use crate::config::{Config, Remote};
+use crate::config::{Config, Remote, RemoteType};
 use crate::fill::set::Standing;
 use crate::fill::{How, Outcome, Wanted, offline};
 use crate::formats::links::Style;
@@ -37,6 +37,9 @@ impl Client {
         hot: Option<HotKey>,
     ) -> Result<bool> {
         ctx.remote = Some(Arc::clone(&remote));
+        if remote.kind == RemoteType::Local {
+            return Box::pin(self.local(session, ctx, config, remote, target)).await;
+        }
         let method = session.req_header().method.clone();
         let accept = accept(session);
         let bound_host = target.bound_host;

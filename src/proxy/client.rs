@@ -7,6 +7,7 @@ use super::resolve::Hot;
 use crate::api::Api;
 use crate::config::{ClientSettings, Remote};
 use crate::fill::{Fills, Views};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::state::{InFlight, State};
 
@@ -15,6 +16,7 @@ pub struct Client {
     pub state: Arc<State>,
     pub fills: Arc<Fills>,
     pub views: Arc<Views>,
+    pub locals: Arc<Locals>,
     pub metrics: Arc<Metrics>,
     pub api: Api,
     pub hot: Hot,

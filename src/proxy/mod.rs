@@ -14,6 +14,7 @@ mod gate;
 mod head;
 mod held;
 mod hit;
+mod local;
 mod node;
 mod pass;
 mod provenance;
