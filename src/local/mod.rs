@@ -47,6 +47,10 @@ use quota::Accounts;
 
 /// Entries between two waits for the catalogue to have written them.
 const BATCH: usize = 1000;
+/// An answer waits no longer for the catalogue to list what has changed.
+const TOLD_LIMIT: Duration = Duration::from_millis(500);
+/// Between two pages of what is listed, of which nobody waits for the end.
+const STRIKE_PAUSE: Duration = Duration::from_millis(50);
 /// Between two tries where something does not answer, and between two looks at whether the catalogue dropped something.
 const PAUSE: Duration = Duration::from_secs(5);
 
@@ -191,7 +195,7 @@ impl Locals {
                 self.remove_kept(name.key()).await?;
             }
         }
-        self.catalog.record(event);
+        self.tell(event).await;
         Ok(())
     }
 
@@ -210,8 +214,15 @@ impl Locals {
             }
         }
         was_there |= self.remove_kept(key).await?;
-        self.catalog.record(struck(key));
+        self.tell(struck(key)).await;
         Ok(was_there)
+    }
+
+    /// Has the catalogue know of a change before that is answered, unless it takes too long: it is no part of what is promised.
+    async fn tell(&self, event: Event) {
+        self.catalog.record(event);
+        // What it is told later is told all the same.
+        let _ = tokio::time::timeout(TOLD_LIMIT, self.catalog.drain()).await;
     }
 
     async fn remove_kept(&self, key: &Key) -> Result<bool, Failure> {
@@ -324,6 +335,7 @@ impl Locals {
             if after.is_none() {
                 return Ok(());
             }
+            tokio::time::sleep(STRIKE_PAUSE).await;
         }
     }
 }

@@ -7,11 +7,21 @@ use tokio::task::JoinSet;
 use crate::common::client::Headers;
 use crate::common::fleet::{self, BUCKET, Backends};
 use crate::common::s3::{Kind, S3Server, names};
-use crate::common::server::at;
+use crate::common::server::{Settings, at};
 use crate::common::{Connection, Pattern, Proxy, Response, eventually, run_for};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const LOCAL: &str = "files: {type: local}\n";
+
+/// A node that takes uploads as long as the disk does: how full the disk of this machine is must not matter.
+fn local() -> Settings {
+    Proxy::settings().remotes(LOCAL).conf("cache: {disk_min_free: 0%}\n")
+}
+
+async fn node(backends: &Backends) -> Proxy {
+    let settings = fleet::with_redis(local(), &backends.redis.url());
+    fleet::reachable(fleet::with_s3(settings, &backends.s3)).start().await
+}
 
 async fn put(node: &Proxy, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Response {
     node.request("PUT", &at("files", path), headers, body.as_ref()).await
@@ -89,7 +99,7 @@ async fn every_rule_holds(first: &Proxy, second: &Proxy, folder: &str) {
 fn what_one_node_takes_all_have_at_once() {
     run_for(LIMIT, async {
         let mut backends = Backends::start().await;
-        let (first, second) = (backends.node(LOCAL).await, backends.node(LOCAL).await);
+        let (first, second) = (node(&backends).await, node(&backends).await);
         fleet::ready(&first).await;
         fleet::ready(&second).await;
         every_rule_holds(&first, &second, "with-redis").await;
@@ -108,7 +118,7 @@ fn what_one_node_takes_all_have_at_once() {
 fn a_bucket_that_is_away_takes_nothing_and_loses_nothing() {
     run_for(LIMIT, async {
         let mut s3 = S3Server::start(Kind::Minio).await;
-        let mut node = fleet::with_s3(Proxy::settings().remotes(LOCAL), &s3).start().await;
+        let mut node = fleet::with_s3(local(), &s3).start().await;
         fleet::ready(&node).await;
         put(&node, "a", &[], "before").await.expect(201);
         s3.kill();
@@ -149,7 +159,7 @@ fn a_bucket_that_comes_later_gets_what_was_there_before() {
         let s3 = S3Server::start(Kind::Minio).await;
         let folder = tempfile::tempdir().unwrap();
         let data = folder.path().join("data");
-        let mut alone = Proxy::settings().remotes(LOCAL).data_dir(&data).start().await;
+        let mut alone = local().data_dir(&data).start().await;
         for number in 0..5 {
             put(&alone, &format!("{number}"), &[], format!("{number}"))
                 .await
@@ -157,9 +167,7 @@ fn a_bucket_that_comes_later_gets_what_was_there_before() {
         }
         alone.stop().await;
         drop(alone);
-        let node = fleet::with_s3(Proxy::settings().remotes(LOCAL).data_dir(&data), &s3)
-            .start()
-            .await;
+        let node = fleet::with_s3(local().data_dir(&data), &s3).start().await;
         node.fetch("files", "0").await.is("cache", "0");
         let client = s3.client(BUCKET);
         eventually(Duration::from_secs(30), "all is in the bucket", async || {
@@ -167,7 +175,7 @@ fn a_bucket_that_comes_later_gets_what_was_there_before() {
         })
         .await;
         assert_eq!(names(&client).await.len(), 5);
-        let other = fleet::with_s3(Proxy::settings().remotes(LOCAL), &s3).start().await;
+        let other = fleet::with_s3(local(), &s3).start().await;
         for number in 0..5 {
             other
                 .fetch("files", &format!("{number}"))
@@ -183,8 +191,8 @@ fn a_bucket_that_comes_later_gets_what_was_there_before() {
 fn another_s3_does_too() {
     run_for(LIMIT, async {
         let s3 = S3Server::start(Kind::Versity).await;
-        let node = fleet::with_s3(Proxy::settings().remotes(LOCAL), &s3).start().await;
-        let other = fleet::with_s3(Proxy::settings().remotes(LOCAL), &s3).start().await;
+        let node = fleet::with_s3(local(), &s3).start().await;
+        let other = fleet::with_s3(local(), &s3).start().await;
         fleet::ready(&node).await;
         fleet::ready(&other).await;
         put(&node, "a/b", &[], "1").await.expect(201);

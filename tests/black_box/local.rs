@@ -18,6 +18,12 @@ use crate::disk::Mounted;
 const LOCAL: &str = "files: {type: local}\n";
 const ABC: &str = "sha-256=:ungWv48Bz+pBQUDeXa4iI7ADYaOWF3qctBD/YfIAFa0=:";
 
+/// A proxy that takes uploads as long as the disk does: how full the disk of this machine is must not matter.
+async fn start(remotes: &str) -> Proxy {
+    let conf = "cache: {disk_min_free: 0%}\n";
+    Proxy::settings().remotes(remotes).conf(conf).start().await
+}
+
 async fn put(proxy: &Proxy, path: &str, headers: &[(&str, &str)], body: impl AsRef<[u8]>) -> Response {
     proxy.request("PUT", &at("files", path), headers, body.as_ref()).await
 }
@@ -57,7 +63,7 @@ fn kept(proxy: &Proxy) -> Vec<PathBuf> {
 #[test]
 fn a_file_comes_and_goes() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         proxy.fetch("files", "a/b.txt").await.expect(404);
         let new = put(&proxy, "a/b.txt", &[], "hello").await.expect(201);
         let url = format!("{}{}", proxy.base(), at("files", "a/b.txt"));
@@ -127,7 +133,7 @@ fn what_cannot_be_stored_is_said_before_the_body_is_sent() {
     run(async {
         let remotes = "files: {type: local, immutable_patterns: ['\\.txt$'], max_upload: 10, overwrite: false}\n\
                        up: {base_url: 'http://127.0.0.1:1'}\n";
-        let proxy = Proxy::start(remotes).await;
+        let proxy = start(remotes).await;
         put(&proxy, "there.txt", &[], "x").await.expect(201);
         let files = |path: &str| at("files", path);
         let long = "99999999";
@@ -201,7 +207,7 @@ fn what_cannot_be_stored_is_said_before_the_body_is_sent() {
 #[test]
 fn what_a_client_says_of_its_file_is_held_against_it() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         let right = [
             ("Content-Digest", ABC),
             ("Repr-Digest", ABC),
@@ -241,7 +247,7 @@ fn what_a_client_says_of_its_file_is_held_against_it() {
 #[test]
 fn conditions_let_one_of_many_through() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         let all = async |path: &'static str, headers: Vec<(&'static str, String)>| {
             let mut uploads = JoinSet::new();
             for number in 0..12 {
@@ -284,7 +290,7 @@ fn conditions_let_one_of_many_through() {
 #[test]
 fn an_upload_that_is_cut_leaves_nothing() {
     run(async {
-        let mut proxy = Proxy::start(LOCAL).await;
+        let mut proxy = start(LOCAL).await;
         put(&proxy, "there", &[], "before").await.expect(201);
         let body = vec![b'x'; 1_000_000];
         for (headers, sent) in [
@@ -313,7 +319,8 @@ fn an_upload_that_is_cut_leaves_nothing() {
         connection
             .send("PUT", &at("files", "new"), &[("Content-Length", "2000000")], &body)
             .await;
-        proxy.restart().await;
+        proxy.kill();
+        proxy.launch().await;
         proxy.fetch("files", "there").await.is("cache", "before");
         proxy.fetch("files", "new").await.expect(404);
         assert_eq!(kept(&proxy).len(), 1, "{:?}", kept(&proxy));
@@ -323,7 +330,7 @@ fn an_upload_that_is_cut_leaves_nothing() {
 #[test]
 fn nothing_that_was_answered_is_lost_when_the_process_is_killed() {
     run_for(Duration::from_secs(150), async {
-        let mut proxy = Proxy::start(LOCAL).await;
+        let mut proxy = start(LOCAL).await;
         let mut answered: Vec<(String, Pattern)> = Vec::new();
         for round in 0..10_u64 {
             let mut uploads = JoinSet::new();
@@ -380,7 +387,7 @@ fn nothing_that_was_answered_is_lost_when_the_process_is_killed() {
 #[test]
 fn quotas_hold_for_what_comes_together() {
     run(async {
-        let proxy = Proxy::start("files: {type: local, quota: 1000KB}\nother: {type: local}\n").await;
+        let proxy = start("files: {type: local, quota: 1000KB}\nother: {type: local}\n").await;
         let body = vec![b'x'; 400_000];
         put(&proxy, "a", &[], &body).await.expect(201);
         let mut uploads = JoinSet::new();
@@ -416,7 +423,7 @@ fn quotas_hold_for_what_comes_together() {
 #[test]
 fn folders_are_listed_for_programs_and_for_people() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         assert_eq!(listing(&proxy, "").await, Vec::<String>::new());
         proxy.fetch("files", "none/").await.expect(404);
         for path in [
@@ -547,7 +554,7 @@ fn local_files_are_neither_flushed_nor_evicted_nor_swept() {
 #[test]
 fn what_is_damaged_is_said_and_stays_until_it_is_uploaded_again() {
     run(async {
-        let mut proxy = Proxy::start(LOCAL).await;
+        let mut proxy = start(LOCAL).await;
         put(&proxy, "small", &[], "hello").await.expect(201);
         put(&proxy, "there", &[], "x").await.expect(201);
         proxy.stop().await;
@@ -646,7 +653,7 @@ fn a_full_disk_takes_nothing_and_loses_nothing() {
 #[test]
 fn http_2_uploads_too() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         let body = Pattern::new(5, 3_000_000).whole();
         let mut connection = H2Connection::open(proxy.address()).await;
         let answer = connection.send("PUT", &at("files", "x"), &[], &body).await;
@@ -663,7 +670,7 @@ fn http_2_uploads_too() {
 #[test]
 fn what_the_readme_shows_works() {
     run(async {
-        let proxy = Proxy::start(LOCAL).await;
+        let proxy = start(LOCAL).await;
         let home = Home::new();
         let body = Pattern::new(1, 3_000_000).whole();
         fs::write(home.work().join("app-1.0.tar.gz"), &body).unwrap();
@@ -699,7 +706,7 @@ mod heavy {
     #[test]
     fn memory_stays_flat_whatever_is_uploaded() {
         run_for(Duration::from_secs(200), async {
-            let proxy = Proxy::start(LOCAL).await;
+            let proxy = start(LOCAL).await;
             put(&proxy, "warm", &[], Pattern::new(1, 20_000_000).whole())
                 .await
                 .expect(201);
