@@ -22,6 +22,7 @@ pub mod hand_over;
 pub mod headers;
 pub mod life;
 pub mod listing;
+pub mod local;
 pub mod metrics;
 pub mod on_behalf;
 pub mod policy;

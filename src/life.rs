@@ -23,11 +23,12 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::api::Api;
 use crate::backends::{self, Backends, StartError};
-use crate::cache::{self, Key, Object, Observer, Store};
+use crate::cache::{self, Kept, Key, Object, Observer, Store};
 use crate::catalog::{Catalog, unix_now};
 use crate::config::{Config, Environment, Flags, LogTarget};
 use crate::fill::{Fills, Views, let_through, record};
 use crate::hand_over::{Bound, HandOver, Taken};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::proxy::{Client, Entrance, Front, Hooks, Hot, acceptor};
 use crate::relist;
@@ -96,10 +97,12 @@ pub fn serve(
     };
     let mut bound = |addresses: &[SocketAddr]| -> Result<Vec<Bound>, StartError> {
         let addresses = addresses.iter();
-        let sockets = addresses.map(|address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
-            Some(bound) => Ok(bound),
-            None => bind(*address),
-        });
+        let sockets = addresses.map(
+            |address| match taken.as_mut().and_then(|taken| taken.socket(*address)) {
+                Some(bound) => Ok(bound),
+                None => bind(*address),
+            },
+        );
         sockets.collect()
     };
     let (plain, tls) = settings.listeners();
@@ -124,6 +127,8 @@ pub fn serve(
             "the access log cannot be written to {shown}: {error}; correct `access_log`"
         ))
     })?;
+    let kept = Kept::open(&settings.data_dir, store, settings.cache.scrub_rate)
+        .map_err(|error| StartError::Other(format!("a thread cannot be started: {error}")))?;
     let runtime = backends::runtime()?;
     let backends = Backends::new(&settings, store, runtime.handle().clone())?;
     let catalog = backends.catalog.clone();
@@ -172,6 +177,7 @@ pub fn serve(
         parts: Parts {
             state: Arc::clone(&state),
             store,
+            locals: Locals::new(kept, backends.bucket.clone(), backends.catalog.clone()),
             backends: backends.clone(),
             metrics,
             log: log.clone(),
@@ -272,6 +278,7 @@ async fn learn(state: Arc<State>, upstream: Arc<Upstream>) {
 struct Parts {
     state: Arc<State>,
     store: &'static Store,
+    locals: Arc<Locals>,
     backends: Backends,
     metrics: Arc<Metrics>,
     log: Option<Arc<AccessLog>>,
@@ -294,6 +301,7 @@ impl Listening {
         let Parts {
             state,
             store,
+            locals,
             backends,
             metrics,
             log,
@@ -320,6 +328,7 @@ impl Listening {
         drop(config);
         tokio::spawn(let_through::keep_reading(Arc::clone(&fills), Arc::clone(state)));
         backends.start(&fills);
+        tokio::spawn(Arc::clone(locals).keep_listed());
         let views = Arc::new(Views::new(
             store,
             backends.catalog.clone(),
@@ -330,6 +339,7 @@ impl Listening {
             Arc::clone(state),
             Arc::clone(&fills),
             Arc::clone(&views),
+            Arc::clone(locals),
             Arc::clone(metrics),
             backends.clone(),
             log.clone(),
@@ -340,6 +350,7 @@ impl Listening {
             state: Arc::clone(state),
             fills,
             views,
+            locals: Arc::clone(locals),
             metrics: Arc::clone(metrics),
             api,
             hot: Hot::default(),

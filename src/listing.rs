@@ -38,6 +38,12 @@ pub fn entry(key: &Key, head: &Head, finished: &Finished, class: Class, fresh_un
     }
 }
 
+/// Whether what is listed was uploaded, so that it is not in the cache.
+pub fn is_local(record: &Record) -> bool {
+    let Record { remote, path, form, .. } = record;
+    Parts { remote, path, form }.is_local()
+}
+
 /// A stored time in Unix seconds; `None` is for ever.
 pub fn seconds(until: Millis) -> Option<i64> {
     (until != FOR_EVER).then(|| i64::try_from(until / 1000).unwrap_or(i64::MAX))

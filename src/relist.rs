@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::cache::{Hash, Store, Stored, parse_hash};
 use crate::catalog::{Catalog, CatalogError, Event, Filter, Record};
-use crate::listing::entry;
+use crate::listing::{entry, is_local};
 
 /// How often it is noted that the catalogue knows everything.
 const NOTED_EVERY: Duration = Duration::from_secs(30);
@@ -232,7 +232,7 @@ async fn strike_missing(catalog: Catalog, store: &'static Store) {
 }
 
 fn strike_if_missing(catalog: &Catalog, store: &Store, record: &Record) -> bool {
-    let Some(hash) = parse_hash(&record.key) else {
+    let Some(hash) = parse_hash(&record.key).filter(|_| !is_local(record)) else {
         return false;
     };
     // A disk that does not answer is no reason to list nothing.

@@ -7,7 +7,7 @@ use pingora_proxy::Session;
 use super::access::{self, Need};
 use super::{Api, MAX_BODY, parsed};
 use crate::catalog::FlushRequest;
-use crate::config::Config;
+use crate::config::{Config, RemoteType};
 use crate::session::body;
 use crate::session::reply::{self, Problem};
 
@@ -35,6 +35,20 @@ impl Api {
         let need = request.filter.remote.as_deref().map_or(Need::ManageAll, Need::Manage);
         if let Err(problem) = access::check(session, config, need) {
             return reply::problem(session, None, problem).await;
+        }
+        if let Some(remote) = request
+            .filter
+            .remote
+            .as_ref()
+            .and_then(|remote| config.remotes.get(remote))
+            && remote.kind == RemoteType::Local
+        {
+            let name = &remote.name;
+            let detail = format!(
+                "{name:?} is a local remote: its files have no other source and are never flushed; remove one with DELETE \
+                 /api/v1/remote/{name}/…"
+            );
+            return reply::problem(session, None, Problem::new(400, detail)).await;
         }
         let config = self.state.config();
         match self.fills.flush(&self.views, &config, &request).await {

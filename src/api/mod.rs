@@ -22,6 +22,7 @@ use crate::config::{Config, Remote, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::secrets::hidden;
 use crate::session::reply::{self, Problem};
@@ -58,6 +59,7 @@ pub struct Api {
     state: Arc<State>,
     fills: Arc<Fills>,
     views: Arc<Views>,
+    locals: Arc<Locals>,
     metrics: Arc<Metrics>,
     backends: Backends,
     log: Option<Arc<AccessLog>>,
@@ -70,6 +72,7 @@ impl Api {
         state: Arc<State>,
         fills: Arc<Fills>,
         views: Arc<Views>,
+        locals: Arc<Locals>,
         metrics: Arc<Metrics>,
         backends: Backends,
         log: Option<Arc<AccessLog>>,
@@ -78,6 +81,7 @@ impl Api {
             state,
             fills,
             views,
+            locals,
             metrics,
             backends,
             log,
@@ -147,6 +151,9 @@ impl Api {
             (why, false) => json!({"status": "degraded", "queued": catalog.queued, "detail": why}),
         };
         let mut dependencies = json!({"disk": disk, "catalogue": catalogue});
+        if let Some(why) = self.locals.trouble() {
+            dependencies["local_files"] = json!({"status": "degraded", "detail": why});
+        }
         if let Some(bucket) = bucket {
             let mut s3 = standing(&bucket.standing, bucket.trouble);
             if let Some((why, since)) = bucket.refusing.filter(|_| bucket.standing.healthy) {

@@ -165,8 +165,22 @@ impl Client {
 
     /// Stores an object with these headers. The body has `length` bytes.
     pub async fn put(&self, object: &str, about: &[(String, String)], length: u64, body: Body) -> Result<(), Failure> {
+        self.put_if(object, about, HeaderMap::new(), length, body).await
+    }
+
+    /// [`Client::put`], if what is there meets the `condition` (which is not signed: a proxy that takes it off is trusted
+    /// with the object anyway).
+    pub async fn put_if(
+        &self,
+        object: &str,
+        about: &[(String, String)],
+        condition: HeaderMap,
+        length: u64,
+        body: Body,
+    ) -> Result<(), Failure> {
         let mut action = self.place.put_object(Some(&self.credentials), object);
         let mut headers = signed(action.headers_mut(), about)?;
+        headers.extend(condition);
         headers.insert(header::CONTENT_LENGTH, length.into());
         self.ask(Method::PUT, action.sign(SIGNED_FOR), headers, body).await?;
         Ok(())
@@ -272,16 +286,27 @@ impl Client {
 
     /// Makes the object of its parts.
     pub async fn complete(&self, object: &str, upload: &str, etags: &[String]) -> Result<(), Failure> {
+        self.complete_if(object, upload, etags, HeaderMap::new()).await
+    }
+
+    /// [`Client::complete`], if what is there meets the `condition`.
+    pub async fn complete_if(
+        &self,
+        object: &str,
+        upload: &str,
+        etags: &[String],
+        condition: HeaderMap,
+    ) -> Result<(), Failure> {
         let etags = etags.iter().map(String::as_str);
         let action = CompleteMultipartUpload::new(&self.place, Some(&self.credentials), object, upload, etags);
         let url = action.sign(SIGNED_FOR);
         let answer = self
-            .ask_text(Method::POST, url, HeaderMap::new(), action.body().into())
+            .ask_text(Method::POST, url, condition, action.body().into())
             .await?;
         // The answer begins before it is known how it ends, so a 200 may say that it failed.
         match element(&answer, "Code") {
             Some(code) => Err(Failure::Refused {
-                status: 500,
+                status: if code == "PreconditionFailed" { 412 } else { 500 },
                 code,
                 message: element(&answer, "Message").unwrap_or_default(),
             }),

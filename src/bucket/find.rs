@@ -41,6 +41,13 @@ impl Deref for Copy {
     }
 }
 
+impl Copy {
+    /// The entity tag that S3 gave it.
+    pub fn etag(&self) -> Option<&HeaderValue> {
+        self.etag.as_ref()
+    }
+}
+
 /// The bytes of a body as they come. An error is final.
 pub type Pieces = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 

@@ -11,6 +11,7 @@
 mod arbiter;
 mod ask;
 mod client;
+mod direct;
 mod find;
 mod health;
 mod janitor;
@@ -35,6 +36,7 @@ use tokio::sync::Notify;
 
 pub use arbiter::{Arbiter, Undisputed};
 pub use client::{Client, Failure, Listed, Page, Unfinished, told};
+pub use direct::{NotPut, Place};
 pub use find::{Copy, Pieces};
 pub use health::BucketStatus;
 pub use name::PREFIX;

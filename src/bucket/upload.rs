@@ -24,9 +24,9 @@ use crate::cache::{Millis, Stored, is_before};
 /// A connection on which nothing moves for so long is given up.
 const STALLED: Duration = Duration::from_secs(30);
 /// For questions without a body.
-const SHORT: Duration = Duration::from_secs(10);
+pub(super) const SHORT: Duration = Duration::from_secs(10);
 /// A service may put together thousands of parts before it answers.
-const COMPLETE: Duration = Duration::from_secs(300);
+pub(super) const COMPLETE: Duration = Duration::from_secs(300);
 /// What the fleet says comes from Redis, which has a breaker of its own.
 const ARBITER_LIMIT: Duration = Duration::from_secs(5);
 /// Of the file, read and handed over at once.
@@ -277,7 +277,7 @@ impl Bucket {
         let plan = Plan {
             id: stored.id,
             object: object.to_owned(),
-            part: PART.max(length.div_ceil(MOST_PARTS).next_multiple_of(1 << 20)),
+            part: part_length(length),
         };
         let marker = self.queue.marker(&taken.hash);
         self.give_up_parts(taken, Some(&plan)).await?;
@@ -380,7 +380,7 @@ impl Bucket {
 }
 
 /// When something last moved, in milliseconds since it began.
-struct Moved {
+pub(super) struct Moved {
     began: Instant,
     at: AtomicU64,
 }
@@ -397,8 +397,13 @@ impl Moved {
     }
 }
 
+/// How long the parts of an object of `length` bytes are.
+pub(super) fn part_length(length: u64) -> u64 {
+    PART.max(length.div_ceil(MOST_PARTS).next_multiple_of(1 << 20))
+}
+
 /// The bytes `from..from + length` of a body, read as the connection takes them.
-fn body(stored: &Arc<Stored>, from: u64, length: u64) -> (Body, Arc<Moved>) {
+pub(super) fn body(stored: &Arc<Stored>, from: u64, length: u64) -> (Body, Arc<Moved>) {
     let moved = Arc::new(Moved {
         began: Instant::now(),
         at: AtomicU64::new(0),
@@ -424,7 +429,7 @@ fn read(file: &File, at: u64, length: u64) -> io::Result<Bytes> {
 }
 
 /// Waits for an answer for as long as something moves.
-async fn moving<T>(moved: &Moved, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+pub(super) async fn moving<T>(moved: &Moved, asked: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::pin!(asked);
     loop {
         let rest = moved.rest();

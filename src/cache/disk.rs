@@ -303,12 +303,21 @@ impl Disk {
             Some(path) => path,
             None => {
                 // A link cannot replace, a rename can: link under a temporary name first.
-                let path = self.temporary.join(self.temporary_name());
                 let source = format!("/proc/self/fd/{}", unnamed.file.as_raw_fd());
-                in_folder(&self.temporary, || {
-                    Ok(rustix::fs::linkat(CWD, &source, CWD, &path, AtFlags::SYMLINK_FOLLOW)?)
-                })?;
-                path
+                let link = || {
+                    let path = self.temporary.join(self.temporary_name());
+                    rustix::fs::linkat(CWD, &source, CWD, &path, AtFlags::SYMLINK_FOLLOW)?;
+                    Ok(path)
+                };
+                let mut linked = in_folder(&self.temporary, link);
+                // Left by a process that had this one's number and was killed, as all have in a container.
+                for _ in 0..TRIES {
+                    match &linked {
+                        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => linked = link(),
+                        _ => break,
+                    }
+                }
+                linked?
             }
         };
         let mut made = 0;
@@ -325,22 +334,53 @@ impl Disk {
         }
         if renamed.is_err() {
             let _ = fs::remove_file(&from);
-        } else if sync && let Some(folder) = target.parent() {
-            File::open(folder)?.sync_all()?;
+        } else if sync {
+            self.sync_above(target)?;
         }
         renamed.map(|()| Amount::of_folders(made))
     }
 
+    /// What was named or removed under `hash` outlasts a loss of power.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub(super) fn sync_folders(&self, hash: &Hash) -> io::Result<()> {
+        self.sync_above(&self.path(hash))
+    }
+
+    /// Synchronises the folders of a file: another thread may have made them a moment ago.
+    fn sync_above(&self, path: &Path) -> io::Result<()> {
+        for folder in path.ancestors().skip(1) {
+            match File::open(folder) {
+                Ok(folder) => folder.sync_all()?,
+                // Gone with its last file.
+                Err(error) if is_missing(&error) => {}
+                Err(error) => return Err(error),
+            }
+            if folder == self.objects {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the object of `hash`. `None`: not stored, or not to be opened now.
     pub(super) fn open_file(&self, hash: &Hash) -> Option<File> {
+        self.try_open(hash).unwrap_or_else(|error| {
+            tracing::warn!(hash = %hex::encode(hash), %error, "a stored object cannot be opened");
+            None
+        })
+    }
+
+    /// Opens the object of `hash`. `None`: not stored.
+    ///
+    /// # Errors
+    /// It cannot be opened now.
+    pub(super) fn try_open(&self, hash: &Hash) -> io::Result<Option<File>> {
         match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
-            Ok(file) => Some(file),
-            Err(error) => {
-                if !is_missing(&error) {
-                    tracing::warn!(hash = %hex::encode(hash), %error, "a stored object cannot be opened");
-                }
-                None
-            }
+            Ok(file) => Ok(Some(file)),
+            Err(error) if is_missing(&error) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 

@@ -9,6 +9,8 @@ use crate::exact_url::shown_path;
 
 /// Stands between the parts; no part has one.
 const SEPARATOR: char = '\0';
+/// The form of what was uploaded here. No package type has one of this name: a remote may change its type, and its files stay.
+const LOCAL: &str = "local";
 /// Begins the form of what is fetched beside its place.
 const ASIDE: char = '~';
 
@@ -68,6 +70,11 @@ impl<'a> Parts<'a> {
         }
     }
 
+    /// Whether the object was uploaded: it is never flushed, whatever is configured by now.
+    pub fn is_local(&self) -> bool {
+        self.form == LOCAL
+    }
+
     /// Whether the object is a view, which each node writes for itself.
     pub fn is_view(&self) -> bool {
         self.remote.is_empty()
@@ -89,6 +96,11 @@ impl Key {
         text.push(SEPARATOR);
         text.push_str(form);
         Key::from_text(&text)
+    }
+
+    /// A file that was uploaded to `remote`.
+    pub fn of_local(remote: &str, path: &str) -> Self {
+        Key::new(remote, path, None, LOCAL)
     }
 
     /// A file of a fixed name.

@@ -6,11 +6,13 @@
 
 mod clock;
 mod described;
+mod digests;
 mod disk;
 mod evict;
 mod expected;
 mod freshness;
 mod head;
+mod kept;
 mod key;
 mod memory;
 mod object;
@@ -26,6 +28,7 @@ mod usage;
 mod writer;
 
 pub use described::Described;
+pub use digests::{Algorithm, Digester};
 pub use disk::in_folder;
 pub use expected::{Expected, Verifier, Verify, Vouched, Wrong};
 pub use freshness::{
@@ -33,6 +36,7 @@ pub use freshness::{
     until as freshness_until, was_before,
 };
 pub use head::{Finished, Head, Referent, identity};
+pub use kept::{Incoming, Kept};
 pub use key::{Aside, Bound, Hash, Key, Parts, parse_hash};
 pub use object::{Body, Elsewhere, Object, Origin, Prepared, Progress, Stage};
 pub use overflow::bound as bound_overflow;

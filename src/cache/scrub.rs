@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::disk::{self, Disk};
 use super::evict;
-use super::key::Key;
+use super::kept;
+use super::key::{Hash, Key};
 use super::time::{Millis, now_ms};
 
 /// Outer folders.
@@ -78,7 +79,7 @@ impl Scrub {
 pub struct Verified {
     pub objects: u64,
     pub bytes: u64,
-    /// Removed, unless it was reported that they could not be.
+    /// Removed, unless it was reported that they were not.
     pub damaged: u64,
     /// Objects that cannot be read now.
     pub unread: u64,
@@ -86,45 +87,78 @@ pub struct Verified {
     pub unlisted: Option<io::Error>,
 }
 
-/// Compares all that is stored below `data_dir` with its digests, and removes what is damaged. What cannot be read for another
-/// reason stays. A service may run on the same folder. `report` is told of each in a line.
+/// Compares all that is stored below `data_dir` with its digests, and removes what is damaged and can be fetched again. What
+/// was uploaded stays, and so does what cannot be read for another reason. A service may run on the same folder. `report` is
+/// told of each in a line.
 ///
 /// # Errors
 /// There is no store.
 pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verified> {
-    if !data_dir.join("objects").is_dir() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "nothing was ever stored there"));
-    }
-    let disk = Disk::open(data_dir)?;
     let mut found = Verified::default();
-    let walked = evict::each_hash_while(disk.root(), |hash| {
+    let mut is_empty = true;
+    for (folder, what) in [
+        (data_dir.to_owned(), Damaged::Goes),
+        (data_dir.join(kept::FOLDER), Damaged::Stays),
+    ] {
+        if folder.join("objects").is_dir() {
+            is_empty = false;
+            let disk = Disk::open(&folder)?;
+            let walked = evict::each_hash_while(disk.root(), |hash| {
+                found.examine(&disk, &hash, what, &mut report);
+                true
+            });
+            found.unlisted = found.unlisted.or(walked.err());
+        }
+    }
+    match is_empty {
+        true => Err(io::Error::new(io::ErrorKind::NotFound, "nothing was ever stored there")),
+        false => Ok(found),
+    }
+}
+
+/// What becomes of a damaged file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damaged {
+    /// It can be fetched again.
+    Goes,
+    /// Nobody else has it.
+    Stays,
+}
+
+impl Verified {
+    fn examine(&mut self, disk: &Disk, hash: &Hash, what: Damaged, report: &mut impl FnMut(&str)) {
         // Removed since its folder was listed.
-        let Some(file) = disk.open_file(&hash) else { return true };
-        found.objects += 1;
-        let (name, why) = match look(&file, &mut found.bytes) {
-            (_, Ok(())) => return true,
+        let Some(file) = disk.open_file(hash) else { return };
+        self.objects += 1;
+        let (name, why) = match look(&file, &mut self.bytes) {
+            (_, Ok(())) => return,
             (name, Err(why)) => (name.unwrap_or_else(|| hex::encode(hash)), why),
         };
         if !disk::is_damage(&why) {
-            found.unread += 1;
+            self.unread += 1;
             report(&format!("unread: {name}: {why}: it stays"));
-            return true;
+            return;
         }
-        found.damaged += 1;
+        self.damaged += 1;
+        if what == Damaged::Stays {
+            let path = disk.path(hash);
+            report(&format!(
+                "damaged: {name}: {why}: it was uploaded here, and stays in {}: restore it from a backup, or upload it again",
+                path.display()
+            ));
+            return;
+        }
         // A service that has it open finds it empty, and forgets it.
         let emptied = OpenOptions::new()
             .write(true)
             .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
             .and_then(|file| file.set_len(0));
-        let then = match emptied.and_then(|()| disk.remove(&hash, Some(&file))) {
+        let then = match emptied.and_then(|()| disk.remove(hash, Some(&file))) {
             Ok(_) => "removed".to_owned(),
             Err(error) => format!("it cannot be removed: {error}"),
         };
         report(&format!("damaged: {name}: {why}: {then}"));
-        true
-    });
-    found.unlisted = walked.err();
-    Ok(found)
+    }
 }
 
 /// What the object in `file` is called, and what is wrong with it.

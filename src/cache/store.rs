@@ -42,6 +42,7 @@ pub use backup::Backup;
 use length::Lengths;
 pub use observer::Observer;
 pub(super) use patience::DISK_LIMIT;
+pub(super) use scrubbing::Pace;
 pub use space::NoSpace;
 pub(super) use space::{Room, Space};
 pub use stats::StoreStats;

@@ -231,6 +231,21 @@ impl Catalog {
         self.page(filter, sort, after, limit.min(MAX_LIMIT)).await
     }
 
+    /// How much matches; `None` if counting would take too long. Call [`Catalog::drain`] before.
+    ///
+    /// # Errors
+    /// When the database does not answer in time.
+    pub async fn totals(&self, filter: &Filter) -> Result<Option<Totals>, CatalogError> {
+        let scan = Scan {
+            filter: filter.narrowed(),
+            sort: Sort::default(),
+            after: None,
+            limit: 1,
+            totals: true,
+        };
+        Ok(self.inner.backend.scan(scan).await?.totals)
+    }
+
     async fn page(
         &self,
         filter: &Filter,

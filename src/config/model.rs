@@ -390,6 +390,8 @@ pub struct Remote {
     pub refuses_changes: bool,
     /// A client's `no-cache` and `max-age=0` revalidate here.
     pub client_revalidation: bool,
+    /// What a local remote takes.
+    pub uploads: Uploads,
     /// What stands under the keys that only some package types have.
     pub own: OwnKeys,
     pub ttl: Ttls,
@@ -414,6 +416,17 @@ impl Remote {
     pub fn urls(&self) -> impl Iterator<Item = &Url> {
         self.base_url.iter().chain(self.own.urls())
     }
+}
+
+/// What a local remote takes of its clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Uploads {
+    /// A file may take another one's place.
+    pub overwrite: bool,
+    /// The longest file, in bytes.
+    pub longest: Option<u64>,
+    /// All files together, in bytes.
+    pub quota: Option<u64>,
 }
 
 /// A host that a remote names, and whether it is private. That is found out when the configuration is loaded, and kept: who

@@ -15,7 +15,7 @@ use super::model::{
 };
 use super::own_keys::KnownKeys;
 use super::pattern::PackagePattern;
-use super::quarantine::{Clock, MissingDate, Mode};
+use super::quarantine::{Clock, MissingDate, Mode, Quarantine};
 use super::tokens::Token;
 use super::values::{HIDDEN, mask, shown_host, shown_url};
 
@@ -71,20 +71,7 @@ fn remote_json(remote: &Remote) -> Value {
     let mut upstream = timeouts(&remote.timeouts);
     upstream["requests_per_second"] = json!(remote.caps.requests_per_second);
     upstream["bytes_per_second"] = json!(remote.caps.bytes_per_second);
-    let quarantine = &remote.quarantine;
-    let overrides = quarantine.overrides.iter();
-    let overrides: Map<String, Value> = overrides
-        .map(|(pattern, days)| (pattern.as_str().to_owned(), json!(days)))
-        .collect();
-    let exemptions = quarantine.exemptions.iter().map(|exemption| {
-        json!({
-            "package": exemption.package.as_str(),
-            "versions": exemption.versions,
-            "until": date(exemption.until),
-            "reason": exemption.reason,
-        })
-    });
-    json!({
+    let mut shown = json!({
         "type": match remote.kind {
             RemoteType::Remote => "remote",
             RemoteType::Local => "local",
@@ -119,6 +106,39 @@ fn remote_json(remote: &Remote) -> Value {
         },
         "offline": remote.offline,
         "serve_stale_on": remote.serve_stale_on,
+        "verify": remote.verify.name(),
+        "client_revalidation": remote.client_revalidation,
+        "refresh": if remote.refresh_ahead { "background" } else { "off" },
+        "overwrite": remote.uploads.overwrite,
+        "max_upload": remote.uploads.longest,
+        "quota": remote.uploads.quota,
+        "cache": {
+            "immutable_ttl": seconds(remote.ttl.immutable),
+            "mutable_ttl": seconds(remote.ttl.mutable),
+            "negative_ttl": seconds(remote.ttl.negative),
+        },
+        "upstream": upstream,
+    });
+    if let Value::Object(shown) = &mut shown {
+        shown.extend(quarantine(&remote.quarantine));
+    }
+    shown
+}
+
+fn quarantine(quarantine: &Quarantine) -> Map<String, Value> {
+    let overrides = quarantine.overrides.iter();
+    let overrides: Map<String, Value> = overrides
+        .map(|(pattern, days)| (pattern.as_str().to_owned(), json!(days)))
+        .collect();
+    let exemptions = quarantine.exemptions.iter().map(|exemption| {
+        json!({
+            "package": exemption.package.as_str(),
+            "versions": exemption.versions,
+            "until": date(exemption.until),
+            "reason": exemption.reason,
+        })
+    });
+    let shown = json!({
         "quarantine_new": quarantine.days.is_some(),
         "quarantine_days": quarantine.days.unwrap_or(0),
         "quarantine_overrides": overrides,
@@ -137,16 +157,11 @@ fn remote_json(remote: &Remote) -> Value {
             Mode::Observe => "observe",
         },
         "freeze": quarantine.freeze.map(date),
-        "verify": remote.verify.name(),
-        "client_revalidation": remote.client_revalidation,
-        "refresh": if remote.refresh_ahead { "background" } else { "off" },
-        "cache": {
-            "immutable_ttl": seconds(remote.ttl.immutable),
-            "mutable_ttl": seconds(remote.ttl.mutable),
-            "negative_ttl": seconds(remote.ttl.negative),
-        },
-        "upstream": upstream,
-    })
+    });
+    match shown {
+        Value::Object(shown) => shown,
+        _ => Map::new(),
+    }
 }
 
 fn file(path: &Option<PathBuf>) -> Option<Cow<'_, str>> {

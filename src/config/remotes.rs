@@ -17,7 +17,7 @@ use super::context::Context;
 use super::credentials::credentials;
 use super::environment::Environment;
 use super::headers::{headers, headers_keep};
-use super::model::{Caps, CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls};
+use super::model::{Caps, CredentialsWithin, OwnHost, Remote, RemoteType, Timeouts, Ttls, Uploads};
 use super::own_keys::KnownKeys;
 use super::package::Package;
 use super::pattern::{PackagePattern, Pattern};
@@ -56,12 +56,18 @@ const KEYS: &[&str] = &[
     "tls",
     "offline",
     "serve_stale_on",
+    "overwrite",
+    "max_upload",
+    "quota",
 ];
 /// Those that follow what quarantine reads.
 const LAST_KEYS: [&str; 5] = ["verify", "client_revalidation", "refresh", "upstream", "cache"];
 
 /// The keys of `upstream:` that only a remote has.
 const CAP_KEYS: [&str; 2] = ["requests_per_second", "bytes_per_second"];
+
+/// The keys that say what a local remote takes.
+const UPLOAD_KEYS: [&str; 3] = ["overwrite", "max_upload", "quota"];
 
 /// The keys that say which packages upstream is asked for.
 const PACKAGE_KEYS: [&str; 2] = ["allow_packages", "deny_packages"];
@@ -321,6 +327,11 @@ impl Reader<'_> {
             verify: section.parse("verify", Verify::read).unwrap_or_default(),
             refuses_changes: section.says("verify", "enforce") && ttl.immutable.is_zero(),
             client_revalidation: section.boolean("client_revalidation").unwrap_or(false),
+            uploads: Uploads {
+                overwrite: section.boolean("overwrite").unwrap_or(true),
+                longest: section.parse("max_upload", values::size),
+                quota: section.parse("quota", values::size),
+            },
             own,
             ttl,
             refresh_ahead: section.parse("refresh", |text| choice(text, &refresh)).unwrap_or(false),
@@ -489,6 +500,14 @@ fn contradictions(section: &Section<'_>, entry: &Entry, remote: &Remote, own_key
             );
         }
         return;
+    }
+    for key in UPLOAD_KEYS {
+        if let Some(found) = section.entry(key) {
+            let fault = Fault::new(format!(
+                "`{key}` on a remote with an upstream, to which nothing is uploaded"
+            ));
+            cx.error(found.at, fault.hint(format!("remove `{key}`, or set `type: local`")));
+        }
     }
     for key in PACKAGE_KEYS.into_iter().filter(|_| !remote.package.names_packages) {
         if let Some(found) = section.entry(key) {

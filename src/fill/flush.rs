@@ -527,7 +527,11 @@ fn expired(remote: String, path: String, form: String) -> Event {
 
 /// Whether the filter covers what is stored, or would be, under `key`.
 pub fn covered(config: &Config, filter: &Filter, key: &str) -> bool {
-    let Parts { remote, path, .. } = Parts::of(key);
+    let parts = Parts::of(key);
+    if parts.is_local() {
+        return false;
+    }
+    let Parts { remote, path, .. } = parts;
     let Some(configured) = config.remotes.get(remote) else {
         return filter.remote.is_none();
     };

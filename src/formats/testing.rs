@@ -15,7 +15,9 @@ use url::Url;
 use super::hold::{Hold, Known};
 use super::links::{PATH, Style, decode_once, normal};
 use super::{ArtifactPath, Asset, Fact, IndexError, IndexReader, ViewContext};
-use crate::config::{Caps, CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteTls, RemoteType, Timeouts, Ttls};
+use crate::config::{
+    Caps, CredentialsWithin, OwnHost, OwnKeys, Remote, RemoteTls, RemoteType, Timeouts, Ttls, Uploads,
+};
 
 /// The root of the remote that rewritten links lead to.
 pub(crate) const REMOTE_URL: &str = "https://proxy.example/artifacts/api/v1/remote/r";
@@ -57,6 +59,11 @@ pub(crate) fn remote(package: &str, base_url: &str) -> Remote {
         verify: Default::default(),
         refuses_changes: false,
         client_revalidation: false,
+        uploads: Uploads {
+            overwrite: true,
+            longest: None,
+            quota: None,
+        },
         own: OwnKeys::default(),
         series: Default::default(),
         ttl: Ttls {

@@ -90,6 +90,16 @@ pub fn of_set_member() -> Policy {
     }
 }
 
+/// A file that was uploaded: it may be replaced at any time.
+pub fn of_local() -> Policy {
+    Policy {
+        class: Class::Mutable,
+        basis: Basis::BuiltIn,
+        ttl: Duration::ZERO,
+        conditional: false,
+    }
+}
+
 /// A service of an ecosystem that is passed through and never stored.
 pub fn of_service() -> Policy {
     Policy {

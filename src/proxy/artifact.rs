@@ -17,7 +17,7 @@ use super::resolve::{self, HotKey, Resolution, Resolved, Target};
 use super::{Client, Ctx, relay};
 use crate::api::access::{self, Need};
 use crate::cache::{Object, Origin, now_ms};
-use crate::config::{Config, Remote};
+use crate::config::{Config, Remote, RemoteType};
 use crate::fill::ahead::is_due_soon;
 use crate::fill::set::Standing;
 use crate::fill::{How, Outcome, Wanted, offline};
@@ -42,6 +42,9 @@ impl Client {
         let method = session.req_header().method.clone();
         if let Err(problem) = access::check(session, config, Need::of_artifact(&method, &remote)) {
             return self.forbid(session, Some(formats::of_remote(&remote)), problem).await;
+        }
+        if remote.kind == RemoteType::Local {
+            return Box::pin(self.local(session, ctx, config, remote, target)).await;
         }
         let accept = accept(session);
         let bound_host = target.bound_host;

@@ -8,6 +8,7 @@ use crate::access_log::AccessLog;
 use crate::api::Api;
 use crate::config::Remote;
 use crate::fill::{Fills, Views};
+use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::on_behalf::{OnBehalf, RequestId};
 use crate::state::{InFlight, State};
@@ -17,6 +18,7 @@ pub struct Client {
     pub state: Arc<State>,
     pub fills: Arc<Fills>,
     pub views: Arc<Views>,
+    pub locals: Arc<Locals>,
     pub metrics: Arc<Metrics>,
     pub api: Api,
     pub hot: Hot,

@@ -14,7 +14,7 @@ static ARTIFACT_SOURCE: HeaderName = HeaderName::from_static("x-artifact-source"
 static CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 /// Keeps browsers from running what artifacts hold: scripts would act for whoever this host belongs to.
-const INERT: [(HeaderName, &str); 2] = [
+pub(super) const INERT: [(HeaderName, &str); 2] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::CONTENT_SECURITY_POLICY, "sandbox"),
 ];

@@ -15,6 +15,7 @@ mod gate;
 mod head;
 mod held;
 mod hit;
+mod local;
 mod node;
 mod pass;
 mod provenance;

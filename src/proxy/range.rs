@@ -131,6 +131,25 @@ pub fn evaluate(request: &HeaderMap, etag: Option<&str>, last_modified: Option<&
     Condition::Pass
 }
 
+/// Whether the validators of a request allow to replace or remove what there is (RFC 9110 section 13.2.2); `found` are the
+/// validators of that, `None` if there is nothing.
+pub fn may_change(request: &HeaderMap, found: Option<(&str, Option<&str>)>) -> bool {
+    let etag = found.map(|(etag, _)| etag);
+    if request.contains_key(header::IF_MATCH) {
+        if found.is_none() || !matches_etag(request, header::IF_MATCH, etag, true) {
+            return false;
+        }
+    } else if let Some(since) = date(request, header::IF_UNMODIFIED_SINCE) {
+        let modified = found.and_then(|(_, modified)| httpdate::parse_http_date(modified?).ok());
+        if modified.is_none_or(|modified| modified > since) {
+            return false;
+        }
+    }
+    found.is_none()
+        || !request.contains_key(header::IF_NONE_MATCH)
+        || !matches_etag(request, header::IF_NONE_MATCH, etag, false)
+}
+
 /// Whether `Range` counts: no `If-Range`, or one that names what is served by a strong validator (section 13.1.5).
 pub fn if_range_holds(request: &HeaderMap, etag: Option<&str>, last_modified: Option<&str>) -> bool {
     let Some(value) = request.get(header::IF_RANGE) else {
@@ -192,6 +211,37 @@ fn same_tag(a: &str, b: &str, strong: bool) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_may_be_changed() {
+        let date = "Tue, 14 Nov 2023 22:13:20 GMT";
+        let may = |name: header::HeaderName, value: &str, found: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            may_change(&headers, found.map(|etag| (etag, Some(date))))
+        };
+        for (name, value, nothing, something) in [
+            (header::IF_NONE_MATCH, "*", true, false),
+            (header::IF_NONE_MATCH, "\"a\"", true, false),
+            (header::IF_NONE_MATCH, "W/\"a\"", true, false),
+            (header::IF_NONE_MATCH, "\"b\"", true, true),
+            (header::IF_MATCH, "*", false, true),
+            (header::IF_MATCH, "\"b\", \"a\"", false, true),
+            (header::IF_MATCH, "W/\"a\"", false, false),
+            (header::IF_MATCH, "\"b\"", false, false),
+            (header::IF_UNMODIFIED_SINCE, date, false, true),
+            (
+                header::IF_UNMODIFIED_SINCE,
+                "Tue, 14 Nov 2023 22:13:19 GMT",
+                false,
+                false,
+            ),
+            (header::IF_MODIFIED_SINCE, date, true, true),
+        ] {
+            assert_eq!(may(name.clone(), value, None), nothing, "{name}: {value}");
+            assert_eq!(may(name.clone(), value, Some("\"a\"")), something, "{name}: {value}");
+        }
+    }
 
     #[test]
     fn single_ranges() {

@@ -8,7 +8,7 @@ use http::{Method, header};
 use quick_cache::sync::Cache;
 
 use crate::cache::Key;
-use crate::config::{Config, Remote, RemoteType};
+use crate::config::{Config, Remote};
 use crate::formats::{self, Asked, Asset, Binding, Format, Reading, path};
 use crate::policy::packages::{self, Hidden};
 use crate::policy::{self, Policy};
@@ -119,12 +119,7 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
         Resolution::Refused(Some(format), problem)
     };
     if !matches!(*method, Method::GET | Method::HEAD) {
-        let detail = match (remote.kind, method) {
-            (RemoteType::Local, &Method::PUT | &Method::DELETE) => {
-                "uploads to local remotes are not part of this version".to_owned()
-            }
-            _ => format!("{method} is not allowed on a remote of type `remote`: it serves GET and HEAD"),
-        };
+        let detail = format!("{method} is not allowed on a remote of type `remote`: it serves GET and HEAD");
         let problem = Problem::new(405, detail)
             .at(&remote.name, &path.encoded)
             .header(header::ALLOW, "GET, HEAD");
@@ -139,9 +134,6 @@ pub(super) fn resolve(remote: &Arc<Remote>, method: &Method, target: Target, acc
             "no pattern of this remote allows the path; add one to `immutable_patterns` or `mutable_patterns`",
         );
     };
-    if remote.kind == RemoteType::Local {
-        return refused(404, "no such file in this local remote");
-    }
     let raw = &target.raw;
     if asset.view.is_some() && (raw.starts_with(b"/") || raw.windows(2).any(|two| two == b"//")) {
         // Relative links count the slashes of the path that was asked for.

@@ -1,7 +1,7 @@
 //! A request's body, read whole: within the limits that clients have, and within what all bodies may take together.
 
 use std::io;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use http::header;
@@ -54,15 +54,13 @@ async fn collect(
     all: &'static Memory,
     limits: &ClientSettings,
 ) -> Result<std::result::Result<Body, Problem>> {
-    let mut until = Instant::now() + limits.body_timeout;
+    let mut pieces = Pieces::new(limits);
     let mut bytes = BytesMut::new();
     let mut memory: Option<SemaphorePermit<'static>> = None;
     loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let piece = match timeout(left, session.as_downstream_mut().read_request_body()).await {
-            Ok(Ok(piece)) => piece,
-            Ok(Err(error)) => return problem(&error).map(Err).ok_or(error),
-            Err(_) => return Ok(Err(too_slow())),
+        let piece = match pieces.next(session).await? {
+            Ok(piece) => piece,
+            Err(problem) => return Ok(Err(problem)),
         };
         let Some(piece) = piece else {
             let bytes = bytes.freeze();
@@ -72,7 +70,6 @@ async fn collect(
             let detail = format!("the body is longer than {longest} bytes");
             return Ok(Err(Problem::new(413, detail)));
         }
-        until = limits.body_until(until, piece.len());
         // Of the whole: many short pieces take no more than one that is long.
         let kilobytes = (bytes.len() + piece.len()).div_ceil(1 << 10);
         let more = kilobytes - memory.as_ref().map_or(0, SemaphorePermit::num_permits);
@@ -86,6 +83,71 @@ async fn collect(
         }
         bytes.extend_from_slice(&piece);
     }
+}
+
+/// A body as it comes, within the limits that clients have.
+pub struct Pieces<'a> {
+    limits: &'a ClientSettings,
+    until: Instant,
+    /// When the last piece was handed out: what is done with it does not count.
+    since: Instant,
+}
+
+impl<'a> Pieces<'a> {
+    /// The body of a request, of which nothing was read yet.
+    pub fn new(limits: &'a ClientSettings) -> Self {
+        let since = Instant::now();
+        Pieces {
+            limits,
+            until: since + limits.body_timeout,
+            since,
+        }
+    }
+
+    /// The next piece; `None` at the end.
+    ///
+    /// # Errors
+    /// The client is gone; `Ok(Err)`: what to tell it.
+    pub async fn next(&mut self, session: &mut Session) -> Result<std::result::Result<Option<Bytes>, Problem>> {
+        self.until += self.since.elapsed();
+        let left = self.until.saturating_duration_since(Instant::now());
+        let piece = match timeout(left, session.as_downstream_mut().read_request_body()).await {
+            Ok(Ok(piece)) => piece,
+            Ok(Err(error)) => return problem(&error).map(Err).ok_or(error),
+            Err(_) => return Ok(Err(too_slow())),
+        };
+        let arrived = piece.as_ref().map_or(0, Bytes::len);
+        self.until = self.limits.body_until(self.until, arrived);
+        self.since = Instant::now();
+        Ok(Ok(piece))
+    }
+}
+
+/// How much of a body that is not wanted is read all the same, and for how long.
+const UNWANTED: usize = 64 << 20;
+const UNWANTED_LIMIT: Duration = Duration::from_secs(20);
+const UNWANTED_PAUSE: Duration = Duration::from_secs(2);
+
+/// After an answer that came before the body had: the connection ends with it, and what the client sends until then is
+/// read, or many would not see the answer (RFC 9112 section 9.6).
+///
+/// # Errors
+/// The client is gone.
+pub async fn pass_over(session: &mut Session) -> Result<()> {
+    let downstream = session.as_downstream_mut();
+    downstream.finish_body().await?;
+    if downstream.is_http2() {
+        return Ok(());
+    }
+    let (until, mut read) = (Instant::now() + UNWANTED_LIMIT, 0);
+    while read < UNWANTED {
+        let left = until.saturating_duration_since(Instant::now()).min(UNWANTED_PAUSE);
+        match timeout(left, downstream.read_request_body()).await {
+            Ok(Ok(Some(piece))) => read += piece.len(),
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// What a client is told whose body could not be read; `None`: it is gone.

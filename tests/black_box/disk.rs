@@ -463,11 +463,11 @@ fn verify_finds_removes_and_tells_what_is_damaged() {
 // File systems
 
 /// A file system in memory, gone with the test.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
     #[track_caller]
-    fn new(at: &Path, options: &str) -> Mounted {
+    pub(crate) fn new(at: &Path, options: &str) -> Mounted {
         fs::create_dir_all(at).expect("a folder");
         let mounted = Mounted(at.to_owned());
         mount(&["-t", "tmpfs", "-o", options, "none"], at);

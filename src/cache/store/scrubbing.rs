@@ -22,13 +22,20 @@ const LEAST: u64 = 16 << 10;
 const NAP: Duration = Duration::from_millis(20);
 
 /// Spends no more than so many bytes a second.
-struct Pace {
+pub(in crate::cache) struct Pace {
     rate: u64,
     owed: Duration,
 }
 
 impl Pace {
-    fn spend(&mut self, bytes: u64) {
+    pub(in crate::cache) fn new(rate: u64) -> Self {
+        Pace {
+            rate,
+            owed: Duration::ZERO,
+        }
+    }
+
+    pub(in crate::cache) fn spend(&mut self, bytes: u64) {
         self.owed += Duration::from_secs_f64(bytes as f64 / self.rate as f64);
         if self.owed >= NAP {
             std::thread::sleep(std::mem::take(&mut self.owed));
@@ -43,10 +50,7 @@ impl Store {
         if rate == 0 {
             return;
         }
-        let mut pace = Pace {
-            rate,
-            owed: Duration::ZERO,
-        };
+        let mut pace = Pace::new(rate);
         let (mut folder, mut began) = self.scrub.load().unwrap_or((0, now_ms()));
         while !self.is_closing() {
             if folder >= FOLDERS {
@@ -99,10 +103,7 @@ mod tests {
 
     #[test]
     fn no_more_is_spent_than_the_rate() {
-        let mut pace = Pace {
-            rate: 10_000_000,
-            owed: Duration::ZERO,
-        };
+        let mut pace = Pace::new(10_000_000);
         let began = Instant::now();
         for _ in 0..200 {
             pace.spend(10_000);

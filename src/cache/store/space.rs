@@ -240,6 +240,22 @@ impl Store {
     /// Evicts until the bound holds and a file of `bytes` more leaves free what must stay free. Evicts nothing for what cannot
     /// be had.
     pub(super) fn make_room(&'static self, bytes: u64) -> Result<(), NoSpace> {
+        self.try_make_room(bytes)
+            .inspect_err(|error| self.trouble.starved(error, bytes))
+    }
+
+    /// Has the file system keep free what must stay free beside `bytes` more that this store does not hold. Blocks.
+    ///
+    /// # Errors
+    /// Evicting all that can be evicted would not be enough.
+    pub(in crate::cache) fn room_beside(&'static self, bytes: u64) -> Result<(), NoSpace> {
+        match self.short_of_free_space(bytes) {
+            None => Ok(()),
+            Some(_) => self.try_make_room(bytes),
+        }
+    }
+
+    fn try_make_room(&'static self, bytes: u64) -> Result<(), NoSpace> {
         let _one_at_a_time = self.evicting.lock();
         let limit = self.settings.disk_bytes;
         self.write_uses();
@@ -267,12 +283,10 @@ impl Store {
                 amount => freed = freed + amount,
             }
         }
-        let error = match short {
+        Err(match short {
             Some(short) if over() == 0 => short.error(freed),
             _ => NoSpace::Bound { needed: bytes, limit },
-        };
-        self.trouble.starved(&error, bytes);
-        Err(error)
+        })
     }
 
     fn evict(&self, wanted: Amount) -> Amount {

@@ -431,6 +431,28 @@ fn changes_are_refused_where_the_remote_says_so_itself() {
 }
 
 #[test]
+fn what_local_remotes_take() {
+    let case = one("type: local\noverwrite: false\nmax_upload: 5MB\nquota: 1GiB");
+    let uploads = case.remote("x").uploads;
+    assert_eq!(
+        (uploads.overwrite, uploads.longest, uploads.quota),
+        (false, Some(5_000_000), Some(1 << 30))
+    );
+    let uploads = one("type: local").remote("x").uploads;
+    assert_eq!((uploads.overwrite, uploads.longest, uploads.quota), (true, None, None));
+    for key in ["overwrite: true", "max_upload: 1", "quota: 1"] {
+        let name = key.split_once(':').unwrap().0;
+        finds(
+            &generic(key),
+            &[&format!(
+                "`{name}` on a remote with an upstream, to which nothing is uploaded"
+            )],
+        );
+    }
+    finds(&one("type: local\nquota: many"), &["`quota`"]);
+}
+
+#[test]
 fn unknown_keys_are_told_all_that_there_are() {
     finds(
         &generic("zzzzzzzzzzzz: 1"),
@@ -438,7 +460,7 @@ fn unknown_keys_are_told_all_that_there_are() {
             "the keys here are base_url, type, package, description, username, password, password_file, \
            password_command, password_command_ttl, headers, credentials_within, headers_keep, active_content, \
            protected, allow_packages, deny_packages, immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
-           proxy, tls, offline, serve_stale_on, quarantine_new, quarantine_days, quarantine_overrides, \
+           proxy, tls, offline, serve_stale_on, overwrite, max_upload, quota, quarantine_new, quarantine_days, quarantine_overrides, \
            quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
            client_revalidation, refresh, tarball_urls, release_dates, upstream, cache",
         ],

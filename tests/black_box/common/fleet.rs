@@ -66,6 +66,15 @@ pub async fn settled(node: &Proxy) {
     .await;
 }
 
+/// Waits until `node` has nothing left to remove from the bucket.
+pub async fn removed(node: &Proxy) {
+    eventually(Duration::from_secs(20), "all is removed", async || {
+        let health = node.request("GET", "/health", &[], b"").await.json();
+        health["dependencies"]["s3"]["removals_waiting"] == 0
+    })
+    .await;
+}
+
 /// Waits until `node` is in touch with all its backends.
 pub async fn ready(node: &Proxy) {
     eventually(Duration::from_secs(20), "all backends answer", async || {
