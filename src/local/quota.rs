@@ -111,6 +111,7 @@ mod tests {
         let mut third = promise(30);
         assert!(third.grow(30) && !third.grow(31));
         third.keep();
-        assert_eq!((accounts.lock()["a"].stored, accounts.lock()["a"].promised), (100, 0));
+        let accounts = accounts.lock();
+        assert_eq!((accounts["a"].stored, accounts["a"].promised), (100, 0));
     }
 }
