@@ -17,6 +17,7 @@ pub mod fill;
 pub mod fleet;
 pub mod formats;
 pub mod headers;
+pub mod in_process;
 pub mod life;
 pub mod listing;
 pub mod metrics;

@@ -1,7 +1,7 @@
 //! The command line.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -9,10 +9,12 @@ use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
 use artifactapi::config::{self, Config, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
-use artifactapi::console;
+use artifactapi::console::{Output, artifacts, flush, quarantine, version, warm};
 use artifactapi::formats;
 use artifactapi::life;
-use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -32,13 +34,33 @@ enum Command {
     /// Serve.
     Serve(Options),
     /// Validate the configuration and print every problem.
-    Check(Options),
+    Check(CheckOptions),
     /// Compare all that is stored with its digests and remove what is damaged; the service may run meanwhile.
     Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
     Reindex(Options),
     /// Ask a running instance what it holds back, and let something through.
-    Quarantine(console::Options),
+    Quarantine(quarantine::Options),
+    /// Bring artifacts into the cache of a running instance.
+    Warm(warm::Options),
+    /// List what a running instance has stored.
+    Artifacts(artifacts::Options),
+    /// Remove what a running instance has cached, or expire it.
+    Flush(flush::Options),
+    /// Say which version this is.
+    Version(version::Options),
+    /// Print what a shell needs to complete these commands: see the README.
+    Completions { shell: Shell },
+}
+
+/// How `check` reports.
+#[derive(Args)]
+struct CheckOptions {
+    #[command(flatten)]
+    options: Options,
+    /// How to say it
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
 }
 
 /// Each flag wins over the variable that it names, which wins over the configuration file.
@@ -135,8 +157,19 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::from_process();
     match cli.command {
-        Command::Quarantine(options) => console::run(&options),
-        Command::Check(options) => check(&options.into(), &environment),
+        Command::Quarantine(options) => quarantine::run(&options),
+        Command::Warm(options) => warm::run(&options),
+        Command::Artifacts(options) => artifacts::run(&options),
+        Command::Flush(options) => flush::run(&options),
+        Command::Version(options) => version::run(&options),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "artifactapi", &mut script);
+            // Whoever has closed standard output wants no more.
+            let _ = std::io::stdout().write_all(&script);
+            ExitCode::SUCCESS
+        }
+        Command::Check(CheckOptions { options, output }) => check(&options.into(), &environment, output),
         Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {
             log();
@@ -188,30 +221,41 @@ fn unsupported(config: &Config) -> Vec<String> {
         .collect()
 }
 
-fn check(flags: &Flags, environment: &Environment) -> ExitCode {
+fn check(flags: &Flags, environment: &Environment, output: Output) -> ExitCode {
     let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
-    for problem in &problems {
-        println!("{problem}");
-    }
-    match config {
-        Some(config) if !unsupported(&config).is_empty() => {
-            let unsupported = unsupported(&config);
+    let unsupported = config.as_ref().map(unsupported).unwrap_or_default();
+    let is_error = |problem: &&config::Problem| problem.severity == Severity::Error;
+    let errors = problems.iter().filter(is_error).count() + unsupported.len();
+    let warnings = problems.iter().filter(|problem| !is_error(problem)).count();
+    let remotes = config.as_ref().map_or(0, |config| config.remotes.len());
+    let is_ok = config.is_some() && unsupported.is_empty();
+    match output {
+        Output::Table => {
+            problems.iter().for_each(|problem| println!("{problem}"));
             unsupported.iter().for_each(|what| println!("error: {what}"));
-            println!("failed: {} errors, {} warnings", unsupported.len(), problems.len());
-            ExitCode::FAILURE
+            match is_ok {
+                true => println!("ok: {remotes} remotes, {warnings} warnings"),
+                false => println!("failed: {errors} errors, {warnings} warnings"),
+            }
         }
-        Some(config) => {
-            println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
-            ExitCode::SUCCESS
-        }
-        None => {
-            let errors = problems
+        Output::Json => {
+            let unsupported = unsupported.iter().map(|what| {
+                json!({"severity": "error", "file": null, "line": null, "column": null, "remote": null,
+                    "message": what, "hint": null})
+            });
+            let problems: Vec<_> = problems
                 .iter()
-                .filter(|problem| problem.severity == Severity::Error)
-                .count();
-            println!("failed: {errors} errors, {} warnings", problems.len() - errors);
-            ExitCode::FAILURE
+                .map(config::Problem::to_json)
+                .chain(unsupported)
+                .collect();
+            let report = json!({"ok": is_ok, "remotes": remotes, "errors": errors, "warnings": warnings,
+                "problems": problems});
+            println!("{report:#}");
         }
+    }
+    match is_ok {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

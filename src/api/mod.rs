@@ -1,5 +1,6 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush, quarantine.
 
+mod bulk;
 mod flush;
 pub(crate) mod local;
 pub mod quarantine;
@@ -21,6 +22,7 @@ use crate::config::{Config, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
+use crate::in_process::InProcess;
 use crate::metrics::Metrics;
 use crate::session::reply::{self, Problem};
 use crate::state::State;
@@ -58,6 +60,8 @@ pub struct Api {
     backends: Backends,
     /// What is held back, and was asked for.
     pub asked: quarantine::Asked,
+    /// For what is asked of this process by itself.
+    pub in_process: InProcess,
 }
 
 impl Api {
@@ -75,6 +79,7 @@ impl Api {
             metrics,
             backends,
             asked: quarantine::Asked::default(),
+            in_process: InProcess::default(),
         }
     }
 
@@ -86,6 +91,7 @@ impl Api {
         let method = session.req_header().method.clone();
         let allowed: &[Method] = match endpoint {
             Endpoint::Flush => &[Method::PUT],
+            Endpoint::Artifacts { .. } => &[Method::GET, Method::HEAD, Method::POST],
             Endpoint::Quarantine(quarantine::Endpoint::Release { .. }) => &[Method::POST, Method::DELETE],
             _ => &[Method::GET, Method::HEAD],
         };
@@ -114,6 +120,7 @@ impl Api {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
             }
+            Endpoint::Artifacts { .. } if method == Method::POST => self.bulk(session, config).await,
             Endpoint::Artifacts { query } => self.list(session, query.as_deref().unwrap_or("")).await,
             Endpoint::Artifact { remote, raw, query } => self.one(session, config, &remote, &raw, query).await,
             Endpoint::Flush => self.flush(session, config).await,
@@ -308,10 +315,7 @@ fn root(config: &Config) -> serde_json::Value {
                 RemoteType::Remote => "remote",
                 RemoteType::Local => "local",
             };
-            let root = formats::of_remote(remote)
-                .root()
-                .map_or("/api/v1/remote/", |root| root.path());
-            let url = format!("{root}{}/", remote.name);
+            let url = format!("{}{}/", formats::root_of(remote), remote.name);
             let about = json!({
                 "type": kind,
                 "package": remote.package.name,
