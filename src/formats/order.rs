@@ -21,6 +21,8 @@ pub struct Step {
     pub accept: Option<&'static str>,
     /// What its content leads to; `None`: it is wanted for itself.
     pub then: Option<Then>,
+    /// Why it is not fetched, though it is wanted.
+    pub refused: Option<String>,
 }
 
 impl Step {
@@ -30,6 +32,15 @@ impl Step {
             path: path.into(),
             accept: None,
             then: None,
+            refused: None,
+        }
+    }
+
+    /// Something that cannot be had from the remote, and why.
+    pub fn refused(what: impl Into<String>, why: impl Into<String>) -> Step {
+        Step {
+            refused: Some(why.into()),
+            ..Step::file(what)
         }
     }
 
@@ -40,9 +51,9 @@ impl Step {
         then: impl FnOnce(&[u8]) -> Result<Vec<Step>, String> + Send + 'static,
     ) -> Step {
         Step {
-            path: path.into(),
             accept,
             then: Some(Box::new(then)),
+            ..Step::file(path)
         }
     }
 }
@@ -50,7 +61,8 @@ impl Step {
 impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let then = if self.then.is_some() { " …" } else { "" };
-        write!(f, "{}{then}", self.path)
+        let refused = self.refused.as_ref().map_or(String::new(), |why| format!(": {why}"));
+        write!(f, "{}{then}{refused}", self.path)
     }
 }
 

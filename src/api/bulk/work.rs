@@ -123,7 +123,12 @@ impl<'a> Work<'a> {
 
     fn begin(&mut self, wanted: Wanted) {
         let Wanted { remote, step } = wanted;
-        let Step { path, accept, then } = step;
+        let Step {
+            path,
+            accept,
+            then,
+            refused,
+        } = step;
         let told = !self.begun.insert((remote.name.clone(), path.clone(), accept));
         // A document is read again for each that wants something of it.
         if told && then.is_none() {
@@ -145,9 +150,10 @@ impl<'a> Work<'a> {
                 bytes: 0,
                 error: None,
             };
-            let fetched = match state.is_stopping() {
-                true => Err("this instance is stopping".to_owned()),
-                false => asker.fetch(formats::root_of(&remote), &mut line, accept, then).await,
+            let fetched = match refused {
+                Some(why) => Err(why),
+                None if state.is_stopping() => Err("this instance is stopping".to_owned()),
+                None => asker.fetch(formats::root_of(&remote), &mut line, accept, then).await,
             };
             let further = fetched.unwrap_or_else(|error| {
                 line.error = Some(error);
