@@ -21,9 +21,12 @@ use tracing_subscriber::filter::LevelFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXIT_CODES: &str =
+    "Exit codes: 0, it was done; 1, it was refused or failed, or a part of it; 2, the command line makes no sense.";
+
 /// A caching reverse proxy for package registries and artifact hosts.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -86,7 +86,7 @@ pub(super) fn bytes(count: u64) -> String {
     }
     match unit {
         "B" => format!("{count} B"),
-        _ if rest < 10.0 => format!("{rest:.1} {unit}"),
+        _ if rest < 9.95 => format!("{rest:.1} {unit}"),
         _ => format!("{rest:.0} {unit}"),
     }
 }

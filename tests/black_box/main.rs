@@ -8,8 +8,10 @@ mod common;
 
 mod bucket;
 mod bucket_refusals;
+mod bulk;
 mod caching;
 mod cargo;
+mod command_line;
 mod connections;
 mod credentials;
 mod disk;

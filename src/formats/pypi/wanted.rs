@@ -241,7 +241,7 @@ mod tests {
                 "a~=1.0,!=1.5",
                 "a-1.0.tar.gz a-1.0-py3-none-any.whl a-1.0-py3-none-any.whl.metadata",
             ),
-            ("a==1.*", "a-1.9.tar.gz"),
+            ("a==1.*", "a-1.5-py3-none-any.whl"),
             ("a==1.9", "a-1.9.tar.gz"),
             ("a>=2.0rc1", "a-2.0rc1.tar.gz"),
             ("a>1.9", "a-2.0rc1.tar.gz"),
