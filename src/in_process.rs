@@ -32,7 +32,7 @@ pub struct InProcess(OnceLock<Serve>);
 pub struct Question {
     /// Path and query, in origin form.
     pub target: String,
-    /// As in `Host`.
+    /// The value of `Host`.
     pub host: String,
     pub accept: Option<String>,
     pub authorization: Option<HeaderValue>,

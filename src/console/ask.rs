@@ -18,12 +18,15 @@ const SILENCE: Duration = Duration::from_secs(120);
 /// Longest answer that is read, in bytes.
 const LONGEST: usize = 64 << 20;
 
-/// The URL of an instance.
+/// Where an instance is that was started without settings.
+pub(super) const USUAL: &str = "http://127.0.0.1:8000";
+
+/// The URL of an instance; an empty variable is none.
 ///
 /// # Errors
-/// It is no URL of a web server.
+/// The text is no URL of a web server.
 pub(super) fn instance(text: &str) -> Result<Url, String> {
-    let url = Url::parse(text).map_err(|error| error.to_string())?;
+    let url = Url::parse(if text.is_empty() { USUAL } else { text }).map_err(|error| error.to_string())?;
     let is_web = matches!(url.scheme(), "http" | "https") && url.has_host();
     is_web
         .then_some(url)
@@ -173,6 +176,7 @@ mod tests {
     #[test]
     fn an_instance_is_named_by_a_url() {
         assert!(instance("https://cache.example/prefix/").is_ok());
+        assert_eq!(instance(""), instance(USUAL));
         for bad in ["cache.example", "ftp://cache.example", "localhost:8000"] {
             assert!(instance(bad).is_err(), "{bad}");
         }

@@ -23,7 +23,7 @@ const USAGE: u8 = 2;
 pub struct Common {
     /// The running instance
     #[arg(long, value_name = "URL", value_parser = ask::instance, env = "ARTIFACTAPI_URL",
-        default_value = "http://127.0.0.1:8000", global = true)]
+        default_value = ask::USUAL, global = true)]
     url: Url,
     /// Who is asking, where the instance wants to know [default: the variable ARTIFACTAPI_ADMIN_TOKEN]
     #[arg(
@@ -52,9 +52,9 @@ pub enum Output {
 /// Why a command ends without having done what it was asked for.
 #[derive(Debug)]
 enum Stop {
-    /// It was refused, or failed.
+    /// The instance refused, or something failed.
     Failed(String),
-    /// It cannot be meant so.
+    /// The command line makes no sense.
     Usage(String),
     /// What went wrong was said.
     Said,

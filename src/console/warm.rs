@@ -29,7 +29,7 @@ pub struct Options {
     /// What all is of; without it, paths begin with their remote's name
     #[arg(long, value_name = "REMOTE")]
     remote: Option<String>,
-    /// As they stand in URLs, below the remote
+    /// Paths as they stand in URLs, behind their remote's name
     #[arg(value_name = "PATH")]
     paths: Vec<String>,
     /// A file with a path on each line (`-`: standard input; `#` begins a comment)

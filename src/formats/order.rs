@@ -17,7 +17,7 @@ pub type Then = Box<dyn FnOnce(&[u8]) -> Result<Vec<Step>, String> + Send>;
 pub struct Step {
     /// Below the remote, as it stands in a URL, query included.
     pub path: String,
-    /// As the ecosystem's clients ask for it.
+    /// `Accept` of the ecosystem's clients.
     pub accept: Option<&'static str>,
     /// What its content leads to; `None`: it is wanted for itself.
     pub then: Option<Then>,

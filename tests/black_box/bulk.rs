@@ -38,7 +38,6 @@ async fn cache(proxy: &Proxy, artifacts: Value) -> (Vec<Value>, Value) {
 }
 
 /// Caches all of it, or fails.
-#[track_caller]
 async fn cached(proxy: &Proxy, artifacts: Value) -> Vec<String> {
     let (lines, done) = cache(proxy, artifacts).await;
     assert_eq!(done["failed"], 0, "{lines:#?}");
@@ -282,7 +281,7 @@ fn an_artifact_is_told_as_it_ends_and_so_many_are_fetched_at_once() {
         up.wait_in_flight(2).await;
         assert_eq!(up.total(), 3);
         gates.iter().for_each(Gate::open);
-        let rest = lines(&String::from_utf8(connection.read_body().await.to_vec()).unwrap());
+        let rest = lines(std::str::from_utf8(&connection.read_body().await).unwrap());
         assert_eq!(rest.len(), 4);
         assert_eq!(rest[3]["fetched"], 4);
     });
@@ -333,7 +332,7 @@ fn an_instance_that_stops_finishes_what_it_has_begun_and_says_so_of_the_rest() {
         proxy.ask_to_stop();
         proxy.wait_for_log("stopping").await;
         gate.open();
-        let told = lines(&String::from_utf8(connection.read_body().await.to_vec()).unwrap());
+        let told = lines(std::str::from_utf8(&connection.read_body().await).unwrap());
         assert_eq!(told[0]["error"], Value::Null, "{told:?}");
         assert!(told[1]["error"].as_str().unwrap().contains("stopping"), "{told:?}");
         assert_eq!((&told[2]["fetched"], &told[2]["failed"]), (&json!(1), &json!(1)));

@@ -51,7 +51,7 @@ pub(super) const CHART: Term = Term {
 /// Which versions are wanted.
 #[derive(Debug)]
 struct Wanted {
-    /// As it was written: a version that is spelled so is the one.
+    /// The text as written: a version that is spelled so is the one.
     text: String,
     /// Any of these ranges.
     ranges: Vec<Range>,

@@ -60,7 +60,7 @@ pub(super) const TERMS: &[Term] = &[
     },
 ];
 
-/// As pip asks for an index.
+/// `Accept` of pip for an index.
 const ACCEPT: &str =
     "application/vnd.pypi.simple.v1+json, application/vnd.pypi.simple.v1+html; q=0.1, text/html; q=0.01";
 
