@@ -20,6 +20,7 @@ pub mod formats;
 pub mod gunzip;
 pub mod hand_over;
 pub mod headers;
+pub mod in_process;
 pub mod life;
 pub mod listing;
 pub mod local;

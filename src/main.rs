@@ -9,21 +9,26 @@ use artifactapi::backends;
 use artifactapi::bucket::reindex;
 use artifactapi::cache;
 use artifactapi::config::{self, DefaultRemote, Environment, Flags, Loaded, Secret, Severity};
-use artifactapi::console;
+use artifactapi::console::{Output, artifacts, flush, quarantine, version, warm};
 use artifactapi::formats;
 use artifactapi::life;
 use artifactapi::secrets::hidden;
 use artifactapi::token;
-use clap::{Arg, ArgMatches, Args, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap_complete::Shell;
+use serde_json::json;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+const EXIT_CODES: &str =
+    "Exit codes: 0, it was done; 1, it was refused or failed, or a part of it; 2, the command line makes no sense.";
+
 /// A caching reverse proxy for package registries and artifact hosts.
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version, about, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -34,7 +39,7 @@ enum Command {
     /// Serve.
     Serve(ServeOptions),
     /// Validate the configuration and print every problem.
-    Check(Options),
+    Check(CheckOptions),
     /// Compare all that is stored with its digests and remove what is damaged; the service may run meanwhile.
     Verify(Options),
     /// Fill the catalogue from what the S3 bucket holds; the service may run meanwhile.
@@ -42,7 +47,27 @@ enum Command {
     /// Make a token, and print it with its entry for the settings: this once, it is kept nowhere.
     Token(token::Options),
     /// Ask a running instance what it holds back, and let something through.
-    Quarantine(console::Options),
+    Quarantine(quarantine::Options),
+    /// Bring artifacts into the cache of a running instance.
+    Warm(warm::Options),
+    /// List what a running instance has stored.
+    Artifacts(artifacts::Options),
+    /// Remove what a running instance has cached, or expire it.
+    Flush(flush::Options),
+    /// Say which version this is.
+    Version(version::Options),
+    /// Print what a shell needs to complete these commands: see the README.
+    Completions { shell: Shell },
+}
+
+/// How `check` reports.
+#[derive(Args)]
+struct CheckOptions {
+    #[command(flatten)]
+    options: Options,
+    /// How to say it
+    #[arg(long, value_enum, default_value = "table")]
+    output: Output,
 }
 
 #[derive(Args)]
@@ -148,9 +173,20 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let environment = Environment::from_process();
     match cli.command {
-        Command::Quarantine(options) => console::run(&options),
+        Command::Quarantine(options) => quarantine::run(&options),
         Command::Token(options) => token::run(&options),
-        Command::Check(options) => check(&options.into(), &environment),
+        Command::Warm(options) => warm::run(&options),
+        Command::Artifacts(options) => artifacts::run(&options),
+        Command::Flush(options) => flush::run(&options),
+        Command::Version(options) => version::run(&options),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "artifactapi", &mut script);
+            // Whoever has closed standard output wants no more.
+            let _ = std::io::stdout().write_all(&script);
+            ExitCode::SUCCESS
+        }
+        Command::Check(CheckOptions { options, output }) => check(&options.into(), &environment, output),
         Command::Verify(options) => verify(&options.into(), &environment),
         Command::Reindex(options) => {
             log();
@@ -190,24 +226,31 @@ fn load(flags: &Flags, environment: &Environment) -> Option<config::Config> {
     config
 }
 
-fn check(flags: &Flags, environment: &Environment) -> ExitCode {
+fn check(flags: &Flags, environment: &Environment, output: Output) -> ExitCode {
     let Loaded { config, problems } = config::load(&formats::packages(), flags, environment, 1);
-    for problem in &problems {
-        println!("{problem}");
+    let is_error = |problem: &&config::Problem| problem.severity == Severity::Error;
+    let errors = problems.iter().filter(is_error).count();
+    let warnings = problems.len() - errors;
+    let remotes = config.as_ref().map_or(0, |config| config.remotes.len());
+    let is_ok = config.is_some();
+    match output {
+        Output::Table => {
+            problems.iter().for_each(|problem| println!("{problem}"));
+            match is_ok {
+                true => println!("ok: {remotes} remotes, {warnings} warnings"),
+                false => println!("failed: {errors} errors, {warnings} warnings"),
+            }
+        }
+        Output::Json => {
+            let problems: Vec<_> = problems.iter().map(config::Problem::to_json).collect();
+            let report = json!({"ok": is_ok, "remotes": remotes, "errors": errors, "warnings": warnings,
+                "problems": problems});
+            println!("{report:#}");
+        }
     }
-    match config {
-        Some(config) => {
-            println!("ok: {} remotes, {} warnings", config.remotes.len(), problems.len());
-            ExitCode::SUCCESS
-        }
-        None => {
-            let errors = problems
-                .iter()
-                .filter(|problem| problem.severity == Severity::Error)
-                .count();
-            println!("failed: {errors} errors, {} warnings", problems.len() - errors);
-            ExitCode::FAILURE
-        }
+    match is_ok {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 

@@ -46,7 +46,10 @@ pub(crate) enum Need<'a> {
     ReadAll,
     /// To use the API of a package type, whichever of its remotes is asked for then.
     Enter(&'static Package),
+    /// To change what a remote has: an upload, a deletion, or to have something cached.
     Write(&'a Remote),
+    /// To change something of remotes that are not named yet.
+    WriteSome,
     /// To see the configuration, and what says how things stand behind it.
     Configuration,
     /// To flush a remote, or to let something of it through quarantine.
@@ -117,6 +120,7 @@ impl<'a> Need<'a> {
                 }
                 (Scope::Read, Of::Some)
             }
+            Need::WriteSome => (Scope::Write, Of::Some),
             Need::Write(remote) => (Scope::Write, Of::Remote(&remote.name)),
             Need::Configuration if config.settings.tokens.is_empty() => return None,
             Need::Configuration | Need::ManageAll => (Scope::Admin, Of::All),

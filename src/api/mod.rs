@@ -1,6 +1,7 @@
 //! What is answered here rather than from a remote: information, health, configuration, metrics, the catalogue, flush, quarantine.
 
 pub(crate) mod access;
+mod bulk;
 mod flush;
 pub mod quarantine;
 mod samples;
@@ -22,6 +23,7 @@ use crate::config::{Config, Remote, RemoteType};
 use crate::fill::neighbours::Neighbour;
 use crate::fill::{Fills, Views};
 use crate::formats::{self, path};
+use crate::in_process::InProcess;
 use crate::local::Locals;
 use crate::metrics::Metrics;
 use crate::secrets::hidden;
@@ -65,6 +67,8 @@ pub struct Api {
     log: Option<Arc<AccessLog>>,
     /// What is held back, and was asked for.
     pub asked: quarantine::Asked,
+    /// For what is asked of this process by itself.
+    pub in_process: InProcess,
 }
 
 impl Api {
@@ -86,6 +90,7 @@ impl Api {
             backends,
             log,
             asked: quarantine::Asked::default(),
+            in_process: InProcess::default(),
         }
     }
 
@@ -97,6 +102,7 @@ impl Api {
         let method = session.req_header().method.clone();
         let allowed: &[Method] = match endpoint {
             Endpoint::Flush => &[Method::PUT],
+            Endpoint::Artifacts { .. } => &[Method::GET, Method::HEAD, Method::POST],
             Endpoint::Quarantine(quarantine::Endpoint::Release { .. }) => &[Method::POST, Method::DELETE],
             _ => &[Method::GET, Method::HEAD],
         };
@@ -132,6 +138,7 @@ impl Api {
                 let content_type = "text/plain; version=0.0.4; charset=utf-8".to_owned();
                 reply::send(session, 200, vec![(header::CONTENT_TYPE, content_type)], text.into()).await
             }
+            Endpoint::Artifacts { .. } if method == Method::POST => self.bulk(session, config).await,
             Endpoint::Artifacts { query } => self.list(session, config, query.as_deref().unwrap_or("")).await,
             Endpoint::Artifact { remote, raw, query } => self.one(session, config, &remote, &raw, query).await,
             Endpoint::Flush => self.flush(session, config).await,
@@ -362,10 +369,7 @@ fn root(config: &Config, is_readable: impl Fn(&Remote) -> bool) -> serde_json::V
                 RemoteType::Remote => "remote",
                 RemoteType::Local => "local",
             };
-            let root = formats::of_remote(remote)
-                .root()
-                .map_or("/api/v1/remote/", |root| root.path());
-            let url = format!("{root}{}/", remote.name);
+            let url = format!("{}{}/", formats::root_of(remote), remote.name);
             let about = json!({
                 "type": kind,
                 "package": remote.package.name,

@@ -38,6 +38,21 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+impl Problem {
+    /// For programs: each member as the field of that name.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "severity": self.severity.to_string(),
+            "file": self.file,
+            "line": self.line,
+            "column": self.column,
+            "remote": self.remote,
+            "message": self.message,
+            "hint": self.hint,
+        })
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(file) = &self.file {

@@ -5,6 +5,7 @@
 //! A path here is what follows `/v2/{remote}/`: `{name}/manifests/{tag or digest}`, `{name}/blobs/{digest}`,
 //! `{name}/tags/list`, `{name}/referrers/{digest}`.
 
+mod image;
 mod names;
 mod pages;
 mod referrers;
@@ -17,6 +18,7 @@ use serde_json::json;
 use url::Url;
 
 use super::accept::wish;
+use super::order::Term;
 use super::root::Root;
 use super::{ArtifactPath, Asked, Asset, Binding, Class, Form, Format, Location, Reading, links};
 use crate::cache::Expected;
@@ -233,6 +235,10 @@ fn beside(path: &str, digest: &str) -> Option<String> {
 impl Format for Docker {
     fn package(&self) -> &'static Package {
         &PACKAGE
+    }
+
+    fn terms(&self) -> &'static [Term] {
+        &[image::IMAGE]
     }
 
     fn root(&self) -> Option<&'static dyn Root> {

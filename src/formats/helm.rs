@@ -3,6 +3,7 @@
 //! rewritten scalar by scalar and byte for byte, nothing of it parsed into memory: as much is followed as it takes to know
 //! which scalar is an item of `entries.*[].urls`.
 
+mod chart;
 mod dated;
 
 use base64::Engine;
@@ -10,6 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::json::{Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
+use super::order::Term;
 use super::release::{self, ListedBy, Tells};
 use super::yaml;
 use super::{
@@ -38,6 +40,10 @@ static PACKAGE: Package = Package::named("helm");
 impl Format for Helm {
     fn package(&self) -> &'static Package {
         &PACKAGE
+    }
+
+    fn terms(&self) -> &'static [Term] {
+        &[chart::CHART]
     }
 
     fn read(&self, asked: Asked<'_>) -> Reading {

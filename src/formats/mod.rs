@@ -18,6 +18,7 @@ mod index;
 pub mod json;
 pub mod links;
 mod npm;
+pub mod order;
 pub mod path;
 mod pypi;
 pub mod release;
@@ -40,6 +41,7 @@ use url::Url;
 pub use asset::{Asset, Binding, Foreign, Location, MadeAs, Member, View};
 pub use index::{Fact, IndexError, IndexReader};
 use links::Style;
+use order::Term;
 use root::Root;
 
 pub use crate::cache::Class;
@@ -125,6 +127,11 @@ pub trait Format: Send + Sync {
         None
     }
 
+    /// The names that the ecosystem has for artifacts, beside their paths: what may be cached by them.
+    fn terms(&self) -> &'static [Term] {
+        &[]
+    }
+
     /// Where upstream says whom it lets in, where an ecosystem has such a place. Only called for remotes with a `base_url`.
     fn greeting_url(&self, remote: &Remote) -> Option<Url> {
         let _ = remote;
@@ -189,6 +196,16 @@ pub fn of_remote(remote: &Remote) -> &'static dyn Format {
         RemoteType::Local => &generic::Generic,
         RemoteType::Remote => of(remote.package),
     }
+}
+
+/// All terms that package types have.
+pub fn terms() -> impl Iterator<Item = &'static Term> {
+    FORMATS.iter().flat_map(|format| format.terms())
+}
+
+/// What stands before the name of `remote` in the URLs of its artifacts.
+pub fn root_of(remote: &Remote) -> &'static str {
+    of_remote(remote).root().map_or("/api/v1/remote/", |root| root.path())
 }
 
 /// The artifact of `remote` under a path that a document or an operator names, as a client that accepts `accept` would get

@@ -5,6 +5,7 @@
 mod dated;
 mod excerpt;
 mod integrity;
+mod package_lock;
 
 use http::Method;
 
@@ -12,6 +13,7 @@ use super::accept::wish;
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Style};
+use super::order::Term;
 use super::release::{self, ListedBy, Tells};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, Reading, View,
@@ -78,6 +80,10 @@ const RESTRICTED: Step = Step::Key("policyRestrictions");
 impl Format for Npm {
     fn package(&self) -> &'static Package {
         &PACKAGE
+    }
+
+    fn terms(&self) -> &'static [Term] {
+        &[package_lock::PACKAGE_LOCK]
     }
 
     fn read(&self, asked: Asked<'_>) -> Reading {

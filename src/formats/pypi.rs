@@ -7,6 +7,7 @@
 
 mod dated;
 mod linked;
+mod wanted;
 
 use url::Url;
 
@@ -15,6 +16,7 @@ use super::html::{Tokenizer, Value};
 use super::index::AsItIs;
 use super::json::{JsonIndex, Place, Step};
 use super::links::{self, LinkMap, Serves, Style};
+use super::order::Term;
 use super::release::{self, ListedBy, Tells};
 use super::{
     ArtifactPath, Asked, Asset, Class, Fact, Form, Format, IndexError, IndexReader, Location, MadeAs, Reading, View,
@@ -98,6 +100,10 @@ const FILES: &[Place] = &[
 impl Format for Pypi {
     fn package(&self) -> &'static Package {
         &PACKAGE
+    }
+
+    fn terms(&self) -> &'static [Term] {
+        wanted::TERMS
     }
 
     fn read(&self, asked: Asked<'_>) -> Reading {

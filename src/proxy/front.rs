@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -24,7 +24,8 @@ use pingora_core::server::ShutdownWatch;
 use pingora_proxy::HttpProxy;
 use pingora_timeout::timeout;
 use rustix::net::SendFlags;
-use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 use super::accept::accepted;
@@ -63,18 +64,43 @@ const PIECE: u64 = 32 << 10;
 pub struct Front {
     client: Arc<Client>,
     proxy: Arc<HttpProxy<Hooks>>,
-    threads: Threads,
+    threads: Arc<Threads>,
     crowd: Arc<Crowd>,
 }
 
 impl Front {
+    /// Opens the way in for the requests that this process makes of itself.
     pub fn new(client: Arc<Client>, proxy: HttpProxy<Hooks>) -> Self {
+        let (proxy, threads) = (Arc::new(proxy), Arc::<Threads>::default());
+        // The client belongs to the proxy.
+        let (weak, places) = (Arc::downgrade(&proxy), Arc::clone(&threads));
+        client
+            .api
+            .in_process
+            .open(move |stream| serve_in_process(&weak, &places, stream));
         Front {
             client,
-            proxy: Arc::new(proxy),
-            threads: Threads::default(),
+            proxy,
+            threads,
             crowd: Arc::default(),
         }
+    }
+}
+
+/// Serves the one request of a connection that this process made to itself, on the thread that has the fewest.
+fn serve_in_process(proxy: &Weak<HttpProxy<Hooks>>, threads: &Threads, stream: DuplexStream) {
+    let Some(proxy) = proxy.upgrade() else { return };
+    let (place, elsewhere) = threads.place();
+    let serving = async move {
+        let _place = place;
+        // Nobody waits for a second request, so that none has to be told to go.
+        let (_stop, shutdown) = watch::channel(false);
+        let session = ServerSession::new_http1(Box::new(stream));
+        proxy.process_new_http(session, &shutdown).await;
+    };
+    match elsewhere {
+        Some(elsewhere) => drop(elsewhere.spawn(serving)),
+        None => drop(tokio::spawn(serving)),
     }
 }
 

@@ -20,6 +20,8 @@ pub type Memory = Semaphore;
 pub static POSTS: Memory = Semaphore::const_new(64 << 10);
 /// For flushes, which must not wait until there are fewer of the others.
 pub static FLUSHES: Memory = Semaphore::const_new(8 << 10);
+/// For lists of artifacts to be cached, lock files included.
+pub static BULK: Memory = Semaphore::const_new(64 << 10);
 /// For requests that have no body.
 pub static UNASKED: Memory = Semaphore::const_new(0);
 

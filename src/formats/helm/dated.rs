@@ -75,6 +75,22 @@ fn releases(document: &[u8]) -> Vec<Release> {
     named.collect()
 }
 
+/// The versions of a chart in the order of the index, each with the URLs of its archive.
+///
+/// # Errors
+/// The index cannot be read.
+pub(super) fn versions(document: &[u8], chart: &str) -> Result<Vec<(String, Vec<String>)>, IndexError> {
+    let text = json_text(document)?;
+    let versions = match json(text) {
+        Some(index) => of_json(&index),
+        None => read(text)?.0.into_iter().flat_map(|chart| chart.versions).collect(),
+    };
+    let own = versions.into_iter().filter(|version| version.name == chart);
+    Ok(own
+        .filter_map(|version| Some((version.version?, version.urls)))
+        .collect())
+}
+
 fn without(_context: &ViewContext<'_>, document: &[u8], hold: &mut Hold) -> Result<Vec<u8>, IndexError> {
     let text = json_text(document)?;
     if let Some(index) = json(text) {
