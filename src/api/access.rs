@@ -54,9 +54,9 @@ pub(crate) enum Need<'a> {
     Configuration,
     /// To flush a remote, or to let something of it through quarantine.
     Manage(&'a str),
-    /// The same for all remotes.
+    /// To do that with all remotes.
     ManageAll,
-    /// The same for a remote that is not named yet.
+    /// To do that with a remote that is not named yet.
     ManageSome,
 }
 

@@ -375,7 +375,7 @@ impl Disk {
     /// Opens the object of `hash`. `None`: not stored.
     ///
     /// # Errors
-    /// It cannot be opened now.
+    /// The file cannot be opened now.
     pub(super) fn try_open(&self, hash: &Hash) -> io::Result<Option<File>> {
         match open_regular(&self.path(hash), OpenOptions::new().read(true)) {
             Ok(file) => Ok(Some(file)),

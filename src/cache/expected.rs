@@ -42,7 +42,7 @@ pub trait Verify: Send + Sync {
     /// The body has ended.
     ///
     /// # Errors
-    /// It is not what was expected: what was found, for people.
+    /// The body is not what was expected: what was found, for people.
     fn end(self: Box<Self>) -> Result<(), String>;
 }
 
@@ -134,7 +134,7 @@ impl Verifier {
     /// The body has ended.
     ///
     /// # Errors
-    /// It is not what was expected.
+    /// The body is not what was expected.
     pub fn end(self) -> Result<(), Wrong> {
         let found = match self.digest {
             Digesting::Sha1(digest) => Expected::Sha1(digest.digest().bytes()),

@@ -149,7 +149,7 @@ impl Kept {
     /// The file of `key`, as an object. `None`: there is none.
     ///
     /// # Errors
-    /// It is damaged ([`io::ErrorKind::InvalidData`]), or cannot be read now.
+    /// The file is damaged ([`io::ErrorKind::InvalidData`]), or cannot be read now.
     pub async fn find(&'static self, key: &Key) -> io::Result<Option<Arc<Object>>> {
         let (hash, text) = (key.hash, Arc::clone(&key.text));
         let found = off_this_thread(move || self.load(&hash)).await?;

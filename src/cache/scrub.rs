@@ -119,7 +119,7 @@ pub fn verify(data_dir: &Path, mut report: impl FnMut(&str)) -> io::Result<Verif
 /// What becomes of a damaged file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Damaged {
-    /// It can be fetched again.
+    /// The file can be fetched again.
     Goes,
     /// Nobody else has it.
     Stays,

@@ -105,7 +105,7 @@ pub struct RemoteTls {
     pub ca: Option<PathBuf>,
     /// What that file held, in DER.
     pub own_roots: Vec<Vec<u8>>,
-    /// The same and the system's; `None`: the system's alone.
+    /// Those roots and the system's; `None`: the system's alone.
     pub roots: Option<Arc<CaType>>,
     pub cert: Option<PathBuf>,
     pub key: Option<PathBuf>,

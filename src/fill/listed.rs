@@ -188,7 +188,7 @@ enum Said {
 enum Found {
     Named(Listed),
     Unnamed,
-    /// It cannot be read, or what it leads to cannot.
+    /// The document cannot be read, or what it leads to cannot.
     Unread,
 }
 

@@ -8,7 +8,7 @@ use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeV
 use super::register::Register;
 use crate::breaker::Standing;
 
-/// As of the moment that the metrics are asked for. Counts are since the start.
+/// What is true at the moment that the metrics are asked for. Counts are since the start.
 #[derive(Debug, Default)]
 pub struct Samples {
     /// Successful loads of the configuration.

@@ -109,7 +109,7 @@ impl Hosts {
     /// Returns when the host may be asked.
     ///
     /// # Errors
-    /// It is away, and stayed so: for some time, or no matter how long where `is_stored`.
+    /// The host is away, and stayed so: for some time, or no matter how long where `is_stored`.
     pub(super) async fn may_ask(&self, way: &Way, is_stored: bool) -> Result<(), Failure> {
         let Some((mut back, failure)) = self.gone(way) else {
             return Ok(());
