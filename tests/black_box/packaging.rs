@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::common::fleet::{Backends, settled};
 use crate::common::oci::daemon;
-use crate::common::{Reply, Upstream, run};
+use crate::common::{Reply, Upstream, refused, run};
 use regex::Regex;
 use serde_json::Value;
 
@@ -20,7 +20,7 @@ fn file(name: &str) -> String {
 /// Labels by the name of the sample.
 type Exposed = BTreeMap<String, BTreeSet<String>>;
 
-/// What a node exposes that has a bucket and another node, and has been asked for something.
+/// What a node exposes that has a bucket and another node, and has been asked for something, of a host that is away, too.
 async fn exposed() -> Exposed {
     let up = Upstream::start().await;
     up.fallback(|_| {
@@ -29,13 +29,20 @@ async fn exposed() -> Exposed {
             .header("RateLimit-Remaining", "99")
     });
     let backends = Backends::start().await;
-    let remotes = format!("files:\n  base_url: {}\n", up.base());
+    let remotes = format!(
+        "files:\n  base_url: {}\naway:\n  base_url: http://{}\n",
+        up.base(),
+        refused()
+    );
     let nodes = [backends.node(&remotes).await, backends.node(&remotes).await];
     for (number, node) in nodes.iter().enumerate() {
         node.fetch("files", &format!("of-{number}")).await.ok();
         node.until_cached("files", "x").await;
         node.fetch("files", "x").await.ok();
         settled(node).await;
+        for path in ["a", "b", "c"] {
+            node.fetch("away", path).await.expect(502);
+        }
     }
     let mut exposed = Exposed::new();
     let text = nodes[1].request("GET", "/metrics", &[], b"").await.ok().text();
