@@ -225,7 +225,8 @@ impl Api {
             "config_reload": if reload_failed { "failed" } else { "ok" },
             "config_last_failure": failure,
             "dependencies": dependencies,
-            "upstreams_away": upstreams_away(&self.fills.upstream.away()),
+            "upstreams_away": may_be_told.then(|| upstreams_away(&self.fills.upstream.away())),
+            "caps_reached": may_be_told.then(|| self.fills.upstream.caps_reached()),
         })
     }
 
@@ -332,7 +333,7 @@ fn standing(breaker: &Standing, trouble: Option<String>) -> serde_json::Value {
 /// The upstream hosts that are not asked for now, for people. That somebody else's host is away does not make this node ill.
 fn upstreams_away(away: &[Away]) -> serde_json::Value {
     let hosts = away.iter().map(|host| {
-        let about = json!({"detail": host.why, "seconds": host.since.as_secs()});
+        let about = json!({"detail": hidden(&host.why), "seconds": host.since.as_secs()});
         (host.way.clone(), about)
     });
     serde_json::Value::Object(hosts.collect())

@@ -1,6 +1,6 @@
 //! How much upstream is asked for one remote, at most: what comes faster waits for its turn.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -10,6 +10,8 @@ use crate::config::Remote;
 
 /// What is saved up while nothing is asked: so much time's worth.
 const BURST: Duration = Duration::from_secs(1);
+/// A cap that has delayed nothing for so long is not told of any more.
+const RECENT: Duration = Duration::from_secs(60);
 /// Nobody waits longer for the turn of a question.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
@@ -23,6 +25,18 @@ pub(super) struct Caps {
 struct Used {
     requests: Rate,
     bytes: Rate,
+    /// When something had to wait for each of them last.
+    delayed: BTreeMap<&'static str, Instant>,
+}
+
+impl Used {
+    /// Something has to wait because of `cap`, and nothing had to for some time.
+    fn note(&mut self, remote: &Remote, cap: &'static str) {
+        let before = self.delayed.insert(cap, Instant::now());
+        if before.is_none_or(|before| before.elapsed() >= RECENT) {
+            tracing::info!(remote = %remote.name, cap, "upstream is asked more slowly than clients want: the remote's cap is reached");
+        }
+    }
 }
 
 /// A rate, kept by the moment at which all that was let through will have been earned (a leaky bucket, or GCRA).
@@ -50,13 +64,16 @@ impl Caps {
             return Ok(Duration::ZERO);
         };
         let mut remotes = self.remotes.lock();
-        let used = &mut remotes.entry(remote.name.clone()).or_default().requests;
-        let before = *used;
-        let wait = used.take(Instant::now(), Duration::from_secs(1) / rate.get());
+        let used = remotes.entry(remote.name.clone()).or_default();
+        let before = used.requests;
+        let wait = used.requests.take(Instant::now(), Duration::from_secs(1) / rate.get());
+        if !wait.is_zero() {
+            used.note(remote, "requests");
+        }
         if wait <= LONGEST_WAIT {
             return Ok(wait);
         }
-        *used = before;
+        used.requests = before;
         Err(Failure {
             status: 503,
             reason: format!(
@@ -75,7 +92,22 @@ impl Caps {
         let cost = Duration::from_secs_f64(length as f64 / rate.get() as f64);
         let mut remotes = self.remotes.lock();
         let used = remotes.entry(remote.name.clone()).or_default();
-        used.bytes.take(Instant::now(), cost)
+        let wait = used.bytes.take(Instant::now(), cost);
+        if !wait.is_zero() {
+            used.note(remote, "bytes");
+        }
+        wait
+    }
+
+    /// Remotes for which something had to wait within the last minute, and because of which caps.
+    pub(super) fn reached(&self) -> BTreeMap<String, Vec<&'static str>> {
+        let remotes = self.remotes.lock();
+        let reached = remotes.iter().filter_map(|(remote, used)| {
+            let recent = used.delayed.iter().filter(|(_, at)| at.elapsed() < RECENT);
+            let caps: Vec<&'static str> = recent.map(|(cap, _)| *cap).collect();
+            (!caps.is_empty()).then(|| (remote.clone(), caps))
+        });
+        reached.collect()
     }
 }
 

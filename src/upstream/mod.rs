@@ -19,6 +19,7 @@ mod token;
 mod trust;
 mod tunnel;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +94,11 @@ impl Upstream {
     /// Shares the tokens of registries with other nodes from now on. Only the first call counts.
     pub fn share_tokens(&self, shared: Arc<dyn SharedTokens>) {
         self.tokens.share(shared);
+    }
+
+    /// Remotes that wanted more of upstream within the last minute than their caps allow, and which caps.
+    pub fn caps_reached(&self) -> BTreeMap<String, Vec<&'static str>> {
+        self.caps.reached()
     }
 
     /// Waits for one of the concurrent places for fills.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::common::client::Headers;
 use crate::common::server::at;
 use crate::common::{Gate, Pattern, Proxy, Reply, Upstream, eventually, run};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 async fn health(proxy: &Proxy) -> Value {
     proxy.request("GET", "/health", &[], b"").await.ok().json()
@@ -146,6 +146,8 @@ fn a_remote_asks_no_more_often_than_it_may() {
                 .await
                 > 1.0
         );
+        assert_eq!(health(&proxy).await["caps_reached"]["files"], json!(["requests"]));
+        proxy.wait_for_log("the remote's cap is reached").await;
         for path in &paths {
             proxy.fetch("files", path).await.is("cache", format!("/{path}"));
             proxy.fetch("free", path).await.is("remote", format!("/{path}"));
