@@ -427,6 +427,7 @@ impl Service for Listening {
             Service::start_service(&mut plain, for_plain, self.stop.clone(), per_fd),
             Service::start_service(&mut tls, for_tls, self.stop.clone(), per_fd),
         );
+        front.close().await;
     }
 
     fn name(&self) -> &str {

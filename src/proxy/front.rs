@@ -87,6 +87,14 @@ impl Front {
     }
 }
 
+impl Front {
+    /// Ends connections that wait for their next request. For the time when no entrance is open any more: one that is closed before
+    /// ends nothing for the others.
+    pub async fn close(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}
+
 /// Serves the one request of a connection that this process made to itself, on the thread that has the fewest.
 fn serve_in_process(proxy: &Weak<HttpProxy<Hooks>>, threads: &Threads, stream: DuplexStream) {
     let Some(proxy) = proxy.upgrade() else { return };
@@ -143,10 +151,6 @@ impl ServerApp for Entrance {
                 None
             }
         }
-    }
-
-    async fn cleanup(&self) {
-        self.front.proxy.http_cleanup().await;
     }
 }
 

@@ -462,7 +462,7 @@ fn unknown_keys_are_told_all_that_there_are() {
            protected, allow_packages, deny_packages, immutable_patterns, mutable_patterns, check_mutable_updates, index_url, hosts, file_hosts, token_realms, \
            proxy, tls, offline, serve_stale_on, overwrite, max_upload, quota, quarantine_new, quarantine_days, quarantine_overrides, \
            quarantine_exemptions, quarantine_missing_date, quarantine_clock, quarantine_mode, freeze, verify, \
-           client_revalidation, refresh, tarball_urls, release_dates, upstream, cache",
+           client_revalidation, tarball_urls, release_dates, refresh, upstream, cache",
         ],
     );
 }
