@@ -90,7 +90,9 @@ fn each_artifact_is_told_and_one_that_fails_ends_no_other() {
             "{none}"
         );
         let cut = of(&first, "cut");
-        assert!(cut["error"].as_str().unwrap().contains("cut"), "{cut}");
+        // Whether anything of it had gone out before it was cut, is a matter of moments.
+        let why = cut["error"].as_str().unwrap();
+        assert!(why.contains("the transfer was cut") || cut["status"] == 502, "{cut}");
         let counts = |done: &Value| ["total", "cached", "fetched", "failed"].map(|name| done[name].as_u64().unwrap());
         assert_eq!(counts(&done), [4, 0, 2, 2], "{done}");
         assert_eq!(up.count("GET", "/big"), 1);
