@@ -170,11 +170,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::formats::docker::HUB;
     use crate::formats::order;
     use crate::formats::testing::remote;
 
     fn steps(order: Value) -> Result<Vec<Step>, String> {
-        let remote = remote("docker", "https://registry-1.docker.io/");
+        let remote = remote("docker", &format!("https://{}/", HUB[2]));
         order::read(&remote, &[IMAGE], order.as_object().unwrap())
     }
 
@@ -188,7 +189,10 @@ mod tests {
         for (image, path) in [
             ("alpine", "alpine/manifests/latest"),
             ("library/alpine:3.20", "library/alpine/manifests/3.20"),
-            ("docker.io/library/alpine:3.20", "library/alpine/manifests/3.20"),
+            (
+                &format!("{}/library/alpine:3.20", HUB[0]),
+                "library/alpine/manifests/3.20",
+            ),
             (&format!("a/b:1@{digest}"), &format!("a/b/manifests/{digest}")),
         ] {
             let steps = steps(json!({"image": image})).unwrap();
