@@ -164,7 +164,7 @@ pub(crate) fn check(session: &Session, config: &Config, need: Need<'_>) -> Resul
     }
 }
 
-/// The same for a request that was not handed to Pingora: whether it may read what `remote` has.
+/// Whether a request that was not handed to Pingora may read what `remote` has.
 pub(crate) fn may_read(arrival: &Arrival<'_>, config: &Config, remote: &Remote) -> bool {
     let grant = Need::Read(remote).grant(config);
     grant.is_none_or(|grant| check_grant(arrival, config, &grant).is_ok())
@@ -232,7 +232,7 @@ fn known<'c>(config: &'c Config, shown: &Shown) -> Result<&'c Token, Problem> {
 /// A token as it came.
 struct Shown {
     secret: Vec<u8>,
-    /// As the password of Basic authentication, whoever the user.
+    /// The secret was the password of Basic authentication, whoever the user.
     is_password: bool,
 }
 

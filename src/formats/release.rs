@@ -51,9 +51,9 @@ pub type Tell = fn(&[u8]) -> Vec<Release>;
 /// How an index is read to what it tells of files.
 #[derive(Debug, Clone, Copy)]
 pub enum Tells {
-    /// As a whole, in memory.
+    /// Reads the document as a whole, in memory.
     Whole(Tell),
-    /// As it comes; takes the decoded path of the index.
+    /// Reads the document while it comes; takes the decoded path of the index.
     Pieces(fn(&str) -> Box<dyn TellingReader>),
 }
 
@@ -76,7 +76,7 @@ pub trait TellingReader: Send {
     /// The document is complete.
     ///
     /// # Errors
-    /// It is cut, or damaged.
+    /// The document is cut, or damaged.
     fn end(&mut self, told: &mut Vec<Told>) -> Result<(), IndexError>;
 }
 

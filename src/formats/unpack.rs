@@ -19,7 +19,7 @@ const MAX_WINDOW: u32 = 25;
 const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// ... and what packings begin with that are not read: xz, bzip2, zchunk.
 const OTHERS: [&[u8]; 3] = [b"\xfd7zXZ", b"BZh", b"\0ZCK"];
-/// As much as tells them apart.
+/// So many bytes tell them apart.
 const BEGINNING: usize = 5;
 
 enum Packing {
@@ -49,7 +49,7 @@ impl Unpack {
     /// Takes the next piece and hands on what is in it.
     ///
     /// # Errors
-    /// It is damaged, too long, or packed in another way.
+    /// The content is damaged, too long, or packed in another way.
     pub(super) fn write(&mut self, piece: &[u8], take: &mut dyn FnMut(&[u8])) -> Result<(), IndexError> {
         let Packing::Unknown(begun) = &mut self.packing else {
             return self.unpack(piece, take);
@@ -66,7 +66,7 @@ impl Unpack {
     /// Nothing more comes.
     ///
     /// # Errors
-    /// It is cut, damaged, or packed in another way.
+    /// The content is cut, damaged, or packed in another way.
     pub(super) fn end(&mut self, take: &mut dyn FnMut(&[u8])) -> Result<(), IndexError> {
         if let Packing::Unknown(begun) = &mut self.packing {
             let begun = std::mem::take(begun);

@@ -33,7 +33,7 @@ struct Reading {
     pieces: Pieces,
     at: u64,
     end: u64,
-    /// It broke off once, and went on.
+    /// The transfer broke off once, and went on.
     is_taken_up: bool,
     /// Of the bytes so far, where the whole is read.
     proof: Option<Sha256>,

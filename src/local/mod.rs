@@ -131,7 +131,7 @@ impl Locals {
     /// The file of `key`. `None`: there is none.
     ///
     /// # Errors
-    /// It is damaged, or what holds it does not answer.
+    /// The file is damaged, or what holds it does not answer.
     pub async fn find(&self, key: &Key) -> Result<Option<Current>, Failure> {
         let mut away = None;
         if let Some(bucket) = &self.bucket {

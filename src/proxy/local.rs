@@ -74,7 +74,7 @@ impl From<Box<Error>> for Trouble {
 /// What is under a path.
 enum Found {
     File(Current),
-    /// It is no file that a validator names, and may be replaced.
+    /// What is there is no file that a validator names, and may be replaced.
     Damaged,
 }
 

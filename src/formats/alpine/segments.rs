@@ -205,7 +205,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// As `abuild` makes it: signature, control segment and data.
+    /// What `abuild` makes: signature, control segment and data.
     fn segments(content: &[u8], data_digest: Option<&str>) -> [Vec<u8>; 3] {
         let data = gzip(&[entry("usr/", b'5', b""), entry("usr/a", b'0', content), vec![0; 1024]].concat());
         let about = match data_digest {

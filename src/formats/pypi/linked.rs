@@ -107,7 +107,7 @@ impl Change for Page {
 pub(super) struct Linked<'p> {
     /// What the index calls it.
     pub name: String,
-    /// As it is written, without its fragment.
+    /// What is written, without its fragment.
     pub url: &'p str,
     fragment: &'p str,
     link: &'p Element,

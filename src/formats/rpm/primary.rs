@@ -189,7 +189,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// As `createrepo_c` writes them.
+    /// What `createrepo_c` writes.
     fn document(packages: &[(String, &str, String)]) -> String {
         let mut xml = format!(
             "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<metadata xmlns=\"http://linux.duke.example/metadata/common\" \
